@@ -1,0 +1,43 @@
+"""Direct Preference Optimization on Apple silicon, native to MLX.
+
+The names below are the library. They are imported on first use, so that `import mlx_dpo` and
+`mlx_dpo --help` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlx_dpo.preferences.collate import pad_and_collate_pref
+    from mlx_dpo.records import PreferenceExample
+    from mlx_dpo.runs.sources import load
+    from mlx_dpo.training.logprobs import sequence_logprob
+    from mlx_dpo.training.loss import dpo_loss
+    from mlx_dpo.training.trainer import DPOTrainer
+
+_HOME = {
+    "DPOTrainer": "mlx_dpo.training.trainer",
+    "PreferenceExample": "mlx_dpo.records",
+    "dpo_loss": "mlx_dpo.training.loss",
+    "load": "mlx_dpo.runs.sources",
+    "pad_and_collate_pref": "mlx_dpo.preferences.collate",
+    "sequence_logprob": "mlx_dpo.training.logprobs",
+}
+
+__all__ = [
+    "DPOTrainer",
+    "PreferenceExample",
+    "__version__",
+    "dpo_loss",
+    "load",
+    "pad_and_collate_pref",
+    "sequence_logprob",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlx_dpo' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

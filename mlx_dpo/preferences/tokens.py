@@ -1,0 +1,274 @@
+"""From texts to token ids: the template is applied once, the boundary found in token space.
+
+Prompt and response are tokenised together, as the model will see them, and separated where the
+sequences of prompt, prompt + chosen and prompt + rejected part. Tokenising them apart would score
+tokens the model never meets wherever a merge crosses the boundary.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
+
+_PROBE = "mlxdpoprobe"
+
+# Reasons for which a pair is left out, as they are shown.
+NO_ROOM = "prompt fills the length"
+EQUAL = "chosen equals rejected"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer (or mlx-lm's wrapper of one) used here."""
+
+    chat_template: Any
+    bos_token_id: int | None
+    eos_token: str | None
+    eos_token_id: int | None
+    added_tokens_decoder: dict[int, Any]
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def decode(self, token_ids: list[int]) -> str: ...
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a model's conversations are written.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        has_template: Whether the tokenizer brings a chat template. Without one, turns are
+            ``<|user|>\\n{text}\\n`` and ``<|assistant|>\\n{text}`` + closing token.
+        closing_id: The token that ends an assistant turn; it is scored, and generation stops at it.
+        closing_text: The same as text.
+        adds_bos: Whether plain text gets a BOS in front (a template writes its own).
+    """
+
+    tokenizer: Tokenizer
+    has_template: bool
+    closing_id: int
+    closing_text: str
+    adds_bos: bool
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens at which an answer ends: the closing token and whatever else the model ends with."""
+        # mlx-lm's wrapper adds those of the generation config.
+        known = getattr(self.tokenizer, "eos_token_ids", None) or {self.tokenizer.eos_token_id}
+        return {self.closing_id, *known} - {None}
+
+    def prompt_text(self, prompt: Sequence[Message]) -> str:
+        """The text up to where the assistant begins to answer."""
+        if self.has_template:
+            return self._render(prompt, add_generation_prompt=True)
+        return _plain_turns(prompt, self.closing_text) + "<|assistant|>\n"
+
+    def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
+        """`prompt_text` as ids, to generate from."""
+        return self._encode(self.prompt_text(prompt))
+
+    def response_text(self, prompt: Sequence[Message], response: Sequence[Message]) -> str:
+        """What follows `prompt_text` when the assistant has answered with `response`."""
+        prompt_text = self.prompt_text(prompt)
+        if self.has_template:
+            whole = self._render((*prompt, *response), add_generation_prompt=False)
+        else:
+            whole = _plain_turns((*prompt, *response), self.closing_text)
+        if whole.startswith(prompt_text):
+            return whole[len(prompt_text) :]
+        if len(response) != 1:
+            raise DataError(
+                "the chat template writes an answer of several turns differently from its own "
+                "prompt; give the last answer alone and the turns before it in 'prompt'"
+            )
+        # Some templates open the answer with text they leave out of finished conversations; what
+        # the model will see when it answers is the prompt, then the words.
+        return response[0].content + self.closing_text
+
+    def encode_pair(self, preference: Preference) -> tuple[PreferenceExample, bool]:
+        """Ids of one pair, and whether a merge crossed the boundary.
+
+        Raises:
+            DataError: If the chat template refuses the conversation.
+        """
+        return self.encode_texts(
+            self.prompt_text(preference.prompt),
+            self.response_text(preference.prompt, preference.chosen),
+            self.response_text(preference.prompt, preference.rejected),
+        )
+
+    def encode_texts(
+        self, prompt: str, chosen: str, rejected: str
+    ) -> tuple[PreferenceExample, bool]:
+        """Ids of a pair of texts that already hold their markers.
+
+        The prompt keeps the tokens that prompt, prompt + chosen and prompt + rejected have in
+        common; the rest is response. Each response ends with one closing token: appended where it
+        is missing, and with nothing after it where a template adds white space.
+        """
+        alone = self._encode(prompt)
+        with_chosen = self._encode(prompt + chosen)
+        with_rejected = self._encode(prompt + rejected)
+        shared = _common_prefix(alone, with_chosen, with_rejected)
+        example = PreferenceExample(
+            alone[:shared],
+            self._close(with_chosen[shared:]),
+            self._close(with_rejected[shared:]),
+        )
+        return example, shared < len(alone)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        bos = self.tokenizer.bos_token_id
+        if self.adds_bos and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def _close(self, ids: list[int]) -> list[int]:
+        if self.closing_id in ids:
+            end = len(ids) - ids[::-1].index(self.closing_id)
+            if not self.tokenizer.decode(ids[end:]).strip():
+                return ids[:end]
+        return [*ids, self.closing_id]
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return _render(self.tokenizer, messages, add_generation_prompt=add_generation_prompt)
+
+
+def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+    """Find out how a tokenizer's conversations are written and closed.
+
+    The closing token is the one the template itself writes after an assistant turn, which is not
+    always the tokenizer's EOS. Where the template writes none, it is the EOS.
+
+    Raises:
+        UsageError: If there is neither a closing token in the template nor an EOS.
+    """
+    has_template = bool(tokenizer.chat_template)
+    closing_id = _template_closing_id(tokenizer) if has_template else _course_closing_id(tokenizer)
+    if closing_id is None:
+        closing_id = tokenizer.eos_token_id
+    if closing_id is None:
+        raise UsageError(
+            "the tokenizer has no token that ends an answer: no EOS and none in its chat template"
+        )
+    bos = tokenizer.bos_token_id
+    default = tokenizer.encode("a", add_special_tokens=True)
+    return ChatFormat(
+        tokenizer=tokenizer,
+        has_template=has_template,
+        closing_id=closing_id,
+        closing_text=tokenizer.decode([closing_id]),
+        adds_bos=not has_template and bos is not None and default[:1] == [bos],
+    )
+
+
+def encode_preferences(
+    preferences: Sequence[Preference], chat: ChatFormat, *, max_length: int
+) -> EncodedPairs:
+    """Tokenise pairs and cut them to a length, dropping those with nothing left to learn from.
+
+    Args:
+        preferences: Rows of a preference file.
+        chat: The model's conversation format.
+        max_length: Tokens kept of prompt + response.
+
+    Returns:
+        The pairs kept, and what became of the others.
+
+    Raises:
+        DataError: If the chat template refuses a row; the message names it.
+    """
+    examples, kept = [], []
+    dropped: Counter[str] = Counter()
+    num_cut = num_merged = num_closed = 0
+    for preference in preferences:
+        try:
+            whole, merged = chat.encode_pair(preference)
+        except DataError as error:
+            raise DataError(f"pair {preference.id}: {error}") from None
+        room = max(0, max_length - len(whole.prompt_ids))
+        example = PreferenceExample(
+            whole.prompt_ids, whole.chosen_ids[:room], whole.rejected_ids[:room]
+        )
+        if room == 0:
+            dropped[NO_ROOM] += 1
+        elif example.chosen_ids == example.rejected_ids:
+            dropped[EQUAL] += 1
+        else:
+            examples.append(example)
+            kept.append(preference)
+            num_cut += example != whole
+            num_merged += merged
+            num_closed += sum(ids[-1] == chat.closing_id for ids in example[1:])
+    return EncodedPairs(
+        examples, kept, len(preferences), dict(dropped), num_cut, num_merged, num_closed
+    )
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """Any valid id to pad with; padding is never scored."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def _template_closing_id(tokenizer: Tokenizer) -> int | None:
+    turns = (Message("user", "a"), Message("assistant", _PROBE))
+    text = _render(tokenizer, turns, add_generation_prompt=False)
+    after = text.rpartition(_PROBE)[2]
+    added = tokenizer.added_tokens_decoder
+    for token in tokenizer.encode(after, add_special_tokens=False):
+        if token in added or token == tokenizer.eos_token_id:
+            return int(token)
+    return None
+
+
+def _course_closing_id(tokenizer: Tokenizer) -> int | None:
+    ids = tokenizer.encode("<|end|>", add_special_tokens=False)
+    return int(ids[0]) if len(ids) == 1 else None
+
+
+def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            [message._asdict() for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"the chat template refuses the conversation: {first}") from None
+
+
+def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:
+    parts = []
+    for role, content in messages:
+        if role == "user":
+            parts.append(f"<|user|>\n{content}\n")
+        elif role == "assistant":
+            parts.append(f"<|assistant|>\n{content}{closing_text}")
+        else:
+            raise DataError(
+                f"the tokenizer has no chat template, and its plain form knows no role {role!r}; "
+                "use 'user' and 'assistant'"
+            )
+    return "".join(parts)
+
+
+def _common_prefix(*sequences: list[int]) -> int:
+    length = 0
+    for items in zip(*sequences, strict=False):
+        if any(item != items[0] for item in items):
+            break
+        length += 1
+    return length

@@ -1,0 +1,1 @@
+"""A run and its keeping: configuration, loop, checkpoints, metrics."""

@@ -1,0 +1,62 @@
+"""Where models come from: a folder here, or a name on the hub."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_dpo.errors import UsageError
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+
+
+def load(path: str | Path) -> "tuple[nn.Module, Any]":
+    """Load a model as float32 MLX arrays, with its tokenizer.
+
+    Args:
+        path: A model folder in MLX or Hugging Face layout, or a hub id ``owner/name``.
+
+    Returns:
+        An `mlx.nn.Module` called as ``model(ids, cache=None)``, and the tokenizer.
+
+    Raises:
+        UsageError: If it is not there or can't be loaded.
+    """
+    from mlx_dpo.models.hub import load_folder
+
+    return load_folder(find(path))
+
+
+def find(path: str | Path) -> Path:
+    """The folder of a model; a hub id is downloaded unless the cache holds it.
+
+    A path that begins with ``.``, ``/`` or ``~`` never asks the network.
+
+    Raises:
+        UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if folder.exists():
+        raise UsageError(f"{name}: is a file; --model takes a model folder")
+    if name[:1] in "./~" or not _HUB_ID.fullmatch(name):
+        raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{name}: no such folder here, and the hub did not give it: {reason}"
+        ) from None

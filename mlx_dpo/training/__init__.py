@@ -1,0 +1,1 @@
+"""The method: loss, log-probs, reference, trainer. No files, no printing."""

@@ -1,0 +1,43 @@
+"""The DPO loss: Eq. 7 of Rafailov et al. 2023, arXiv:2305.18290."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+def dpo_loss(
+    policy_chosen_logp: mx.array,
+    policy_rejected_logp: mx.array,
+    ref_chosen_logp: mx.array,
+    ref_rejected_logp: mx.array,
+    *,
+    beta: float,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """Sigmoid DPO loss of a batch of pairs, with the implicit rewards behind it.
+
+    The implicit reward of a response is ``beta * (log policy - log reference)`` (Sec. 4). The loss
+    is ``-log sigmoid(chosen reward - rejected reward)``, averaged over pairs: log 2 while policy
+    and reference are equal, whatever the model, the data and beta.
+
+    Args:
+        policy_chosen_logp: float32 (B,), summed log-prob of each chosen response, in nats.
+        policy_rejected_logp: float32 (B,), the same for the rejected responses.
+        ref_chosen_logp: float32 (B,), under the reference. No gradient reaches it.
+        ref_rejected_logp: float32 (B,), under the reference. No gradient reaches it.
+        beta: How dear it is to leave the reference, > 0.
+
+    Returns:
+        The loss, float32 (), and float32 () means over the batch: ``chosen_reward``,
+        ``rejected_reward``, ``reward_margin``, and ``accuracy``, the share of pairs whose chosen
+        reward is strictly greater.
+    """
+    chosen_reward = beta * (policy_chosen_logp - mx.stop_gradient(ref_chosen_logp))
+    rejected_reward = beta * (policy_rejected_logp - mx.stop_gradient(ref_rejected_logp))
+    margin = chosen_reward - rejected_reward
+    loss = nn.softplus(-margin).mean()
+    metrics = {
+        "chosen_reward": chosen_reward.mean(),
+        "rejected_reward": rejected_reward.mean(),
+        "reward_margin": margin.mean(),
+        "accuracy": (margin > 0).astype(mx.float32).mean(),
+    }
+    return loss, {name: mx.stop_gradient(value) for name, value in metrics.items()}

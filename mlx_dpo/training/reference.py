@@ -1,0 +1,121 @@
+"""Where reference log-probs come from: ``reference(examples) -> float32 (2, B)``.
+
+Two sources give the same numbers to float rounding. The frozen copy is the definition; the cached
+one needs no second model in memory, because before the first update the policy *is* the reference.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_flatten
+
+from mlx_dpo.errors import DataError
+from mlx_dpo.records import PreferenceExample
+
+Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
+Reference = Callable[[Sequence[PreferenceExample]], mx.array]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tree_flatten(model.parameters())):
+        digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
+        # bfloat16 has no NumPy type: its bytes are read through a view.
+        digest.update(np.array(value.reshape(-1).view(mx.uint8)).tobytes())
+    return digest.hexdigest()
+
+
+def frozen_reference(model: nn.Module, score: Score) -> Reference:
+    """Log-probs from a second model, which is frozen here and never changes.
+
+    Args:
+        model: The reference copy; frozen and put in evaluation mode.
+        score: The scoring path, shared with the policy so that step 0 is exact.
+    """
+    model.freeze()
+    model.eval()
+
+    def reference(examples: Sequence[PreferenceExample]) -> mx.array:
+        return mx.stop_gradient(score(model, examples))
+
+    return reference
+
+
+def example_digest(example: PreferenceExample) -> bytes:
+    """32 bytes that stand for the exact token ids of a pair."""
+    text = ";".join(",".join(map(str, ids)) for ids in example)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def cached_reference(
+    examples: Sequence[PreferenceExample], logprobs: npt.NDArray[np.float32]
+) -> Reference:
+    """Log-probs looked up by token ids.
+
+    Args:
+        examples: N pairs.
+        logprobs: float32 (2, N), chosen and rejected, from `score_in_batches` on the untrained policy.
+
+    Returns:
+        A reference that raises DataError for a pair it does not hold: a missing value is never
+        guessed.
+    """
+    row_of = {example_digest(example): row for row, example in enumerate(examples)}
+
+    def reference(batch: Sequence[PreferenceExample]) -> mx.array:
+        try:
+            rows = [row_of[example_digest(example)] for example in batch]
+        except KeyError:
+            raise DataError(
+                "a pair has no cached reference log-prob: it was not among the pairs the reference "
+                "was computed for; start the run again, or use --reference copy"
+            ) from None
+        return mx.array(logprobs[:, rows])
+
+    return reference
+
+
+def score_in_batches(
+    model: nn.Module,
+    examples: Sequence[PreferenceExample],
+    score: Score,
+    *,
+    batch_size: int,
+    after_batch: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Score every pair once, without gradient.
+
+    Pairs of like length go into a batch together, so that little is spent on padding; the result
+    comes back in the order given.
+
+    Args:
+        model: Any model `score` accepts.
+        examples: N pairs.
+        score: The scoring path.
+        batch_size: Pairs per forward.
+        after_batch: Called with the number of pairs just scored.
+
+    Returns:
+        float32 (2, N).
+    """
+    logprobs = np.zeros((2, len(examples)), dtype=np.float32)
+    for rows in _rows_by_length(examples, batch_size):
+        logprobs[:, rows] = np.array(score(model, [examples[row] for row in rows]))
+        if after_batch is not None:
+            after_batch(len(rows))
+    return logprobs
+
+
+def _rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:
+    def length(row: int) -> int:
+        prompt, chosen, rejected = examples[row]
+        return len(prompt) + max(len(chosen), len(rejected))
+
+    rows = sorted(range(len(examples)), key=length)
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]

@@ -1,0 +1,295 @@
+"""The training loop of DPO. It knows arrays and pairs; no files, no tokenizer, no printing."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.logprobs import pair_logprobs
+from mlx_dpo.training.loss import dpo_loss
+from mlx_dpo.training.reference import Reference, frozen_reference
+
+Metrics = dict[str, float]
+AfterStep = Callable[[int, Metrics], None]
+
+EVAL_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
+
+
+class DPOTrainer:
+    """Trains a policy on preference pairs against a reference that never moves.
+
+    Each pair is seen once an epoch, in an order that follows from the seed; evaluation visits
+    every pair once. Both differ from sampling with replacement, where some pairs are never seen.
+
+    Args:
+        model: The policy: an `mlx.nn.Module` called as ``model(ids)`` that returns logits. It
+            trains in place; only its trainable parameters change.
+        ref_model: The reference: a second module of the same dtype, frozen here. None where
+            `reference` supplies the log-probs.
+        examples: Training pairs as token ids.
+        max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
+        pad_id: Token id to pad with.
+        beta: Strength of the pull to the reference, > 0.
+        batch_size: Pairs per forward and backward pass.
+        max_steps: Optimizer steps of the whole run; the schedule ends there.
+        max_lr: Learning rate after warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: Decoupled decay, on every parameter.
+        grad_clip: Largest global L2 norm of the gradient; None for no clipping.
+        eval_every: Steps between evaluations in `train`.
+        log_every: Steps between records in the history of `train`.
+        seed: Decides the order of the pairs.
+        grad_accumulation: Batches per optimizer step. The result equals one undivided batch.
+        reference: ``reference(examples) -> float32 (2, B)``, instead of `ref_model`.
+        optimizer: Any MLX optimizer; by default AdamW with bias correction, betas (0.9, 0.999),
+            eps 1e-8. Its learning rate is set at each step.
+
+    Raises:
+        ValueError: For no examples, a batch size below 1, ``max_seq_len`` below 2, beta not above
+            0, or not exactly one of `ref_model` and `reference`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ref_model: nn.Module | None,
+        examples: Sequence[PreferenceExample],
+        max_seq_len: int,
+        pad_id: int,
+        beta: float,
+        batch_size: int,
+        max_steps: int,
+        max_lr: float,
+        min_lr: float = 0.0,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        grad_clip: float | None = None,
+        eval_every: int = 100,
+        log_every: int = 10,
+        seed: int = 0,
+        grad_accumulation: int = 1,
+        reference: Reference | None = None,
+        optimizer: optim.Optimizer | None = None,
+    ) -> None:
+        _check_positive(
+            batch_size=batch_size, grad_accumulation=grad_accumulation, beta=beta,
+            eval_every=eval_every, log_every=log_every,
+        )  # fmt: skip
+        if not examples:
+            raise ValueError("no training examples")
+        if max_seq_len <= 1:
+            raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
+        if (ref_model is None) == (reference is None):
+            raise ValueError("give exactly one of ref_model and reference")
+
+        self.model = model
+        self.examples = examples
+        self.max_seq_len = max_seq_len
+        self.pad_id = pad_id
+        self.beta = beta
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.max_lr = max_lr
+        self.min_lr = min_lr
+        self.warmup_steps = warmup_steps
+        self.grad_clip = grad_clip
+        self.eval_every = eval_every
+        self.log_every = log_every
+        self.step = 0
+        self.order = EpochOrder(len(examples), batch_size * grad_accumulation, seed)
+        # Dropout in the policy alone would start the loss anywhere but at log 2.
+        model.eval()
+        if ref_model is not None:
+            reference = frozen_reference(ref_model, self.score)
+        assert reference is not None
+        self.reference = reference
+        # MLX's AdamW leaves bias correction off by default, which differs from PyTorch at step 1.
+        self.optimizer = optimizer or optim.AdamW(
+            learning_rate=max_lr,
+            betas=[0.9, 0.999],
+            eps=1e-8,
+            weight_decay=weight_decay,
+            bias_correction=True,
+        )
+        self.optimizer.init(model.trainable_parameters())
+        self._value_and_grad = nn.value_and_grad(model, self._loss)
+
+    def score(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        """Log-probs float32 (2, B) of `examples` under `model`, by the path the policy uses."""
+        return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
+
+    def lr(self, step: int | None = None) -> float:
+        """Learning rate of a step counted from 0: linear warm-up, cosine, then `min_lr`."""
+        step = self.step if step is None else step
+        if step >= self.max_steps:
+            return self.min_lr
+        if step < self.warmup_steps:
+            return self.max_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)
+        return self.min_lr + 0.5 * (self.max_lr - self.min_lr) * (1 + math.cos(math.pi * progress))
+
+    def train_step(self, examples: Sequence[PreferenceExample] | None = None) -> Metrics:
+        """One optimizer step.
+
+        Args:
+            examples: The pairs of this step, split into batches of `batch_size`; by default the
+                next ones of the epoch.
+
+        Returns:
+            ``loss lr grad_norm chosen_reward rejected_reward reward_margin accuracy``, of the
+            weights before the update. ``grad_norm`` is measured before clipping.
+
+        Raises:
+            NonFiniteError: If the loss or the gradient norm is not finite. Weights, optimizer,
+                cursor and step are as they were.
+        """
+        cursor = self.order.state()
+        if examples is None:
+            examples = [self.examples[i] for i in self.order.next_batch()]
+        metrics, grads = self._accumulate(examples)
+        grad_norm = mx.sqrt(
+            sum(
+                (mx.square(g.astype(mx.float32)).sum() for _, g in tree_flatten(grads)),
+                mx.array(0.0),
+            )
+        ).item()
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
+            self.order.restore(cursor)
+            raise NonFiniteError(
+                f"step {self.step}: loss {metrics['loss']}, gradient norm {grad_norm}; nothing was "
+                "applied. Try a lower --learning-rate, and check the weights the run starts from"
+            )
+        if self.grad_clip is not None and grad_norm > self.grad_clip:
+            scale = self.grad_clip / (grad_norm + 1e-6)
+            grads = tree_map(lambda g: g * scale, grads)
+        lr = self.lr()
+        self.optimizer.learning_rate = lr
+        self.optimizer.update(self.model, grads)
+        mx.eval(self.model.parameters(), self.optimizer.state)
+        self.step += 1
+        return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
+
+    def evaluate(self, eval_examples: Sequence[PreferenceExample]) -> Metrics:
+        """Loss, both rewards, margin and accuracy over every pair once, without gradient.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        if not eval_examples:
+            raise ValueError("no examples to evaluate")
+        total = dict.fromkeys(EVAL_METRICS, 0.0)
+        for start in range(0, len(eval_examples), self.batch_size):
+            batch = eval_examples[start : start + self.batch_size]
+            loss, metrics = self._loss(batch, self.reference(batch))
+            _add(total, _floats(loss, metrics), weight=len(batch) / len(eval_examples))
+        return total
+
+    def train(
+        self,
+        eval_examples: Sequence[PreferenceExample] | None = None,
+        *,
+        after_step: AfterStep | None = None,
+        after_eval: AfterStep | None = None,
+    ) -> dict[str, list[float]]:
+        """Run from the current step to `max_steps`.
+
+        Args:
+            eval_examples: Held-out pairs, evaluated every `eval_every` steps and at the end.
+            after_step: Called with the step's number, counted from 0, and its metrics.
+            after_eval: The same after an evaluation.
+
+        Returns:
+            Lists: ``step train_loss lr grad_norm chosen_reward rejected_reward reward_margin
+            accuracy``, every `log_every` steps and at the last, and ``val_step val_loss
+            val_accuracy val_reward_margin``.
+        """
+        history: dict[str, list[float]] = {
+            name: []
+            for name in (
+                "step train_loss lr grad_norm chosen_reward rejected_reward reward_margin accuracy "
+                "val_step val_loss val_accuracy val_reward_margin"
+            ).split()
+        }
+        while self.step < self.max_steps:
+            step = self.step
+            last = step + 1 == self.max_steps
+            metrics = self.train_step()
+            if step % self.log_every == 0 or last:
+                _append(history, step=step, train_loss=metrics["loss"], **_without_loss(metrics))
+            if after_step is not None:
+                after_step(step, metrics)
+            if eval_examples and ((step + 1) % self.eval_every == 0 or last):
+                found = self.evaluate(eval_examples)
+                _append(history, val_step=step, val_loss=found["loss"])
+                _append(
+                    history,
+                    val_accuracy=found["accuracy"],
+                    val_reward_margin=found["reward_margin"],
+                )
+                if after_eval is not None:
+                    after_eval(step, found)
+        return history
+
+    def state(self) -> dict[str, int]:
+        """Step and data cursor, for a checkpoint; weights and optimizer are saved beside it."""
+        return {"step": self.step, **self.order.state()}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Continue from what `state` returned."""
+        self.step = state["step"]
+        self.order.restore(state)
+
+    def _loss(
+        self, examples: Sequence[PreferenceExample], reference: mx.array
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        policy = self.score(self.model, examples)
+        return dpo_loss(*policy, *reference, beta=self.beta)
+
+    def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
+        """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
+        total = dict.fromkeys(EVAL_METRICS, 0.0)
+        summed: Any = None
+        for start in range(0, len(examples), self.batch_size):
+            batch = examples[start : start + self.batch_size]
+            # By pairs, not by batches: a smaller last batch must not count for more.
+            weight = len(batch) / len(examples)
+            (loss, metrics), grads = self._value_and_grad(batch, self.reference(batch))
+            if weight != 1:
+                grads = tree_map(lambda g, w=weight: g * w, grads)
+            summed = grads if summed is None else tree_map(mx.add, summed, grads)
+            mx.eval(loss, metrics, summed)
+            _add(total, _floats(loss, metrics), weight)
+        return total, summed
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def _floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
+    return {"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}}
+
+
+def _add(total: Metrics, part: Metrics, weight: float) -> None:
+    for name in total:
+        total[name] += weight * part[name]
+
+
+def _without_loss(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if name != "loss"}
+
+
+def _append(history: dict[str, list[float]], **values: float) -> None:
+    for name, value in values.items():
+        history[name].append(value)
