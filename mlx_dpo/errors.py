@@ -34,7 +34,7 @@ class DiskError(MlxDpoError):
     exit_code = 7
 
 
-class Stopped(MlxDpoError):
+class StoppedError(MlxDpoError):
     """A signal ended the run after its state was saved; it can be resumed."""
 
     exit_code = 75

@@ -10,6 +10,9 @@ from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
 
+# What mlx-lm and transformers raise for folders that are not as they must be.
+_LOADING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)
+
 
 def load_folder(folder: Path) -> tuple[nn.Module, Any]:
     """Load a model folder as float32 MLX arrays.
@@ -28,20 +31,35 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
             quantised.
     """
     config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
     _refuse_quantised(folder, config)
     if "model_file" in config:
         raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
     _check_weight_files(folder)
-    from mlx_lm.utils import load_model, load_tokenizer
+    from mlx_lm.utils import load_model
 
     try:
         model, _ = load_model(folder, lazy=True, model_config=normalised(config))
         model.update(tree_map(_as_float32, model.parameters()))
         mx.eval(model.parameters())
-        tokenizer = load_tokenizer(folder, eos_token_ids=_eos_ids(folder, config))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+    except _LOADING_ERRORS as error:
         raise UsageError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """mlx-lm's wrapper of a folder's tokenizer, which knows all ids the model ends with.
+
+    Raises:
+        UsageError: If there is none or it can't be loaded.
+    """
+    eos_ids = _eos_ids(folder, read_config(folder))
+    from mlx_lm.utils import load_tokenizer as load
+
+    try:
+        return load(folder, eos_token_ids=eos_ids)
+    except _LOADING_ERRORS as error:
+        raise UsageError(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class EpochOrder:
     def next_batch(self) -> list[int]:
         """Indices of the next batch; moves the cursor."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pairs)
-        batch = order[self.position : self.position + self.batch_size].tolist()
+        batch: list[int] = order[self.position : self.position + self.batch_size].tolist()
         self.position += len(batch)
         if self.position >= self.num_pairs:
             self.epoch, self.position = self.epoch + 1, 0

@@ -32,10 +32,9 @@ def read_preferences(path: str | Path) -> list[Preference]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        reason = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
-        raise UsageError(
-            f"{path}: {reason.get(type(error), 'not readable')}; --data takes a .json or .jsonl file"
-        ) from None
+        reasons = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
+        reason = reasons.get(type(error), "not readable")
+        raise UsageError(f"{path}: {reason}; --data takes a .json or .jsonl file") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

@@ -8,7 +8,7 @@ tokens the model never meets wherever a merge crosses the boundary.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
@@ -19,31 +19,19 @@ _PROBE = "mlxdpoprobe"
 NO_ROOM = "prompt fills the length"
 EQUAL = "chosen equals rejected"
 
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer (or mlx-lm's wrapper of one) used here."""
-
-    chat_template: Any
-    bos_token_id: int | None
-    eos_token: str | None
-    eos_token_id: int | None
-    added_tokens_decoder: dict[int, Any]
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-    def decode(self, token_ids: list[int]) -> str: ...
-    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
-    def apply_chat_template(self, conversation: Any, **options: Any) -> str: ...
+# A Hugging Face tokenizer, or mlx-lm's wrapper of one; neither publishes types.
+Tokenizer = Any
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a model's conversations are written.
+    r"""How a model's conversations are written.
 
     Attributes:
         tokenizer: The model's tokenizer.
         has_template: Whether the tokenizer brings a chat template. Without one, turns are
-            ``<|user|>\\n{text}\\n`` and ``<|assistant|>\\n{text}`` + closing token.
-        closing_id: The token that ends an assistant turn; it is scored, and generation stops at it.
+            ``<|user|>\n{text}\n`` and ``<|assistant|>\n{text}`` + closing token.
+        closing_id: The token that ends an assistant turn; scored, and where generation stops.
         closing_text: The same as text.
         adds_bos: Whether plain text gets a BOS in front (a template writes its own).
     """
@@ -56,7 +44,7 @@ class ChatFormat:
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens at which an answer ends: the closing token and whatever else the model ends with."""
+        """Tokens at which an answer ends: the closing token and the model's own."""
         # mlx-lm's wrapper adds those of the generation config.
         known = getattr(self.tokenizer, "eos_token_ids", None) or {self.tokenizer.eos_token_id}
         return {self.closing_id, *known} - {None}
@@ -240,11 +228,12 @@ def _render(
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             [message._asdict() for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
+        return text
     except (TemplateError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"the chat template refuses the conversation: {first}") from None

@@ -30,6 +30,13 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
     return load_folder(find(path))
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model that `load` accepts, without its weights."""
+    from mlx_dpo.models.hub import load_tokenizer as load_from_folder
+
+    return load_from_folder(find(path))
+
+
 def find(path: str | Path) -> Path:
     """The folder of a model; a hub id is downloaded unless the cache holds it.
 

@@ -11,23 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.records import PreferenceExample
 
 Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
 Reference = Callable[[Sequence[PreferenceExample]], mx.array]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tree_flatten(model.parameters())):
-        digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        # bfloat16 has no NumPy type: its bytes are read through a view.
-        digest.update(np.array(value.reshape(-1).view(mx.uint8)).tobytes())
-    return digest.hexdigest()
 
 
 def frozen_reference(model: nn.Module, score: Score) -> Reference:
@@ -59,7 +48,7 @@ def cached_reference(
 
     Args:
         examples: N pairs.
-        logprobs: float32 (2, N), chosen and rejected, from `score_in_batches` on the untrained policy.
+        logprobs: float32 (2, N), chosen and rejected, by the untrained policy.
 
     Returns:
         A reference that raises DataError for a pair it does not hold: a missing value is never
@@ -81,9 +70,8 @@ def cached_reference(
 
 
 def score_in_batches(
-    model: nn.Module,
+    score: Reference,
     examples: Sequence[PreferenceExample],
-    score: Score,
     *,
     batch_size: int,
     after_batch: Callable[[int], None] | None = None,
@@ -94,9 +82,8 @@ def score_in_batches(
     comes back in the order given.
 
     Args:
-        model: Any model `score` accepts.
+        score: Log-probs (2, B) of a batch, of the policy or the reference.
         examples: N pairs.
-        score: The scoring path.
         batch_size: Pairs per forward.
         after_batch: Called with the number of pairs just scored.
 
@@ -105,7 +92,7 @@ def score_in_batches(
     """
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
     for rows in _rows_by_length(examples, batch_size):
-        logprobs[:, rows] = np.array(score(model, [examples[row] for row in rows]))
+        logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
         if after_batch is not None:
             after_batch(len(rows))
     return logprobs

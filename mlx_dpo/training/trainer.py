@@ -7,19 +7,27 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_map
 
 from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.loss import dpo_loss
-from mlx_dpo.training.reference import Reference, frozen_reference
+from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 
 Metrics = dict[str, float]
 AfterStep = Callable[[int, Metrics], None]
 
 EVAL_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
+HISTORY = (
+    *("step", "train_loss", "lr", "grad_norm"),
+    *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
+    *("val_step", "val_loss", "val_accuracy", "val_reward_margin"),
+)
 
 
 class DPOTrainer:
@@ -108,6 +116,7 @@ class DPOTrainer:
         self.order = EpochOrder(len(examples), batch_size * grad_accumulation, seed)
         # Dropout in the policy alone would start the loss anywhere but at log 2.
         model.eval()
+        self.ref_model = ref_model
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
         assert reference is not None
@@ -156,12 +165,7 @@ class DPOTrainer:
         if examples is None:
             examples = [self.examples[i] for i in self.order.next_batch()]
         metrics, grads = self._accumulate(examples)
-        grad_norm = mx.sqrt(
-            sum(
-                (mx.square(g.astype(mx.float32)).sum() for _, g in tree_flatten(grads)),
-                mx.array(0.0),
-            )
-        ).item()
+        grad_norm = _global_norm(grads)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
             self.order.restore(cursor)
             raise NonFiniteError(
@@ -184,14 +188,47 @@ class DPOTrainer:
         Raises:
             ValueError: If there are no examples.
         """
-        if not eval_examples:
+        policy, reference = self.score_pairs(eval_examples)
+        return pair_metrics(policy, reference, beta=self.beta)
+
+    def score_pairs(
+        self, examples: Sequence[PreferenceExample]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Policy and reference log-probs of every pair once, each float32 (2, N).
+
+        Both sides score the same batches, so that equal weights give equal numbers.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        if not examples:
             raise ValueError("no examples to evaluate")
-        total = dict.fromkeys(EVAL_METRICS, 0.0)
-        for start in range(0, len(eval_examples), self.batch_size):
-            batch = eval_examples[start : start + self.batch_size]
-            loss, metrics = self._loss(batch, self.reference(batch))
-            _add(total, _floats(loss, metrics), weight=len(batch) / len(eval_examples))
-        return total
+
+        def policy(batch: Sequence[PreferenceExample]) -> mx.array:
+            return self.score(self.model, batch)
+
+        return (
+            score_in_batches(policy, examples, batch_size=self.batch_size),
+            score_in_batches(self.reference, examples, batch_size=self.batch_size),
+        )
+
+    def check_start(self) -> Metrics:
+        """Loss and gradient norm of the first batch, without an update.
+
+        Returns:
+            ``loss``, ``grad_norm``, ``largest_reward`` (absolute) and ``allowed_reward``: what
+            rounding explains. Before the first update the loss is log 2 and every reward 0, unless
+            policy and reference are not the same model.
+        """
+        examples = self.examples[: self.batch_size]
+        metrics, grads = self._accumulate(examples)
+        policy, reference = self.score_pairs(examples)
+        return {
+            "loss": metrics["loss"],
+            "grad_norm": _global_norm(grads),
+            "largest_reward": self.beta * float(np.abs(policy - reference).max()),
+            "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
+        }
 
     def train(
         self,
@@ -212,13 +249,7 @@ class DPOTrainer:
             accuracy``, every `log_every` steps and at the last, and ``val_step val_loss
             val_accuracy val_reward_margin``.
         """
-        history: dict[str, list[float]] = {
-            name: []
-            for name in (
-                "step train_loss lr grad_norm chosen_reward rejected_reward reward_margin accuracy "
-                "val_step val_loss val_accuracy val_reward_margin"
-            ).split()
-        }
+        history: dict[str, list[float]] = {name: [] for name in HISTORY}
         while self.step < self.max_steps:
             step = self.step
             last = step + 1 == self.max_steps
@@ -252,7 +283,7 @@ class DPOTrainer:
         self, examples: Sequence[PreferenceExample], reference: mx.array
     ) -> tuple[mx.array, dict[str, mx.array]]:
         policy = self.score(self.model, examples)
-        return dpo_loss(*policy, *reference, beta=self.beta)
+        return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
 
     def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
         """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
@@ -271,14 +302,28 @@ class DPOTrainer:
         return total, summed
 
 
+def pair_metrics(
+    policy: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], *, beta: float
+) -> Metrics:
+    """Loss, both rewards, margin and accuracy over N pairs, from log-probs (2, N)."""
+    chosen, rejected = mx.array(policy)
+    ref_chosen, ref_rejected = mx.array(reference)
+    return _floats(*dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta))
+
+
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
+def _global_norm(grads: Any) -> float:
+    squares = [mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
+    return float(mx.sqrt(mx.stack(squares).sum()))
+
+
 def _floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
-    return {"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}}
+    return {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 
 def _add(total: Metrics, part: Metrics, weight: float) -> None:

@@ -1,0 +1,64 @@
+"""The command line: thin commands over the library. Heavy imports happen inside commands."""
+
+import sys
+from typing import Any
+
+import click
+
+from mlx_dpo import __version__
+from mlx_dpo.cli.data import data
+from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.train import train
+from mlx_dpo.errors import MlxDpoError
+
+_EPILOG = """\b
+Exit codes
+  0  done                        5  a loss or gradient was not finite
+  1  the run failed              7  a file could not be written
+  2  wrong usage or settings    75  stopped by a signal, --resume continues
+  3  bad data
+"""
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mlx_dpo")
+def cli() -> None:
+    """Make a language model better from pairs of answers, on this machine.
+
+    Direct Preference Optimization (Rafailov et al. 2023) on Apple silicon: a policy learns to
+    prefer the chosen answer of each pair over the rejected one, held near the model it started
+    from.
+
+    \b
+    In a clone, this trains the small embedded model on the embedded pairs:
+      mlx_dpo train
+    and this your own model:
+      mlx_dpo train --model path/to/sft-model --data pairs.jsonl
+    """
+
+
+cli.add_command(train)
+cli.add_command(data)
+cli.add_command(generate)
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run a command and exit with its code; every error is one line on stderr."""
+    try:
+        code = cli.main(args, prog_name="mlx_dpo", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        code = _fail(" ".join(error.format_message().split()) + where, error.exit_code)
+    except MlxDpoError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("interrupted", 75)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"mlx_dpo: {message}", err=True)
+    return code

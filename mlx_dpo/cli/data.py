@@ -1,0 +1,58 @@
+"""`mlx_dpo data`: looking at preference data."""
+
+import click
+
+from mlx_dpo.errors import DataError
+
+
+@click.group()
+def data() -> None:
+    """Look at preference data."""
+
+
+@data.command()
+@click.argument("file", metavar="FILE", type=click.Path())
+@click.option("--model", required=True, metavar="FOLDER", help="Whose tokenizer and template.")
+@click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Longest prompt + response in tokens.",
+)
+def preview(file: str, model: str, row: int, max_length: int) -> None:
+    """Show one pair as the model sees it: ids, text, and which tokens are scored.
+
+    \b
+    Example:
+      mlx_dpo data preview data/dpo/preferences.json --model checkpoints/tiny-sft --row 80
+    """
+    from mlx_dpo.preferences.reader import read_preferences
+    from mlx_dpo.preferences.tokens import chat_format, encode_preferences
+    from mlx_dpo.runs.sources import load_tokenizer
+
+    preferences = read_preferences(file)
+    if row > len(preferences):
+        raise DataError(f"{file}: has {len(preferences)} pairs, there is no row {row}")
+    chosen_row = preferences[row - 1]
+    chat = chat_format(load_tokenizer(model))
+    encoded = encode_preferences([chosen_row], chat, max_length=max_length)
+    if not encoded.examples:
+        raise DataError(f"{file}: row {row} would be dropped: {next(iter(encoded.dropped))}")
+    prompt, chosen, rejected = encoded.examples[0]
+    click.echo(f"{file} row {row}, kind {chosen_row.kind or '-'}, id {chosen_row.id}\n")
+    click.echo("scored   id  token")
+    for name, ids, scored in (
+        ("prompt", prompt, 0),
+        ("chosen", chosen, 1),
+        ("rejected", rejected, 1),
+    ):
+        click.echo(f"{name}: {len(ids)} tokens")
+        for token in ids:
+            click.echo(f"  {scored}  {token:>6}  {chat.tokenizer.decode([token])!r}")
+    click.echo(
+        f"\n1 = its log-prob counts. {len(chosen)} chosen and {len(rejected)} rejected tokens are "
+        f"scored, the closing token {chat.closing_text} among them; "
+        f"{encoded.num_cut} cut, {encoded.num_merged} merged at the boundary."
+    )

@@ -1,0 +1,41 @@
+"""`mlx_dpo generate`."""
+
+import click
+
+
+@click.command()
+@click.option("--model", required=True, metavar="FOLDER", help="A model folder or hub id.")
+@click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token each time.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed: int) -> None:
+    """Answer a prompt with a model.
+
+    \b
+    Example:
+      mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
+    """
+    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.records import Message
+    from mlx_dpo.runs.answers import answer
+    from mlx_dpo.runs.sources import load
+
+    loaded, tokenizer = load(model)
+    found = answer(
+        loaded,
+        chat_format(tokenizer),
+        (Message("user", prompt),),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    click.echo(found.text)
+    if not found.closed:
+        click.echo(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)

@@ -1,0 +1,246 @@
+"""What a training run shows: a header, a progress bar or plain lines, and the result."""
+
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from mlx_dpo.insight.evaluation import GroupScore, score_groups
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.preferences.audit import length_bias
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.runs.run import RunResult
+
+USUAL_BETA = (0.05, 0.5)
+
+
+class Screen(Hooks):
+    """Writes a run to stderr: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        config: The run's settings.
+        is_terminal: Whether stderr is one.
+    """
+
+    def __init__(self, config: RunConfig, is_terminal: bool) -> None:
+        self.config = config
+        self.is_terminal = is_terminal
+        # Off a terminal a line is as long as it is: logs are searched, not looked at.
+        self.console = Console(stderr=True, highlight=False, width=None if is_terminal else 1000)
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.seconds = 0.0
+        self.pairs = 0.0
+        self.first_step: int | None = None
+        self.max_steps = 0
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._end_bar()
+
+    def prepared(self, job: Job, folder: Path) -> None:
+        self.max_steps = job.max_steps
+        config, bias = job.config, length_bias(job.train.examples)
+        size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
+        held_out = f", {len(job.held_out.examples)} held out" if job.held_out.examples else ""
+        length = "" if config.steps else f"{config.epochs} epoch{'s'[: config.epochs > 1]} = "
+        self._line("model", f"{config.model}  ({size:.1f} M parameters, float32)")
+        self._line(
+            "data", f"{config.data}  ({len(job.train.examples)} pairs to train on{held_out})"
+        )
+        self._line(
+            "settings",
+            f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
+            f"{config.batch_size}"
+            + (f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else "")
+            + f", {length}{job.max_steps} steps, clip {config.grad_clip:g}, "
+            f"reference {config.reference}, seed {config.seed}",
+        )
+        self._line("run", f"{folder}  ->  {job.out}")
+        self._line(
+            "lengths",
+            f"chosen longer in {bias.chosen_longer:.0%} of the pairs, shorter in "
+            f"{bias.rejected_longer:.0%}; mean gap {bias.mean_gap:+.1f} tokens",
+        )
+        if bias.is_lopsided:
+            self.warned(
+                "length alone nearly predicts the preference: the model will learn length. "
+                "Balance the pairs"
+            )
+        if not USUAL_BETA[0] <= config.beta <= USUAL_BETA[1]:
+            self.warned(
+                f"beta {config.beta:g} lies outside the usual {USUAL_BETA[0]}-{USUAL_BETA[1]}: "
+                + (
+                    "the policy may run far from"
+                    if config.beta < 0.1
+                    else "the policy hardly leaves"
+                )
+                + " the reference"
+            )
+
+    def scoring(self, done: int, total: int) -> None:
+        if self.is_terminal:
+            self._bar(total, "reference log-probs", done, "")
+        elif done == total:
+            self._line("reference", f"log-probs of {total} pairs computed and kept")
+
+    def checked(self, job: Job, start: dict[str, float]) -> None:
+        self._end_bar()
+        parts = (job.train, job.held_out)
+        read = sum(part.read for part in parts)
+        responses = sum(2 * len(part.examples) for part in parts)
+        dropped = sum(sum(part.dropped.values()) for part in parts)
+        reasons = {r: n for part in parts for r, n in part.dropped.items()}
+        why = f" ({', '.join(reasons)})" if reasons else ""
+        self._line(
+            "self-check",
+            f"loss {start['loss']:.6f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
+            f"{job.chat.closing_text} closes {sum(part.num_closed for part in parts)} of "
+            f"{responses} answers; {read} pairs read, {dropped} dropped{why}, "
+            f"{sum(part.num_cut for part in parts)} cut, "
+            f"{sum(part.num_merged for part in parts)} merged at the boundary",
+        )
+
+    def resumed(self, step: int) -> None:
+        self._line(
+            "resume",
+            f"going on after step {step}" if step else "no checkpoint yet: starting from step 0",
+        )
+
+    def stepped(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
+        self.seconds += timing["seconds"]
+        self.pairs += timing["pairs"]
+        self.first_step = step if self.first_step is None else self.first_step
+        done = step + 1
+        each = self.seconds / (done - self.first_step)
+        text = (
+            f"loss {metrics['loss']:.4f}  margin {metrics['reward_margin']:+.3f} "
+            f"(chosen {metrics['chosen_reward']:+.3f}, rejected {metrics['rejected_reward']:+.3f})"
+            f"  accuracy {metrics['accuracy']:.2f}  {self.pairs / self.seconds:.1f} pairs/s  "
+            f"ETA {_clock(each * (self.max_steps - done))}  peak {_gigabytes(timing['peak_bytes'])}"
+        )
+        if self.is_terminal:
+            self._bar(self.max_steps, f"step {done}/{self.max_steps}", done, text)
+        elif done % self.config.log_every == 0 or done in (1, self.max_steps):
+            self.console.print(f"step {done}/{self.max_steps}  {text}", markup=False)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        self._print(
+            f"step {step + 1}/{self.max_steps}  held out: loss {metrics['loss']:.4f}  margin "
+            f"{metrics['reward_margin']:+.3f}  accuracy {metrics['accuracy']:.2f}"
+        )
+
+    def warned(self, text: str) -> None:
+        self._print(f"warning: {text}", style="yellow")
+
+    def _line(self, name: str, text: str) -> None:
+        self._print(f"{name:<10} {text}")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def _bar(self, total: int, name: str, done: int, text: str) -> None:
+        if self.progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.progress = Progress(*columns, console=self.console)
+            self.task = self.progress.add_task(name, total=total, text="")
+            self.progress.start()
+        self.progress.update(self.task, completed=done, description=name, text=text)
+
+    def _end_bar(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def show_result(result: RunResult) -> None:
+    """Print what a finished run changed, where the checkpoint lies and what to type next."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    job = result.job
+    console.print()
+    if result.policy.size:
+        kinds = [p.kind or "-" for p in job.held_out.preferences]
+        groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
+        console.print(_score_table(groups))
+        console.print(_reading(groups), markup=False)
+    console.print()
+    for shown in result.answers:
+        console.print(f"  {shown.prompt}", style="bold", markup=False)
+        console.print(f"    SFT  {shown.sft}", markup=False)
+        console.print(f"    DPO  {shown.dpo}\n", markup=False)
+    console.print(
+        f"{result.seconds:.1f} s of training, peak memory {_gigabytes(result.peak_bytes)}. "
+        f"Metrics are in {result.folder}.",
+        markup=False,
+    )
+    console.print(f"The DPO checkpoint is {job.out}. Next:", markup=False)
+    question = result.answers[0].prompt if result.answers else "Hello"
+    quoted = question.replace('"', '\\"')
+    console.print(f'  mlx_dpo generate --model {job.out} --prompt "{quoted}"', markup=False)
+
+
+def _score_table(groups: list[GroupScore]) -> Table:
+    table = Table(title="Held-out pairs, before -> after", title_justify="left", box=None)
+    table.add_column("kind")
+    for name in ("pairs", "reward acc", "log-prob acc", "margin", "chosen", "rejected"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ranking")
+    for group in groups:
+        table.add_row(
+            group.name,
+            str(group.num_pairs),
+            f"{group.reward_accuracy:.2f}",
+            f"{group.logprob_accuracy_before:.2f} -> {group.logprob_accuracy_after:.2f}",
+            f"{group.margin:+.3f}",
+            f"{group.chosen_reward:+.3f}",
+            f"{group.rejected_reward:+.3f}",
+            group.verdict,
+            style="bold" if group.name == "all" else None,
+        )
+    return table
+
+
+def _reading(groups: list[GroupScore]) -> str:
+    lines = [
+        "",
+        "reward acc: chosen reward > rejected reward; 0 before training by construction.",
+        "log-prob acc: log p(chosen) > log p(rejected) under the model itself.",
+    ]
+    for verdict in ("better", "worse"):
+        names = [g.name for g in groups[1:] if g.verdict == verdict]
+        if names:
+            lines.append(f"ranks {verdict} than before: {', '.join(names)}.")
+    if groups[0].chosen_reward < 0 < groups[0].margin:
+        lines.append(
+            "The chosen reward is negative: chosen answers lost probability too, only less than "
+            "rejected ones. That is common; the margin is what DPO trains. If answers get worse, "
+            "lower --learning-rate or raise --beta."
+        )
+    return "\n".join(lines)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,84 @@
+"""`mlx_dpo train`."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.runs.config import RunConfig, option_type, resolve
+
+
+def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option a setting, made from the dataclass: name, type, default and help stand there."""
+    for setting in reversed(fields(RunConfig)):
+        kind = option_type(setting.name)
+        choices = setting.metadata.get("choices")
+        unset = setting.default is None or kind is bool
+        shown = "" if unset else f" [default: {setting.default}]"
+        command = click.option(
+            f"--{setting.name.replace('_', '-')}",
+            type=click.Choice(choices) if choices else kind,
+            default=None,
+            is_flag=kind is bool,
+            flag_value=True if kind is bool else None,
+            metavar=None if choices or kind is bool else _metavar(setting.name, kind),
+            help=setting.metadata["help"] + shown,
+        )(command)
+    return command
+
+
+def _metavar(name: str, kind: type) -> str:
+    if kind is str:
+        return "FOLDER" if name in ("model", "out", "run_dir") else "FILE"
+    return "NUMBER" if kind is float else "N"
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@_config_options
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
+@click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")
+def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
+    """Train a model on preference pairs with DPO.
+
+    CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
+    command line beats it. Without CONFIG and --model, the embedded default of a clone is trained
+    (checkpoints/tiny-sft/train.toml).
+
+    \b
+    Examples:
+      mlx_dpo train
+      mlx_dpo train --model ~/models/my-sft --data pairs.jsonl --epochs 2
+      mlx_dpo train --resume --run-dir runs/my-sft-1
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if resume:
+        config = _config_of_run(config, given)
+        if config is None:
+            return
+    settings = resolve(config, given)
+    from mlx_dpo.cli.screen import Screen, show_result
+    from mlx_dpo.runs.run import train as run
+
+    with Screen(settings, sys.stderr.isatty()) as screen:
+        result = run(settings, resume=resume, dry_run=dry_run, hooks=screen)
+    if result is None:
+        click.echo("dry run: all checks passed, nothing was trained or written")
+    else:
+        show_result(result)
+
+
+def _config_of_run(config: Path | None, given: dict[str, Any]) -> Path | None:
+    """The config to resume with: the run's own where it has one. None where it is finished."""
+    if "run_dir" not in given:
+        raise UsageError("--resume needs --run-dir: the folder of the run to continue")
+    run = Path(given["run_dir"])
+    if (run / "result.json").is_file():
+        click.echo(f"{run}: done; the run had finished, and there is nothing to continue")
+        return None
+    own = run / "config.toml"
+    return own if own.is_file() else config

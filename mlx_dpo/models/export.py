@@ -1,0 +1,48 @@
+"""Write a trained model as a folder that mlx-lm and this project load."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.files import new_folder
+from mlx_dpo.models.hub import normalised, read_config
+from mlx_dpo.models.parameters import named_arrays
+
+# What travels beside the weights: tokenizer, chat template, generation settings.
+_COMPANIONS = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
+)
+
+
+def export_folder(model: nn.Module, source: Path, out: Path, record: dict[str, Any]) -> None:
+    """Save `model` with the tokenizer and config of the folder it came from.
+
+    Args:
+        model: Trained weights, float32.
+        source: The folder it was loaded from; only read.
+        out: The new folder; it appears whole or not at all.
+        record: Where the model came from and how, written as ``dpo.json``.
+
+    Raises:
+        DiskError: If it can't be written.
+    """
+    config = read_config(source)
+    # Both spellings, because mlx-lm reads one and transformers 5 the other.
+    config |= normalised(config)
+    config |= {key: "float32" for key in ("torch_dtype", "dtype") if key in config}
+    with new_folder(out) as folder:
+        for pattern in _COMPANIONS:
+            for file in sorted(source.glob(pattern)):
+                shutil.copyfile(file, folder / file.name)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "dpo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        mx.save_safetensors(
+            str(folder / "model.safetensors"),
+            named_arrays(model.parameters()),
+            metadata={"format": "mlx"},
+        )

@@ -1,0 +1,91 @@
+"""Checkpoints of a run: all that a resumed run needs to go on as if it had never stopped."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.files import new_folder
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.training.trainer import DPOTrainer
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+def save(run: Path, trainer: DPOTrainer, identity: dict[str, Any]) -> Path:
+    """Write ``step-000123/`` and delete all but the newest two.
+
+    Args:
+        run: The run's folder.
+        trainer: Its weights, optimizer, step and data cursor are saved, and MLX's random state.
+        identity: What a resumed run must share with this one.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        DiskError: If it could not be written; earlier checkpoints are untouched.
+    """
+    path = run / f"step-{trainer.step:06d}"
+    with new_folder(path) as folder:
+        mx.save_safetensors(
+            str(folder / "weights.safetensors"), named_arrays(trainer.model.trainable_parameters())
+        )
+        mx.save_safetensors(
+            str(folder / "optimizer.safetensors"), named_arrays(trainer.optimizer.state)
+        )
+        state = {"trainer": trainer.state(), "random": _random_seed(), "identity": identity}
+        (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for old in _checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    return next(reversed(_checkpoints(run)), None)
+
+
+def restore(checkpoint: Path, trainer: DPOTrainer, identity: dict[str, Any]) -> None:
+    """Put a trainer where a checkpoint was written.
+
+    Raises:
+        UsageError: If the run differs from the one that wrote it; the message names what differs.
+    """
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    for key, value in identity.items():
+        if state["identity"].get(key) != value:
+            raise UsageError(
+                f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
+                f"{state['identity'].get(key)}, now {value}; start a new --run-dir"
+            )
+    weights = _load(checkpoint / "weights.safetensors")
+    optimizer = _load(checkpoint / "optimizer.safetensors")
+    trainer.model.load_weights(list(weights.items()), strict=False)
+    trainer.optimizer.state = tree_unflatten(list(optimizer.items()))
+    mx.random.seed(state["random"])
+    trainer.restore(state["trainer"])
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    found = [(int(m[1]), p) for p in run.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _load(file: Path) -> dict[str, mx.array]:
+    arrays = cast("dict[str, mx.array]", mx.load(str(file)))
+    mx.eval(arrays)  # MLX reads files lazily: now, before anything can replace them
+    return arrays
+
+
+def _random_seed() -> int:
+    """MLX's random state as the seed that restores it (assigning the state does not)."""
+    key: Any = mx.random.state[0]  # type: ignore[index]  # published as a plain object
+    high, low = key.tolist()
+    return (int(high) << 32) | int(low)

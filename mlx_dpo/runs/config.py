@@ -1,0 +1,173 @@
+"""What a run is told: one frozen dataclass, from which the options, their help and TOML follow."""
+
+import difflib
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from operator import ge, gt, lt
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mlx_dpo.errors import UsageError
+
+EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
+EMBEDDED_DATA = Path("data/dpo/preferences.json")
+
+
+def _option(default: Any, help_text: str, **rules: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **rules})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of a DPO run. Each field is a command-line option and a TOML key of its name."""
+
+    model: str | None = _option(
+        None, "Model to start from: a folder (Hugging Face or MLX layout) or a hub id owner/name."
+    )
+    data: str | None = _option(
+        None, "Preference pairs, .json or .jsonl. In a clone: data/dpo/preferences.json."
+    )
+    eval_data: str | None = _option(
+        None, "Held-out pairs in a file of their own, instead of a share of --data."
+    )
+    eval_fraction: float = _option(
+        0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
+    )
+    out: str | None = _option(
+        None, "Folder of the finished checkpoint. Default: checkpoints/<model>-dpo."
+    )
+    overwrite: bool = _option(False, "Replace --out if an earlier run made it.")
+    run_dir: str | None = _option(
+        None, "The run's own folder: checkpoints, metrics. Default: runs/<model>-<n>."
+    )
+    beta: float = _option(0.1, "Pull towards the reference; larger stays closer.", above=0)
+    learning_rate: float = _option(1e-6, "Learning rate after warm-up.", above=0)
+    min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)
+    warmup_steps: int = _option(10, "Steps of linear warm-up.", at_least=0)
+    weight_decay: float = _option(0.0, "Decoupled weight decay of AdamW.", at_least=0)
+    grad_clip: float = _option(1.0, "Largest global gradient norm; 0 never clips.", at_least=0)
+    batch_size: int = _option(4, "Pairs per forward and backward pass.", at_least=1)
+    grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
+    epochs: int = _option(1, "Times each pair is seen.", at_least=1)
+    steps: int | None = _option(None, "Optimizer steps, instead of --epochs.", at_least=1)
+    max_length: int = _option(512, "Longest prompt + response in tokens.", at_least=2)
+    seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
+    eval_every: int = _option(100, "Steps between evaluations on the held-out pairs.", at_least=1)
+    save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
+    log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
+    reference: str = _option(
+        "cached",
+        "Reference log-probs: computed before the first update and kept (cached), or by a second, "
+        "frozen model at every step (copy).",
+        choices=("cached", "copy"),
+    )
+
+    @property
+    def name(self) -> str:
+        """The model's name, for default folders."""
+        return Path(self.model or "").name
+
+    def to_toml(self) -> str:
+        """The settings as TOML; those that are unset are left out."""
+        # JSON's spelling of text, numbers and booleans is TOML's as well.
+        lines = [f"{key} = {json.dumps(v)}" for key, v in asdict(self).items() if v is not None]
+        return "\n".join(lines) + "\n"
+
+
+# Settings that say where things go or how often to report, and not what is computed.
+PLACES = frozenset(
+    {"out", "overwrite", "run_dir", "eval_every", "save_every", "log_every"} | {"model", "data"}
+)
+
+
+def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
+    """Settings from options over a TOML file over the defaults.
+
+    Args:
+        toml: A config file. None takes the embedded default where neither it nor a model is named.
+        options: Settings by field name; only those that were given.
+
+    Raises:
+        UsageError: If a key is unknown, a value is out of range, or no model is known.
+    """
+    if toml is None and options.get("model") is None:
+        if not EMBEDDED_CONFIG.is_file():
+            raise UsageError(
+                "no model given, and the embedded default is not here: run from a clone of the "
+                "repository, or pass --model and --data"
+            )
+        toml = EMBEDDED_CONFIG
+    settings = read_toml(toml) if toml else {}
+    _check_not_both(options, "--epochs and --steps")
+    if "steps" in options:
+        settings.pop("epochs", None)
+    if "epochs" in options:
+        settings.pop("steps", None)
+    settings |= options
+    for key, value in settings.items():
+        _check_value(
+            f"--{key.replace('_', '-')}" if key in options else f"{toml}: {key}", key, value
+        )
+    if settings.get("data") is None and EMBEDDED_DATA.is_file():
+        settings["data"] = str(EMBEDDED_DATA)
+    for key in ("model", "data"):
+        if settings.get(key) is None:
+            raise UsageError(f"no {key} given: pass --{key}, or name it in the config file")
+    return RunConfig(**settings)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings of a TOML file, with every key known and every value of its type.
+
+    Raises:
+        UsageError: If the file is missing or broken, or a key or value is not as it must be.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: not readable: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    known = [f.name for f in fields(RunConfig)]
+    for key, value in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise UsageError(f"{path}: unknown key {key!r}{hint}")
+        settings[key] = _check_value(f"{path}: {key}", key, value)
+    _check_not_both(settings, f"{path}: epochs and steps")
+    return settings
+
+
+def _check_not_both(settings: dict[str, Any], place: str) -> None:
+    if settings.get("epochs") is not None and settings.get("steps") is not None:
+        raise UsageError(f"{place} both say how long to train; give one")
+
+
+def _check_value(place: str, key: str, value: Any) -> Any:
+    expected = option_type(key)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not expected:
+        raise UsageError(
+            f"{place}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
+        )
+    rules = next(f for f in fields(RunConfig) if f.name == key).metadata
+    limits: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
+    for rule, holds in limits.items():
+        if rule in rules and not holds(value, rules[rule]):
+            raise UsageError(
+                f"{place}: must be {rule.replace('_', ' ')} {rules[rule]}, found {value}"
+            )
+    if "choices" in rules and value not in rules["choices"]:
+        raise UsageError(f"{place}: must be {' or '.join(rules['choices'])}, found {value!r}")
+    return value
+
+
+def option_type(key: str) -> type:
+    """The plain type of a setting: str, int, float or bool."""
+    hint = get_type_hints(RunConfig)[key]
+    plain: type = next((t for t in get_args(hint) if t is not type(None)), hint)
+    return plain

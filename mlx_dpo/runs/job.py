@@ -1,0 +1,135 @@
+"""From settings to the things a run works with: model, pairs, folders. Nothing is trained here."""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.split import held_out
+from mlx_dpo.preferences.tokens import ChatFormat, chat_format, encode_preferences
+from mlx_dpo.records import EncodedPairs, Preference
+from mlx_dpo.runs.config import PLACES, RunConfig
+from mlx_dpo.runs.sources import find
+from mlx_dpo.training.reference import example_digest
+
+SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a run works with.
+
+    Attributes:
+        config: The settings.
+        source: Folder of the SFT model; only read.
+        out: Folder the finished checkpoint will have.
+        policy: The model that trains.
+        weights: Fingerprint of the policy before training, which is the reference's.
+        chat: The model's conversation format.
+        train: Training pairs.
+        held_out: Held-out pairs, possibly none.
+        max_steps: Optimizer steps of the whole run.
+    """
+
+    config: RunConfig
+    source: Path
+    out: Path
+    policy: nn.Module
+    weights: str
+    chat: ChatFormat
+    train: EncodedPairs
+    held_out: EncodedPairs
+    max_steps: int
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it continues."""
+        settings = {k: v for k, v in asdict(self.config).items() if k not in PLACES}
+        settings |= {"epochs": None, "steps": self.max_steps}
+        return {**settings, "model": self.weights, "data": self.data_digest()}
+
+    def data_digest(self) -> str:
+        """sha256 over the token ids of every pair, training and held out, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            digest.update(f"{len(part.examples)}\n".encode())
+            for example in part.examples:
+                digest.update(example_digest(example))
+        return digest.hexdigest()
+
+    def split(self) -> dict[str, list[str]]:
+        """Ids of the pairs on each side."""
+        return {
+            "train": [p.id for p in self.train.preferences],
+            "held_out": [p.id for p in self.held_out.preferences],
+        }
+
+
+def prepare(config: RunConfig) -> Job:
+    """Read data and model, cheap checks first.
+
+    Raises:
+        UsageError: If a folder or setting is not as it must be.
+        DataError: If a preference file can't be used or leaves no pair to train on.
+    """
+    assert config.model is not None
+    assert config.data is not None
+    source = find(config.model)
+    out = Path(config.out or f"checkpoints/{source.resolve().name}-dpo")
+    _check_out(out, source, config.overwrite)
+    train, held = _split(config, read_preferences(config.data))
+    policy, tokenizer = load_folder(source)
+    chat = chat_format(tokenizer)
+    encoded = encode_preferences(train, chat, max_length=config.max_length)
+    if not encoded.examples:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
+        raise DataError(
+            f"{config.data}: no pair is left to train on ({reasons or 'all are held out'}); "
+            "see --max-length and --eval-fraction"
+        )
+    per_step = config.batch_size * config.grad_accumulation
+    per_epoch = math.ceil(len(encoded.examples) / per_step)
+    return Job(
+        config=config,
+        source=source,
+        out=out,
+        policy=policy,
+        weights=fingerprint(policy),
+        chat=chat,
+        train=encoded,
+        held_out=encode_preferences(held, chat, max_length=config.max_length),
+        max_steps=config.steps or config.epochs * per_epoch,
+    )
+
+
+def _split(
+    config: RunConfig, preferences: list[Preference]
+) -> tuple[list[Preference], list[Preference]]:
+    if config.eval_data is not None:
+        held = read_preferences(config.eval_data)
+        shared = {p.prompt for p in preferences} & {p.prompt for p in held}
+        if shared:
+            question = next(iter(shared))[-1].content
+            raise DataError(
+                f"{config.eval_data}: {len(shared)} prompts are in {config.data} too, such as "
+                f"{question!r}; held-out pairs must be new"
+            )
+        return preferences, held
+    out = held_out(preferences, config.eval_fraction, SPLIT_SEED)
+    train = [p for p, is_out in zip(preferences, out, strict=True) if not is_out]
+    return train, [p for p, is_out in zip(preferences, out, strict=True) if is_out]
+
+
+def _check_out(out: Path, source: Path, overwrite: bool) -> None:
+    if out.resolve() == source.resolve():
+        raise UsageError(f"{out}: --out is the model itself, and that is never written to")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another --out")
+    if out.exists() and not (out / "dpo.json").is_file():
+        raise UsageError(f"{out}: exists and no run made it (no dpo.json); choose another --out")

@@ -1,0 +1,170 @@
+"""The loop of a run: what happens after each step, and what a run tells while it goes."""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.errors import StoppedError
+from mlx_dpo.runs import checkpoint
+from mlx_dpo.runs.folder import RunFolder
+from mlx_dpo.runs.job import Job
+from mlx_dpo.training.trainer import DPOTrainer, Metrics, pair_metrics
+
+# Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
+# units of beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
+REWARD_FLOOR = -1.0
+FLOOR_WINDOW = 10  # steps averaged before the floor is judged
+
+
+class Hooks:
+    """What a run tells while it goes; each call does nothing here. The screen overrides them."""
+
+    def prepared(self, job: Job, folder: Path) -> None:
+        """Data and model are read."""
+
+    def scoring(self, done: int, total: int) -> None:
+        """The reference pass has scored `done` of `total` pairs."""
+
+    def checked(self, job: Job, start: Metrics) -> None:
+        """The first batch has been scored; see `DPOTrainer.check_start`."""
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after `step` updates; 0 where there was no checkpoint yet."""
+
+    def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+        """An update was made. `timing` holds seconds, pairs and peak_bytes."""
+
+    def evaluated(self, step: int, metrics: Metrics) -> None:
+        """The held-out pairs were scored."""
+
+    def warned(self, text: str) -> None:
+        """Something the user should look at."""
+
+
+class Stop:
+    """Whether a signal asked the run to end."""
+
+    asked = False
+
+    def check(self) -> None:
+        """Leave now, before there is anything to save.
+
+        Raises:
+            StoppedError: If a signal came.
+        """
+        if self.asked:
+            raise StoppedError("stopped before the first step; nothing is lost, start it again")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask the loop to save and end; a second one leaves at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked = True
+        for each in old:
+            signal.signal(each, signal.default_int_handler)
+
+    try:
+        for number in old:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """Trains to the end, writing metrics, evaluating and saving on the way.
+
+    Args:
+        job: What the run works with.
+        trainer: At the step to begin with.
+        folder: Where metrics and checkpoints go.
+        hooks: Told what happens.
+        stop: Looked at after every step.
+    """
+
+    def __init__(
+        self, job: Job, trainer: DPOTrainer, folder: RunFolder, hooks: Hooks, stop: Stop
+    ) -> None:
+        self.job = job
+        self.trainer = trainer
+        self.folder = folder
+        self.hooks = hooks
+        self.stop = stop
+        self.seconds = 0.0
+        self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+        self._rewards: deque[tuple[float, float]] = deque(maxlen=FLOOR_WINDOW)
+        self._warned = False
+        self._clock = 0.0
+
+    def run(self) -> None:
+        """Go on to the last step.
+
+        Raises:
+            StoppedError: If a signal came; everything is saved.
+            NonFiniteError: If a loss or gradient is not finite; nothing was applied.
+        """
+        self._clock = time.perf_counter()
+        self.trainer.train(after_step=self._after_step)
+
+    def _after_step(self, step: int, metrics: Metrics) -> None:
+        self._record(step, metrics)
+        self._watch_rewards(step, metrics)
+        config, done = self.job.config, step + 1
+        last = done == self.trainer.max_steps
+        if self.job.held_out.examples and (done % config.eval_every == 0 or last):
+            self._evaluate(step)
+        stopping = self.stop.asked and not last
+        if stopping or (done % config.save_every == 0 and not last):
+            checkpoint.save(self.folder.path, self.trainer, self.job.identity())
+        if stopping:
+            raise StoppedError(
+                f"stopped after step {done} of {self.trainer.max_steps}; continue with: "
+                f"mlx_dpo train --resume --run-dir {self.folder.path}"
+            )
+        self._clock = time.perf_counter()
+
+    def _record(self, step: int, metrics: Metrics) -> None:
+        seconds = time.perf_counter() - self._clock
+        self.seconds += seconds
+        per_step = self.job.config.batch_size * self.job.config.grad_accumulation
+        left = len(self.job.train.examples) % per_step
+        pairs = left if left and self.trainer.order.position == 0 else per_step
+        timing = {"seconds": seconds, "pairs": pairs, "peak_bytes": mx.get_peak_memory()}
+        self.folder.append("metrics.jsonl", {"step": step, **metrics})
+        self.folder.append("timings.jsonl", {"step": step, **timing})
+        self.hooks.stepped(step, metrics, timing)
+
+    def _watch_rewards(self, step: int, metrics: Metrics) -> None:
+        self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
+        chosen, rejected = np.mean(self._rewards, axis=0)
+        full = len(self._rewards) == FLOOR_WINDOW
+        if full and chosen < REWARD_FLOOR and rejected < REWARD_FLOOR and not self._warned:
+            self._warned = True
+            self.hooks.warned(
+                f"reward collapse at step {step}: over {FLOOR_WINDOW} steps the chosen reward is "
+                f"{chosen:.2f} and the rejected {rejected:.2f}, both below {REWARD_FLOOR}: the "
+                "policy makes good answers unlikely too. Lower --learning-rate or raise --beta"
+            )
+
+    def _evaluate(self, step: int) -> None:
+        self.scores = self.trainer.score_pairs(self.job.held_out.examples)
+        found = pair_metrics(*self.scores, beta=self.job.config.beta)
+        self.folder.append("metrics.jsonl", {"step": step, "held_out": found})
+        self.hooks.evaluated(step, found)

@@ -1,0 +1,230 @@
+"""One run: the only place that wires settings, data, trainer and files together."""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.models.export import export_folder
+from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.tokens import pad_id_of
+from mlx_dpo.records import Preference
+from mlx_dpo.runs import checkpoint, reference_cache
+from mlx_dpo.runs.answers import answer
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.folder import RunFolder, environment, next_run_dir
+from mlx_dpo.runs.job import Job, prepare
+from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
+from mlx_dpo.training.logprobs import pair_logprobs
+from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
+from mlx_dpo.training.trainer import DPOTrainer, pair_metrics
+
+SHOWN_ANSWERS = 5
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One prompt as answered before and after training."""
+
+    prompt: str
+    kind: str
+    sft: str
+    dpo: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        job: What it worked with; the policy is trained now.
+        folder: The run's folder.
+        policy: float32 (2, N), log-probs of the held-out pairs after training.
+        reference: float32 (2, N), before training.
+        answers: Some prompts, answered by both.
+        seconds: Time spent in steps, of this process.
+        peak_bytes: Peak of MLX's memory.
+    """
+
+    job: Job
+    folder: Path
+    policy: npt.NDArray[np.float32]
+    reference: npt.NDArray[np.float32]
+    answers: list[BeforeAfter]
+    seconds: float
+    peak_bytes: int
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, dry_run: bool = False, hooks: Hooks | None = None
+) -> RunResult | None:
+    """Run DPO from settings to a finished checkpoint.
+
+    Args:
+        config: The settings.
+        resume: Go on from the newest checkpoint of ``config.run_dir``.
+        dry_run: Check everything up to the first gradient, write nothing, and return.
+        hooks: Told what happens.
+
+    Returns:
+        The result; None after a dry run.
+
+    Raises:
+        MlxDpoError: One of its kinds, each with its exit code; see `mlx_dpo.errors`.
+    """
+    hooks = hooks or Hooks()
+    mx.reset_peak_memory()
+    with stop_on_signal() as stop:
+        job = prepare(config)
+        path = Path(config.run_dir or next_run_dir(job.source.resolve().name))
+        if (path / "config.toml").exists() and not resume:
+            raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
+        hooks.prepared(job, path)
+        trainer = _make_trainer(job, path, hooks, stop, keep=not dry_run)
+        saved = checkpoint.latest(path) if resume and path.is_dir() else None
+        if saved is None:
+            _check_start(job, trainer, hooks)
+        if dry_run:
+            return None
+        folder = RunFolder(path)
+        _describe(job, folder)
+        sft_answers = _answers(job, stop)
+        if saved is not None:
+            checkpoint.restore(saved, trainer, job.identity())
+        if resume:
+            hooks.resumed(trainer.step)
+        folder.cut_to(trainer.step)
+        loop = Loop(job, trainer, folder, hooks, stop)
+        loop.run()
+        return _finish(loop, sft_answers)
+
+
+def _make_trainer(job: Job, run: Path, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
+    config = job.config
+    copy = config.reference == "copy"
+    return DPOTrainer(
+        job.policy,
+        ref_model=load_folder(job.source)[0] if copy else None,
+        reference=None if copy else _cached(job, run.parent / ".reference", hooks, stop, keep=keep),
+        examples=job.train.examples,
+        max_seq_len=config.max_length,
+        pad_id=pad_id_of(job.chat.tokenizer),
+        beta=config.beta,
+        batch_size=config.batch_size,
+        grad_accumulation=config.grad_accumulation,
+        max_steps=job.max_steps,
+        max_lr=config.learning_rate,
+        min_lr=config.min_learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip or None,
+        seed=config.seed,
+    )
+
+
+def _cached(job: Job, parent: Path, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
+    """Reference log-probs of every pair: from disk, or by the policy while it is untrained."""
+    examples = [*job.train.examples, *job.held_out.examples]
+    file = reference_cache.cache_file(parent, job.weights, examples, job.config.batch_size)
+    logprobs = reference_cache.read(file, examples)
+    if logprobs is None:
+        done = 0
+
+        def after_batch(count: int) -> None:
+            nonlocal done
+            done += count
+            hooks.scoring(done, len(examples))
+            stop.check()
+
+        score = partial(
+            pair_logprobs,
+            job.policy,
+            max_seq_len=job.config.max_length,
+            pad_id=pad_id_of(job.chat.tokenizer),
+        )
+        logprobs = score_in_batches(
+            score, examples, batch_size=job.config.batch_size, after_batch=after_batch
+        )
+        if keep:
+            reference_cache.write(file, examples, logprobs)
+    return cached_reference(examples, logprobs)
+
+
+def _check_start(job: Job, trainer: DPOTrainer, hooks: Hooks) -> None:
+    start = trainer.check_start()
+    hooks.checked(job, start)
+    if not math.isfinite(start["loss"]) or start["largest_reward"] > start["allowed_reward"]:
+        raise MlxDpoError(
+            f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
+            f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "
+            "the first update; nothing was trained"
+        )
+    if not start["grad_norm"] > 0:
+        raise MlxDpoError(
+            "self-check: the gradient of the first batch is zero: its pairs teach nothing"
+        )
+
+
+def _describe(job: Job, folder: RunFolder) -> None:
+    folder.write_text("config.toml", job.config.to_toml())
+    folder.write_json("environment.json", environment())
+    folder.write_json("split.json", job.split())
+
+
+def _shown_prompts(job: Job) -> list[Preference]:
+    """A few held-out prompts, of different kinds as far as there are any."""
+    rows = job.held_out.preferences or job.train.preferences
+    by_kind: dict[str, Preference] = {}
+    for row in rows:
+        by_kind.setdefault(row.kind, row)
+    pool = list(by_kind.values()) if len(by_kind) >= SHOWN_ANSWERS else rows
+    return [pool[i * len(pool) // SHOWN_ANSWERS] for i in range(min(SHOWN_ANSWERS, len(pool)))]
+
+
+def _answers(job: Job, stop: Stop) -> list[str]:
+    texts = []
+    for row in _shown_prompts(job):
+        stop.check()
+        texts.append(answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS).text)
+    return texts
+
+
+def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
+    job, trainer, folder = loop.job, loop.trainer, loop.folder
+    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights:
+        raise MlxDpoError("the reference changed during the run: its results can't be trusted")
+    policy, reference = loop.scores or (np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32))
+    dpo_answers = _answers(job, Stop())
+    answers = [
+        BeforeAfter(row.question, row.kind, sft, dpo)
+        for row, sft, dpo in zip(_shown_prompts(job), sft_answers, dpo_answers, strict=True)
+    ]
+    held_out = {
+        "ids": [p.id for p in job.held_out.preferences],
+        "kinds": [p.kind for p in job.held_out.preferences],
+        "reference": reference.tolist(),
+        "policy": policy.tolist(),
+    }
+    results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
+    record = {
+        "trained_from": {"model": str(job.config.model), "fingerprint": job.weights},
+        "data": {"file": str(job.config.data), "digest": job.data_digest(), "split": job.split()},
+        "settings": asdict(job.config),
+        "steps": trainer.step,
+        "held_out": results,
+        "environment": environment(),
+    }
+    export_folder(trainer.model, job.source, job.out, record)
+    folder.write_json("held_out.json", held_out)
+    # Last: its presence says that the run is finished.
+    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
+    return RunResult(
+        job, folder.path, policy, reference, answers, loop.seconds, mx.get_peak_memory()
+    )
