@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> Any:
     except MlxDpoError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted", 75)
+        code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -19,14 +19,14 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         choices = setting.metadata.get("choices")
         unset = setting.default is None or kind is bool
         shown = "" if unset else f" [default: {setting.default}]"
+        value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
+        if not choices:
+            value["metavar"] = _metavar(setting.name, kind)
         command = click.option(
             f"--{setting.name.replace('_', '-')}",
-            type=click.Choice(choices) if choices else kind,
             default=None,
-            is_flag=kind is bool,
-            flag_value=True if kind is bool else None,
-            metavar=None if choices or kind is bool else _metavar(setting.name, kind),
             help=setting.metadata["help"] + shown,
+            **{"is_flag": True} if kind is bool else value,
         )(command)
     return command
 

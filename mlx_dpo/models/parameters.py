@@ -10,14 +10,14 @@ from mlx.utils import tree_flatten
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
-    """Leaves of a tree of arrays under dotted names, in the order of the tree."""
-    return dict(cast("list[tuple[str, mx.array]]", tree_flatten(tree)))
+    """Leaves of a tree of arrays under sorted dotted names: equal trees save equal files."""
+    return dict(sorted(cast("list[tuple[str, mx.array]]", tree_flatten(tree))))
 
 
 def fingerprint(model: nn.Module) -> str:
     """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    for name, value in sorted(named_arrays(model.parameters()).items()):
+    for name, value in named_arrays(model.parameters()).items():
         digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
         # As bytes, because bfloat16 has no NumPy type.
         digest.update(np.array(value.reshape(-1).view(mx.uint8)).data)

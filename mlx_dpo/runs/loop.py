@@ -88,6 +88,28 @@ def stop_on_signal() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+class RewardWatch:
+    """Notices when a run makes good answers unlikely along with the bad ones."""
+
+    def __init__(self) -> None:
+        self._rewards: deque[tuple[float, float]] = deque(maxlen=FLOOR_WINDOW)
+        self._warned = False
+
+    def after(self, step: int, metrics: Metrics) -> str | None:
+        """A warning, once, when both rewards have been below the floor for a while."""
+        self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
+        chosen, rejected = np.mean(self._rewards, axis=0)
+        full = len(self._rewards) == FLOOR_WINDOW
+        if self._warned or not full or max(chosen, rejected) >= REWARD_FLOOR:
+            return None
+        self._warned = True
+        return (
+            f"reward collapse at step {step}: over {FLOOR_WINDOW} steps the chosen reward is "
+            f"{chosen:.2f} and the rejected {rejected:.2f}, both below {REWARD_FLOOR}: the policy "
+            "makes good answers unlikely too. Lower --learning-rate or raise --beta"
+        )
+
+
 class Loop:
     """Trains to the end, writing metrics, evaluating and saving on the way.
 
@@ -109,8 +131,7 @@ class Loop:
         self.stop = stop
         self.seconds = 0.0
         self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
-        self._rewards: deque[tuple[float, float]] = deque(maxlen=FLOOR_WINDOW)
-        self._warned = False
+        self._rewards = RewardWatch()
         self._clock = 0.0
 
     def run(self) -> None:
@@ -125,7 +146,8 @@ class Loop:
 
     def _after_step(self, step: int, metrics: Metrics) -> None:
         self._record(step, metrics)
-        self._watch_rewards(step, metrics)
+        if (warning := self._rewards.after(step, metrics)) is not None:
+            self.hooks.warned(warning)
         config, done = self.job.config, step + 1
         last = done == self.trainer.max_steps
         if self.job.held_out.examples and (done % config.eval_every == 0 or last):
@@ -150,18 +172,6 @@ class Loop:
         self.folder.append("metrics.jsonl", {"step": step, **metrics})
         self.folder.append("timings.jsonl", {"step": step, **timing})
         self.hooks.stepped(step, metrics, timing)
-
-    def _watch_rewards(self, step: int, metrics: Metrics) -> None:
-        self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
-        chosen, rejected = np.mean(self._rewards, axis=0)
-        full = len(self._rewards) == FLOOR_WINDOW
-        if full and chosen < REWARD_FLOOR and rejected < REWARD_FLOOR and not self._warned:
-            self._warned = True
-            self.hooks.warned(
-                f"reward collapse at step {step}: over {FLOOR_WINDOW} steps the chosen reward is "
-                f"{chosen:.2f} and the rejected {rejected:.2f}, both below {REWARD_FLOOR}: the "
-                "policy makes good answers unlikely too. Lower --learning-rate or raise --beta"
-            )
 
     def _evaluate(self, step: int) -> None:
         self.scores = self.trainer.score_pairs(self.job.held_out.examples)

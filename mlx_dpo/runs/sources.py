@@ -45,11 +45,11 @@ def find(path: str | Path) -> Path:
     Raises:
         UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(path)
-    if folder.exists():
+    folder = Path(path).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if name and folder.exists():
         raise UsageError(f"{name}: is a file; --model takes a model folder")
     if name[:1] in "./~" or not _HUB_ID.fullmatch(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")

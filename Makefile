@@ -1,0 +1,65 @@
+# make demo   install into .venv and run DPO on the embedded model
+# make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
+# make check  lint, format, types;              make fix         mend what can be mended
+
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The BLAS inside MLX's Linux wheel is slow. OpenBLAS, where it is installed, is put in front of it.
+ifeq ($(shell uname),Linux)
+BLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 \
+	/usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblasp.so.0 /usr/lib64/libopenblas.so.0))
+FAST := $(if $(BLAS),LD_PRELOAD=$(BLAS))
+endif
+
+.PHONY: help demo test test-torch check fix install dev
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: install
+	@$(FAST) $(BIN)/mlx_dpo train
+
+test: dev
+	@$(FAST) $(BIN)/python -m pytest -q -m "not torch"
+
+test-torch: $(VENV)/.torch
+	@$(FAST) $(BIN)/python -m pytest -q -m torch
+
+check: dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fix: dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@echo "Installing mlx-dpo into $(VENV) (a minute or two the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "Installing what the tests and checks need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	@echo "Installing PyTorch ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
+	@touch $@
+
+$(VENV)/.made:
+	@for python in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			$$python -m venv $(VENV) || { \
+				echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv"; \
+				exit 1; }; \
+			touch $@; exit 0; \
+		fi; \
+	done; \
+	echo "mlx-dpo needs Python 3.11 or newer, and none was found on the PATH."; exit 1

@@ -1,0 +1,169 @@
+"""What a person types and what comes back: text, one-line errors, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import mlx_dpo
+from mlx_dpo.cli import cli, main
+from tests.runs.conftest import ORACLE, ROWS
+
+MODEL = str(ORACLE)
+TRAIN = ["train", "--model", MODEL, "--data", "pairs.json"]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "typo.toml").write_text("betta = 0.1\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def exit_code(*args: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(args))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def commands(group: click.Command, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    yield name, group
+    if isinstance(group, click.Group):
+        for child, command in group.commands.items():
+            yield from commands(command, f"{name} {child}")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["train", "--beta", "much"], 2, "Invalid value for '--beta': 'much' is not a valid float"),
+        ([*TRAIN, "--beta", "-1"], 2, "--beta: must be above 0, found -1.0"),
+        ([*TRAIN, "--betta", "1"], 2, "No such option '--betta'"),
+        ([*TRAIN, "--epochs", "1", "--steps", "2"], 2, "give one"),
+        (["train", "--model", "absent", "--data", "pairs.json"], 2, "absent: no such model folder"),
+        (["train", "--model", MODEL, "--data", "absent.json"], 2, "absent.json: no such file"),
+        (["train", "--model", MODEL, "--data", "empty.json"], 3, "empty.json: the file is empty"),
+        (["train", "--model", MODEL], 2, "no data given: pass --data"),
+        (["train"], 2, "run from a clone of the repository, or pass --model and --data"),
+        (["train", "typo.toml"], 2, "typo.toml: unknown key 'betta'; did you mean 'beta'"),
+        (["train", "absent.toml"], 2, "absent.toml: not readable: No such file or directory"),
+        ([*TRAIN, "--resume"], 2, "--resume needs --run-dir"),
+        (["data", "preview", "pairs.json", "--model", MODEL, "--row", "99"], 3, "no row 99"),
+        (["data", "preview", "absent.json", "--model", MODEL], 2, "no such file"),
+        (["generate", "--model", "absent", "--prompt", "x"], 2, "no such model folder"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(
+    args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*args) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_every_command_has_help_that_reads_like_documentation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, command in commands(cli):
+        assert exit_code(*name.split(), "--help") == 0
+        assert "Usage: mlx_dpo" + name in capsys.readouterr().out
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.name not in ("max_tokens", "seed"):
+                assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_the_surface_of_train_is_a_decision() -> None:
+    """A new option is meant: this list and docs change with it."""
+    options = {name for p in cli.commands["train"].params for name in p.opts}
+    assert options == {
+        *("config", "--model", "--data", "--eval-data", "--eval-fraction", "--out", "--overwrite"),
+        *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
+        *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
+        *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),
+        *("--reference", "--resume", "--dry-run"),
+    }
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--version") == 0
+    assert mlx_dpo.__version__ in capsys.readouterr().out
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, mlx_dpo.cli;"
+        "print(sorted({'mlx_lm', 'transformers', 'mlx.nn', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = [*TRAIN, "--steps", "4", "--learning-rate", "1e-3", "--out", "out", "--log-every", "2"]
+    assert exit_code(*args) == 0
+    shown = capsys.readouterr()
+    assert "loss 0.693147 = log 2; gradient norm" in shown.err
+    assert "<|end|> closes 28 of 28 answers; 14 pairs read, 0 dropped, 0 cut" in shown.err
+    assert "chosen longer in" in shown.err
+    for part in ("step 2/4", "loss", "margin", "accuracy", "pairs/s", "ETA", "peak"):
+        assert part in shown.err
+    for part in ("reward acc", "log-prob acc", "tone", "format", "SFT", "DPO"):
+        assert part in shown.out
+    assert "mlx_dpo generate --model out" in shown.out
+
+
+def test_an_unusual_beta_and_lopsided_lengths_are_warned_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for row in (rows := json.loads(json.dumps(ROWS))):
+        row["chosen"] += " And so on and so on."
+    Path("long.json").write_text(json.dumps(rows))
+    args = ["train", "--model", MODEL, "--data", "long.json", "--beta", "0.9", "--dry-run"]
+    assert exit_code(*args) == 0
+    shown = capsys.readouterr().err
+    assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
+    assert "warning: length alone nearly predicts the preference" in shown
+
+
+def test_resuming_a_finished_run_says_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run") == 0
+    capsys.readouterr()
+    assert exit_code("train", "--resume", "--run-dir", "run") == 0
+    assert "run: done" in capsys.readouterr().out
+
+
+def test_preview_shows_which_tokens_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("data", "preview", "pairs.json", "--model", MODEL, "--row", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    rejected = lines.index(next(line for line in lines if line.startswith("rejected: ")))
+    closing = [line for line in lines if line.endswith("'<|end|>'")]
+    assert [line.split()[0] for line in closing] == ["0", "1", "1"]  # end of the user turn, answers
+    assert all(line.startswith("  1") for line in lines[rejected + 1 : -2])
+
+
+def test_generate_answers_and_says_when_it_was_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("generate", "--model", MODEL, "--prompt", "Hello", "--max-tokens", "3") == 0
+    assert "cut off after 3 tokens" in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_first_step_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_dpo.runs.run.train", interrupted)
+    assert exit_code(*TRAIN) == 75
+    assert capsys.readouterr().err.strip() == "mlx_dpo: interrupted"

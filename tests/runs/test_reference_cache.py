@@ -1,0 +1,47 @@
+"""Reference log-probs on disk are those of exactly the pairs asked for, or none."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.runs import reference_cache
+
+PAIRS = [PreferenceExample([1, 2], [3], [4, 5]), PreferenceExample([6], [7, 8], [9])]
+LOGPROBS = np.array([[-1.5, -2.5], [-3.5, -4.5]], dtype=np.float32)
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    file = reference_cache.cache_file(tmp_path / "new", "weights", PAIRS, 4)
+    reference_cache.write(file, PAIRS, LOGPROBS)
+    found = reference_cache.read(file, PAIRS)
+    assert found is not None
+    assert np.array_equal(found, LOGPROBS)
+
+
+def test_other_pairs_or_a_damaged_file_are_not_used(tmp_path: Path) -> None:
+    file = tmp_path / "cache.safetensors"
+    reference_cache.write(file, PAIRS, LOGPROBS)
+    assert reference_cache.read(file, PAIRS[::-1]) is None
+    assert reference_cache.read(file, PAIRS[:1]) is None
+    file.write_bytes(file.read_bytes()[:-1])
+    assert reference_cache.read(file, PAIRS) is None
+    assert reference_cache.read(tmp_path / "absent.safetensors", PAIRS) is None
+
+
+def test_the_name_follows_weights_pairs_and_batch_size(tmp_path: Path) -> None:
+    names = {
+        reference_cache.cache_file(tmp_path, weights, pairs, batch)
+        for weights in ("a", "b")
+        for pairs in (PAIRS, PAIRS[::-1])
+        for batch in (1, 4)
+    }
+    assert len(names) == 8
+
+
+def test_ids_that_run_together_are_told_apart(tmp_path: Path) -> None:
+    one = [PreferenceExample([1, 23], [4], [5])]
+    other = [PreferenceExample([12, 3], [4], [5])]
+    assert reference_cache.cache_file(tmp_path, "w", one, 1) != reference_cache.cache_file(
+        tmp_path, "w", other, 1
+    )

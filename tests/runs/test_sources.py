@@ -1,0 +1,44 @@
+"""Where a model name leads: a folder, the hub, or a clear refusal."""
+
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.runs import sources
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for the network, and notes what was asked of it."""
+    asked: list[str] = []
+
+    def refuse(name: str, **options: object) -> str:
+        asked.append(name)
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    return asked
+
+
+def test_an_existing_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert sources.find(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["./owner/name", "/no/where", "~/absent", "a/b/c", "plain", ""])
+def test_a_missing_path_never_asks_the_network(name: str, hub: list[str]) -> None:
+    with pytest.raises(UsageError, match="no such model folder"):
+        sources.find(name)
+    assert hub == []
+
+
+def test_owner_and_name_ask_the_hub_and_say_so_when_it_fails(hub: list[str]) -> None:
+    with pytest.raises(UsageError, match="the hub did not give it: offline"):
+        sources.find("owner/name")
+    assert hub == ["owner/name"]
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        sources.find(tmp_path / "model")
