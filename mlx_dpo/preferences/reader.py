@@ -51,7 +51,7 @@ def read_preferences(path: str | Path) -> list[Preference]:
 def _array_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(path, 0, error) from None
     for number, row in enumerate(rows, 1):
         yield f"{path}: row {number}", row
@@ -63,7 +63,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise _not_json(path, number - 1, error) from None
 
 
@@ -73,7 +73,8 @@ def _not_json(path: Path, lines_before: int, error: ValueError | RecursionError)
             f"{path}:{lines_before + error.lineno}: not JSON: {error.msg} (column {error.colno}); "
             "the file is a JSON array of objects, or one object a line"
         )
-    return DataError(f"{path}:{lines_before + 1}: not usable JSON: nested too deeply")
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return DataError(f"{path}:{lines_before + 1}: not usable JSON: {reason}")
 
 
 def _preference(place: str, row: Any, number: int) -> Preference:

@@ -45,9 +45,9 @@ class ChatFormat:
     @property
     def stop_ids(self) -> set[int]:
         """Tokens at which an answer ends: the closing token and the model's own."""
-        # mlx-lm's wrapper adds those of the generation config.
-        known = getattr(self.tokenizer, "eos_token_ids", None) or {self.tokenizer.eos_token_id}
-        return {self.closing_id, *known} - {None}
+        # mlx-lm's wrapper has a set, with those of the generation config; transformers a number.
+        known = getattr(self.tokenizer, "eos_token_ids", None)
+        return {self.closing_id, *(known if isinstance(known, set) else {known})} - {None}
 
     def prompt_text(self, prompt: Sequence[Message]) -> str:
         """The text up to where the assistant begins to answer."""
@@ -134,7 +134,8 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     always the tokenizer's EOS. Where the template writes none, it is the EOS.
 
     Raises:
-        UsageError: If there is neither a closing token in the template nor an EOS.
+        UsageError: If there is neither a closing token in the template nor an EOS, or the
+            template refuses a plain question and answer.
     """
     has_template = bool(tokenizer.chat_template)
     closing_id = _template_closing_id(tokenizer) if has_template else _course_closing_id(tokenizer)
@@ -208,7 +209,10 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def _template_closing_id(tokenizer: Tokenizer) -> int | None:
     turns = (Message("user", "a"), Message("assistant", _PROBE))
-    text = _render(tokenizer, turns, add_generation_prompt=False)
+    try:
+        text = _render(tokenizer, turns, add_generation_prompt=False)
+    except DataError as error:
+        raise UsageError(f"the model cannot chat: {error}") from None
     after = text.rpartition(_PROBE)[2]
     added = tokenizer.added_tokens_decoder
     for token in tokenizer.encode(after, add_special_tokens=False):
@@ -219,7 +223,8 @@ def _template_closing_id(tokenizer: Tokenizer) -> int | None:
 
 def _course_closing_id(tokenizer: Tokenizer) -> int | None:
     ids = tokenizer.encode("<|end|>", add_special_tokens=False)
-    return int(ids[0]) if len(ids) == 1 else None
+    is_known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    return int(ids[0]) if is_known else None
 
 
 def _render(
