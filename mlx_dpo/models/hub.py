@@ -10,9 +10,6 @@ from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
 
-# What mlx-lm and transformers raise for folders that are not as they must be.
-_LOADING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)
-
 
 def load_folder(folder: Path) -> tuple[nn.Module, Any]:
     """Load a model folder as float32 MLX arrays.
@@ -42,7 +39,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
         model, _ = load_model(folder, lazy=True, model_config=normalised(config))
         model.update(tree_map(_as_float32, model.parameters()))
         mx.eval(model.parameters())
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
         raise UsageError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     return model, tokenizer
 
@@ -58,7 +55,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return load(folder, eos_token_ids=eos_ids)
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # the same for transformers
         raise UsageError(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
 
 
@@ -89,6 +86,10 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Only what has to be added; empty for configs in the older spelling.
     """
+    text = config.get("text_config")
+    if isinstance(text, dict):  # a multimodal model holds its language model's config inside
+        extra = normalised(text)
+        return {"text_config": {**text, **extra}} if extra else {}
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return {}

@@ -17,7 +17,8 @@ from mlx_dpo.errors import StoppedError
 from mlx_dpo.runs import checkpoint
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
-from mlx_dpo.training.trainer import DPOTrainer, Metrics, pair_metrics
+from mlx_dpo.training.metrics import Metrics, pair_metrics
+from mlx_dpo.training.trainer import DPOTrainer
 
 # Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
 # units of beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.

@@ -22,8 +22,9 @@ from mlx_dpo.runs.folder import RunFolder, environment, next_run_dir
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
 from mlx_dpo.training.logprobs import pair_logprobs
+from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
-from mlx_dpo.training.trainer import DPOTrainer, pair_metrics
+from mlx_dpo.training.trainer import DPOTrainer
 
 SHOWN_ANSWERS = 5
 ANSWER_TOKENS = 64
@@ -185,7 +186,8 @@ def _shown_prompts(job: Job) -> list[Preference]:
     for row in rows:
         by_kind.setdefault(row.kind, row)
     pool = list(by_kind.values()) if len(by_kind) >= SHOWN_ANSWERS else rows
-    return [pool[i * len(pool) // SHOWN_ANSWERS] for i in range(min(SHOWN_ANSWERS, len(pool)))]
+    count = min(SHOWN_ANSWERS, len(pool))
+    return [pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]
 
 
 def _answers(job: Job, stop: Stop) -> list[str]:

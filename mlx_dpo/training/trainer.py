@@ -17,12 +17,18 @@ from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.loss import dpo_loss
+from mlx_dpo.training.metrics import (
+    PAIR_METRICS,
+    Metrics,
+    add_weighted,
+    as_floats,
+    pair_metrics,
+)
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
+from mlx_dpo.training.schedule import warmup_cosine
 
-Metrics = dict[str, float]
 AfterStep = Callable[[int, Metrics], None]
 
-EVAL_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
 HISTORY = (
     *("step", "train_loss", "lr", "grad_norm"),
     *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
@@ -139,12 +145,13 @@ class DPOTrainer:
     def lr(self, step: int | None = None) -> float:
         """Learning rate of a step counted from 0: linear warm-up, cosine, then `min_lr`."""
         step = self.step if step is None else step
-        if step >= self.max_steps:
-            return self.min_lr
-        if step < self.warmup_steps:
-            return self.max_lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)
-        return self.min_lr + 0.5 * (self.max_lr - self.min_lr) * (1 + math.cos(math.pi * progress))
+        return warmup_cosine(
+            step,
+            max_lr=self.max_lr,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            max_steps=self.max_steps,
+        )
 
     def train_step(self, examples: Sequence[PreferenceExample] | None = None) -> Metrics:
         """One optimizer step.
@@ -287,7 +294,7 @@ class DPOTrainer:
 
     def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
         """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
-        total = dict.fromkeys(EVAL_METRICS, 0.0)
+        total = dict.fromkeys(PAIR_METRICS, 0.0)
         summed: Any = None
         for start in range(0, len(examples), self.batch_size):
             batch = examples[start : start + self.batch_size]
@@ -298,17 +305,8 @@ class DPOTrainer:
                 grads = tree_map(lambda g, w=weight: g * w, grads)
             summed = grads if summed is None else tree_map(mx.add, summed, grads)
             mx.eval(loss, metrics, summed)
-            _add(total, _floats(loss, metrics), weight)
+            add_weighted(total, as_floats(loss, metrics), weight)
         return total, summed
-
-
-def pair_metrics(
-    policy: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], *, beta: float
-) -> Metrics:
-    """Loss, both rewards, margin and accuracy over N pairs, from log-probs (2, N)."""
-    chosen, rejected = mx.array(policy)
-    ref_chosen, ref_rejected = mx.array(reference)
-    return _floats(*dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta))
 
 
 def _check_positive(**values: float) -> None:
@@ -320,15 +318,6 @@ def _check_positive(**values: float) -> None:
 def _global_norm(grads: Any) -> float:
     squares = [mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
     return float(mx.sqrt(mx.stack(squares).sum()))
-
-
-def _floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
-    return {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
-
-
-def _add(total: Metrics, part: Metrics, weight: float) -> None:
-    for name in total:
-        total[name] += weight * part[name]
 
 
 def _without_loss(metrics: Metrics) -> Metrics:
