@@ -1,0 +1,54 @@
+"""What many tests share: a tiny language model and ragged pairs to train it on."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from hypothesis import settings
+
+from mlx_dpo.records import PreferenceExample
+
+# The same examples every time, and no verdict that depends on how busy the machine is.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+TINY_VOCAB = 64
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[], nn.Module]:
+    """Makes a llama of two layers, the same weights every time."""
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    def make() -> nn.Module:
+        mx.random.seed(0)
+        model: nn.Module = Model(
+            ModelArgs(
+                model_type="llama",
+                hidden_size=32,
+                num_hidden_layers=2,
+                intermediate_size=64,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                rms_norm_eps=1e-5,
+                vocab_size=TINY_VOCAB,
+            )
+        )
+        mx.eval(model.parameters())
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ragged_pairs() -> list[PreferenceExample]:
+    """Ten pairs of many lengths; the first token of a prompt names the pair: 40, 41, ..."""
+    return [
+        PreferenceExample(
+            prompt_ids=[40 + i, *range(1, 2 + i % 4)],
+            chosen_ids=[*range(10, 11 + (3 * i) % 7), 2],
+            rejected_ids=[*range(20, 21 + (5 * i) % 8), 2],
+        )
+        for i in range(10)
+    ]

@@ -1,0 +1,268 @@
+"""Model folders: read as they are meant, or refused in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.models.hub import load_folder, normalised
+from mlx_dpo.models.parameters import named_arrays
+from tests import oracle
+
+MODEL_FOLDER = oracle.FOLDER / "llama" / "model"
+# Long enough for rotary angles of another base to show.
+IDS = mx.arange(10, 90)[None]
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Makes a copy of the oracle's llama; keywords change its config, None removes an entry."""
+
+    def make(name: str = "model", **changes: Any) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(MODEL_FOLDER, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config = {k: v for k, v in {**config, **changes}.items() if v is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+def logits_of(folder: Path) -> Any:
+    return np.array(load_folder(folder)[0](IDS))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UsageError) as raised:
+        load_folder(folder)
+    text = str(raised.value)
+    assert raised.value.exit_code == 2
+    assert text.startswith(str(folder))
+    assert "\n" not in text
+    return text
+
+
+# --- Rotary embeddings: the spelling of transformers 5 -------------------------------------------
+
+
+def test_rope_parameters_are_read_like_a_top_level_theta(make_folder: MakeFolder) -> None:
+    """mlx-lm's llama reads only the old spelling, and goes on with 10000 without a word."""
+    old = logits_of(make_folder("old", rope_theta=500.0))
+    new = logits_of(
+        make_folder(
+            "new", rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+        )
+    )
+    default = logits_of(make_folder("default", rope_theta=None))
+    np.testing.assert_array_equal(new, old)
+    assert np.abs(new - default).max() > 1e-2
+
+
+def test_rope_scaling_inside_rope_parameters_is_read(make_folder: MakeFolder) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    old = logits_of(make_folder("old", rope_theta=500.0, rope_scaling=scaling))
+    new = logits_of(
+        make_folder("new", rope_theta=None, rope_parameters={**scaling, "rope_theta": 500.0})
+    )
+    unscaled = logits_of(make_folder("unscaled", rope_theta=500.0))
+    np.testing.assert_array_equal(new, old)
+    assert np.abs(new - unscaled).max() > 1e-2
+
+
+def test_rope_parameters_of_a_language_model_inside_another_are_read() -> None:
+    """A multimodal config holds the language model's; its other entries stay."""
+    text = {"hidden_size": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert normalised({"model_type": "x", "text_config": text}) == {
+        "text_config": {**text, "rope_theta": 5e5}
+    }
+    assert normalised({"model_type": "x", "text_config": {"rope_theta": 5e5}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (None, {}),
+        ({"rope_type": "default", "rope_theta": 5e5}, {"rope_theta": 5e5}),
+        (
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.4},
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.4},
+        ),
+        (
+            {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+        (
+            {
+                "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+            },
+            {"rope_theta": 2e6, "rope_local_base_freq": 3e4},
+        ),
+    ],
+    ids=["old spelling", "theta", "partial", "scaled", "one set for each kind of layer"],
+)
+def test_only_what_has_to_be_added_is_added(
+    rope: dict[str, Any] | None, expected: dict[str, Any]
+) -> None:
+    assert normalised({"rope_parameters": rope} if rope else {"rope_theta": 7.0}) == expected
+
+
+# --- Precision and tokenizer ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_weights_come_as_float32_with_the_values_of_the_file(
+    make_folder: MakeFolder, dtype: mx.Dtype
+) -> None:
+    folder = make_folder()
+    original = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(original, dict)
+    stored = {name: value.astype(dtype) for name, value in original.items()}
+    mx.eval(stored)
+    mx.save_safetensors(str(folder / "model.safetensors"), stored)
+    parameters = named_arrays(load_folder(folder)[0].parameters())
+    assert parameters.keys() == stored.keys()
+    for name, value in parameters.items():
+        assert value.dtype == mx.float32, name
+        assert mx.array_equal(value, stored[name].astype(mx.float32)), name
+
+
+def test_weights_may_lie_in_several_files(make_folder: MakeFolder) -> None:
+    whole, parts = make_folder("whole"), make_folder("parts")
+    weights = mx.load(str(whole / "model.safetensors"))
+    assert isinstance(weights, dict)
+    names = sorted(weights)
+    for number, some in enumerate((names[:7], names[7:]), 1):
+        file = parts / f"model-{number:05}-of-00002.safetensors"
+        mx.save_safetensors(str(file), {name: weights[name] for name in some})
+    (parts / "model.safetensors").unlink()
+    np.testing.assert_array_equal(logits_of(parts), logits_of(whole))
+
+
+@pytest.mark.parametrize(("eos", "expected"), [(3, {3}), ([3, 4], {3, 4})])
+def test_every_eos_of_the_generation_config_ends_an_answer(
+    make_folder: MakeFolder, eos: Any, expected: set[int]
+) -> None:
+    folder = make_folder()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    assert set(load_folder(folder)[1].eos_token_ids) == expected
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": {"bits": 4, "group_size": 64}},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"text_config": {"quantization_config": {"quant_method": "awq"}}},
+    ],
+    ids=["mlx", "hugging face", "nested"],
+)
+def test_a_quantised_model_is_refused_with_the_way_out(
+    make_folder: MakeFolder, changes: dict[str, Any]
+) -> None:
+    assert "mlx_lm.convert --dequantize" in refusal(make_folder(**changes))
+
+
+def test_code_named_by_a_config_is_never_run(make_folder: MakeFolder) -> None:
+    folder = make_folder(model_file="model.py")
+    (folder / "model.py").write_text("raise SystemExit('this ran')")
+    assert "names code to run" in refusal(folder)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 7, 5_000, -1])
+def test_a_truncated_weights_file_is_refused(make_folder: MakeFolder, num_bytes: int) -> None:
+    file = make_folder() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:num_bytes])
+    assert "not a valid safetensors file" in refusal(file.parent)
+
+
+def test_bytes_after_the_weights_are_refused(make_folder: MakeFolder) -> None:
+    """MLX itself would load such a file."""
+    file = make_folder() / "model.safetensors"
+    with file.open("ab") as end:
+        end.write(b"\0" * 8)
+    assert isinstance(mx.load(str(file)), dict)
+    assert "not a valid safetensors file" in refusal(file.parent)
+
+
+def test_a_tensor_of_another_shape_is_refused(make_folder: MakeFolder) -> None:
+    assert "cannot be loaded" in refusal(make_folder(intermediate_size=128))
+
+
+def test_a_missing_tensor_is_refused(make_folder: MakeFolder) -> None:
+    file = make_folder() / "model.safetensors"
+    weights = mx.load(str(file))
+    assert isinstance(weights, dict)
+    mx.eval(weights)
+    del weights["model.norm.weight"]
+    mx.save_safetensors(str(file), weights)
+    assert "cannot be loaded" in refusal(file.parent)
+
+
+def test_a_config_transformers_refuses_is_refused_in_one_line(make_folder: MakeFolder) -> None:
+    """64 features can't be divided among 6 heads; it is the tokenizer's loader that says so."""
+    assert refusal(make_folder(hidden_size=64))
+
+
+def test_an_unknown_architecture_is_refused_by_name(make_folder: MakeFolder) -> None:
+    assert "abacus" in refusal(make_folder(model_type="abacus"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no config.json"),
+        ("{", "not readable as JSON"),
+        ("[]", "expected a JSON object"),
+        ("[" * 100_000, "not readable as JSON"),
+        ("{}", "cannot be loaded"),
+    ],
+    ids=["missing", "broken", "array", "nested", "empty"],
+)
+def test_a_config_that_is_none_is_refused(
+    make_folder: MakeFolder, content: str | None, message: str
+) -> None:
+    folder = make_folder()
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert message in refusal(folder)
+
+
+def test_a_folder_without_weights_is_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    (folder / "model.safetensors").unlink()
+    assert "no model*.safetensors" in refusal(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no usable tokenizer" in refusal(folder)
+
+
+def test_the_model_is_a_module_called_with_ids() -> None:
+    model, tokenizer = load_folder(MODEL_FOLDER)
+    assert isinstance(model, nn.Module)
+    assert model(IDS).shape == (1, 80, 512)
+    assert tokenizer.decode(tokenizer.encode("The otter")) == "The otter"
