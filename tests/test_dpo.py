@@ -642,6 +642,18 @@ def test_trainer_refuses_an_infinite_gradient_though_the_loss_is_finite(
     assert not trainer.model.weight.any()
 
 
+def test_trainer_refuses_the_policy_as_its_own_reference(
+    make_model: Callable[[], nn.Module], ragged_pairs: Pairs
+) -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match="the policy itself"):
+        DPOTrainer(
+            model, ref_model=model, examples=ragged_pairs, max_seq_len=32, pad_id=0, beta=0.1,
+            batch_size=2, max_steps=1, max_lr=1e-3,
+        )  # fmt: skip
+    assert model.trainable_parameters()
+
+
 def test_trainer_clips_the_global_norm(make_trainer: MakeTrainer, ragged_pairs: Pairs) -> None:
     """Scaled by limit / (norm + 1e-6), all tensors alike, and measured before."""
     pairs = ragged_pairs[:4]

@@ -65,7 +65,7 @@ def pair_logprobs(
     """
     longest = max(len(e.prompt_ids) + max(len(e.chosen_ids), len(e.rejected_ids)) for e in examples)
     cx, cy, cm, rx, ry, rm = pad_and_collate_pref(
-        examples, max_seq_len=min(longest, max_seq_len), pad_id=pad_id
+        examples, max_seq_len=min(max(longest, 2), max_seq_len), pad_id=pad_id
     )
     chosen = sequence_logprob(model(cx), cy, cm)
     rejected = sequence_logprob(model(rx), ry, rm)

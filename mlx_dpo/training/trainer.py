@@ -68,7 +68,7 @@ class DPOTrainer:
 
     Raises:
         ValueError: For no examples, a batch size below 1, ``max_seq_len`` below 2, beta not above
-            0, or not exactly one of `ref_model` and `reference`.
+            0, not exactly one of `ref_model` and `reference`, or a `ref_model` that is the policy.
     """
 
     def __init__(
@@ -104,6 +104,8 @@ class DPOTrainer:
             raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
         if (ref_model is None) == (reference is None):
             raise ValueError("give exactly one of ref_model and reference")
+        if ref_model is model:
+            raise ValueError("ref_model is the policy itself: it would train along; load it twice")
 
         self.model = model
         self.examples = examples
@@ -167,7 +169,10 @@ class DPOTrainer:
         Raises:
             NonFiniteError: If the loss or the gradient norm is not finite. Weights, optimizer,
                 cursor and step are as they were.
+            ValueError: If `examples` is empty.
         """
+        if examples is not None and not examples:
+            raise ValueError("no examples to train on")
         cursor = self.order.state()
         if examples is None:
             examples = [self.examples[i] for i in self.order.next_batch()]

@@ -13,7 +13,7 @@ import pytest
 from mlx_dpo.errors import DataError, StoppedError, UsageError
 from mlx_dpo.runs.loop import FLOOR_WINDOW, Hooks, RewardWatch
 from mlx_dpo.runs.run import RunResult, train
-from mlx_dpo.training.trainer import Metrics
+from mlx_dpo.training.metrics import Metrics
 from tests.runs.conftest import ORACLE, settings
 
 
