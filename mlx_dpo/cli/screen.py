@@ -1,14 +1,13 @@
 """What a training run shows: a header, a progress bar or plain lines, and the result."""
 
-from datetime import timedelta
+import shlex
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from mlx_dpo.cli.terminal import Bar, clock, gigabytes, printable
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
@@ -33,8 +32,7 @@ class Screen(Hooks):
         self.is_terminal = is_terminal
         # Off a terminal a line is as long as it is: logs are searched, not looked at.
         self.console = Console(stderr=True, highlight=False, width=None if is_terminal else 1000)
-        self.progress: Progress | None = None
-        self.task: Any = None
+        self.bar: Bar | None = None
         self.seconds = 0.0
         self.pairs = 0.0
         self.first_step: int | None = None
@@ -93,7 +91,7 @@ class Screen(Hooks):
 
     def scoring(self, done: int, total: int) -> None:
         if self.is_terminal:
-            self._bar(total, "reference log-probs", done, "")
+            self._show_bar("reference log-probs", done, total)
         elif done == total:
             self._line("reference", f"log-probs of {total} pairs computed and kept")
 
@@ -126,16 +124,20 @@ class Screen(Hooks):
         self.first_step = step if self.first_step is None else self.first_step
         done = step + 1
         each = self.seconds / (done - self.first_step)
-        text = (
-            f"loss {metrics['loss']:.4f}  margin {metrics['reward_margin']:+.3f} "
-            f"(chosen {metrics['chosen_reward']:+.3f}, rejected {metrics['rejected_reward']:+.3f})"
-            f"  accuracy {metrics['accuracy']:.2f}  {self.pairs / self.seconds:.1f} pairs/s  "
-            f"ETA {_clock(each * (self.max_steps - done))}  peak {_gigabytes(timing['peak_bytes'])}"
+        figures = (
+            f"loss {metrics['loss']:.4f}  margin {metrics['reward_margin']:+.3f}  chosen "
+            f"{metrics['chosen_reward']:+.3f}  rejected {metrics['rejected_reward']:+.3f}  "
+            f"accuracy {metrics['accuracy']:.2f}"
         )
+        pace = (
+            f"{self.pairs / self.seconds:.1f} pairs/s  ETA {clock(each * (self.max_steps - done))}"
+            f"  peak {gigabytes(timing['peak_bytes'])}"
+        )
+        name = f"step {done}/{self.max_steps}"
         if self.is_terminal:
-            self._bar(self.max_steps, f"step {done}/{self.max_steps}", done, text)
+            self._show_bar(name, done, self.max_steps, pace=pace, figures=figures)
         elif done % self.config.log_every == 0 or done in (1, self.max_steps):
-            self.console.print(f"step {done}/{self.max_steps}  {text}", markup=False)
+            self._print(f"{name}  {figures}  {pace}")
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         self._print(
@@ -152,22 +154,17 @@ class Screen(Hooks):
     def _print(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, soft_wrap=True)
 
-    def _bar(self, total: int, name: str, done: int, text: str) -> None:
-        if self.progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.progress = Progress(*columns, console=self.console)
-            self.task = self.progress.add_task(name, total=total, text="")
-            self.progress.start()
-        self.progress.update(self.task, completed=done, description=name, text=text)
+    def _show_bar(
+        self, name: str, done: int, total: int, *, pace: str = "", figures: str = ""
+    ) -> None:
+        if self.bar is None:
+            self.bar = Bar(self.console)
+        self.bar.update(name, done, total, pace=pace, figures=figures)
 
     def _end_bar(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 def show_result(result: RunResult) -> None:
@@ -184,18 +181,18 @@ def show_result(result: RunResult) -> None:
         console.print(_reading(groups), markup=False)
     console.print()
     for shown in result.answers:
-        console.print(f"  {shown.prompt}", style="bold", markup=False)
-        console.print(f"    SFT  {shown.sft}", markup=False)
-        console.print(f"    DPO  {shown.dpo}\n", markup=False)
+        console.print(f"  {printable(shown.prompt)}", style="bold", markup=False)
+        console.print(f"    SFT  {printable(shown.sft)}", markup=False)
+        console.print(f"    DPO  {printable(shown.dpo)}\n", markup=False)
     console.print(
-        f"{result.seconds:.1f} s of training, peak memory {_gigabytes(result.peak_bytes)}. "
+        f"{result.seconds:.1f} s of training, peak memory {gigabytes(result.peak_bytes)}. "
         f"Metrics are in {result.folder}.",
         markup=False,
     )
     console.print(f"The DPO checkpoint is {job.out}. Next:", markup=False)
-    question = result.answers[0].prompt if result.answers else "Hello"
-    quoted = question.replace('"', '\\"')
-    console.print(f'  mlx_dpo generate --model {job.out} --prompt "{quoted}"', markup=False)
+    question = printable(result.answers[0].prompt) if result.answers else "Hello"
+    command = ["mlx_dpo", "generate", "--model", str(job.out), "--prompt", question]
+    console.print(f"  {shlex.join(command)}", markup=False)
 
 
 def _score_table(groups: list[GroupScore]) -> Table:
@@ -236,11 +233,3 @@ def _reading(groups: list[GroupScore]) -> str:
             "lower --learning-rate or raise --beta."
         )
     return "\n".join(lines)
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

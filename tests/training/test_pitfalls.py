@@ -174,7 +174,7 @@ def test_log_softmax_and_sum_run_in_float32_for_bfloat16_models(name: str) -> No
     policy = oracle.trained_policy(name)
     policy.set_dtype(mx.bfloat16)
     cx, cy, cm, *_ = pad_and_collate_pref(
-        first_pairs(name), max_seq_len=oracle.MAX_SEQ_LEN, pad_id=oracle.PAD_ID
+        first_pairs(name), max_seq_len=longest(first_pairs(name)), pad_id=oracle.PAD_ID
     )
     logits = policy(cx)
     assert logits.dtype == mx.bfloat16

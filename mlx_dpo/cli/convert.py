@@ -1,0 +1,46 @@
+"""`mlx_dpo convert`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("src", metavar="SRC")
+@click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--to", type=click.Choice(["mlx", "torch"]), help="Direction, where SRC leaves it open."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Cast the weights. Default: as SRC holds them.",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Prove the result before it appears: weights bit by bit, logits beside PyTorch's.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace DST if an earlier conversion made it.")
+def convert(
+    src: str, dst: Path, to: str | None, dtype: str | None, verify: bool, overwrite: bool
+) -> None:
+    """Convert a model between PyTorch and MLX, either way, and prove it.
+
+    SRC is a Hugging Face folder, a hub id, an MLX folder (as `train` writes it) or a course
+    artifact. What it is decides the direction: PyTorch's formats become an MLX folder, an MLX
+    folder becomes what it was made from. DST appears complete or not at all.
+
+    \b
+    Examples:
+      mlx_dpo convert path/to/torch-sft models/sft
+      mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
+      mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
+    """
+    from mlx_dpo.convert.conversion import Options
+    from mlx_dpo.convert.conversion import convert as run
+    from mlx_dpo.runs.sources import find
+
+    options = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
+    run(find(src), dst, options, click.echo)
