@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DiskError
 
@@ -16,7 +17,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         DiskError: If it can't be written; a file that was there is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         with temporary.open("wb") as file:
@@ -29,17 +30,45 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it appears as `path` when the block ends well.
-
-    A folder that is there already is replaced only then.
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they are not there yet.
 
     Raises:
-        DiskError: If it can't be written; nothing appears, and what was there stays.
+        DiskError: If it can't be made.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be made: {error.strerror or error}") from None
+
+
+def check_writable(path: Path) -> None:
+    """Find out now whether `path` can be made later.
+
+    Raises:
+        DiskError: If it can't.
+    """
+    make_folder(path.parent)
+    try:
+        with TemporaryDirectory(prefix=".", dir=path.parent):
+            pass
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder under a temporary name; it appears as `path` when the block ends well.
+
+    Args:
+        path: The folder to come.
+        replace: Whether a folder that is there by then is replaced.
+
+    Raises:
+        DiskError: If it can't be written, or is there and may not be replaced; what was there
+            stays as it was.
+    """
+    temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -47,6 +76,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as handle:
                 _flush(handle.fileno())
         _flush_folder(temporary)
+        if path.exists() and not replace:
+            raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
         _put_in_place(temporary, path)
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
@@ -54,9 +85,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _temporary(path: Path) -> Path:
+    # With the process id: two processes that write the same file must not share it.
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
     temporary.rename(path)

@@ -56,6 +56,8 @@ def main(args: list[str] | None = None) -> Any:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
+    except (OSError, RuntimeError, MemoryError) as error:  # the net under the errors we foresaw
+        code = _fail(" ".join(str(error).split()) or type(error).__name__, 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

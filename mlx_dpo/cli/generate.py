@@ -6,7 +6,13 @@ import click
 @click.command()
 @click.option("--model", required=True, metavar="FOLDER", help="A model folder or hub id.")
 @click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Longest answer.",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -14,7 +20,13 @@ import click
     show_default=True,
     help="0 takes the likeliest token each time.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decides what is sampled above temperature 0.",
+)
 def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed: int) -> None:
     """Answer a prompt with a model.
 

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mlx_dpo.cli.terminal import Bar, clock, gigabytes, printable
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
@@ -31,7 +32,9 @@ class Screen(Hooks):
         self.config = config
         self.is_terminal = is_terminal
         # Off a terminal a line is as long as it is: logs are searched, not looked at.
-        self.console = Console(stderr=True, highlight=False, width=None if is_terminal else 1000)
+        self.console = Console(
+            stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
+        )
         self.bar: Bar | None = None
         self.seconds = 0.0
         self.pairs = 0.0
@@ -49,11 +52,11 @@ class Screen(Hooks):
     ) -> None:
         self._end_bar()
 
-    def prepared(self, job: Job, folder: Path) -> None:
+    def prepared(self, job: Job, folder: Path | None) -> None:
         self.max_steps = job.max_steps
         config, bias = job.config, length_bias(job.train.examples)
         size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
-        held_out = f", {len(job.held_out.examples)} held out" if job.held_out.examples else ""
+        held_out = f", {len(job.held_out.examples) or 'none'} held out"
         length = "" if config.steps else f"{config.epochs} epoch{'s'[: config.epochs > 1]} = "
         self._line("model", f"{config.model}  ({size:.1f} M parameters, float32)")
         self._line(
@@ -67,7 +70,7 @@ class Screen(Hooks):
             + f", {length}{job.max_steps} steps, clip {config.grad_clip:g}, "
             f"reference {config.reference}, seed {config.seed}",
         )
-        self._line("run", f"{folder}  ->  {job.out}")
+        self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
         self._line(
             "lengths",
             f"chosen longer in {bias.chosen_longer:.0%} of the pairs, shorter in "
@@ -169,7 +172,7 @@ class Screen(Hooks):
 
 def show_result(result: RunResult) -> None:
     """Print what a finished run changed, where the checkpoint lies and what to type next."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
         console.width = 120
     job = result.job
@@ -196,14 +199,20 @@ def show_result(result: RunResult) -> None:
 
 
 def _score_table(groups: list[GroupScore]) -> Table:
-    table = Table(title="Held-out pairs, before -> after", title_justify="left", box=None)
-    table.add_column("kind")
+    table = Table(
+        title="Held-out pairs, before -> after",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    table.add_column("kind", no_wrap=True)
     for name in ("pairs", "reward acc", "log-prob acc", "margin", "chosen", "rejected"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ranking")
     for group in groups:
         table.add_row(
-            group.name,
+            Text(printable(group.name)),
             str(group.num_pairs),
             f"{group.reward_accuracy:.2f}",
             f"{group.logprob_accuracy_before:.2f} -> {group.logprob_accuracy_after:.2f}",
@@ -226,7 +235,7 @@ def _reading(groups: list[GroupScore]) -> str:
         names = [g.name for g in groups[1:] if g.verdict == verdict]
         if names:
             lines.append(f"ranks {verdict} than before: {', '.join(names)}.")
-    if groups[0].chosen_reward < 0 < groups[0].margin:
+    if groups[0].chosen_reward < -0.05 and groups[0].margin > 0:
         lines.append(
             "The chosen reward is negative: chosen answers lost probability too, only less than "
             "rejected ones. That is common; the margin is what DPO trains. If answers get worse, "

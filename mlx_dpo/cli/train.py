@@ -57,9 +57,11 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
     """
     given = {key: value for key, value in options.items() if value is not None}
     if resume:
-        config = _config_of_run(config, given)
-        if config is None:
+        run_dir = _run_to_resume(given)
+        if (run_dir / "result.json").is_file():
+            click.echo(f"{run_dir}: done; the run had finished, and there is nothing to continue")
             return
+        config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
     from mlx_dpo.cli.screen import Screen, show_result
     from mlx_dpo.runs.run import train as run
@@ -72,13 +74,19 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
         show_result(result)
 
 
-def _config_of_run(config: Path | None, given: dict[str, Any]) -> Path | None:
-    """The config to resume with: the run's own where it has one. None where it is finished."""
+def _run_to_resume(given: dict[str, Any]) -> Path:
     if "run_dir" not in given:
         raise UsageError("--resume needs --run-dir: the folder of the run to continue")
-    run = Path(given["run_dir"])
-    if (run / "result.json").is_file():
-        click.echo(f"{run}: done; the run had finished, and there is nothing to continue")
-        return None
-    own = run / "config.toml"
-    return own if own.is_file() else config
+    return Path(given["run_dir"])
+
+
+def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) -> Path | None:
+    """The settings to resume with: the run's own; before it has any, those given."""
+    own = run_dir / "config.toml"
+    if own.is_file():
+        if config is not None:
+            raise UsageError(f"{own}: the run goes on with these settings; leave {config} out")
+        return own
+    if config is None and "model" not in given:
+        raise UsageError(f"{run_dir}: no run there to continue")
+    return config

@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.files import new_folder
 from mlx_dpo.models.hub import normalised, read_config
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import save_arrays
 
 # What travels beside the weights: tokenizer, chat template, generation settings.
 _COMPANIONS = (
@@ -19,7 +18,9 @@ _COMPANIONS = (
 )
 
 
-def export_folder(model: nn.Module, source: Path, out: Path, record: dict[str, Any]) -> None:
+def export_folder(
+    model: nn.Module, source: Path, out: Path, record: dict[str, Any], *, replace: bool = False
+) -> None:
     """Save `model` with the tokenizer and config of the folder it came from.
 
     Args:
@@ -27,22 +28,20 @@ def export_folder(model: nn.Module, source: Path, out: Path, record: dict[str, A
         source: The folder it was loaded from; only read.
         out: The new folder; it appears whole or not at all.
         record: Where the model came from and how, written as ``dpo.json``.
+        replace: Whether `out` may exist.
 
     Raises:
-        DiskError: If it can't be written.
+        DiskError: If it can't be written, or exists and may not.
     """
     config = read_config(source)
     # Both spellings, because mlx-lm reads one and transformers 5 the other.
     config |= normalised(config)
     config |= {key: "float32" for key in ("torch_dtype", "dtype") if key in config}
-    with new_folder(out) as folder:
+    with new_folder(out, replace=replace) as folder:
         for pattern in _COMPANIONS:
             for file in sorted(source.glob(pattern)):
-                shutil.copyfile(file, folder / file.name)
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "dpo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        mx.save_safetensors(
-            str(folder / "model.safetensors"),
-            named_arrays(model.parameters()),
-            metadata={"format": "mlx"},
-        )
+        save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.models.hub import num_positions
+
 
 def generate_ids(
     model: nn.Module,
@@ -20,7 +22,7 @@ def generate_ids(
         model: Called as ``model(ids, cache=...)``.
         prompt_ids: At least one id.
         stop_ids: Ids that end the answer.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer; less where the model's positions end before.
         temperature: 0 takes the likeliest token each time; otherwise MLX's random state decides.
 
     Returns:
@@ -29,6 +31,9 @@ def generate_ids(
     from mlx_lm.generate import generate_step
     from mlx_lm.sample_utils import make_sampler
 
+    positions = num_positions(model)
+    if positions is not None:  # past its last position a model reads whatever lies in memory there
+        max_tokens = min(max_tokens, max(0, positions - len(prompt_ids)))
     tokens = generate_step(
         mx.array(list(prompt_ids)),
         model,

@@ -1,6 +1,8 @@
 """Models in Hugging Face layout: the only importer of mlx-lm's loaders."""
 
+import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,18 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.parameters import check_safetensors, fingerprint
+
+# What models call their tables of learned positions and of tokens.
+_POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
+_TOKENS = (
+    "embed_tokens",
+    "wte",
+    "token_embed",
+    "tok_embeddings",
+    "embed_in",
+    "word_embeddings",
+)
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Any]:
@@ -40,7 +54,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
         model.update(tree_map(_as_float32, model.parameters()))
         mx.eval(model.parameters())
     except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
-        raise UsageError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+        raise UsageError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
     return model, tokenizer
 
 
@@ -54,9 +68,10 @@ def load_tokenizer(folder: Path) -> Any:
     from mlx_lm.utils import load_tokenizer as load
 
     try:
-        return load(folder, eos_token_ids=eos_ids)
+        # Left unset, transformers asks at a terminal whether to run code that the folder brings.
+        return load(folder, {"trust_remote_code": False}, eos_token_ids=eos_ids)
     except Exception as error:  # the same for transformers
-        raise UsageError(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
+        raise UsageError(f"{folder}: no usable tokenizer: {_one_line(error)}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -71,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder}: no config.json; a model folder holds one") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not readable as JSON: {_first_line(error)}") from None
+        raise UsageError(f"{path}: not readable as JSON: {_one_line(error)}") from None
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected a JSON object")
     return config
@@ -96,13 +111,59 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rope.get("full_attention"), dict):  # one set for each kind of layer (Gemma 3)
         extra = normalised({"rope_parameters": rope["full_attention"]})
         local = rope.get("sliding_attention") or {}
-        if "rope_theta" in local:
+        if local.get("rope_theta") is not None:
             extra["rope_local_base_freq"] = local["rope_theta"]
         return extra
-    extra = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    known = ("rope_theta", "partial_rotary_factor")
+    extra = {key: rope[key] for key in known if rope.get(key) is not None}
     if rope.get("rope_type", "default") != "default":
         extra["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     return extra
+
+
+def model_digest(model: nn.Module, folder: Path) -> str:
+    """sha256 of all that decides a model's log-probs: parameters, config, and mlx-lm's version."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    digest.update(json.dumps(read_config(folder), sort_keys=True).encode())
+    digest.update(version("mlx-lm").encode())
+    return digest.hexdigest()
+
+
+def check_ids(model: nn.Module, folder: Path, *, largest_id: int, longest: int) -> None:
+    """Refuse token ids and lengths the model has no row for: MLX reads past the end unasked.
+
+    Args:
+        model: The model.
+        folder: Where it came from, for the message.
+        largest_id: Largest token id it will meet.
+        longest: Longest sequence it will meet.
+
+    Raises:
+        UsageError: If it can't embed them.
+    """
+    positions, tokens = _table_rows(model, _POSITIONS), _table_rows(model, _TOKENS)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"{folder}: has {positions} positions, and the longest row needs {longest}; "
+            f"pass --max-length {positions}"
+        )
+    if tokens is not None and largest_id >= tokens:
+        raise UsageError(
+            f"{folder}: its tokenizer gives id {largest_id}, and its embedding ends at "
+            f"{tokens - 1}: the tokenizer is not this model's"
+        )
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Length of a model's table of learned positions; None where it has none."""
+    return _table_rows(model, _POSITIONS)
+
+
+def _table_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names and isinstance(module, nn.Embedding):
+            return int(module.weight.shape[0])
+    return None
 
 
 def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
@@ -118,20 +179,11 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_weight_files(folder: Path) -> None:
-    """Let the strict parser see each file first: MLX accepts malformed ones."""
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise UsageError(f"{folder}: no model*.safetensors in it")
     for file in files:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"{file}: not a valid safetensors file: {_first_line(error)}"
-            ) from None
+        check_safetensors(file)
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
@@ -139,7 +191,7 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
     if generation.exists():
         try:
             return json.loads(generation.read_text(encoding="utf-8"))["eos_token_id"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
     return config.get("eos_token_id")
 
@@ -148,6 +200,6 @@ def _as_float32(value: mx.array) -> mx.array:
     return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

@@ -1,12 +1,15 @@
-"""The arrays of a model or optimizer, by name."""
+"""The arrays of a model or optimizer, by name: in memory and in files."""
 
 import hashlib
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+
+from mlx_dpo.errors import DiskError, UsageError
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
@@ -22,3 +25,42 @@ def fingerprint(model: nn.Module) -> str:
         # As bytes, because bfloat16 has no NumPy type.
         digest.update(np.array(value.reshape(-1).view(mx.uint8)).data)
     return digest.hexdigest()
+
+
+def save_arrays(file: Path, tree: Any, metadata: dict[str, str] | None = None) -> None:
+    """Write the arrays of a tree as safetensors.
+
+    Raises:
+        DiskError: If it can't be written.
+    """
+    try:
+        mx.save_safetensors(str(file), named_arrays(tree), metadata)
+    except (RuntimeError, OSError) as error:  # MLX says RuntimeError for a full disk
+        raise DiskError(f"{file}: not written: {error}") from None
+
+
+def load_arrays(file: Path) -> dict[str, mx.array]:
+    """Read a safetensors file whole.
+
+    Raises:
+        UsageError: If it is missing or malformed.
+    """
+    check_safetensors(file)
+    arrays = cast("dict[str, mx.array]", mx.load(str(file)))
+    mx.eval(arrays)  # MLX reads files lazily: now, before anything can replace them
+    return arrays
+
+
+def check_safetensors(file: Path) -> None:
+    """Let the strict parser see a file before MLX, which accepts malformed ones.
+
+    Raises:
+        UsageError: If it is missing or malformed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file}: not a valid safetensors file: {error}") from None

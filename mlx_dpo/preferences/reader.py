@@ -31,10 +31,10 @@ def read_preferences(path: str | Path) -> list[Preference]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         reasons = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
-        reason = reasons.get(type(error), "not readable")
-        raise UsageError(f"{path}: {reason}; --data takes a .json or .jsonl file") from None
+        reason = reasons.get(type(error), f"not readable: {error.strerror}")
+        raise UsageError(f"{path}: {reason}; pairs are a .json or .jsonl file") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
@@ -84,7 +84,7 @@ def _preference(place: str, row: Any, number: int) -> Preference:
         raise DataError(f"{place}: has both 'prompt' and 'user'; keep one")
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
-        raise DataError(f"{place}: key {missing[0]!r} is missing; found {', '.join(sorted(row))}")
+        raise DataError(f"{place}: key {missing[0]!r} is missing; found {sorted(row)[:10]}")
     chosen = _messages(place, "chosen", row["chosen"], role="assistant")
     rejected = _messages(place, "rejected", row["rejected"], role="assistant")
     prompt_key = "user" if "user" in row else "prompt"

@@ -230,8 +230,6 @@ def _course_closing_id(tokenizer: Tokenizer) -> int | None:
 def _render(
     tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> str:
-    from jinja2 import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(
             [message._asdict() for message in messages],
@@ -239,9 +237,9 @@ def _render(
             add_generation_prompt=add_generation_prompt,
         )
         return text
-    except (TemplateError, TypeError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"the chat template refuses the conversation: {first}") from None
+    except Exception as error:  # a template is a program, and can fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"the chat template refuses the conversation: {reason}") from None
 
 
 def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:

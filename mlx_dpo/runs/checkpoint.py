@@ -11,7 +11,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import new_folder
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from mlx_dpo.training.trainer import DPOTrainer
 
 KEPT = 2
@@ -34,12 +34,8 @@ def save(run: Path, trainer: DPOTrainer, identity: dict[str, Any]) -> Path:
     """
     path = run / f"step-{trainer.step:06d}"
     with new_folder(path) as folder:
-        mx.save_safetensors(
-            str(folder / "weights.safetensors"), named_arrays(trainer.model.trainable_parameters())
-        )
-        mx.save_safetensors(
-            str(folder / "optimizer.safetensors"), named_arrays(trainer.optimizer.state)
-        )
+        save_arrays(folder / "weights.safetensors", trainer.model.trainable_parameters())
+        save_arrays(folder / "optimizer.safetensors", trainer.optimizer.state)
         state = {"trainer": trainer.state(), "random": _random_seed(), "identity": identity}
         (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for old in _checkpoints(run)[:-KEPT]:
@@ -56,32 +52,67 @@ def restore(checkpoint: Path, trainer: DPOTrainer, identity: dict[str, Any]) -> 
     """Put a trainer where a checkpoint was written.
 
     Raises:
-        UsageError: If the run differs from the one that wrote it; the message names what differs.
+        UsageError: If the checkpoint is damaged, or the run differs from the one that wrote it;
+            the message names what differs.
     """
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(checkpoint)
     for key, value in identity.items():
         if state["identity"].get(key) != value:
             raise UsageError(
                 f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
                 f"{state['identity'].get(key)}, now {value}; start a new --run-dir"
             )
-    weights = _load(checkpoint / "weights.safetensors")
-    optimizer = _load(checkpoint / "optimizer.safetensors")
+    weights = _read_arrays(checkpoint, "weights", trainer.model.trainable_parameters())
+    optimizer = _read_arrays(checkpoint, "optimizer", trainer.optimizer.state)
     trainer.model.load_weights(list(weights.items()), strict=False)
     trainer.optimizer.state = tree_unflatten(list(optimizer.items()))
+    mx.eval(trainer.model.parameters(), trainer.optimizer.state)
     mx.random.seed(state["random"])
     trainer.restore(state["trainer"])
 
 
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        numbers = [state["trainer"][key] for key in ("step", "epoch", "position")]
+        if all(type(n) is int for n in (*numbers, state["random"])) and state["identity"].get:
+            return cast("dict[str, Any]", state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise _damaged(checkpoint, "state.json is missing or not as it was written")
+
+
+def _read_arrays(checkpoint: Path, name: str, expected: Any) -> dict[str, mx.array]:
+    """The arrays of a file, which must have exactly the names, shapes and dtypes expected."""
+    try:
+        found = load_arrays(checkpoint / f"{name}.safetensors")
+    except UsageError as error:
+        raise _damaged(checkpoint, str(error)) from None
+    wanted = named_arrays(expected)
+    for key in sorted(found.keys() ^ wanted.keys()):
+        problem = "missing from" if key in wanted else "not expected in"
+        raise _damaged(checkpoint, f"{key} is {problem} {name}.safetensors")
+    for key, array in found.items():
+        if (array.shape, array.dtype) != (wanted[key].shape, wanted[key].dtype):
+            raise _damaged(
+                checkpoint,
+                f"{key} is {array.dtype} {array.shape}, expected {wanted[key].dtype} "
+                f"{wanted[key].shape}",
+            )
+    return found
+
+
+def _damaged(checkpoint: Path, problem: str) -> UsageError:
+    return UsageError(
+        f"{checkpoint}: damaged: {problem}; delete this folder to continue from the one before"
+    )
+
+
 def _checkpoints(run: Path) -> list[Path]:
+    if not run.is_dir():
+        return []
     found = [(int(m[1]), p) for p in run.iterdir() if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
-
-
-def _load(file: Path) -> dict[str, mx.array]:
-    arrays = cast("dict[str, mx.array]", mx.load(str(file)))
-    mx.eval(arrays)  # MLX reads files lazily: now, before anything can replace them
-    return arrays
 
 
 def _random_seed() -> int:

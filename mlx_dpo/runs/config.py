@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, gt, lt
@@ -63,15 +64,13 @@ class RunConfig:
         choices=("cached", "copy"),
     )
 
-    @property
-    def name(self) -> str:
-        """The model's name, for default folders."""
-        return Path(self.model or "").name
-
     def to_toml(self) -> str:
-        """The settings as TOML; those that are unset are left out."""
+        """The settings as TOML, to be read by `read_toml`; those that are unset are left out."""
+        settings = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.steps is not None:
+            del settings["epochs"]
         # JSON's spelling of text, numbers and booleans is TOML's as well.
-        lines = [f"{key} = {json.dumps(v)}" for key, v in asdict(self).items() if v is not None]
+        lines = [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in settings.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -128,7 +127,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UsageError(f"{path}: not readable: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]
     for key, value in settings.items():
@@ -154,6 +153,8 @@ def _check_value(place: str, key: str, value: Any) -> Any:
         raise UsageError(
             f"{place}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{place}: must be a finite number, found {value}")
     rules = next(f for f in fields(RunConfig) if f.name == key).metadata
     limits: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
     for rule, holds in limits.items():

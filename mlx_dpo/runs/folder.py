@@ -4,6 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import write_file
+from mlx_dpo.files import make_folder, write_file
 
 
 class RunFolder:
@@ -26,15 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"{path}: cannot be made: {error.strerror}") from None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.path / "result.json").is_file()
+        make_folder(path)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file of the folder whole."""
@@ -43,10 +36,6 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder whole."""
         write_file(self.path / name, text)
-
-    def read_json(self, name: str) -> Any:
-        """Read a file that `write_json` wrote."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
@@ -61,26 +50,33 @@ class RunFolder:
         for name in ("metrics.jsonl", "timings.jsonl"):
             file = self.path / name
             if file.is_file():
-                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+                text = file.read_text(encoding="utf-8", errors="replace")
+                lines = text.splitlines(keepends=True)
                 write_file(file, "".join(_lines_before(lines, step)))
 
 
 def _lines_before(lines: Iterable[str], step: int) -> Iterable[str]:
     for line in lines:
-        # A line without its end is what a killed run left half written.
-        if line.endswith("\n") and json.loads(line)["step"] < step:
-            yield line
+        with suppress(ValueError, TypeError, KeyError):  # what a killed run left half written
+            if line.endswith("\n") and json.loads(line)["step"] < step:
+                yield line
 
 
-def next_run_dir(name: str, parent: Path = Path("runs")) -> Path:
-    """``runs/<name>-<n>`` with the first n above every one in use."""
+def new_run_dir(name: str, parent: Path = Path("runs")) -> Path:
+    """Make and return ``runs/<name>-<n>`` with the first n above every one in use."""
+    make_folder(parent)
     pattern = re.compile(re.escape(name) + r"-(\d+)")
-    taken = [
-        int(match[1])
-        for entry in (parent.iterdir() if parent.is_dir() else ())
-        if (match := pattern.fullmatch(entry.name))
-    ]
-    return parent / f"{name}-{max(taken, default=0) + 1}"
+    taken = [int(m[1]) for entry in parent.iterdir() if (m := pattern.fullmatch(entry.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = parent / f"{name}-{number}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another run began at the same moment
+            number += 1
+        except OSError as error:
+            raise DiskError(f"{path}: cannot be made: {error.strerror}") from None
 
 
 def environment() -> dict[str, Any]:

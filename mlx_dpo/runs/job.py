@@ -2,21 +2,23 @@
 
 import hashlib
 import math
+import os
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.hub import check_ids, load_folder, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format, encode_preferences
 from mlx_dpo.records import EncodedPairs, Preference
 from mlx_dpo.runs.config import PLACES, RunConfig
-from mlx_dpo.runs.sources import find
+from mlx_dpo.runs.sources import find, name_of
 from mlx_dpo.training.reference import example_digest
 
 SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
@@ -28,10 +30,12 @@ class Job:
 
     Attributes:
         config: The settings.
+        name: The model's name.
         source: Folder of the SFT model; only read.
         out: Folder the finished checkpoint will have.
         policy: The model that trains.
-        weights: Fingerprint of the policy before training, which is the reference's.
+        weights: Fingerprint of the parameters before training, which are the reference's.
+        model: Digest of all that decides the reference's log-probs: weights, config, code.
         chat: The model's conversation format.
         train: Training pairs.
         held_out: Held-out pairs, possibly none.
@@ -39,10 +43,12 @@ class Job:
     """
 
     config: RunConfig
+    name: str
     source: Path
     out: Path
     policy: nn.Module
     weights: str
+    model: str
     chat: ChatFormat
     train: EncodedPairs
     held_out: EncodedPairs
@@ -52,7 +58,7 @@ class Job:
         """What a resumed run must share with the one it continues."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in PLACES}
         settings |= {"epochs": None, "steps": self.max_steps}
-        return {**settings, "model": self.weights, "data": self.data_digest()}
+        return {**settings, "model": self.model, "data": self.data_digest()}
 
     def data_digest(self) -> str:
         """sha256 over the token ids of every pair, training and held out, in order."""
@@ -81,8 +87,10 @@ def prepare(config: RunConfig) -> Job:
     assert config.model is not None
     assert config.data is not None
     source = find(config.model)
-    out = Path(config.out or f"checkpoints/{source.resolve().name}-dpo")
-    _check_out(out, source, config.overwrite)
+    name = name_of(config.model)
+    out = Path(config.out or f"checkpoints/{name}-dpo")
+    run = Path(config.run_dir or f"runs/{name}")
+    check_places(source, out, run, overwrite=config.overwrite)
     train, held = _split(config, read_preferences(config.data))
     policy, tokenizer = load_folder(source)
     chat = chat_format(tokenizer)
@@ -95,17 +103,21 @@ def prepare(config: RunConfig) -> Job:
         )
     per_step = config.batch_size * config.grad_accumulation
     per_epoch = math.ceil(len(encoded.examples) / per_step)
-    return Job(
+    job = Job(
         config=config,
+        name=name,
         source=source,
         out=out,
         policy=policy,
         weights=fingerprint(policy),
+        model=model_digest(policy, source),
         chat=chat,
         train=encoded,
         held_out=encode_preferences(held, chat, max_length=config.max_length),
         max_steps=config.steps or config.epochs * per_epoch,
     )
+    _check_ids(job)
+    return job
 
 
 def _split(
@@ -126,10 +138,35 @@ def _split(
     return train, [p for p, is_out in zip(preferences, out, strict=True) if is_out]
 
 
-def _check_out(out: Path, source: Path, overwrite: bool) -> None:
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out}: --out is the model itself, and that is never written to")
-    if out.exists() and not overwrite:
+def _check_ids(job: Job) -> None:
+    examples = [*job.train.examples, *job.held_out.examples]
+    check_ids(
+        job.policy,
+        job.source,
+        largest_id=max(max(ids, default=0) for example in examples for ids in example),
+        longest=max(len(e.prompt_ids) + max(map(len, e[1:])) for e in examples),
+    )
+
+
+def check_places(source: Path, out: Path, run: Path, *, overwrite: bool) -> None:
+    """Refuse folders that would write into one another, or over somebody's work.
+
+    Args:
+        source: The model.
+        out: Where the finished checkpoint goes.
+        run: Where the run goes.
+        overwrite: Whether an `out` that a run made may be replaced.
+
+    Raises:
+        UsageError: If they overlap, or `out` is there and may not be replaced.
+    """
+    named = [("--model", source), ("--out", out), ("--run-dir", run)]
+    for (one, a), (other, b) in combinations([(n, p.resolve()) for n, p in named], 2):
+        if a == b or a in b.parents or b in a.parents:
+            raise UsageError(f"{other} {b} and {one} {a} overlap; the three folders must be apart")
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
         raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another --out")
-    if out.exists() and not (out / "dpo.json").is_file():
+    if out.is_symlink() or not (out / "dpo.json").is_file():
         raise UsageError(f"{out}: exists and no run made it (no dpo.json); choose another --out")

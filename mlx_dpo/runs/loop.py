@@ -29,8 +29,8 @@ FLOOR_WINDOW = 10  # steps averaged before the floor is judged
 class Hooks:
     """What a run tells while it goes; each call does nothing here. The screen overrides them."""
 
-    def prepared(self, job: Job, folder: Path) -> None:
-        """Data and model are read."""
+    def prepared(self, job: Job, folder: Path | None) -> None:
+        """Data and model are read; `folder` is None in a dry run."""
 
     def scoring(self, done: int, total: int) -> None:
         """The reference pass has scored `done` of `total` pairs."""
@@ -154,7 +154,8 @@ class Loop:
         if self.job.held_out.examples and (done % config.eval_every == 0 or last):
             self._evaluate(step)
         stopping = self.stop.asked and not last
-        if stopping or (done % config.save_every == 0 and not last):
+        # The last step too: should the finished model not be written, nothing is lost.
+        if stopping or last or done % config.save_every == 0:
             checkpoint.save(self.folder.path, self.trainer, self.job.identity())
         if stopping:
             raise StoppedError(

@@ -13,48 +13,45 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from mlx_dpo.files import write_file
+from mlx_dpo.files import make_folder, write_file
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.reference import example_digest
 
+FOLDER = Path("runs/.reference")  # one for all runs, so that they share it
 SCORING_PATH = "plain-1"  # changes whenever the way of scoring changes a bit of a log-prob
 
 
-def cache_file(
-    parent: Path, weights: str, examples: Sequence[PreferenceExample], batch_size: int
-) -> Path:
-    """Where the log-probs of these pairs under these weights lie.
+def cache_file(model: str, examples: Sequence[PreferenceExample], batch_size: int) -> Path:
+    """Where the log-probs of these pairs under this model lie.
 
     Args:
-        parent: The folder of all such files.
-        weights: Fingerprint of the reference model.
+        model: Digest of the reference model.
         examples: The pairs, after truncation.
         batch_size: Pairs per forward; other shapes move a log-prob in its last bits.
     """
     digest = hashlib.sha256()
     device: Any = mx.default_device()
-    for part in (weights, SCORING_PATH, version("mlx"), str(device), str(batch_size)):
+    for part in (model, SCORING_PATH, version("mlx"), str(device), str(batch_size)):
         digest.update(f"{part}\n".encode())
     for example in examples:
         digest.update(example_digest(example))
-    return parent / f"{digest.hexdigest()[:32]}.safetensors"
+    return FOLDER / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def read(file: Path, examples: Sequence[PreferenceExample]) -> npt.NDArray[np.float32] | None:
-    """float32 (2, N) if the file holds these pairs, else None."""
+    """float32 (2, N) if the file holds these pairs and is undamaged, else None."""
     try:
-        tensors = load_file(file)
+        with safe_open(file, framework="numpy") as tensors:
+            checksum = (tensors.metadata() or {}).get("sha256")
+            logprobs, pairs = tensors.get_tensor("logprobs"), tensors.get_tensor("pairs")
     except (OSError, SafetensorError):
         return None
-    logprobs, pairs = tensors.get("logprobs"), tensors.get("pairs")
-    if logprobs is None or pairs is None or not np.array_equal(pairs, _digests(examples)):
-        return None
-    if logprobs.shape != (2, len(examples)) or logprobs.dtype != np.float32:
-        return None
     found: npt.NDArray[np.float32] = logprobs
+    if checksum != _checksum(found) or not np.array_equal(pairs, _digests(examples)):
+        return None
     return found
 
 
@@ -66,8 +63,14 @@ def write(
     Raises:
         DiskError: If the file can't be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, save({"logprobs": logprobs, "pairs": _digests(examples)}))
+    make_folder(file.parent)
+    tensors = {"logprobs": logprobs, "pairs": _digests(examples)}
+    write_file(file, save(tensors, metadata={"sha256": _checksum(logprobs)}))
+
+
+def _checksum(logprobs: npt.NDArray[np.float32]) -> str:
+    """One flipped bit in a safetensors file is accepted by every reader."""
+    return hashlib.sha256(logprobs.tobytes()).hexdigest()
 
 
 def _digests(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.uint8]:

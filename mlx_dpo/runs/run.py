@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
+from mlx_dpo.files import check_writable, make_folder
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.hub import load_folder
 from mlx_dpo.models.parameters import fingerprint
@@ -18,13 +19,15 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs import checkpoint, reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.folder import RunFolder, environment, next_run_dir
+from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
 from mlx_dpo.training.trainer import DPOTrainer
+
+Scores = npt.NDArray[np.float32]
 
 SHOWN_ANSWERS = 5
 ANSWER_TOKENS = 64
@@ -56,8 +59,8 @@ class RunResult:
 
     job: Job
     folder: Path
-    policy: npt.NDArray[np.float32]
-    reference: npt.NDArray[np.float32]
+    policy: Scores
+    reference: Scores
     answers: list[BeforeAfter]
     seconds: float
     peak_bytes: int
@@ -84,21 +87,20 @@ def train(
     mx.reset_peak_memory()
     with stop_on_signal() as stop:
         job = prepare(config)
-        path = Path(config.run_dir or next_run_dir(job.source.resolve().name))
-        if (path / "config.toml").exists() and not resume:
-            raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
+        path = _run_dir(job, resume=resume, dry_run=dry_run)
         hooks.prepared(job, path)
-        trainer = _make_trainer(job, path, hooks, stop, keep=not dry_run)
-        saved = checkpoint.latest(path) if resume and path.is_dir() else None
-        if saved is None:
-            _check_start(job, trainer, hooks)
-        if dry_run:
-            return None
-        folder = RunFolder(path)
-        _describe(job, folder)
-        sft_answers = _answers(job, stop)
+        trainer = _make_trainer(job, hooks, stop, keep=not dry_run)
+        sft_answers = [] if dry_run else _answers(job, stop)
+        saved = checkpoint.latest(path) if resume and path else None
         if saved is not None:
             checkpoint.restore(saved, trainer, job.identity())
+        else:
+            _check_start(job, trainer, hooks)
+        if dry_run or path is None:
+            return None
+        folder = RunFolder(path)
+        if saved is None:
+            _describe(job, folder)
         if resume:
             hooks.resumed(trainer.step)
         folder.cut_to(trainer.step)
@@ -107,13 +109,31 @@ def train(
         return _finish(loop, sft_answers)
 
 
-def _make_trainer(job: Job, run: Path, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
+def _run_dir(job: Job, *, resume: bool, dry_run: bool) -> Path | None:
+    """The run's folder, made before anything is computed; None for a dry run without one."""
+    if job.config.run_dir is None:
+        path = None if dry_run else new_run_dir(job.name)
+    else:
+        path = Path(job.config.run_dir)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path}: is a file; --run-dir takes a folder")
+        if (path / "config.toml").exists() and not resume:
+            raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
+        if path.is_dir() and any(path.iterdir()) and not (path / "config.toml").exists():
+            raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
+    if path is not None and not dry_run:
+        make_folder(path)
+        check_writable(job.out)
+    return path
+
+
+def _make_trainer(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
     config = job.config
     copy = config.reference == "copy"
     return DPOTrainer(
         job.policy,
         ref_model=load_folder(job.source)[0] if copy else None,
-        reference=None if copy else _cached(job, run.parent / ".reference", hooks, stop, keep=keep),
+        reference=None if copy else _cached(job, hooks, stop, keep=keep),
         examples=job.train.examples,
         max_seq_len=config.max_length,
         pad_id=pad_id_of(job.chat.tokenizer),
@@ -130,10 +150,10 @@ def _make_trainer(job: Job, run: Path, hooks: Hooks, stop: Stop, *, keep: bool) 
     )
 
 
-def _cached(job: Job, parent: Path, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
+def _cached(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
     """Reference log-probs of every pair: from disk, or by the policy while it is untrained."""
     examples = [*job.train.examples, *job.held_out.examples]
-    file = reference_cache.cache_file(parent, job.weights, examples, job.config.batch_size)
+    file = reference_cache.cache_file(job.model, examples, job.config.batch_size)
     logprobs = reference_cache.read(file, examples)
     if logprobs is None:
         done = 0
@@ -160,17 +180,20 @@ def _cached(job: Job, parent: Path, hooks: Hooks, stop: Stop, *, keep: bool) -> 
 
 def _check_start(job: Job, trainer: DPOTrainer, hooks: Hooks) -> None:
     start = trainer.check_start()
-    hooks.checked(job, start)
-    if not math.isfinite(start["loss"]) or start["largest_reward"] > start["allowed_reward"]:
+    if not (math.isfinite(start["loss"]) and math.isfinite(start["grad_norm"])):
+        raise NonFiniteError(
+            f"self-check: the loss starts at {start['loss']} with gradient norm "
+            f"{start['grad_norm']}: the weights of {job.config.model} are not usable"
+        )
+    if start["largest_reward"] > start["allowed_reward"]:
         raise MlxDpoError(
             f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
             f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "
-            "the first update; nothing was trained"
+            f"the first update; nothing was trained. Delete {reference_cache.FOLDER} and try again"
         )
     if not start["grad_norm"] > 0:
-        raise MlxDpoError(
-            "self-check: the gradient of the first batch is zero: its pairs teach nothing"
-        )
+        raise MlxDpoError("self-check: the gradient of the first pairs is zero: they teach nothing")
+    hooks.checked(job, start)
 
 
 def _describe(job: Job, folder: RunFolder) -> None:
@@ -198,11 +221,18 @@ def _answers(job: Job, stop: Stop) -> list[str]:
     return texts
 
 
+def _scores(job: Job, trainer: DPOTrainer) -> tuple[Scores, Scores]:
+    if not job.held_out.examples:
+        return np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)
+    return trainer.score_pairs(job.held_out.examples)
+
+
 def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
     job, trainer, folder = loop.job, loop.trainer, loop.folder
     if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights:
         raise MlxDpoError("the reference changed during the run: its results can't be trusted")
-    policy, reference = loop.scores or (np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32))
+    # A run that stopped between its last step and here is resumed with nothing left to train.
+    policy, reference = loop.scores or _scores(job, trainer)
     dpo_answers = _answers(job, Stop())
     answers = [
         BeforeAfter(row.question, row.kind, sft, dpo)
@@ -223,7 +253,7 @@ def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
         "held_out": results,
         "environment": environment(),
     }
-    export_folder(trainer.model, job.source, job.out, record)
+    export_folder(trainer.model, job.source, job.out, record, replace=job.config.overwrite)
     folder.write_json("held_out.json", held_out)
     # Last: its presence says that the run is finished.
     folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+_HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 
 
 def load(path: str | Path) -> "tuple[nn.Module, Any]":
@@ -46,7 +46,10 @@ def find(path: str | Path) -> Path:
         UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
     """
     name = str(path)
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{name}: no such user") from None
     if name and folder.is_dir():
         return folder
     if name and folder.exists():
@@ -54,6 +57,12 @@ def find(path: str | Path) -> Path:
     if name[:1] in "./~" or not _HUB_ID.fullmatch(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
     return _download(name)
+
+
+def name_of(path: str | Path) -> str:
+    """A model's name, for the folders of its runs: the last part of its path or hub id."""
+    folder = Path(path).expanduser()
+    return folder.resolve().name if folder.is_dir() else folder.name
 
 
 def _download(name: str) -> Path:

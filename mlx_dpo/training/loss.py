@@ -29,7 +29,16 @@ def dpo_loss(
         The loss, float32 (), and float32 () means over the batch: ``chosen_reward``,
         ``rejected_reward``, ``reward_margin``, and ``accuracy``, the share of pairs whose chosen
         reward is strictly greater.
+
+    Raises:
+        ValueError: If the four are not of one shape (B,).
     """
+    shapes = [
+        a.shape
+        for a in (policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    ]
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(f"expected four log-probs of one shape (B,), got {shapes}")
     chosen_reward = beta * (policy_chosen_logp - mx.stop_gradient(ref_chosen_logp))
     rejected_reward = beta * (policy_rejected_logp - mx.stop_gradient(ref_rejected_logp))
     margin = chosen_reward - rejected_reward

@@ -67,8 +67,9 @@ class DPOTrainer:
             eps 1e-8. Its learning rate is set at each step.
 
     Raises:
-        ValueError: For no examples, a batch size below 1, ``max_seq_len`` below 2, beta not above
-            0, not exactly one of `ref_model` and `reference`, or a `ref_model` that is the policy.
+        ValueError: For no examples, ``max_seq_len`` below 2, a number that must be above 0 and is
+            not (batch size, beta, steps, learning rate, clip), not exactly one of `ref_model` and
+            `reference`, or a `ref_model` that is the policy.
     """
 
     def __init__(
@@ -95,9 +96,15 @@ class DPOTrainer:
         optimizer: optim.Optimizer | None = None,
     ) -> None:
         _check_positive(
-            batch_size=batch_size, grad_accumulation=grad_accumulation, beta=beta,
-            eval_every=eval_every, log_every=log_every,
-        )  # fmt: skip
+            batch_size=batch_size,
+            grad_accumulation=grad_accumulation,
+            beta=beta,
+            max_steps=max_steps,
+            max_lr=max_lr,
+            eval_every=eval_every,
+            log_every=log_every,
+            grad_clip=1 if grad_clip is None else grad_clip,
+        )
         if not examples:
             raise ValueError("no training examples")
         if max_seq_len <= 1:
@@ -225,7 +232,7 @@ class DPOTrainer:
         )
 
     def check_start(self) -> Metrics:
-        """Loss and gradient norm of the first batch, without an update.
+        """Loss and gradient norm of the first pairs of the file, without an update.
 
         Returns:
             ``loss``, ``grad_norm``, ``largest_reward`` (absolute) and ``allowed_reward``: what

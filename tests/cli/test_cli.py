@@ -1,6 +1,8 @@
 """What a person types and what comes back: text, one-line errors, exit codes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +55,10 @@ def commands(group: click.Command, name: str = "") -> Iterator[tuple[str, click.
         (["train", "--model", MODEL], 2, "no data given: pass --data"),
         (["train"], 2, "run from a clone of the repository, or pass --model and --data"),
         (["train", "typo.toml"], 2, "typo.toml: unknown key 'betta'; did you mean 'beta'"),
+        ([*TRAIN, "--beta", "inf"], 2, "--beta: must be a finite number"),
+        (["train", "--model", "~nosuchuser/x", "--data", "pairs.json"], 2, "no such user"),
+        (["train", "--model", MODEL, "--data", "pairs.json/x"], 2, "pairs.json/x: not readable"),
+        ([*TRAIN, "--run-dir", "pairs.json"], 2, "pairs.json: is a file"),
         (["train", "absent.toml"], 2, "absent.toml: not readable: No such file or directory"),
         ([*TRAIN, "--resume"], 2, "--resume needs --run-dir"),
         (["data", "preview", "pairs.json", "--model", MODEL, "--row", "99"], 3, "no row 99"),
@@ -78,7 +84,7 @@ def test_every_command_has_help_that_reads_like_documentation(
         assert exit_code(*name.split(), "--help") == 0
         assert "Usage: mlx_dpo" + name in capsys.readouterr().out
         for parameter in command.params:
-            if isinstance(parameter, click.Option) and parameter.name not in ("max_tokens", "seed"):
+            if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.name}"
 
 
@@ -142,6 +148,50 @@ def test_resuming_a_finished_run_says_done(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert exit_code("train", "--resume", "--run-dir", "run") == 0
     assert "run: done" in capsys.readouterr().out
+
+
+def test_a_run_of_so_many_steps_is_resumed_by_its_folder_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_dpo.cli.screen import Screen
+
+    def stop(self: Screen, step: int, *rest: object) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Screen, "stepped", stop)
+        assert exit_code(*TRAIN, "--steps", "4", "--run-dir", "run") == 75
+    assert "train --resume --run-dir run" in capsys.readouterr().err
+    assert exit_code("train", "pairs.toml", "--resume", "--run-dir", "run") == 2
+    assert "leave pairs.toml out" in capsys.readouterr().err
+    assert exit_code("train", "--resume", "--dry-run", "--run-dir", "run", "--beta", "0.3") == 2
+    assert "another beta" in capsys.readouterr().err
+    assert exit_code("train", "--resume", "--run-dir", "run") == 0
+    assert "going on after step 2" in capsys.readouterr().err
+
+
+def test_resuming_where_there_is_no_run_starts_one_or_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code("train", "--resume", "--run-dir", "typo") == 2
+    assert "typo: no run there to continue" in capsys.readouterr().err
+    assert exit_code(*TRAIN, "--steps", "2", "--resume", "--run-dir", "new") == 0
+    assert "no checkpoint yet: starting from step 0" in capsys.readouterr().err
+
+
+def test_kinds_prompts_and_answers_are_text_and_not_markup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for row in (rows := json.loads(json.dumps(ROWS))):
+        row["kind"] = "[/x]" if row["kind"] == "tone" else "[red]a:smile:"
+        row["user"] += " :smile: [bold]"
+    Path("pairs.json").write_text(json.dumps(rows))
+    assert exit_code(*TRAIN, "--steps", "2") == 0
+    shown = capsys.readouterr().out
+    assert "[/x]" in shown
+    assert "[red]a:smile:" in shown
+    assert ":smile: [bold]" in shown
 
 
 def test_preview_shows_which_tokens_are_scored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,9 @@ def test_an_option_beats_the_file_and_the_file_beats_the_default() -> None:
 
 
 def test_what_to_toml_writes_is_read_back_equal() -> None:
-    config = RunConfig(model='a "quoted" name', data="d", learning_rate=5e-7, overwrite=True)
+    config = RunConfig(model='a "quoted" 🦦', data="d", learning_rate=5e-7, overwrite=True)
+    assert resolve(written(config.to_toml()), {}) == config
+    config = RunConfig(model="m", data="d", steps=7)
     assert resolve(written(config.to_toml()), {}) == config
 
 
@@ -44,6 +46,8 @@ def test_what_to_toml_writes_is_read_back_equal() -> None:
         ('reference = "none"', "must be cached or copy"),
         ("epochs = 1\nsteps = 2", "give one"),
         ("beta = ", "run.toml: not TOML"),
+        ("beta = inf", "beta: must be a finite number, found inf"),
+        ("x = " + "[" * 5000, "run.toml: not TOML"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(text: str, message: str) -> None:

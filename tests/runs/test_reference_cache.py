@@ -12,7 +12,7 @@ LOGPROBS = np.array([[-1.5, -2.5], [-3.5, -4.5]], dtype=np.float32)
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    file = reference_cache.cache_file(tmp_path / "new", "weights", PAIRS, 4)
+    file = tmp_path / "new" / "cache.safetensors"
     reference_cache.write(file, PAIRS, LOGPROBS)
     found = reference_cache.read(file, PAIRS)
     assert found is not None
@@ -29,19 +29,26 @@ def test_other_pairs_or_a_damaged_file_are_not_used(tmp_path: Path) -> None:
     assert reference_cache.read(tmp_path / "absent.safetensors", PAIRS) is None
 
 
-def test_the_name_follows_weights_pairs_and_batch_size(tmp_path: Path) -> None:
+def test_the_name_follows_model_pairs_and_batch_size() -> None:
     names = {
-        reference_cache.cache_file(tmp_path, weights, pairs, batch)
-        for weights in ("a", "b")
+        reference_cache.cache_file(model, pairs, batch)
+        for model in ("a", "b")
         for pairs in (PAIRS, PAIRS[::-1])
         for batch in (1, 4)
     }
     assert len(names) == 8
 
 
-def test_ids_that_run_together_are_told_apart(tmp_path: Path) -> None:
+def test_ids_that_run_together_are_told_apart() -> None:
     one = [PreferenceExample([1, 23], [4], [5])]
     other = [PreferenceExample([12, 3], [4], [5])]
-    assert reference_cache.cache_file(tmp_path, "w", one, 1) != reference_cache.cache_file(
-        tmp_path, "w", other, 1
-    )
+    assert reference_cache.cache_file("m", one, 1) != reference_cache.cache_file("m", other, 1)
+
+
+def test_a_flipped_bit_in_a_log_prob_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "cache.safetensors"
+    reference_cache.write(file, PAIRS, LOGPROBS)
+    data = file.read_bytes()
+    place = data.index(LOGPROBS.tobytes())
+    file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert reference_cache.read(file, PAIRS) is None

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.errors import DataError, StoppedError, UsageError
+from mlx_dpo.errors import DataError, DiskError, NonFiniteError, StoppedError, UsageError
+from mlx_dpo.models.parameters import load_arrays, save_arrays
+from mlx_dpo.runs.folder import new_run_dir
 from mlx_dpo.runs.loop import FLOOR_WINDOW, Hooks, RewardWatch
 from mlx_dpo.runs.run import RunResult, train
 from mlx_dpo.training.metrics import Metrics
@@ -58,7 +62,7 @@ def test_a_run_keeps_its_settings_split_metrics_and_results(workplace: Path) -> 
     result = finished(run_dir="run")
     names = {p.name for p in Path("run").iterdir()}
     assert names >= {"config.toml", "environment.json", "split.json", "metrics.jsonl"}
-    assert names >= {"timings.jsonl", "held_out.json", "result.json", "step-000003", "step-000006"}
+    assert names >= {"timings.jsonl", "held_out.json", "result.json", "step-000006", "step-000008"}
     split = json.loads(Path("run/split.json").read_text())
     assert sorted(map(int, split["train"] + split["held_out"])) == list(range(1, 15))
     assert len(metrics("run")) == 8
@@ -167,7 +171,7 @@ def test_resume_without_a_checkpoint_starts_from_step_0(workplace: Path) -> None
 def test_only_the_newest_two_checkpoints_are_kept(workplace: Path) -> None:
     finished(run_dir="run", save_every=1)
     found = sorted(p.name for p in Path("run").glob("step-*"))
-    assert found == ["step-000006", "step-000007"]
+    assert found == ["step-000007", "step-000008"]
 
 
 def test_a_dry_run_writes_nothing(workplace: Path) -> None:
@@ -187,9 +191,161 @@ def test_an_existing_output_is_replaced_only_when_a_run_made_it(workplace: Path)
     finished(out="ours", overwrite=True)
 
 
-def test_the_model_itself_is_never_the_output(workplace: Path) -> None:
-    with pytest.raises(UsageError, match="never written to"):
-        train(settings(out=str(ORACLE), overwrite=True))
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"out": str(ORACLE), "overwrite": True},
+        {"run_dir": str(ORACLE)},
+        {"run_dir": str(ORACLE / "run")},
+        {"run_dir": "x", "out": "x"},
+        {"run_dir": "x/run", "out": "x"},
+        {"run_dir": "x", "out": "x/out"},
+    ],
+)
+def test_model_run_and_output_never_write_into_one_another(
+    workplace: Path, places: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="overlap; the three folders must be apart"):
+        train(settings(**places))
+
+
+def test_a_folder_that_no_run_made_is_not_taken_for_a_run(workplace: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/metrics.jsonl").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="not empty, and no run made it"):
+            train(settings(run_dir="mine"), resume=resume)
+    assert Path("mine/metrics.jsonl").read_text() == "precious"
+
+
+def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
+    workplace: Path,
+) -> None:
+    class Thief(Hooks):
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            Path("out").mkdir(exist_ok=True)
+            Path("out/thesis.txt").write_text("years of work")
+
+    with pytest.raises(DiskError, match="out: appeared in the meantime"):
+        train(settings(run_dir="run", out="out"), hooks=Thief())
+    assert Path("out/thesis.txt").read_text() == "years of work"
+    shutil.rmtree("out")
+    result = train(settings(run_dir="run", out="out"), resume=True)
+    assert result is not None
+    assert result.policy.size
+    finished(run_dir="straight", out="other")
+    assert digest(Path("out/model.safetensors")) == digest(Path("other/model.safetensors"))
+    assert digest(Path("run/held_out.json")) == digest(Path("straight/held_out.json"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(workplace: Path) -> None:
+    with pytest.raises(DiskError) as raised:
+        train(settings(out="pairs.json/out"), hooks=StopAfter(0))
+    assert raised.value.exit_code == 7
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(workplace: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run"), hooks=StopAfter(4))
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="another beta"):
+        train(settings(run_dir="run", beta=0.2), resume=True)
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+
+
+def other_model(**config: object) -> str:
+    """The oracle's model with another config.json."""
+    shutil.copytree(ORACLE, "model")
+    settings_file = Path("model/config.json")
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | config))
+    return "model"
+
+
+def test_the_same_weights_under_another_config_are_another_model(workplace: Path) -> None:
+    finished(out="a")  # leaves reference log-probs behind
+    changed = other_model(rope_theta=500.0)
+    passes = []
+
+    class Count(Hooks):
+        def scoring(self, done: int, total: int) -> None:
+            passes.append(done)
+
+    with pytest.raises(StoppedError):
+        train(settings(model=changed, run_dir="run", out="b"), hooks=StopAfter(4))
+    assert train(settings(model=changed, steps=2, out="c"), hooks=Count()) is not None
+    assert passes == []  # its own log-probs, from the run above
+    shutil.copy(ORACLE / "config.json", "model/config.json")
+    with pytest.raises(UsageError, match="another model"):
+        train(settings(model=changed, run_dir="run", out="b"), resume=True)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused_before_any_forward(
+    workplace: Path,
+) -> None:
+    model = other_model(vocab_size=300)
+    arrays = load_arrays(Path("model/model.safetensors"))
+    arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"][:300]
+    save_arrays(Path("model/model.safetensors"), arrays)
+    with pytest.raises(UsageError, match="the tokenizer is not this model's"):
+        train(settings(model=model))
+
+
+def test_rows_longer_than_learned_positions_are_refused(workplace: Path) -> None:
+    gpt2 = str(ORACLE.parent.parent / "gpt2" / "model")
+    rows = [dict(row, chosen="otter " * 1200) for row in json.loads(Path("pairs.json").read_text())]
+    Path("pairs.json").write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match=r"has 1024 positions.* pass --max-length 1024"):
+        train(settings(model=gpt2, max_length=4096))
+
+
+def damage(name: str, change: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda checkpoint: change(checkpoint / name)
+
+
+def emptied(file: Path) -> None:
+    file.write_text("{}")
+
+
+def without_one_tensor(file: Path) -> None:
+    arrays = load_arrays(file)
+    arrays.pop(min(arrays))
+    save_arrays(file, arrays)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        damage("state.json", Path.unlink),
+        damage("state.json", emptied),
+        damage("weights.safetensors", Path.unlink),
+        damage("weights.safetensors", without_one_tensor),
+        damage("optimizer.safetensors", without_one_tensor),
+        damage("weights.safetensors", lambda file: os.truncate(file, 1000)),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    workplace: Path, change: Callable[[Path], None]
+) -> None:
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run"), hooks=StopAfter(4))
+    change(Path("run/step-000005"))
+    with pytest.raises(UsageError, match=r"step-000005: damaged: .*continue from the one before"):
+        train(settings(run_dir="run"), resume=True)
+    shutil.rmtree("run/step-000005")
+    assert train(settings(run_dir="run"), resume=True) is not None
+
+
+def test_two_runs_that_begin_together_get_folders_of_their_own(workplace: Path) -> None:
+    assert [new_run_dir("m").name for _ in range(3)] == ["m-1", "m-2", "m-3"]
+
+
+def test_unusable_weights_end_the_run_before_training(workplace: Path) -> None:
+    model = other_model()
+    arrays = load_arrays(Path("model/model.safetensors"))
+    arrays["model.norm.weight"] = arrays["model.norm.weight"] * float("nan")
+    save_arrays(Path("model/model.safetensors"), arrays)
+    with pytest.raises(NonFiniteError, match="self-check: the loss starts at nan"):
+        train(settings(model=model))
 
 
 def test_held_out_pairs_in_a_file_of_their_own_must_be_new(workplace: Path) -> None:
