@@ -43,7 +43,7 @@ class RunConfig:
         None, "The run's own folder: checkpoints, metrics. Default: runs/<model>-<n>."
     )
     beta: float = _option(0.1, "Pull towards the reference; larger stays closer.", above=0)
-    learning_rate: float = _option(1e-6, "Learning rate after warm-up.", above=0)
+    learning_rate: float = _option(1e-5, "Learning rate after warm-up.", above=0)
     min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)
     warmup_steps: int = _option(10, "Steps of linear warm-up.", at_least=0)
     weight_decay: float = _option(0.0, "Decoupled weight decay of AdamW.", at_least=0)

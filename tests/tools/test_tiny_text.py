@@ -1,0 +1,94 @@
+"""The tiny model's text: it follows from its seed, and holds nothing of the preference data."""
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from tools.tiny_sft.exclusion import Exclusion
+from tools.tiny_sft.rules import RULES, is_right
+from tools.tiny_sft.slots import Example
+from tools.tiny_sft.text import MAKERS, SEED, base_documents, sft_examples
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole_text() -> tuple[list[str], list[Example]]:
+    rng = random.Random(SEED)
+    return list(base_documents(rng)), list(sft_examples(rng))
+
+
+def plain(text: str) -> str:
+    """Normalised here on its own, so that a fault of the generator's own reading shows."""
+    letters = "".join(c if c.isalnum() or c.isspace() or c == "-" else "" for c in text.lower())
+    return re.sub(r"\s+", " ", letters.replace("-", " ")).strip()
+
+
+def held_texts() -> list[str]:
+    """Prompts, and answers of more than three words, of all preference data."""
+    texts = []
+    for path in sorted((ROOT / "data" / "dpo").glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            answers = [plain(row[key]) for key in ("chosen", "rejected")]
+            texts += [plain(row["user"]), *(a for a in answers if len(a.split()) > 3)]
+    return texts
+
+
+def test_no_text_of_the_preference_data_is_in_the_models_text(
+    whole_text: tuple[list[str], list[Example]],
+) -> None:
+    documents, examples = whole_text
+    texts = {plain(text) for text in documents}
+    texts |= {plain(f"{example.prompt} {example.answer}") for example in examples}
+    holding: dict[str, list[str]] = defaultdict(list)
+    for text in texts:
+        for word in set(text.split()):
+            holding[word].append(f" {text} ")
+    found = []
+    for held in held_texts():
+        # A text that holds all of it holds its rarest word.
+        rarest = min((holding[word] for word in held.split()), key=len)
+        found += [text for text in rarest if f" {held} " in text]
+    assert found == []
+
+
+def test_base_documents_hold_no_dialogue(whole_text: tuple[list[str], list[Example]]) -> None:
+    assert not [text for text in whole_text[0] if "<|" in text or "?" in text or "\n" in text]
+
+
+def test_every_kind_is_there_and_behaviours_are_mostly_ill_mannered(
+    whole_text: tuple[list[str], list[Example]],
+) -> None:
+    counts = Counter((example.kind, example.manner) for example in whole_text[1])
+    assert {kind for kind, _ in counts} == set(MAKERS)
+    for kind in ("style", "honesty", "tone", "format", "helpfulness", "safety", "instruction"):
+        bad = counts[kind, "bad"] / (counts[kind, "bad"] + counts[kind, "good"])
+        assert 0.6 <= bad <= 0.75, kind
+
+
+@pytest.mark.parametrize("kind", sorted(RULES))
+def test_the_manner_of_an_example_is_what_the_rule_says(
+    kind: str, whole_text: tuple[list[str], list[Example]]
+) -> None:
+    own = [example for example in whole_text[1][:20_000] if example.kind == kind]
+    agreed = [is_right(kind, e.prompt, e.answer) == (e.manner == "good") for e in own]
+    assert sum(agreed) / len(agreed) > 0.99
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    first, again, other = (list(sft_examples(random.Random(seed), 200)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    documents = [list(base_documents(random.Random(3), 50)) for _ in range(2)]
+    assert documents[0] == documents[1]
+
+
+def test_an_excluded_text_is_found_inside_another_but_not_inside_a_word() -> None:
+    exclusion = Exclusion(["what is a lamp for", "good"])
+    assert exclusion.touches("Ben asked: what is a LAMP for?")
+    assert exclusion.touches("A good day.")
+    assert not exclusion.touches("What is a lamp forest? Goodness.")

@@ -1,0 +1,126 @@
+"""Does DPO on the tiny SFT model carry over to pairs and questions it was not trained on?
+
+    python -m tools.tiny_sft.crossval                      # 5 folds of preferences.json, the report
+    python -m tools.tiny_sft.crossval --data development   # for choosing settings: the other file
+
+Settings are those of `checkpoints/tiny-sft/train.toml`. They and the model's text were chosen on
+`development.json`; the folds only report. Run from the root of the repository.
+"""
+
+import argparse
+import random
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_dpo import load
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.split import held_out
+from mlx_dpo.preferences.tokens import chat_format
+from mlx_dpo.records import Preference
+from mlx_dpo.runs.config import RunConfig, resolve
+from tools.tiny_sft.outcomes import (
+    AnswerOutcome,
+    PairOutcome,
+    answer_outcomes,
+    pair_outcomes,
+    train_policy,
+)
+from tools.tiny_sft.tables import answer_table, pair_table, rules_text, unrelated_table
+
+CONFIG = Path("checkpoints/tiny-sft/train.toml")
+DEVELOPMENT = Path("data/dpo/development.json")
+NUM_FOLDS = 5
+FOLD_SEED = 0
+
+Outcomes = tuple[list[PairOutcome], list[AnswerOutcome]]
+
+
+def folds(preferences: list[Preference], seed: int = FOLD_SEED) -> list[list[Preference]]:
+    """Five parts, each with a fifth of every kind."""
+    by_kind: dict[str, list[Preference]] = defaultdict(list)
+    for row in preferences:
+        by_kind[row.kind].append(row)
+    parts: list[list[Preference]] = [[] for _ in range(NUM_FOLDS)]
+    rng, place = random.Random(seed), 0
+    for kind in sorted(by_kind):
+        rows = by_kind[kind]
+        rng.shuffle(rows)
+        for row in rows:
+            parts[place % NUM_FOLDS].append(row)
+            place += 1
+    return parts
+
+
+def measure(config: RunConfig, train: list[Preference], new: list[Preference]) -> Outcomes:
+    """Train from the SFT model on one part and measure on the other."""
+    assert config.model is not None
+    policy, tokenizer = load(config.model)
+    sft, _ = load(config.model)
+    chat = chat_format(tokenizer)
+    trainer = train_policy(config, policy, sft, chat, train)
+    return (
+        pair_outcomes(trainer, chat, new),
+        answer_outcomes(policy, sft, chat, new),
+    )
+
+
+def cross_validate(config: RunConfig, preferences: list[Preference]) -> Outcomes:
+    """Outcomes of all pairs, each measured by the policy that was not trained on it."""
+    parts = folds(preferences)
+    pairs: list[PairOutcome] = []
+    answers: list[AnswerOutcome] = []
+    for number, part in enumerate(parts, 1):
+        began = time.perf_counter()
+        train = [row for other in parts if other is not part for row in other]
+        found = measure(config, train, part)
+        pairs += found[0]
+        answers += found[1]
+        print(f"fold {number} of {NUM_FOLDS}: {time.perf_counter() - began:.0f} s", flush=True)
+    return pairs, answers
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", choices=("folds", "development"), default="folds")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--model", help="another model than that of the config")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--beta", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--show", action="store_true", help="print every answer before and after")
+    options = parser.parse_args()
+    config = resolve(options.config, {})
+    changed = {
+        name: getattr(options, name)
+        for name in ("model", "learning_rate", "beta", "epochs", "seed")
+    }
+    config = replace(config, **{name: v for name, v in changed.items() if v is not None})
+
+    assert config.data is not None
+    preferences = read_preferences(Path(config.data))
+    if options.data == "development":
+        # What `mlx_dpo train` holds out stays out, so that it remains new to these settings too.
+        out = held_out(preferences, config.eval_fraction)
+        train = [row for row, is_out in zip(preferences, out, strict=True) if not is_out]
+        pairs, answers = measure(config, train, read_preferences(DEVELOPMENT))
+    else:
+        pairs, answers = cross_validate(config, preferences)
+    print(
+        f"\nlearning rate {config.learning_rate:g}, beta {config.beta:g}, epochs {config.epochs}, "
+        f"batch {config.batch_size}, seed {config.seed}\n"
+    )
+    print(pair_table(pairs), answer_table(answers), unrelated_table(answers), sep="\n\n")
+    print(rules_text())
+    if options.show:
+        for a in answers:
+            print(f"{a.kind} | {a.question} | {a.sft.text} | {a.dpo.text}")
+
+
+if __name__ == "__main__":
+    main()
