@@ -54,6 +54,9 @@ $(VENV)/.torch: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.made:
+	@test -d mlx_dpo/convert/. || { \
+		echo "mlx_dpo/convert must be a link to ../convert, and this checkout made it a file:"; \
+		echo "git config core.symlinks true && git checkout -- mlx_dpo/convert"; exit 1; }
 	@for python in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			$$python -m venv $(VENV) || { \

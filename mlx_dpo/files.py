@@ -72,9 +72,12 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for file in sorted(temporary.iterdir()):
-            with file.open("rb") as handle:
-                _flush(handle.fileno())
+        for entry in sorted(temporary.rglob("*")):
+            if entry.is_dir():
+                _flush_folder(entry)
+            else:
+                with entry.open("rb") as handle:
+                    _flush(handle.fileno())
         _flush_folder(temporary)
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")

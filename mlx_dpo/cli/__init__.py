@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mlx_dpo import __version__
+from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.train import train
@@ -38,6 +39,7 @@ def cli() -> None:
 
 
 cli.add_command(train)
+cli.add_command(convert)
 cli.add_command(data)
 cli.add_command(generate)
 

@@ -15,6 +15,7 @@ from mlx_dpo.models.parameters import save_arrays
 _COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
     *("merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
+    "convert.json",  # what the way back to PyTorch needs
 )
 
 

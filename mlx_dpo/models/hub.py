@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.dialects import mlx_config, model_classes
 from mlx_dpo.models.parameters import check_safetensors, fingerprint
 
 # What models call their tables of learned positions and of tokens.
@@ -50,9 +51,16 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
     from mlx_lm.utils import load_model
 
     try:
-        model, _ = load_model(folder, lazy=True, model_config=normalised(config))
+        model, _ = load_model(
+            folder,
+            lazy=True,
+            model_config=mlx_config(config, normalised(config)),
+            get_model_classes=model_classes,
+        )
         model.update(tree_map(_as_float32, model.parameters()))
         mx.eval(model.parameters())
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
     except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
         raise UsageError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
     return model, tokenizer

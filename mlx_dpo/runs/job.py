@@ -11,14 +11,14 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.models.hub import check_ids, load_folder, model_digest
+from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format, encode_preferences
 from mlx_dpo.records import EncodedPairs, Preference
 from mlx_dpo.runs.config import PLACES, RunConfig
-from mlx_dpo.runs.sources import find, name_of
+from mlx_dpo.runs.sources import find, find_mlx, load_folder, name_of
 from mlx_dpo.training.reference import example_digest
 
 SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
@@ -86,12 +86,13 @@ def prepare(config: RunConfig) -> Job:
     """
     assert config.model is not None
     assert config.data is not None
-    source = find(config.model)
+    given = find(config.model)
     name = name_of(config.model)
     out = Path(config.out or f"checkpoints/{name}-dpo")
     run = Path(config.run_dir or f"runs/{name}")
-    check_places(source, out, run, overwrite=config.overwrite)
+    check_places(given, out, run, overwrite=config.overwrite)
     train, held = _split(config, read_preferences(config.data))
+    source = find_mlx(config.model)
     policy, tokenizer = load_folder(source)
     chat = chat_format(tokenizer)
     encoded = encode_preferences(train, chat, max_length=config.max_length)

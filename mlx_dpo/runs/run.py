@@ -12,7 +12,6 @@ import numpy.typing as npt
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, make_folder
 from mlx_dpo.models.export import export_folder
-from mlx_dpo.models.hub import load_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.tokens import pad_id_of
 from mlx_dpo.records import Preference
@@ -22,6 +21,7 @@ from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
+from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches

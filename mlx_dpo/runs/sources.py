@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+CONVERTED = Path("runs/.converted")  # what PyTorch's formats became, for runs that start from them
 
 
 def load(path: str | Path) -> "tuple[nn.Module, Any]":
     """Load a model as float32 MLX arrays, with its tokenizer.
 
     Args:
-        path: A model folder in MLX or Hugging Face layout, or a hub id ``owner/name``.
+        path: A model folder in MLX or Hugging Face layout, a course artifact, or a hub id
+            ``owner/name``.
 
     Returns:
         An `mlx.nn.Module` called as ``model(ids, cache=None)``, and the tokenizer.
@@ -25,16 +27,40 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
     Raises:
         UsageError: If it is not there or can't be loaded.
     """
-    from mlx_dpo.models.hub import load_folder
+    return load_folder(find_mlx(path))
 
-    return load_folder(find(path))
+
+def load_folder(folder: Path) -> "tuple[nn.Module, Any]":
+    """The same for a folder that `find_mlx` gave."""
+    from mlx_dpo.convert import course
+    from mlx_dpo.models import hub
+
+    if course.is_course_folder(folder):
+        return course.load_course_folder(folder)
+    return hub.load_folder(folder)
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
-    from mlx_dpo.models.hub import load_tokenizer as load_from_folder
+    from mlx_dpo.convert import course
+    from mlx_dpo.models import hub
 
-    return load_from_folder(find(path))
+    folder = find_mlx(path)
+    if course.is_course_folder(folder):
+        return course.load_course_tokenizer(folder)
+    return hub.load_tokenizer(folder)
+
+
+def find_mlx(path: str | Path) -> Path:
+    """The folder of a model in a form MLX reads; others are converted once and kept.
+
+    Raises:
+        UsageError: If there is no such model or it can't be converted.
+    """
+    from mlx_dpo.convert.once import converted_once, needs_conversion
+
+    folder = find(path)
+    return converted_once(folder, CONVERTED) if needs_conversion(folder) else folder
 
 
 def find(path: str | Path) -> Path:
@@ -70,7 +96,10 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*"]))
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(

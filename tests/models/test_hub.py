@@ -234,7 +234,7 @@ def test_an_unknown_architecture_is_refused_by_name(make_folder: MakeFolder) -> 
         ("{", "not readable as JSON"),
         ("[]", "expected a JSON object"),
         ("[" * 100_000, "not readable as JSON"),
-        ("{}", "cannot be loaded"),
+        ("{}", "expected the name of an architecture"),
     ],
     ids=["missing", "broken", "array", "nested", "empty"],
 )

@@ -1,0 +1,1 @@
+"""Models from PyTorch to MLX and back, each conversion proven by numbers."""

@@ -1,0 +1,191 @@
+"""Hugging Face folders and MLX folders: the tensors of one from the other, both ways."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dpo.convert import record as records
+from mlx_dpo.convert.architecture import (
+    check_tensors,
+    checked_config,
+    for_mlx,
+    listed,
+    shapes_of,
+    skeleton,
+    without_code,
+)
+from mlx_dpo.convert.names import BUFFERS, RULES, is_embedding, is_head
+from mlx_dpo.convert.record import Record
+from mlx_dpo.convert.trace import restore, sanitized, trace
+from mlx_dpo.convert.weights import check_finite, read_weights, same_bits
+from mlx_dpo.errors import UsageError
+from mlx_dpo.models.dialects import window_note
+from mlx_dpo.models.parameters import named_arrays
+
+_TIED = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The tensors of a model in one of the two formats.
+
+    Attributes:
+        arrays: By name.
+        config: Its config.json.
+        record: What the way back to Hugging Face needs; None where it is not known.
+        notes: What the user should know.
+    """
+
+    arrays: dict[str, mx.array]
+    config: dict[str, Any]
+    record: Record | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def mlx_model(folder: Path) -> Model:
+    """The tensors of a folder, of either format, under MLX's names and in its layout.
+
+    Args:
+        folder: Holds config.json and weights; only read.
+
+    Returns:
+        Every parameter of mlx-lm's model, in the dtype the folder holds. The config has both
+        spellings where mlx-lm and transformers differ. The record is the folder's own, or one that
+        takes the folder's tensors for the source.
+
+    Raises:
+        UsageError: If a file is missing or damaged, a tensor is missing, superfluous, not finite or
+            of another shape, or mlx-lm does not know the architecture.
+    """
+    original = checked_config(folder)
+    _check_finite(folder)
+    stored = read_weights(folder)
+    config = for_mlx({**original, **_tied_entry(original, stored.arrays)})
+    model = skeleton(config)
+    found = sanitized(model, stored.arrays)
+    expected = named_arrays(model.parameters())
+    record: Record | None
+    if records.source_kind(folder) == "huggingface":
+        # Of MLX's own tensors none is dropped; the record says what was when they were made.
+        record = records.read_record(folder)
+    else:
+        record = Record(stored.kind, original, records.describe(stored.arrays))
+        record = _account(record, stored.arrays, config, expected, folder)
+        found = {k: v for k, v in found.items() if k in expected or record is None}
+    check_tensors(found, expected, folder)
+    arrays = {name: found[name] for name in expected}
+    return Model(arrays, without_code(config), record, _notes(original))
+
+
+def torch_model(folder: Path) -> Model:
+    """The tensors of a folder under Hugging Face's names and in PyTorch's layout.
+
+    They follow the source's own tensors where a conversion recorded them, else the rule of the
+    architecture.
+
+    Raises:
+        UsageError: As `mlx_model`; and if neither a record nor a rule says how to name them.
+    """
+    model = mlx_model(folder)
+    if model.record and records.source_kind(folder) == "huggingface":
+        arrays = _by_record(model, model.record, folder)
+        return Model(arrays, without_code(model.record.config), model.record, model.notes)
+    kind = model.config["model_type"]
+    if kind not in RULES:
+        raise UsageError(
+            f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and there is no "
+            f"{records.FILE} that tells; convert from the original Hugging Face folder first"
+        )
+    rule = RULES[kind]
+    arrays = {
+        rule.torch_name(name): mx.contiguous(value.T) if rule.is_transposed(name) else value
+        for name, value in model.arrays.items()
+    }
+    tied = not any(is_head(name) for name in arrays)
+    return Model(arrays, {**model.config, _TIED: tied}, notes=model.notes)
+
+
+def _check_finite(folder: Path) -> None:
+    arrays = read_weights(folder).arrays
+    for name in list(arrays):  # each is read from its file here, and let go
+        check_finite({name: arrays.pop(name)}, folder)
+
+
+def _notes(config: dict[str, Any]) -> list[str]:
+    notes = []
+    if "auto_map" in config:
+        notes.append("auto_map in config.json names code of the model's own; it was not run")
+    window = window_note(config)
+    return [*notes, window] if window else notes
+
+
+def _tied_entry(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, Any]:
+    """Say whether embeddings are tied where the config does not: defaults differ."""
+    if _TIED in config:
+        return {}
+    return {_TIED: all(_twin(name, arrays) for name in arrays if is_head(name))}
+
+
+def _twin(name: str, arrays: dict[str, mx.array]) -> str | None:
+    """The embeddings a tensor repeats bit by bit."""
+    others = [other for other in arrays if is_embedding(other) and other != name]
+    return next((other for other in others if same_bits(arrays[name], arrays[other])), None)
+
+
+def _account(
+    record: Record,
+    arrays: dict[str, mx.array],
+    config: dict[str, Any],
+    expected: dict[str, mx.array],
+    folder: Path,
+) -> Record | None:
+    """Account for every tensor of the source; None where the way back can't be known."""
+    try:
+        path = trace(skeleton(config), record.shapes, shapes_of(expected))
+    except UsageError:
+        return None
+    for name in path.dropped:
+        twin = _twin(name, arrays)
+        if twin:
+            record.same_as[name] = twin
+        elif is_head(name):
+            raise UsageError(
+                f"{folder}: {name} differs from the embeddings, to which the architecture or "
+                f"{_TIED} in config.json ties it"
+            )
+        elif BUFFERS.search(name):
+            record.keep_buffer(name, arrays[name])
+        elif name in path.unplaced:
+            raise UsageError(
+                f"{folder}: mlx-lm's {config['model_type']} has no place for {name} "
+                f"{list(arrays[name].shape)}"
+            )
+        else:
+            record.left_out.append(name)
+    return record
+
+
+def _by_record(model: Model, record: Record, folder: Path) -> dict[str, mx.array]:
+    if record.left_out:
+        raise UsageError(
+            f"{folder}: the source held tensors that the MLX model has no use for, and they are "
+            f"not here: {listed(record.left_out)}"
+        )
+    config = dict(record.config)
+    if _TIED not in config and _TIED in model.config:
+        config[_TIED] = model.config[_TIED]
+    try:
+        path = trace(skeleton(for_mlx(config)), record.shapes, shapes_of(model.arrays))
+        arrays = restore(path, model.arrays)
+    except UsageError as error:
+        raise UsageError(f"{folder / records.FILE}: does not fit the weights: {error}") from None
+    arrays |= {name: record.buffer(name) for name in record.buffers}
+    arrays |= {name: arrays[other] for name, other in record.same_as.items() if other in arrays}
+    wrong = [n for n in record.shapes if n not in arrays or arrays[n].shape != record.shapes[n]]
+    if wrong:
+        raise UsageError(
+            f"{folder / records.FILE}: the weights don't give what the source held: {listed(wrong)}"
+        )
+    return {name: arrays[name] for name in record.tensors}

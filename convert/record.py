@@ -1,0 +1,157 @@
+"""`convert.json`: what a converted model needs for the way back, kept beside its weights."""
+
+import base64
+import json
+import math
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_dpo.convert.weights import DTYPES, as_bits
+from mlx_dpo.errors import UsageError
+
+FILE = "convert.json"
+_FORMAT = 1
+_MAX_PACKED = 64 * 2**10  # bytes of a packed buffer: a causal mask of 2048 x 2048 takes 8 kB
+_MAX_BUFFER = 2**27  # bytes of one unpacked
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of a Hugging Face folder that became an MLX folder.
+
+    Attributes:
+        weights: ``safetensors`` or ``pytorch``: what the source's files were.
+        config: Its config.json, as it was.
+        tensors: Its tensors in order: name to dtype code and shape.
+        same_as: Tensors that repeat another: name to that other name.
+        buffers: Tensors the model computes for itself, packed: name to its number in `packed`.
+        packed: The packed buffers, each once.
+        left_out: Tensors the MLX model has no use for; the way back needs them to be none.
+        course: ``config`` and ``manifest`` of the course artifact around the folder, if any.
+    """
+
+    weights: str
+    config: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    same_as: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, int] = field(default_factory=dict)
+    packed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    course: dict[str, Any] | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the source's tensors."""
+        return {name: shape for name, (_, shape) in self.tensors.items()}
+
+    def keep_buffer(self, name: str, value: mx.array) -> None:
+        """Pack a tensor; one too large to pack is noted as left out."""
+        packed = base64.b64encode(zlib.compress(np.array(as_bits(value)).tobytes(), 9)).decode()
+        if len(packed) > _MAX_PACKED or value.nbytes > _MAX_BUFFER:
+            self.left_out.append(name)
+            return
+        if packed not in self.packed:
+            self.packed.append(packed)
+        self.buffers[name] = self.packed.index(packed)
+
+    def buffer(self, name: str) -> mx.array:
+        """A packed tensor as it was.
+
+        Raises:
+            UsageError: If what is packed has not its size.
+        """
+        code, shape = self.tensors[name]
+        dtype = DTYPES[code]
+        size = math.prod(shape) * dtype.size
+        try:
+            unpack = zlib.decompressobj()
+            # No more than is due, and one byte to tell that there would be more.
+            data = unpack.decompress(base64.b64decode(self.packed[self.buffers[name]]), size + 1)
+        except (ValueError, IndexError, zlib.error):
+            data = b""
+        if len(data) != size:
+            raise UsageError(f"{FILE}: {name}: what is kept of it is not {size} bytes")
+        flat = mx.array(np.frombuffer(data, np.uint8))
+        return flat.view(dtype).reshape(shape) if size else mx.zeros(shape, dtype)
+
+    def write(self, folder: Path) -> None:
+        """Write convert.json."""
+        content = {"format": _FORMAT, "source": {"kind": "huggingface"}, **asdict(self)}
+        (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def describe(arrays: dict[str, mx.array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Names, dtypes and shapes of tensors, as a record holds them."""
+    return {name: (_CODES[value.dtype], tuple(value.shape)) for name, value in arrays.items()}
+
+
+def source_kind(folder: Path) -> str | None:
+    """What a folder was converted from: ``huggingface``, another kind, or None if not recorded.
+
+    Raises:
+        UsageError: If its convert.json can't be read.
+    """
+    if not (folder / FILE).exists():
+        return None
+    try:
+        return str(_read_json(folder)["source"]["kind"])
+    except (KeyError, TypeError):
+        raise UsageError(f"{folder / FILE}: does not say what it was converted from") from None
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a folder that came from Hugging Face's format.
+
+    Raises:
+        UsageError: If it is damaged or of a later format.
+    """
+    path = folder / FILE
+    content = _read_json(folder)
+    if content.get("format") != _FORMAT:
+        raise UsageError(f"{path}: expected format {_FORMAT}, found {content.get('format')!r}")
+    try:
+        record = Record(
+            weights=str(content["weights"]),
+            config=dict(content["config"]),
+            tensors={n: (c, tuple(map(int, s))) for n, (c, s) in content["tensors"].items()},
+            same_as={str(k): str(v) for k, v in content["same_as"].items()},
+            buffers={str(k): int(v) for k, v in content["buffers"].items()},
+            packed=[str(item) for item in content["packed"]],
+            left_out=[str(item) for item in content["left_out"]],
+            course=_course(content["course"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(f"{path}: damaged; without it known architectures convert too") from None
+    _check(record, path)
+    return record
+
+
+def _course(content: Any) -> dict[str, Any] | None:
+    return None if content is None else {key: dict(content[key]) for key in ("config", "manifest")}
+
+
+def _check(record: Record, path: Path) -> None:
+    for name, (code, shape) in record.tensors.items():
+        limit = _MAX_BUFFER if name in record.buffers else 2**40
+        if code not in DTYPES or min(shape, default=0) < 0 or math.prod(shape) >= limit:
+            raise UsageError(f"{path}: {name}: {code} {list(shape)} is no tensor")
+    for name in [*record.same_as, *record.same_as.values(), *record.buffers, *record.left_out]:
+        if name not in record.tensors:
+            raise UsageError(f"{path}: {name} is not among its tensors")
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise UsageError(f"{path}: not readable as JSON") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,211 @@
+"""PyTorch's zip files, read without PyTorch.
+
+`torch.save` writes a zip of stored members under one top folder: ``data.pkl`` says how the tensors
+hang together, ``data/0``, ``data/1``, ... hold their bytes. Nothing of it is trusted: the pickle
+goes to `restricted_pickle`; names, sizes and checksums are checked here.
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.convert.restricted_pickle import MAX_BYTES, RefusedPickleError, read_pickle
+from mlx_dpo.convert.torch_tensors import (
+    DTYPES,
+    TENSOR_TYPES,
+    BFloat16,
+    Tensor,
+    as_mlx,
+    from_mlx,
+    view,
+)
+from mlx_dpo.convert.torch_writer import write_torch_zip
+from mlx_dpo.errors import UsageError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+__all__ = [
+    "BFloat16",
+    "Tensor",
+    "as_mlx",
+    "from_mlx",
+    "read_state_dict",
+    "read_torch_zip",
+    "write_torch_zip",
+]
+
+_MAX_MEMBERS = 65_000
+_MAX_DIRECTORY = 16 * 2**20  # bytes of the list of members
+_MAX_NAME = 300
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f:]+")
+_KEY = re.compile(r"[0-9]{1,9}")
+
+
+def read_torch_zip(path: Path) -> Any:
+    """Read what `torch.save` wrote. Nothing in the file is executed.
+
+    Args:
+        path: A file of plain data and tensors: a state dict, or a model of the course.
+
+    Returns:
+        Dicts, lists, tuples, numbers, texts, booleans and None; tensors as NumPy arrays, read
+        only, or `BFloat16`. Tensors that share memory in the file share it here.
+
+    Raises:
+        UsageError: If the file is damaged, or holds anything else; the message is one line.
+    """
+    try:
+        _check_directory_size(path)
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(archive, path.stat().st_size).read()
+    except (RefusedPickleError, _RefusedZipError) as error:
+        raise UsageError(f"{path}: refused: {error}") from None
+    except zipfile.BadZipFile as error:
+        raise UsageError(
+            f"{path}: not a whole zip file of torch.save ({error}); copy it again, or save it "
+            "again with a current PyTorch"
+        ) from None
+    except (OSError, NotImplementedError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not readable: {error}") from None
+
+
+def read_state_dict(path: Path) -> "dict[str, mx.array]":
+    """Read a file that holds one dict of named tensors, such as ``pytorch_model.bin``.
+
+    Returns:
+        Tensors by name, in the file's order.
+
+    Raises:
+        UsageError: As `read_torch_zip`, or if it holds anything but tensors.
+    """
+    content = read_torch_zip(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a dict of tensors, found a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, TENSOR_TYPES):
+            raise UsageError(
+                f"{path}: {name}: expected a tensor, found a {type(value).__name__}; give the "
+                "model's state dict alone"
+            )
+    return {name: as_mlx(value) for name, value in content.items()}
+
+
+class _RefusedZipError(ValueError):
+    """A zip that `torch.save` does not write; the message is one line."""
+
+
+class _Reader:
+    """One file's members, checked before any is read, and the storages read so far."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self.archive = archive
+        members = archive.infolist()
+        if len(members) > _MAX_MEMBERS:
+            raise _RefusedZipError(f"it has {len(members)} members, more than {_MAX_MEMBERS}")
+        for member in members:
+            _check_member(member)
+        self.members = {member.orig_filename: member for member in members}
+        if len(self.members) != len(members):
+            raise _RefusedZipError("two members have the same name")
+        # Members that lie over each other would make much memory of a small file.
+        if sum(member.file_size for member in members) > size:
+            raise _RefusedZipError("its members are larger than the file")
+        self.top = self._find_top()
+        self.storages: dict[str, npt.NDArray[Any]] = {}
+
+    def read(self) -> Any:
+        order = self.members.get(f"{self.top}/byteorder")
+        if order is not None and self._bytes(order) != b"little":
+            raise _RefusedZipError("its numbers are not little-endian")
+        pickled = self.members[f"{self.top}/data.pkl"]
+        if pickled.file_size > MAX_BYTES:
+            raise _RefusedZipError(
+                f"its pickle has {pickled.file_size} bytes, more than {MAX_BYTES}"
+            )
+        return read_pickle(self._bytes(pickled), self._storage, _tensor)
+
+    def _find_top(self) -> str:
+        pickles = [name for name in self.members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise _RefusedZipError(f"expected one data.pkl in a top folder, found {len(pickles)}")
+        top = pickles[0].removesuffix("/data.pkl")
+        for name in self.members:
+            if not name.startswith(f"{top}/"):
+                raise _RefusedZipError(f"member {name!r:.100} lies outside the top folder {top!r}")
+        return top
+
+    def _storage(self, kind: str, key: str, count: int) -> tuple[str, npt.NDArray[Any]]:
+        """A storage's numbers, one-dimensional; the same key gives the same memory."""
+        member = self.members.get(f"{self.top}/data/{key}") if _KEY.fullmatch(key) else None
+        if member is None:
+            raise RefusedPickleError(f"the storage {key!r:.100} is missing")
+        dtype = DTYPES[kind]
+        if member.file_size != count * dtype.itemsize:
+            raise RefusedPickleError(
+                f"storage {key}: expected {count * dtype.itemsize} bytes for {count} x {kind}, "
+                f"found {member.file_size}"
+            )
+        if key not in self.storages:
+            raw = np.frombuffer(self._bytes(member), dtype)
+            if kind == "Bool" and raw.view(np.uint8).max(initial=0) > 1:
+                raise RefusedPickleError(f"storage {key}: a boolean that is neither 0 nor 1")
+            self.storages[key] = raw
+        if self.storages[key].dtype != dtype:
+            raise RefusedPickleError(f"storage {key}: used with two dtypes")
+        return kind, self.storages[key]
+
+    def _bytes(self, member: zipfile.ZipInfo) -> bytes:
+        # zipfile compares the checksum and the name beside the data.
+        data = self.archive.read(member)
+        if len(data) != member.file_size:
+            raise _RefusedZipError(f"member {member.filename} is cut off")
+        return data
+
+
+def _check_directory_size(path: Path) -> None:
+    """Refuse a long list of members before `zipfile` makes objects of it.
+
+    A file ends with a record of 22 bytes. Before it, in PyTorch's files, lie a record of 56 bytes
+    with 64-bit numbers and a pointer of 20 bytes to that.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 98))
+        tail = file.read().rjust(98, b"\0")
+    large, pointer, end = tail[:56], tail[56:76], tail[76:]
+    if end[:4] != b"PK\5\6":
+        raise zipfile.BadZipFile("its end is not that of a zip file")
+    size = int.from_bytes(end[12:16], "little")
+    if pointer[:4] == b"PK\6\7":
+        if large[:4] != b"PK\6\6":
+            raise zipfile.BadZipFile("its end points to a record that is not there")
+        size = int.from_bytes(large[40:48], "little")
+    if size > _MAX_DIRECTORY:
+        raise _RefusedZipError(f"its list of members has {size} bytes")
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    name = member.orig_filename
+    parts = name.split("/")
+    if len(name) > _MAX_NAME or any(not _NAME.fullmatch(p) or p in (".", "..") for p in parts):
+        raise _RefusedZipError(f"the member name {name!r:.100} is not one torch.save writes")
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise _RefusedZipError(f"member {name!r:.100} is compressed; torch.save only stores")
+    if member.flag_bits & 0x1:
+        raise _RefusedZipError(f"member {name!r:.100} is encrypted")
+
+
+def _tensor(
+    storage: tuple[str, npt.NDArray[Any]],
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Tensor:
+    try:
+        return view(*storage, offset, shape, strides)
+    except ValueError as error:
+        raise RefusedPickleError(str(error)) from None

@@ -1,0 +1,290 @@
+"""The proof of a conversion: weights bit by bit, and logits of PyTorch beside those of MLX."""
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.convert import record as records
+from mlx_dpo.convert.architecture import listed, skeleton
+from mlx_dpo.convert.dtypes import cast, largest_change, num_parameters
+from mlx_dpo.convert.hf import Model, mlx_model, torch_model
+from mlx_dpo.convert.names import BUFFERS
+from mlx_dpo.convert.weights import read_weights, same_bits
+from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.models.dialects import window_note
+
+Logits = npt.NDArray[np.float32]
+
+TOLERANCE = 2e-4  # of the largest logit, or of 1 where all are smaller
+_LENGTH = 64
+_TEXT = (
+    "A lighthouse keeper counts ships: seven at dawn, 12 by noon, none after the fog came in. "
+    '"Is anyone out there?" she asked, and wrote the answer down. ',
+    "def area(width, height):\n    return width * height  # 3.5 x 2 = 7.0\n\nZürich, café, 東京, "
+    "and a sentence in plain words that ends here. ",
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two sets of logits compared.
+
+    Attributes:
+        difference: Largest absolute difference.
+        largest: Largest absolute logit of the first.
+        num_agreeing: Positions at which both have the same likeliest token.
+        num_tokens: All positions.
+    """
+
+    difference: float
+    largest: float
+    num_agreeing: int
+    num_tokens: int
+
+    @property
+    def allowed(self) -> float:
+        """The largest difference that float32 rounding explains."""
+        return TOLERANCE * max(1.0, self.largest)
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.difference:.2g} of {self.largest:.3g}, likeliest token "
+            f"equal at {self.num_agreeing} of {self.num_tokens} positions"
+        )
+
+
+def compare(first: Logits, second: Logits) -> Agreement:
+    """Compare logits of the same tokens.
+
+    Args:
+        first: float32 (B, T, V).
+        second: float32 (B, T, V).
+    """
+    return Agreement(
+        difference=float(np.abs(first - second).max()),
+        largest=float(np.abs(first).max()),
+        num_agreeing=int((first.argmax(-1) == second.argmax(-1)).sum()),
+        num_tokens=first.shape[0] * first.shape[1],
+    )
+
+
+def check_weights(source: Path, result: Path, dtype: mx.Dtype | None) -> str:
+    """Convert what was written back again, and compare it with the source bit by bit.
+
+    Args:
+        source: The folder that was converted.
+        result: The folder that came of it.
+        dtype: What the weights were cast to, if they were.
+
+    Returns:
+        The line to show.
+
+    Raises:
+        MlxDpoError: If a tensor differs.
+    """
+    is_fresh = (result / records.FILE).exists() and not (source / records.FILE).exists()
+    if is_fresh and not records.read_record(result).left_out:
+        original, back = read_weights(source).arrays, torch_model(result).arrays
+    else:
+        # To torch, the way back is the way mlx-lm reads it. Where the way back is closed, what
+        # was written is compared with what mlx-lm makes of the source.
+        original, back = mlx_model(source).arrays, mlx_model(result).arrays
+    if original.keys() != back.keys():
+        names = listed(sorted(original.keys() ^ back.keys()))
+        raise MlxDpoError(f"not the same tensors after conversion there and back: {names}")
+    same = f"there and back is bit-identical, all {len(original)} tensors"
+    changes = []
+    for name in list(original):  # each is read from the files here, and let go
+        before, after = original.pop(name), back.pop(name)
+        expected = cast({name: before}, dtype)[name]
+        if not same_bits(expected, after):
+            raise MlxDpoError(f"{name}: is not the same after conversion there and back")
+        if expected.dtype != before.dtype:
+            changes.append(largest_change(before, expected))
+    if not changes:
+        return f"weights: {same}"
+    return f"weights: the cast changes none by more than {max(changes):.2g}; otherwise {same}"
+
+
+def check_logits(
+    torch_side: Path, mlx_side: Path, tokenizer: Any, *, exact: bool, written: bool
+) -> str:
+    """Let transformers and MLX score the same text, both in float32.
+
+    Args:
+        torch_side: The Hugging Face folder.
+        mlx_side: The MLX folder.
+        tokenizer: The checkpoint's own; None takes token ids in order.
+        exact: Whether the weights are equal; if they were cast, a difference is only reported.
+        written: Whether the Hugging Face folder is the one that was written, which transformers
+            must load. A source that it can't load is only reported.
+
+    Returns:
+        The line to show, which says when torch was not asked and why.
+
+    Raises:
+        MlxDpoError: If the logits differ by more than float32 rounding, or transformers does not
+            load what was written.
+    """
+    model = mlx_model(mlx_side)
+    reason = _why_not(model)
+    if reason:
+        return f"logits: torch itself was not asked: {reason}"
+    ids = token_batch(tokenizer, model.config)
+    try:
+        expected = torch_logits(torch_side, ids)
+    except MlxDpoError as error:
+        if written and not isinstance(error, UsageError):
+            raise
+        return f"logits: torch itself was not asked: {error}"
+    agreement = compare(expected, mlx_logits(model, ids))
+    kind = "text" if tokenizer else "token ids in order (there is no tokenizer)"
+    line = (
+        f"logits, transformers beside MLX on {agreement.num_tokens} tokens of {kind}: {agreement}"
+    )
+    if not exact:
+        return f"{line}, cast included"
+    if not agreement.difference <= agreement.allowed:
+        raise MlxDpoError(f"{line}; float32 allows {agreement.allowed:.2g}; nothing was written")
+    return f"{line} (float32 allows {agreement.allowed:.2g})"
+
+
+def token_batch(tokenizer: Any, config: dict[str, Any]) -> npt.NDArray[np.int64]:
+    """Two rows of real text as token ids.
+
+    Returns:
+        int64 (2, T), T at most 64 and what the model's positions and window allow.
+    """
+    vocab = int(config["vocab_size"])
+    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
+    if window_note(config):
+        limits.append(config.get("sliding_window"))
+    length = min([_LENGTH, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+    rows = []
+    for start, text in enumerate(_TEXT):
+        ids = tokenizer.encode(text, add_special_tokens=False) if tokenizer else []
+        ids = [i for i in ids if 0 <= i < vocab] or [(start + 3 * i) % vocab for i in range(length)]
+        rows.append(np.resize(ids, length))
+    return np.array(rows, np.int64)
+
+
+def mlx_logits(model: Model, ids: npt.NDArray[np.int64]) -> Logits:
+    """MLX's logits in float32, whatever the weights are stored as.
+
+    Args:
+        model: From `mlx_model`.
+        ids: int64 (B, T).
+
+    Returns:
+        float32 (B, T, V).
+    """
+    network = skeleton(model.config)
+    if hasattr(network, "sanitize"):
+        network.sanitize(dict(model.arrays))  # some decide here whether embeddings are tied
+    network.load_weights(list(cast(model.arrays, mx.float32).items()))
+    network.eval()
+    return np.array(network(mx.array(ids)).astype(mx.float32))
+
+
+def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
+    """Logits of the folder as transformers loads it, in float32.
+
+    Raises:
+        UsageError: If transformers does not know the architecture.
+        MlxDpoError: If it can't load the folder, or finds tensors missing or superfluous.
+    """
+    import torch
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            known = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, KeyError, OSError) as error:
+            raise UsageError(f"transformers: {_first_line(error)}") from None
+        try:
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=known,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever it meets in the folder
+            raise MlxDpoError(f"transformers can't load the folder: {_first_line(error)}") from None
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            names = [name for name in map(str, told.get(kind) or ()) if not BUFFERS.search(name)]
+            if names:
+                reported = f"transformers reports {kind.replace('_', ' ')}"
+                raise MlxDpoError(f"{reported}: {listed(sorted(names))}")
+        with torch.no_grad():
+            logits: Logits = model.eval()(torch.from_numpy(ids)).logits.float().numpy()
+    return logits
+
+
+def free_memory() -> int | None:
+    """Bytes this machine can give without swapping; None where it does not say."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        pass
+    try:
+        told = subprocess.run(
+            ["/usr/bin/vm_stat"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pages = re.findall(r"Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", told.stdout)
+    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def _why_not(model: Model) -> str | None:
+    if not _has_torch():
+        return "it is not installed (pip install 'mlx-dpo[torch]')"
+    needed = 2 * 4 * num_parameters(model.arrays)
+    free = free_memory()
+    if free is not None and needed > free:
+        gigabyte = 1e9
+        return (
+            f"two copies in float32 need {needed / gigabyte:.1f} GB, and "
+            f"{free / gigabyte:.1f} GB are free"
+        )
+    return None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from writing between our lines."""
+    log = transformers.logging
+    before, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if bar:
+            log.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

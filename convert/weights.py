@@ -1,0 +1,243 @@
+"""The weight files of a model folder: read with suspicion, written in shards."""
+
+import importlib.util
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dpo.errors import UsageError
+
+MAX_SHARD_BYTES = 5 * 10**9
+
+# Says who wrote a file, so that --overwrite never replaces somebody else's folder.
+MADE_BY = {"made_by": "mlx_dpo"}
+
+DTYPES = {
+    **{"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "BOOL": mx.bool_},
+    **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
+    **{"U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
+}
+_SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Tensors of a folder.
+
+    Attributes:
+        arrays: By name; read from the file when they are first used.
+        kind: ``safetensors`` or ``pytorch``.
+        metadata: Of the safetensors files.
+    """
+
+    arrays: dict[str, mx.array]
+    kind: str
+    metadata: dict[str, str]
+
+
+def read_weights(folder: Path) -> Stored:
+    """All tensors of a folder: safetensors where there are any, else PyTorch's own files.
+
+    Raises:
+        UsageError: If there are none, or a file is damaged or lies outside the folder.
+    """
+    files, kind, listed = weight_files(folder)
+    arrays: dict[str, mx.array] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        part, notes = _read_safetensors(file) if kind == "safetensors" else (_read_bin(file), {})
+        twice = sorted(arrays.keys() & part.keys())
+        if twice:
+            raise UsageError(
+                f"{file}: holds {twice[0]}, which another file of the folder holds too"
+            )
+        wrong = [name for name in part if listed and listed.get(name) != file.name]
+        if wrong:
+            raise UsageError(f"{file}: holds {wrong[0]}, which the index does not place there")
+        arrays |= part
+        metadata |= notes
+    missing = sorted(listed.keys() - arrays.keys())
+    if missing:
+        raise UsageError(
+            f"{folder}: the index names {missing[0]}, and {listed[missing[0]]} has none"
+        )
+    return Stored(arrays, kind, metadata)
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
+    """The weight files of a folder, in the order in which transformers looks for them.
+
+    Returns:
+        The files, ``safetensors`` or ``pytorch``, and the index if there is one: tensor to file.
+
+    Raises:
+        UsageError: If there are none, or the index is broken or points outside the folder.
+    """
+    for stem, kind in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "pytorch")):
+        if (folder / stem).exists():
+            return [inside(folder, stem)], kind, {}
+        index = folder / f"{stem}.index.json"
+        if index.exists():
+            listed = _read_index(index)
+            return [inside(folder, n) for n in sorted(set(listed.values()))], kind, listed
+        if kind == "safetensors" and (parts := sorted(folder.glob("model*.safetensors"))):
+            return [inside(folder, part.name) for part in parts], kind, {}
+    raise UsageError(f"{folder}: no model.safetensors or pytorch_model.bin in it, whole or sharded")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder, never one that lies elsewhere.
+
+    Links are followed only within the folder, or within its repository in the hub's cache, where
+    every file is a link.
+
+    Raises:
+        UsageError: If it is not there or not inside.
+    """
+    path = folder / name
+    real = folder.resolve()
+    root = real.parent.parent if real.parent.name == "snapshots" else real
+    if "/" in name or "\\" in name or not path.resolve().is_relative_to(root):
+        raise UsageError(f"{folder}: {name!r} points outside the folder")
+    if not path.is_file():
+        raise UsageError(f"{folder}: {name} is missing")
+    return path
+
+
+def write_weights(
+    arrays: dict[str, mx.array], folder: Path, file_format: str, max_shard_bytes: int
+) -> None:
+    """Write safetensors, in several files with an index where one would pass a size.
+
+    Args:
+        arrays: Tensors by name.
+        folder: Is there, and holds no weights.
+        file_format: ``mlx`` or ``pt``, for the metadata.
+        max_shard_bytes: Largest file, unless a single tensor is larger.
+    """
+    shards: list[dict[str, mx.array]] = [{}]
+    size = 0
+    for name, value in sorted(arrays.items()):
+        if shards[-1] and size + value.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = value
+        size += value.nbytes
+    metadata = {"format": file_format, **MADE_BY}
+    if len(shards) == 1:
+        mx.save_safetensors(str(folder / "model.safetensors"), shards[0], metadata=metadata)
+        return
+    listed: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        mx.save_safetensors(str(folder / file), shard, metadata=metadata)
+        listed |= dict.fromkeys(shard, file)
+    index = {
+        "metadata": {"total_size": sum(value.nbytes for value in arrays.values())},
+        "weight_map": listed,
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def check_finite(arrays: dict[str, mx.array], place: Path) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        UsageError: If a tensor holds NaN or an infinity; the message names it.
+    """
+    for name, value in arrays.items():
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            raise UsageError(
+                f"{place}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
+                "training failed"
+            )
+
+
+def same_bits(a: mx.array, b: mx.array) -> bool:
+    """Whether two tensors are equal in shape, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(mx.array_equal(as_bits(a), as_bits(b)).item())
+
+
+def as_bits(value: mx.array) -> mx.array:
+    """The same bytes as unsigned integers: bfloat16 has no NumPy type, and 0.0 equals -0.0."""
+    return (
+        value.astype(mx.uint8)
+        if value.dtype == mx.bool_
+        else value.view(_SAME_SIZE[value.itemsize])
+    )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(inside(path.parent, path.name).read_text("utf-8"))["weight_map"]
+        named = {str(tensor): str(file) for tensor, file in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f"{path}: not readable as an index with a weight_map") from None
+    for file in named.values():
+        if not re.fullmatch(r"\w[\w.-]*", file):
+            raise UsageError(f"{path}: {file!r} is no name of a file in this folder")
+    if not named:
+        raise UsageError(f"{path}: names no tensor")
+    return named
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # MLX accepts malformed files, and may crash on them later; this parser is strict.
+        with safe_open(file, framework="numpy") as tensors:
+            metadata = dict(tensors.metadata() or {})
+            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        for name, kind in kinds.items():
+            if kind not in DTYPES:
+                raise UsageError(
+                    f"{file}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
+                )
+        arrays: Any = mx.load(str(file))
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{file}: not a valid safetensors file: {_first_line(error)}") from None
+    return dict(arrays), metadata
+
+
+def _read_bin(file: Path) -> dict[str, mx.array]:
+    from mlx_dpo.convert.torch_zip import read_state_dict
+
+    if zipfile.is_zipfile(file) or importlib.util.find_spec("torch") is None:
+        arrays = read_state_dict(file)
+    else:  # PyTorch's format before 1.6; a zip that was refused above stays refused
+        arrays = _read_with_torch(file)
+    for name, value in arrays.items():
+        if value.dtype not in DTYPES.values():
+            raise UsageError(f"{file}: {name} is {value.dtype}; expected float32 or half of it")
+    return arrays
+
+
+def _read_with_torch(file: Path) -> dict[str, mx.array]:
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        return {str(name): _from_torch(value) for name, value in content.items()}
+    except Exception as error:  # the restricted unpickler raises many kinds
+        raise UsageError(f"{file}: not readable by torch.load: {_first_line(error)}") from None
+
+
+def _from_torch(value: Any) -> mx.array:
+    import torch
+
+    if value.dtype == torch.bfloat16:
+        return mx.array(value.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(value.contiguous().numpy())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

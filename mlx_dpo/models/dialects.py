@@ -1,0 +1,198 @@
+"""Where mlx-lm's models read a config or a checkpoint differently from transformers.
+
+Each difference below changes what a model computes, or keeps it from loading, and none is
+announced. They were found by comparing logits (see docs/conversion.md).
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.errors import UsageError
+
+Activation = Callable[[mx.array], mx.array]
+Correction = Callable[[nn.Module], None]
+
+_EXACT = ("gelu", "gelu_python")
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate")
+
+# The config's key for the activation, transformers' default, and what mlx-lm computes always.
+_ACTIVATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    **{
+        name: ("hidden_act", "silu", ("silu", "swish"))
+        for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3")
+    },
+    "gemma": ("hidden_act", "gelu_pytorch_tanh", _EXACT),
+    "gemma2": ("hidden_activation", "gelu_pytorch_tanh", _TANH),
+    "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh", _TANH),
+    "phi": ("hidden_act", "gelu_new", _TANH),
+    "gpt2": ("activation_function", "gelu_new", _TANH),
+    "gpt_neox": ("hidden_act", "gelu", _TANH),
+    "starcoder2": ("hidden_act", "gelu_pytorch_tanh", _EXACT),
+}
+
+# mlx-lm's name of a setting and transformers 5's.
+_RENAMED = {
+    "gpt2": {"n_ctx": "n_positions"},
+    "gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
+    "qwen3_moe": {"num_experts": "num_local_experts"},
+}
+
+# Architectures that have a sliding window in transformers and none in mlx-lm.
+_WINDOWLESS = ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "starcoder2")
+
+
+def mlx_config(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """Entries mlx-lm needs to read a config as transformers does, to lay over it.
+
+    Args:
+        config: A config.json.
+        rope: Its rotary settings in the older spelling, as `hub.normalised` gives them.
+
+    Returns:
+        `rope`, and what this architecture needs besides.
+
+    Raises:
+        UsageError: If mlx-lm can't compute what the config says.
+    """
+    kind = config.get("model_type")
+    extra = dict(rope)
+    merged = {**config, **extra}
+    for ours, theirs in _RENAMED.get(str(kind), {}).items():
+        if ours not in config and theirs in merged:
+            extra[ours] = merged[theirs]
+    if kind == "gemma3_text" and "sliding_window_pattern" not in config:
+        extra |= _window_pattern(config.get("layer_types"))
+    if kind == "phi3" and isinstance(extra.get("rope_scaling"), dict):
+        scaling = extra["rope_scaling"]
+        extra["rope_scaling"] = {"type": scaling.get("rope_type"), **scaling}
+    return extra
+
+
+def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The model class of an architecture and its arguments' class.
+
+    They are mlx-lm's own, or the model's is a subclass that computes the activation the config
+    names and accepts the names `save_pretrained` writes.
+
+    Raises:
+        UsageError: If mlx-lm has no such architecture, or computes another activation.
+    """
+    from mlx_lm.utils import _get_classes  # the default of load_model's public parameter
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z]\w*(-\w+)*", kind):
+        raise UsageError(
+            f"config.json: expected the name of an architecture, model_type is {kind!r}"
+        )
+    try:
+        model, arguments = _get_classes(config)
+    except (ValueError, AttributeError, SystemExit):  # one module of mlx-lm exits the program
+        raise UsageError(f"config.json: mlx-lm has no architecture {kind!r}") from None
+    corrections: list[Correction] = []
+    activation = _other_activation(kind, config)
+    if activation is not None:
+        corrections.append(partial(_set_activation, activation=activation))
+    if kind == "gemma3_text":
+        corrections.append(_scale_embeddings_exactly)
+    if kind == "gpt2" or corrections:
+        model = _corrected(model, corrections, "transformer." if kind == "gpt2" else "")
+    return model, arguments
+
+
+def window_note(config: dict[str, Any]) -> str | None:
+    """A sentence where mlx-lm leaves out the sliding window a config asks for."""
+    window = config.get("sliding_window")
+    kind = config.get("model_type")
+    if not window or kind not in _WINDOWLESS:
+        return None
+    if "use_sliding_window" in config and not config["use_sliding_window"]:
+        return None
+    return f"mlx-lm computes {kind} without its sliding window: exact up to {window} tokens"
+
+
+def _window_pattern(layer_types: Any) -> dict[str, int]:
+    """Every n-th layer attends to all; transformers 5 writes a list in place of n."""
+    if not isinstance(layer_types, list):
+        return {}
+    is_full = [kind == "full_attention" for kind in layer_types]
+    for every in range(1, len(is_full) + 1):
+        if is_full == [(i + 1) % every == 0 for i in range(len(is_full))]:
+            return {"sliding_window_pattern": every}
+    raise UsageError(
+        "config.json: mlx-lm computes only layer_types where every n-th layer is full_attention, "
+        "the last included"
+    )
+
+
+def _other_activation(kind: str, config: dict[str, Any]) -> Activation | None:
+    """The activation a config names, where mlx-lm would compute another."""
+    if kind not in _ACTIVATIONS:
+        return None
+    key, default, computed = _ACTIVATIONS[kind]
+    named = config.get(key) or default
+    if named in computed:
+        return None
+    if named in _EXACT and computed is _TANH:
+        return nn.gelu
+    if named in _TANH and computed is _EXACT:
+        return nn.gelu_approx
+    raise UsageError(
+        f"config.json: {key} is {named!r}, and mlx-lm computes {computed[0]!r} for {kind}"
+    )
+
+
+def _corrected(model: type[nn.Module], corrections: list[Correction], prefix: str) -> type:
+    class Corrected(model):  # type: ignore[misc, valid-type]
+        def __init__(self, arguments: Any) -> None:
+            super().__init__(arguments)
+            for correct in corrections:
+                correct(self)
+
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+    Corrected.__name__ = Corrected.__qualname__ = model.__name__
+    Corrected.__module__ = model.__module__
+    return Corrected
+
+
+def _set_activation(model: nn.Module, activation: Activation) -> None:
+    """Make each MLP of a model compute `activation` between its layers."""
+    classes: dict[type, type] = {}
+    for module in model.modules():
+        if type(module).__name__ == "MLP":
+            classes.setdefault(type(module), _mlp_class(type(module), activation))
+            module.__class__ = classes[type(module)]
+
+
+def _mlp_class(base: type, activation: Activation) -> type:
+    class MLP(base):  # type: ignore[misc]
+        def __call__(self, x: mx.array) -> mx.array:
+            if "gate_proj" in self:
+                y: mx.array = self.down_proj(activation(self.gate_proj(x)) * self.up_proj(x))
+            else:
+                inner, outer = self.children().values()
+                y = outer(activation(inner(x)))
+            return y
+
+    return MLP
+
+
+def _scale_embeddings_exactly(model: Any) -> None:
+    """Undo the rounding of Gemma 3's embedding scale to bfloat16, unless that is the dtype."""
+    scale = model.args.hidden_size**0.5
+    ratio = scale / mx.array(scale, mx.bfloat16).astype(mx.float32).item()
+    embedding = model.model.embed_tokens
+
+    class Embedding(type(embedding)):  # type: ignore[misc]
+        def __call__(self, x: mx.array) -> mx.array:
+            value: mx.array = super().__call__(x)
+            return value if value.dtype == mx.bfloat16 else value * ratio
+
+    embedding.__class__ = Embedding

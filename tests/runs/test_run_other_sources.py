@@ -1,0 +1,46 @@
+"""Runs that start from PyTorch's own formats, and the way back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.convert.conversion import convert
+from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.torch_zip import read_torch_zip
+from mlx_dpo.runs.run import train
+from tests.runs.conftest import settings
+
+ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
+NAME = "models/StoryLM-1M-SFT"
+
+
+def test_a_course_artifact_trains_directly_and_goes_back_as_its_dpo_artifact(
+    workplace: Path,
+) -> None:
+    shutil.copytree(ARTIFACTS, "artifacts")
+    before = {p: p.read_bytes() for p in Path("artifacts").rglob("*") if p.is_file()}
+    result = train(settings(model=f"artifacts/{NAME}", max_length=128, out="StoryLM-dpo"))
+    assert result is not None
+    assert {p: p.read_bytes() for p in Path("artifacts").rglob("*") if p.is_file()} == before
+
+    back = Path("artifacts/models/StoryLM-1M-DPO")
+    convert(Path("StoryLM-dpo"), back, Options(), lambda line: None)
+    assert json.loads((back / "manifest.json").read_text())["name"] == "StoryLM-1M-DPO"
+    old = read_torch_zip(Path("artifacts", NAME, "model.pt"))
+    new = read_torch_zip(back / "model.pt")
+    assert list(new) == list(old)
+    assert new["model_config"] == old["model_config"]
+    shapes = [(param.shape, param.dtype) for param in new["params"]]
+    assert shapes == [(param.shape, param.dtype) for param in old["params"]]
+    assert any((a != b).any() for a, b in zip(new["params"], old["params"], strict=True))
+
+
+@pytest.mark.parametrize("reference", ["cached", "copy"])
+def test_the_converted_form_of_an_artifact_is_kept(workplace: Path, reference: str) -> None:
+    shutil.copytree(ARTIFACTS, "artifacts")
+    for out in ("a", "b"):
+        model = f"artifacts/{NAME}"
+        train(settings(model=model, max_length=128, out=out, steps=1, reference=reference))
+    assert len(list(Path("runs/.converted").iterdir())) == 1
