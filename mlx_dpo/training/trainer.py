@@ -68,7 +68,7 @@ class DPOTrainer:
 
     Raises:
         ValueError: For no examples, ``max_seq_len`` below 2, a number that must be above 0 and is
-            not (batch size, beta, steps, learning rate, clip), not exactly one of `ref_model` and
+            not (batch size, beta, steps, clip), a negative rate, not exactly one of `ref_model` and
             `reference`, or a `ref_model` that is the policy.
     """
 
@@ -100,13 +100,14 @@ class DPOTrainer:
             grad_accumulation=grad_accumulation,
             beta=beta,
             max_steps=max_steps,
-            max_lr=max_lr,
             eval_every=eval_every,
             log_every=log_every,
             grad_clip=1 if grad_clip is None else grad_clip,
         )
         if not examples:
             raise ValueError("no training examples")
+        if max_lr < 0:
+            raise ValueError(f"max_lr must not be negative, got {max_lr}")
         if max_seq_len <= 1:
             raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
         if (ref_model is None) == (reference is None):
