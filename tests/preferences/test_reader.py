@@ -137,7 +137,7 @@ def refusal(folder: Path, content: str | bytes) -> DataError:
 
 
 BAD_ROWS: list[tuple[Any, str]] = [
-    (without("chosen"), "key 'chosen' is missing; found \['kind', 'rejected', 'user'\]"),
+    (without("chosen"), "key 'chosen' is missing; found ['kind', 'rejected', 'user']"),
     (without("rejected"), "key 'rejected' is missing"),
     (without("user"), "key 'prompt' (or 'user') is missing"),
     (without(prompt="Hi"), "has both 'prompt' and 'user'; keep one"),
