@@ -69,7 +69,7 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
     with Screen(settings, sys.stderr.isatty()) as screen:
         result = run(settings, resume=resume, dry_run=dry_run, hooks=screen)
     if result is None:
-        click.echo("dry run: all checks passed, nothing was trained or written")
+        click.echo("dry run: all checks passed; nothing was trained")
     else:
         show_result(result)
 
