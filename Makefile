@@ -1,4 +1,4 @@
-# make demo   install into .venv and run DPO on the embedded model
+# make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
 # make check  lint, format, types;              make fix         mend what can be mended
 
@@ -15,7 +15,7 @@ endif
 
 .PHONY: help demo test test-torch check fix install dev
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q;s/^# //p' Makefile
 
 demo: install
 	@$(FAST) $(BIN)/mlx_dpo train

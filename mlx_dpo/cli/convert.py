@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="PyTorch to MLX and back, proven.")
 @click.argument("src", metavar="SRC")
 @click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
 @click.option(

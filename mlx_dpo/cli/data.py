@@ -10,7 +10,7 @@ def data() -> None:
     """Look at preference data."""
 
 
-@data.command()
+@data.command(short_help="One pair as the model sees it.")
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--model", required=True, metavar="FOLDER", help="Whose tokenizer and template.")
 @click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_dpo.cli.terminal import Bar, clock, gigabytes, printable
+from mlx_dpo.cli.terminal import Bar, clock, counted, gigabytes, printable, program
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
@@ -57,17 +57,18 @@ class Screen(Hooks):
         config, bias = job.config, length_bias(job.train.examples)
         size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
         held_out = f", {len(job.held_out.examples) or 'none'} held out"
-        length = "" if config.steps else f"{config.epochs} epoch{'s'[: config.epochs > 1]} = "
+        length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
         self._line("model", f"{config.model}  ({size:.1f} M parameters, float32)")
         self._line(
-            "data", f"{config.data}  ({len(job.train.examples)} pairs to train on{held_out})"
+            "data",
+            f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",
         )
         self._line(
             "settings",
             f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
             f"{config.batch_size}"
             + (f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else "")
-            + f", {length}{job.max_steps} steps, clip {config.grad_clip:g}, "
+            + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
             f"reference {config.reference}, seed {config.seed}",
         )
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
@@ -78,25 +79,30 @@ class Screen(Hooks):
         )
         if bias.is_lopsided:
             self.warned(
-                "length alone nearly predicts the preference: the model will learn length. "
-                "Balance the pairs"
+                f"the chosen answer is the longer one in {bias.chosen_share:.0%} of the pairs that "
+                "differ in length: the model may learn length. Balance the pairs"
             )
-        if not USUAL_BETA[0] <= config.beta <= USUAL_BETA[1]:
+        if job.max_steps <= config.warmup_steps:
             self.warned(
-                f"beta {config.beta:g} lies outside the usual {USUAL_BETA[0]}-{USUAL_BETA[1]}: "
-                + (
-                    "the policy may run far from"
-                    if config.beta < 0.1
-                    else "the policy hardly leaves"
-                )
-                + " the reference"
+                f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
+                f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
+            )
+        low, high = USUAL_BETA
+        if not low <= config.beta <= high:
+            risk = "may run far from" if config.beta < low else "hardly leaves"
+            self.warned(
+                f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
+                "reference"
             )
 
     def scoring(self, done: int, total: int) -> None:
         if self.is_terminal:
             self._show_bar("reference log-probs", done, total)
         elif done == total:
-            self._line("reference", f"log-probs of {total} pairs computed and kept")
+            self._line("reference", f"log-probs of {counted(total, 'pair')} computed")
+
+    def reference_found(self, total: int) -> None:
+        self._line("reference", f"log-probs of {counted(total, 'pair')} found from an earlier run")
 
     def checked(self, job: Job, start: dict[str, float]) -> None:
         self._end_bar()
@@ -194,7 +200,7 @@ def show_result(result: RunResult) -> None:
     )
     console.print(f"The DPO checkpoint is {job.out}. Next:", markup=False)
     question = printable(result.answers[0].prompt) if result.answers else "Hello"
-    command = ["mlx_dpo", "generate", "--model", str(job.out), "--prompt", question]
+    command = [program(), "generate", "--model", str(job.out), "--prompt", question]
     console.print(f"  {shlex.join(command)}", markup=False)
 
 

@@ -1,6 +1,10 @@
 """Pieces of the screen that know nothing of DPO."""
 
+import os
+import shutil
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +15,19 @@ from rich.text import Text
 def printable(text: str) -> str:
     """Text from a model or file, safe to show: it can't move the cursor or colour the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def program() -> str:
+    """What to type for this program: its name, or its path where the name is not found."""
+    name = "mlx_dpo"
+    if shutil.which(name) or Path(sys.argv[0]).name != name:
+        return name
+    return os.path.relpath(sys.argv[0])
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 pair`, `2 pairs`."""
+    return f"{number} {noun}{'s'[: number != 1]}"
 
 
 def gigabytes(count: float) -> str:

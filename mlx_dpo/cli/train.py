@@ -46,8 +46,8 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
     """Train a model on preference pairs with DPO.
 
     CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
-    command line beats it. Without CONFIG and --model, the embedded default of a clone is trained
-    (checkpoints/tiny-sft/train.toml).
+    command line beats it. Paths in it are relative to the current folder. Without CONFIG and
+    --model, the embedded default of a clone is trained (checkpoints/tiny-sft/train.toml).
 
     \b
     Examples:

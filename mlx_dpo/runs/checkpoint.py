@@ -48,20 +48,33 @@ def latest(run: Path) -> Path | None:
     return next(reversed(_checkpoints(run)), None)
 
 
-def restore(checkpoint: Path, trainer: DPOTrainer, identity: dict[str, Any]) -> None:
+def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Refuse to go on with a run that is not the one that wrote a checkpoint.
+
+    Raises:
+        UsageError: If the checkpoint is damaged, or something differs; the message names it.
+    """
+    was = _read_state(checkpoint)["identity"]
+    for key, value in identity.items():
+        if was.get(key) != value:
+            raise UsageError(
+                f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
+                f"{_short(was.get(key))}, now {_short(value)}; start a new --run-dir"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:8]}..." if len(text) == 64 else text  # a digest tells a person nothing
+
+
+def restore(checkpoint: Path, trainer: DPOTrainer) -> None:
     """Put a trainer where a checkpoint was written.
 
     Raises:
-        UsageError: If the checkpoint is damaged, or the run differs from the one that wrote it;
-            the message names what differs.
+        UsageError: If the checkpoint is damaged.
     """
     state = _read_state(checkpoint)
-    for key, value in identity.items():
-        if state["identity"].get(key) != value:
-            raise UsageError(
-                f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
-                f"{state['identity'].get(key)}, now {value}; start a new --run-dir"
-            )
     weights = _read_arrays(checkpoint, "weights", trainer.model.trainable_parameters())
     optimizer = _read_arrays(checkpoint, "optimizer", trainer.optimizer.state)
     trainer.model.load_weights(list(weights.items()), strict=False)

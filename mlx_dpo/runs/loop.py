@@ -35,6 +35,9 @@ class Hooks:
     def scoring(self, done: int, total: int) -> None:
         """The reference pass has scored `done` of `total` pairs."""
 
+    def reference_found(self, total: int) -> None:
+        """The reference log-probs of all pairs were on disk."""
+
     def checked(self, job: Job, start: Metrics) -> None:
         """The first batch has been scored; see `DPOTrainer.check_start`."""
 

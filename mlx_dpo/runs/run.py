@@ -88,12 +88,14 @@ def train(
     with stop_on_signal() as stop:
         job = prepare(config)
         path = _run_dir(job, resume=resume, dry_run=dry_run)
+        saved = checkpoint.latest(path) if resume and path else None
+        if saved is not None:
+            checkpoint.check_identity(saved, job.identity())
         hooks.prepared(job, path)
         trainer = _make_trainer(job, hooks, stop, keep=not dry_run)
         sft_answers = [] if dry_run else _answers(job, stop)
-        saved = checkpoint.latest(path) if resume and path else None
         if saved is not None:
-            checkpoint.restore(saved, trainer, job.identity())
+            checkpoint.restore(saved, trainer)
         else:
             _check_start(job, trainer, hooks)
         if dry_run or path is None:
@@ -175,6 +177,8 @@ def _cached(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
         )
         if keep:
             reference_cache.write(file, examples, logprobs)
+    else:
+        hooks.reference_found(len(examples))
     return cached_reference(examples, logprobs)
 
 

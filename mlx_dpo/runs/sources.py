@@ -66,7 +66,8 @@ def find_mlx(path: str | Path) -> Path:
 def find(path: str | Path) -> Path:
     """The folder of a model; a hub id is downloaded unless the cache holds it.
 
-    A path that begins with ``.``, ``/`` or ``~`` never asks the network.
+    A path that begins with ``.``, ``/`` or ``~``, or lies in a folder that is here, never asks the
+    network.
 
     Raises:
         UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
@@ -80,7 +81,9 @@ def find(path: str | Path) -> Path:
         return folder
     if name and folder.exists():
         raise UsageError(f"{name}: is a file; --model takes a model folder")
-    if name[:1] in "./~" or not _HUB_ID.fullmatch(name):
+    # checkpoints/tpyo is a mistake about this folder, and no hub's business.
+    is_here = (folder.parent / ".").is_dir() and folder.parent != Path(".")
+    if name[:1] in "./~" or is_here or not _HUB_ID.fullmatch(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
     return _download(name)
 
@@ -103,5 +106,6 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"{name}: no such folder here, and the hub did not give it: {reason}"
+            f"{name}: no such folder here, and the hub did not give it (no network, no such model, "
+            f"or it needs a login): {reason}"
         ) from None

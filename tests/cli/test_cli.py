@@ -133,14 +133,31 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
 def test_an_unusual_beta_and_lopsided_lengths_are_warned_about(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for row in (rows := json.loads(json.dumps(ROWS))):
-        row["chosen"] += " And so on and so on."
+    rows = [dict(row, user=f"{row['user']} {n}", rejected="No.") for n in range(3) for row in ROWS]
     Path("long.json").write_text(json.dumps(rows))
     args = ["train", "--model", MODEL, "--data", "long.json", "--beta", "0.9", "--dry-run"]
     assert exit_code(*args) == 0
     shown = capsys.readouterr().err
     assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
-    assert "warning: length alone nearly predicts the preference" in shown
+    assert "warning: the chosen answer is the longer one in 100% of the pairs that differ" in shown
+
+
+def test_a_run_that_ends_within_its_warm_up_is_warned_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(*TRAIN, "--steps", "10", "--dry-run") == 0
+    shown = capsys.readouterr().err
+    assert "warning: all 10 steps lie within the warm-up of 10: lower --warmup-steps" in shown
+    assert exit_code(*TRAIN, "--steps", "11", "--dry-run") == 0
+    assert "warm-up" not in capsys.readouterr().err
+
+
+def test_reference_log_probs_of_an_earlier_run_are_said_to_be_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for expected in ("log-probs of 14 pairs computed", "found from an earlier run"):
+        assert exit_code(*TRAIN, "--steps", "2", "--overwrite") == 0
+        assert expected in capsys.readouterr().err
 
 
 def test_resuming_a_finished_run_says_done(capsys: pytest.CaptureFixture[str]) -> None:

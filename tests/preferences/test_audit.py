@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_dpo.preferences.audit import LengthBias, length_bias
+from mlx_dpo.preferences.audit import ENOUGH_PAIRS, LengthBias, length_bias
 from mlx_dpo.records import PreferenceExample
 
 
@@ -12,7 +12,7 @@ def pairs_with_gaps(*gaps: int) -> list[PreferenceExample]:
 
 def test_lengths_are_compared_pair_by_pair() -> None:
     found = length_bias(pairs_with_gaps(5, -1, 0, 4))
-    assert found == LengthBias(chosen_longer=0.5, rejected_longer=0.25, mean_gap=2.0)
+    assert found == LengthBias(num_pairs=4, chosen_longer=0.5, rejected_longer=0.25, mean_gap=2.0)
 
 
 def test_the_prompt_does_not_count() -> None:
@@ -35,4 +35,8 @@ def test_the_prompt_does_not_count() -> None:
 def test_lopsided_is_when_length_alone_predicts_the_preference(
     gaps: tuple[int, ...], lopsided: bool
 ) -> None:
-    assert length_bias(pairs_with_gaps(*gaps)).is_lopsided is lopsided
+    assert length_bias(pairs_with_gaps(*gaps) * ENOUGH_PAIRS).is_lopsided is lopsided
+
+
+def test_a_few_pairs_are_not_called_lopsided() -> None:
+    assert not length_bias(pairs_with_gaps(1) * (ENOUGH_PAIRS - 1)).is_lopsided
