@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.architecture import listed
 from mlx_dpo.convert.dtypes import cast, dtype_names, num_parameters, with_dtype
 from mlx_dpo.convert.folders import Kind, check_destination, copy_companions, kind_of
-from mlx_dpo.convert.hf import Model, mlx_model, torch_model
+from mlx_dpo.convert.hf.architecture import listed
+from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.options import Direction, Options, Say
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.verify import check_logits, check_weights
@@ -52,18 +52,18 @@ def convert(source: Path, destination: Path, options: Options, say: Say) -> None
 def _convert_course(
     source: Path, destination: Path, kind: Kind, to: Direction, options: Options, say: Say
 ) -> None:
-    from mlx_dpo.convert import artifact
+    from mlx_dpo.convert.course import conversion as course
 
     if (to == "mlx") == kind.is_mlx:
         raise UsageError(f"{source}: is a {kind.value} already; leave out --to")
-    run = artifact.to_mlx if to == "mlx" else artifact.to_torch
+    run = course.to_mlx if to == "mlx" else course.to_torch
     run(source, destination, options, say)
 
 
 def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: Say) -> None:
     weights, tokenizer = source, source
     if kind is Kind.COURSE_BASE:
-        from mlx_dpo.convert.course import hf_folders
+        from mlx_dpo.convert.course.artifact import hf_folders
 
         weights, tokenizer = hf_folders(source)
     model = mlx_model(weights)
@@ -142,14 +142,14 @@ def _way_back(record: Record | None) -> list[str]:
 
 
 def _course_files(source: Path) -> dict[str, Any]:
-    from mlx_dpo.convert.course_files import CONFIG, MANIFEST, read_json
+    from mlx_dpo.convert.course.files import CONFIG, MANIFEST, read_json
 
     return {"config": read_json(source / CONFIG), "manifest": read_json(source / MANIFEST)}
 
 
 def _write_course_files(source: Path, folder: Path, course: dict[str, Any]) -> None:
-    from mlx_dpo.convert.course import write_hf_records
-    from mlx_dpo.convert.course_files import read_json
+    from mlx_dpo.convert.course.artifact import write_hf_records
+    from mlx_dpo.convert.course.files import read_json
 
     run = read_json(source / "dpo.json") if (source / "dpo.json").exists() else None
     write_hf_records(folder, course["config"], course["manifest"], run)

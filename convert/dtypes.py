@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.convert.names import BUFFERS
+from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.errors import UsageError
 
 NAMED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -5,7 +5,7 @@ from enum import Enum
 from pathlib import Path
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.course_files import is_hf_artifact, is_transformer_artifact
+from mlx_dpo.convert.course.files import is_hf_artifact, is_transformer_artifact
 from mlx_dpo.convert.weights import MADE_BY, inside, weight_files
 from mlx_dpo.errors import UsageError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.course_files import MANIFEST, read_json, tokenizer_file
+from mlx_dpo.convert.course.files import MANIFEST, read_json, tokenizer_file
 from mlx_dpo.convert.folders import Kind, kind_of
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files

@@ -208,7 +208,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 
 def _read_bin(file: Path) -> dict[str, mx.array]:
-    from mlx_dpo.convert.torch_zip import read_state_dict
+    from mlx_dpo.convert.torch_zip.archive import read_state_dict
 
     if zipfile.is_zipfile(file) or importlib.util.find_spec("torch") is None:
         arrays = read_state_dict(file)

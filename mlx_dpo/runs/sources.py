@@ -32,7 +32,7 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
 
 def load_folder(folder: Path) -> "tuple[nn.Module, Any]":
     """The same for a folder that `find_mlx` gave."""
-    from mlx_dpo.convert import course
+    from mlx_dpo.convert.course import artifact as course
     from mlx_dpo.models import hub
 
     if course.is_course_folder(folder):
@@ -42,7 +42,7 @@ def load_folder(folder: Path) -> "tuple[nn.Module, Any]":
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
-    from mlx_dpo.convert import course
+    from mlx_dpo.convert.course import artifact as course
     from mlx_dpo.models import hub
 
     folder = find_mlx(path)

@@ -11,11 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_dpo.convert import course
-from mlx_dpo.convert.course_checkpoint import read_artifact
-from mlx_dpo.convert.course_params import params_to_torch, slots
+from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.course.checkpoint import read_artifact
+from mlx_dpo.convert.course.params import params_to_torch, slots
 from mlx_dpo.convert.once import converted_once, needs_conversion
-from mlx_dpo.convert.torch_zip import BFloat16, read_torch_zip, write_torch_zip
+from mlx_dpo.convert.torch_zip.archive import BFloat16, read_torch_zip, write_torch_zip
 from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import CourseArgs

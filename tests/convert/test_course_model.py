@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from mlx_dpo.convert.course_params import slots
+from mlx_dpo.convert.course.params import slots
 from mlx_dpo.models.course import CourseArgs, CourseModel
 from mlx_dpo.models.generate import generate_ids
 from mlx_dpo.models.parameters import named_arrays

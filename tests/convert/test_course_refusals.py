@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.convert import course
-from mlx_dpo.convert.torch_zip import read_torch_zip, write_torch_zip
+from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.parameters import named_arrays
 from tests import g2c

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mlx_dpo.convert.course_tokenizer import (
+from mlx_dpo.convert.course.tokenizer import (
     check_tokenizer,
     hugging_face_tokenizer,
     read_tokenizer,

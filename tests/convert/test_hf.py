@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.convert.hf import mlx_model
-from mlx_dpo.convert.torch_zip import write_torch_zip
+from mlx_dpo.convert.hf.model import mlx_model
+from mlx_dpo.convert.torch_zip.archive import write_torch_zip
 from mlx_dpo.convert.verify import TOLERANCE, mlx_logits
 from tests.convert.conftest import (
     GOLDEN,

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_dpo.convert.trace import restore, trace
+from mlx_dpo.convert.hf.trace import restore, trace
 from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import UsageError
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.convert.architecture import for_mlx, skeleton
-from mlx_dpo.convert.names import BUFFERS, RULES, is_embedding, is_head
+from mlx_dpo.convert.hf.architecture import for_mlx, skeleton
+from mlx_dpo.convert.hf.names import BUFFERS, RULES, is_embedding, is_head
 from mlx_dpo.models.parameters import named_arrays
 from tests.convert.conftest import GOLDEN
 from tests.convert.tiny import CASES, model_type
@@ -59,4 +59,5 @@ def test_convert_is_imported_under_its_package_only() -> None:
     import sys
 
     assert "convert" not in sys.modules
-    assert Path(sys.modules["mlx_dpo.convert.names"].__file__ or "").parent.parent.name == "mlx_dpo"
+    file = Path(sys.modules["mlx_dpo.convert.hf.names"].__file__ or "")
+    assert file.parts[-4:-2] == ("mlx_dpo", "convert")

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.convert import course
-from mlx_dpo.convert.torch_zip import (
+from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.torch_zip.archive import (
     BFloat16,
     as_mlx,
     from_mlx,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_dpo.convert.torch_zip import (
+from mlx_dpo.convert.torch_zip.archive import (
     BFloat16,
     as_mlx,
     from_mlx,

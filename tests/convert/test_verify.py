@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert import verify
-from mlx_dpo.convert.hf import mlx_model
+from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import check_logits, check_weights, compare, free_memory, token_batch
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.models.hub import load_tokenizer

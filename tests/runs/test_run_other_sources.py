@@ -8,7 +8,7 @@ import pytest
 
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.options import Options
-from mlx_dpo.convert.torch_zip import read_torch_zip
+from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.convert.course_files import read_json
+from mlx_dpo.convert.course.files import read_json
 from mlx_dpo.errors import UsageError
 
 FORMAT = "g2c.bpe"

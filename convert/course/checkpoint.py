@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.convert import record
-from mlx_dpo.convert.course_files import (
+from mlx_dpo.convert.course.files import (
     CONFIG,
     MANIFEST,
     MODEL,
@@ -20,15 +20,15 @@ from mlx_dpo.convert.course_files import (
     tokenizer_file,
     write_json,
 )
-from mlx_dpo.convert.course_manifest import dpo_manifest
-from mlx_dpo.convert.course_params import check_arrays, params_to_mlx, params_to_torch
-from mlx_dpo.convert.course_tokenizer import (
+from mlx_dpo.convert.course.manifest import dpo_manifest
+from mlx_dpo.convert.course.params import check_arrays, params_to_mlx, params_to_torch
+from mlx_dpo.convert.course.tokenizer import (
     check_tokenizer,
     read_tokenizer,
     special_id,
     write_tokenizer,
 )
-from mlx_dpo.convert.torch_zip import read_torch_zip, write_torch_zip
+from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.convert.weights import MAX_SHARD_BYTES, inside, read_weights, write_weights
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs

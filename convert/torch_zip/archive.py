@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.restricted_pickle import MAX_BYTES, RefusedPickleError, read_pickle
-from mlx_dpo.convert.torch_tensors import (
+from mlx_dpo.convert.torch_zip.restricted_pickle import MAX_BYTES, RefusedPickleError, read_pickle
+from mlx_dpo.convert.torch_zip.tensors import (
     DTYPES,
     TENSOR_TYPES,
     BFloat16,
@@ -23,7 +23,7 @@ from mlx_dpo.convert.torch_tensors import (
     from_mlx,
     view,
 )
-from mlx_dpo.convert.torch_writer import write_torch_zip
+from mlx_dpo.convert.torch_zip.writer import write_torch_zip
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,17 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dpo.convert.course import (
+from mlx_dpo.convert.course.artifact import (
     CourseCheckpoint,
     read_artifact,
     read_course_folder,
     write_artifact,
     write_course_folder,
 )
-from mlx_dpo.convert.course_params import params_to_mlx
+from mlx_dpo.convert.course.params import params_to_mlx
 from mlx_dpo.convert.dtypes import cast, dtype_names, num_parameters
 from mlx_dpo.convert.options import Options, Say
-from mlx_dpo.convert.torch_zip import read_torch_zip
+from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.files import new_folder

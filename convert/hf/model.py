@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.architecture import (
+from mlx_dpo.convert.hf.architecture import (
     check_tensors,
     checked_config,
     for_mlx,
@@ -16,9 +16,9 @@ from mlx_dpo.convert.architecture import (
     skeleton,
     without_code,
 )
-from mlx_dpo.convert.names import BUFFERS, RULES, is_embedding, is_head
+from mlx_dpo.convert.hf.names import BUFFERS, RULES, is_embedding, is_head
+from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
-from mlx_dpo.convert.trace import restore, sanitized, trace
 from mlx_dpo.convert.weights import check_finite, read_weights, same_bits
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.dialects import window_note

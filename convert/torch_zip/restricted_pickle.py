@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from mlx_dpo.convert.torch_tensors import DTYPES
+from mlx_dpo.convert.torch_zip.tensors import DTYPES
 
 MAX_BYTES = 16 * 2**20
 MAX_OPCODES = 400_000

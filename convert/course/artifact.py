@@ -6,14 +6,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.convert.course_checkpoint import (
+from mlx_dpo.convert.course.checkpoint import (
     CourseCheckpoint,
     read_artifact,
     read_course_folder,
     write_artifact,
     write_course_folder,
 )
-from mlx_dpo.convert.course_files import (
+from mlx_dpo.convert.course.files import (
     CONFIG,
     MANIFEST,
     hf_folders,
@@ -23,7 +23,7 @@ from mlx_dpo.convert.course_files import (
     read_json,
     write_json,
 )
-from mlx_dpo.convert.course_manifest import dpo_manifest
+from mlx_dpo.convert.course.manifest import dpo_manifest
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import new_folder
 from mlx_dpo.models.course import MODEL_TYPE, CourseModel

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.convert.torch_tensors import DTYPES, TENSOR_TYPES, BFloat16, Tensor
+from mlx_dpo.convert.torch_zip.tensors import DTYPES, TENSOR_TYPES, BFloat16, Tensor
 from mlx_dpo.errors import DiskError
 
 _TOP = "archive"

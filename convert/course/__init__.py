@@ -1,0 +1,1 @@
+"""Artifacts of the g2c course: its checkpoints, tokenizers and manifests."""
