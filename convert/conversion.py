@@ -14,9 +14,9 @@ from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.options import Direction, Options, Say
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.verify import check_logits, check_weights
-from mlx_dpo.convert.weights import inside, write_weights
+from mlx_dpo.convert.weights import write_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import new_folder
+from mlx_dpo.files import inside, new_folder
 from mlx_dpo.models.hub import load_tokenizer
 
 
@@ -117,10 +117,8 @@ def _write(model: Model, folder: Path, file_format: str, options: Options) -> No
 def _scored(
     torch_side: Path, mlx_side: Path, tokenizer_of: Path, options: Options, *, written: bool
 ) -> str:
-    try:
-        tokenizer = load_tokenizer(tokenizer_of)
-    except UsageError:
-        tokenizer = None
+    has_tokenizer = any(tokenizer_of.glob("tokenizer*")) or (tokenizer_of / "vocab.json").exists()
+    tokenizer = load_tokenizer(tokenizer_of) if has_tokenizer else None
     exact = options.dtype is None
     return check_logits(torch_side, mlx_side, tokenizer, exact=exact, written=written)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mlx_dpo.convert import record as records
 from mlx_dpo.convert.course.files import is_hf_artifact, is_transformer_artifact
-from mlx_dpo.convert.weights import MADE_BY, inside, weight_files
+from mlx_dpo.convert.weights import MADE_BY, weight_files
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import inside
 
 # What travels beside the weights: tokenizer, chat template, generation settings, licence.
 _COMPANIONS = (

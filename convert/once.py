@@ -7,14 +7,18 @@ from pathlib import Path
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.course.files import MANIFEST, read_json, tokenizer_file
 from mlx_dpo.convert.folders import Kind, kind_of
+from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files
+from mlx_dpo.models.hub import read_config
 
 _SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
 
 def needs_conversion(folder: Path) -> bool:
-    """Whether a model folder has to be converted before MLX can read it.
+    """Whether a model folder has to be converted before a run can start from it.
+
+    Either MLX can't read it, or the way back to PyTorch would be lost.
 
     Raises:
         UsageError: If the folder says of itself what can't be read.
@@ -22,6 +26,12 @@ def needs_conversion(folder: Path) -> bool:
     kind = kind_of(folder)
     if kind in (Kind.COURSE, Kind.COURSE_BASE):
         return True
+    if kind is Kind.HUGGING_FACE and (folder / "config.json").is_file():
+        # With no rule for its names, only what a conversion records leads back to PyTorch.
+        config = read_config(folder)
+        is_quantised = "quantization" in config or "quantization_config" in config
+        if config.get("model_type") not in RULES and not is_quantised:
+            return True
     has_safetensors = any(folder.glob("model*.safetensors"))
     return not has_safetensors and weight_files(folder)[1] != "safetensors"
 

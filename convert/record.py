@@ -11,8 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.convert.weights import DTYPES, as_bits
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.tying import is_embedding
 
 FILE = "convert.json"
 _FORMAT = 1
@@ -139,11 +141,20 @@ def _course(content: Any) -> dict[str, Any] | None:
 def _check(record: Record, path: Path) -> None:
     for name, (code, shape) in record.tensors.items():
         limit = _MAX_BUFFER if name in record.buffers else 2**40
-        if code not in DTYPES or min(shape, default=0) < 0 or math.prod(shape) >= limit:
+        sizes_fit = all(0 <= size < 2**31 for size in shape)
+        if code not in DTYPES or not sizes_fit or math.prod(shape) >= limit:
             raise UsageError(f"{path}: {name}: {code} {list(shape)} is no tensor")
     for name in [*record.same_as, *record.same_as.values(), *record.buffers, *record.left_out]:
         if name not in record.tensors:
             raise UsageError(f"{path}: {name} is not among its tensors")
+    # What it adds to the weights may only be what a model holds twice or computes for itself.
+    added = [name for name in record.buffers if not BUFFERS.search(name)]
+    added += [name for name, other in record.same_as.items() if not is_embedding(other)]
+    if added:
+        raise UsageError(f"{path}: {added[0]} is a weight, and those lie in the weight files")
+    forbidden = {"model_file", "quantization", "quantization_config"} & record.config.keys()
+    if forbidden:
+        raise UsageError(f"{path}: {sorted(forbidden)[0]} in its config is never written")
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
             known = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # a config can be wrong in any way
             raise UsageError(f"transformers: {_first_line(error)}") from None
         try:
             model, told = transformers.AutoModelForCausalLM.from_pretrained(

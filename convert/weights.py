@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import inside
+from mlx_dpo.models.parameters import save_arrays
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -90,25 +92,6 @@ def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
     raise UsageError(f"{folder}: no model.safetensors or pytorch_model.bin in it, whole or sharded")
 
 
-def inside(folder: Path, name: str) -> Path:
-    """A file of a folder, never one that lies elsewhere.
-
-    Links are followed only within the folder, or within its repository in the hub's cache, where
-    every file is a link.
-
-    Raises:
-        UsageError: If it is not there or not inside.
-    """
-    path = folder / name
-    real = folder.resolve()
-    root = real.parent.parent if real.parent.name == "snapshots" else real
-    if "/" in name or "\\" in name or not path.resolve().is_relative_to(root):
-        raise UsageError(f"{folder}: {name!r} points outside the folder")
-    if not path.is_file():
-        raise UsageError(f"{folder}: {name} is missing")
-    return path
-
-
 def write_weights(
     arrays: dict[str, mx.array], folder: Path, file_format: str, max_shard_bytes: int
 ) -> None:
@@ -130,12 +113,12 @@ def write_weights(
         size += value.nbytes
     metadata = {"format": file_format, **MADE_BY}
     if len(shards) == 1:
-        mx.save_safetensors(str(folder / "model.safetensors"), shards[0], metadata=metadata)
+        save_arrays(folder / "model.safetensors", shards[0], metadata)
         return
     listed: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        mx.save_safetensors(str(folder / file), shard, metadata=metadata)
+        save_arrays(folder / file, shard, metadata)
         listed |= dict.fromkeys(shard, file)
     index = {
         "metadata": {"total_size": sum(value.nbytes for value in arrays.values())},

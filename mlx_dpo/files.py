@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, flushed, renamed."""
+"""Files that are whole or not there: written under a temporary name, flushed, renamed.
+
+And files of a folder that are really in it.
+"""
 
 import os
 import shutil
@@ -8,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlx_dpo.errors import DiskError
+from mlx_dpo.errors import DiskError, UsageError
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -28,6 +31,25 @@ def write_file(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder, never one that lies elsewhere.
+
+    Links are followed only within the folder, or within its repository in the hub's cache, where
+    every file is a link.
+
+    Raises:
+        UsageError: If it is not there or not inside.
+    """
+    path = folder / name
+    real = folder.resolve()
+    root = real.parent.parent if real.parent.name == "snapshots" else real
+    if "/" in name or "\\" in name or not path.resolve().is_relative_to(root):
+        raise UsageError(f"{folder}: {name!r} points outside the folder")
+    if not path.is_file():
+        raise UsageError(f"{folder}: {name} is missing")
+    return path
 
 
 def make_folder(path: Path) -> None:
@@ -81,7 +103,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         _flush_folder(temporary)
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
-        _put_in_place(temporary, path)
+        _put_in_place(temporary, path, replace=replace)
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
     finally:
@@ -93,9 +115,9 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
+def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
+    if replace and path.exists():
         path.rename(old)
     temporary.rename(path)
     _flush_folder(path.parent)

@@ -29,8 +29,9 @@ from mlx_dpo.convert.course.tokenizer import (
     write_tokenizer,
 )
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
-from mlx_dpo.convert.weights import MAX_SHARD_BYTES, inside, read_weights, write_weights
+from mlx_dpo.convert.weights import MAX_SHARD_BYTES, read_weights, write_weights
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import inside
 from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs
 
 KIND = "course"

@@ -16,12 +16,13 @@ from mlx_dpo.convert.course.artifact import (
     write_course_folder,
 )
 from mlx_dpo.convert.course.params import params_to_mlx
-from mlx_dpo.convert.dtypes import cast, dtype_names, num_parameters
+from mlx_dpo.convert.dtypes import cast, dtype_names, largest_change, num_parameters
 from mlx_dpo.convert.options import Options, Say
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.files import new_folder
+from mlx_dpo.models.course import CourseModel
 
 
 def to_mlx(source: Path, destination: Path, options: Options, say: Say) -> None:
@@ -62,7 +63,31 @@ def to_torch(source: Path, destination: Path, options: Options, say: Say) -> Non
 def _ready(checkpoint: CourseCheckpoint, options: Options, say: Say) -> CourseCheckpoint:
     arrays = checkpoint.arrays
     say(f"{' and '.join(dtype_names(arrays))}, {num_parameters(arrays):,} parameters")
-    return replace(checkpoint, arrays=cast(arrays, options.mlx_dtype))
+    ready = cast(arrays, options.mlx_dtype)
+    if options.mlx_dtype is not None:
+        change = max(largest_change(arrays[name], ready[name]) for name in arrays)
+        say(f"cast to {options.dtype}: largest change of a weight {change:.1e}")
+        if options.verify:
+            say(_logits_beside(checkpoint, ready))
+    return replace(checkpoint, arrays=ready)
+
+
+def _logits_beside(checkpoint: CourseCheckpoint, ready: Mapping[str, mx.array]) -> str:
+    """What a cast does to the logits of as many tokens as the model has positions."""
+    args = checkpoint.args
+    ids = mx.arange(args.max_seq_len)[None] % args.vocab_size
+    logits = []
+    for arrays in (checkpoint.arrays, ready):
+        model = CourseModel(args)
+        model.load_weights([(name, value.astype(mx.float32)) for name, value in arrays.items()])
+        logits.append(model(ids))
+    before, after = logits
+    difference, largest = float(mx.abs(before - after).max()), float(mx.abs(before).max())
+    equal = int((before.argmax(-1) == after.argmax(-1)).sum())
+    return (
+        f"logits before and after the cast: largest difference {difference:.1e} of "
+        f"{largest:.3g}, likeliest token equal at {equal} of {ids.size} positions"
+    )
 
 
 def _compare(expected: Mapping[str, mx.array], found: Mapping[str, mx.array]) -> None:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.convert.weights import inside
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import inside
 
 MODEL, CONFIG, MANIFEST = "model.pt", "config.json", "manifest.json"
 HF_KIND = "huggingface_causal_lm"

@@ -15,6 +15,7 @@ from mlx_dpo.errors import UsageError
 
 FORMAT = "g2c.bpe"
 _NUM_BYTES = 256
+_MAX_TOKEN_BYTES = 4096  # no real token is near it; merges that double would fill the memory
 _END, _PAD = "<|end|>", "<|pad|>"
 _CHAT_MARKERS = ("<|user|>", "<|assistant|>", _END)
 
@@ -116,6 +117,11 @@ def hugging_face_tokenizer(content: dict[str, Any], vocab_size: int, place: Path
     merges = [merge for merge in content["merges"] if merge[2] < vocab_size]
     for a, b, new_id in merges:
         texts[new_id] = texts[a] + texts[b]
+        if len(texts[new_id]) > _MAX_TOKEN_BYTES:
+            raise UsageError(
+                f"{place}: merge {new_id} makes a token of {len(texts[new_id])} bytes, more than "
+                f"{_MAX_TOKEN_BYTES}"
+            )
     vocab: dict[str, int] = {}
     for token_id, text in texts.items():
         if text in vocab:

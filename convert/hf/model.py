@@ -16,15 +16,14 @@ from mlx_dpo.convert.hf.architecture import (
     skeleton,
     without_code,
 )
-from mlx_dpo.convert.hf.names import BUFFERS, RULES, is_embedding, is_head
+from mlx_dpo.convert.hf.names import BUFFERS, RULES
 from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
-from mlx_dpo.convert.weights import check_finite, read_weights, same_bits
+from mlx_dpo.convert.weights import check_finite, read_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import window_note
+from mlx_dpo.models.dialects import check_layer_count, window_note
 from mlx_dpo.models.parameters import named_arrays
-
-_TIED = "tie_word_embeddings"
+from mlx_dpo.models.tying import TIED, is_head, tied_entry, twin
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def mlx_model(folder: Path) -> Model:
     original = checked_config(folder)
     _check_finite(folder)
     stored = read_weights(folder)
-    config = for_mlx({**original, **_tied_entry(original, stored.arrays)})
+    config = for_mlx({**original, **tied_entry(original, stored.arrays)})
+    check_layer_count(config, len(stored.arrays))
     model = skeleton(config)
     found = sanitized(model, stored.arrays)
     expected = named_arrays(model.parameters())
@@ -104,7 +104,7 @@ def torch_model(folder: Path) -> Model:
         for name, value in model.arrays.items()
     }
     tied = not any(is_head(name) for name in arrays)
-    return Model(arrays, {**model.config, _TIED: tied}, notes=model.notes)
+    return Model(arrays, {**model.config, TIED: tied}, notes=model.notes)
 
 
 def _check_finite(folder: Path) -> None:
@@ -121,19 +121,6 @@ def _notes(config: dict[str, Any]) -> list[str]:
     return [*notes, window] if window else notes
 
 
-def _tied_entry(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, Any]:
-    """Say whether embeddings are tied where the config does not: defaults differ."""
-    if _TIED in config:
-        return {}
-    return {_TIED: all(_twin(name, arrays) for name in arrays if is_head(name))}
-
-
-def _twin(name: str, arrays: dict[str, mx.array]) -> str | None:
-    """The embeddings a tensor repeats bit by bit."""
-    others = [other for other in arrays if is_embedding(other) and other != name]
-    return next((other for other in others if same_bits(arrays[name], arrays[other])), None)
-
-
 def _account(
     record: Record,
     arrays: dict[str, mx.array],
@@ -147,13 +134,13 @@ def _account(
     except UsageError:
         return None
     for name in path.dropped:
-        twin = _twin(name, arrays)
-        if twin:
-            record.same_as[name] = twin
+        original = twin(name, arrays)
+        if original:
+            record.same_as[name] = original
         elif is_head(name):
             raise UsageError(
                 f"{folder}: {name} differs from the embeddings, to which the architecture or "
-                f"{_TIED} in config.json ties it"
+                f"{TIED} in config.json ties it"
             )
         elif BUFFERS.search(name):
             record.keep_buffer(name, arrays[name])
@@ -174,8 +161,13 @@ def _by_record(model: Model, record: Record, folder: Path) -> dict[str, mx.array
             f"not here: {listed(record.left_out)}"
         )
     config = dict(record.config)
-    if _TIED not in config and _TIED in model.config:
-        config[_TIED] = model.config[_TIED]
+    if config.get("model_type") != model.config.get("model_type"):
+        raise UsageError(
+            f"{folder / records.FILE}: is of a {config.get('model_type')!r}, and config.json of a "
+            f"{model.config.get('model_type')!r}"
+        )
+    if TIED not in config and TIED in model.config:
+        config[TIED] = model.config[TIED]
     try:
         path = trace(skeleton(for_mlx(config)), record.shapes, shapes_of(model.arrays))
         arrays = restore(path, model.arrays)

@@ -13,9 +13,6 @@ _GPT2_LINEAR = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\
 BUFFERS = re.compile(
     r"(^|\.)(attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$"
 )
-# Output layers, which hold the embeddings once more where the two are tied.
-HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,3 @@ RULES = {
         )
     ),
 }
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor is an output layer, by its name."""
-    return name.endswith(HEADS)
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a tensor is the table of token embeddings, by its name."""
-    return _EMBEDDING.search(name) is not None

@@ -21,6 +21,7 @@ from mlx_dpo.convert.torch_zip.tensors import (
     Tensor,
     as_mlx,
     from_mlx,
+    num_bytes,
     view,
 )
 from mlx_dpo.convert.torch_zip.writer import write_torch_zip
@@ -92,6 +93,10 @@ def read_state_dict(path: Path) -> "dict[str, mx.array]":
                 f"{path}: {name}: expected a tensor, found a {type(value).__name__}; give the "
                 "model's state dict alone"
             )
+    # Tied tensors share their memory in the file and are copied twice; many more would be a trap.
+    total = sum(num_bytes(value) for value in content.values())
+    if total > 2 * path.stat().st_size:
+        raise UsageError(f"{path}: its tensors overlap: {total} bytes of them in a smaller file")
     return {name: as_mlx(value) for name, value in content.items()}
 
 

@@ -57,6 +57,11 @@ def as_mlx(tensor: Tensor) -> "mx.array":
     return mx.array(tensor)
 
 
+def num_bytes(tensor: Tensor) -> int:
+    """Memory a copy of a tensor takes."""
+    return int((tensor.bits if isinstance(tensor, BFloat16) else tensor).nbytes)
+
+
 def from_mlx(array: "mx.array") -> Tensor:
     """The same numbers, bit for bit, to be written to a PyTorch file."""
     import mlx.core as mx

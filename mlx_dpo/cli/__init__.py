@@ -53,16 +53,18 @@ def main(args: list[str] | None = None) -> Any:
         code = 2
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        code = _fail(" ".join(error.format_message().split()) + where, error.exit_code)
+        code = _fail(error.format_message() + where, error.exit_code)
     except MlxDpoError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
-    except (OSError, RuntimeError, MemoryError) as error:  # the net under the errors we foresaw
-        code = _fail(" ".join(str(error).split()) or type(error).__name__, 1)
+    except Exception as error:  # the net under the errors we foresaw
+        code = _fail(f"{type(error).__name__}: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"mlx_dpo: {message}", err=True)
+    line = " ".join(message.split())
+    safe = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    click.echo(f"mlx_dpo: {safe}", err=True)
     return code

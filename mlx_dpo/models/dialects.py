@@ -104,6 +104,21 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     return model, arguments
 
 
+def check_layer_count(config: dict[str, Any], num_tensors: int) -> None:
+    """Refuse a config with more layers than the weights could fill, before they are built.
+
+    Raises:
+        UsageError: If a layer count is above the number of tensors.
+    """
+    for holder in (config, config.get("text_config")):
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            count = holder.get(key) if isinstance(holder, dict) else None
+            if isinstance(count, int) and count > num_tensors:
+                raise UsageError(
+                    f"config.json: {key} is {count}, and the weights are {num_tensors} tensors"
+                )
+
+
 def window_note(config: dict[str, Any]) -> str | None:
     """A sentence where mlx-lm leaves out the sliding window a config asks for."""
     window = config.get("sliding_window")

@@ -7,16 +7,26 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_dpo.files import new_folder
+from mlx_dpo.files import inside, new_folder
 from mlx_dpo.models.hub import normalised, read_config
 from mlx_dpo.models.parameters import save_arrays
 
 # What travels beside the weights: tokenizer, chat template, generation settings.
 _COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
-    *("merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
+    *("*.tiktoken", "merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
     "convert.json",  # what the way back to PyTorch needs
 )
+
+
+def companions(source: Path) -> list[Path]:
+    """The files of a model folder that travel with its weights.
+
+    Raises:
+        UsageError: If one of them is a link that leads out of the folder.
+    """
+    found = {file.name for pattern in _COMPANIONS for file in source.glob(pattern)}
+    return [inside(source, name) for name in sorted(found) if (source / name).is_file()]
 
 
 def export_folder(
@@ -38,11 +48,10 @@ def export_folder(
     # Both spellings, because mlx-lm reads one and transformers 5 the other.
     config |= normalised(config)
     config |= {key: "float32" for key in ("torch_dtype", "dtype") if key in config}
+    beside = companions(source)
     with new_folder(out, replace=replace) as folder:
-        for pattern in _COMPANIONS:
-            for file in sorted(source.glob(pattern)):
-                if file.is_file():
-                    shutil.copyfile(file, folder / file.name)
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "dpo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})

@@ -11,8 +11,9 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import mlx_config, model_classes
+from mlx_dpo.models.dialects import check_layer_count, mlx_config, model_classes
 from mlx_dpo.models.parameters import check_safetensors, fingerprint
+from mlx_dpo.models.tying import tied_entry_of_folder
 
 # What models call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
@@ -51,10 +52,12 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
     from mlx_lm.utils import load_model
 
     try:
+        config |= tied_entry_of_folder(config, folder)
+        check_layer_count(config, _count_tensors(folder))
         model, _ = load_model(
             folder,
             lazy=True,
-            model_config=mlx_config(config, normalised(config)),
+            model_config=config | mlx_config(config, normalised(config)),
             get_model_classes=model_classes,
         )
         model.update(tree_map(_as_float32, model.parameters()))
@@ -118,8 +121,8 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
         return {}
     if isinstance(rope.get("full_attention"), dict):  # one set for each kind of layer (Gemma 3)
         extra = normalised({"rope_parameters": rope["full_attention"]})
-        local = rope.get("sliding_attention") or {}
-        if local.get("rope_theta") is not None:
+        local = rope.get("sliding_attention")
+        if isinstance(local, dict) and local.get("rope_theta") is not None:
             extra["rope_local_base_freq"] = local["rope_theta"]
         return extra
     known = ("rope_theta", "partial_rotary_factor")
@@ -184,6 +187,16 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
             f"{folder}: the model is quantised, and its weights can't be trained; start from the "
             "full-precision checkpoint, or make one: mlx_lm.convert --dequantize"
         )
+
+
+def _count_tensors(folder: Path) -> int:
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            count += len(tensors.keys())
+    return count
 
 
 def _check_weight_files(folder: Path) -> None:

@@ -88,7 +88,8 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         numbers = [state["trainer"][key] for key in ("step", "epoch", "position")]
-        if all(type(n) is int for n in (*numbers, state["random"])) and state["identity"].get:
+        are_numbers = all(type(n) is int and 0 <= n < 2**64 for n in (*numbers, state["random"]))
+        if are_numbers and state["identity"].get:
             return cast("dict[str, Any]", state)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.reader import read_preferences
@@ -93,6 +94,7 @@ def prepare(config: RunConfig) -> Job:
     check_places(given, out, run, overwrite=config.overwrite)
     train, held = _split(config, read_preferences(config.data))
     source = find_mlx(config.model)
+    companions(source)  # refused now, and not when the finished model is written
     policy, tokenizer = load_folder(source)
     chat = chat_format(tokenizer)
     encoded = encode_preferences(train, chat, max_length=config.max_length)

@@ -243,3 +243,10 @@ def test_two_ids_for_the_same_bytes_are_refused() -> None:
     with pytest.raises(UsageError, match="ids 263 and 264 stand for the same text 'abc'"):
         hugging_face_tokenizer(content, 265, PLACE)
     hugging_face_tokenizer(content, 264, PLACE)  # the model never learned the second
+
+
+def test_merges_that_double_are_refused_before_they_fill_the_memory() -> None:
+    merges = [[97, 97, 261], *([n, n, n + 1] for n in range(261, 321))]
+    content = {"format": "g2c.bpe", "version": 2, "special_tokens": SPECIALS, "merges": merges}
+    with pytest.raises(UsageError, match="merge 273 makes a token of 8192 bytes"):
+        hugging_face_tokenizer(content, 400, PLACE)

@@ -229,6 +229,11 @@ def test_configs_that_mlx_lm_can_not_compute(
 # --- convert.json --------------------------------------------------------------------------------
 
 
+HEAD, MASK = "lm_head.weight", "model.layers.0.attn.bias"
+A_HEAD = {HEAD: ["F32", [4, 4]], "model.norm.weight": ["F32", [32]]}
+A_MASK = {MASK: ["F32", [32]]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,8 +246,10 @@ def test_configs_that_mlx_lm_can_not_compute(
         ({"tensors": {"model.norm.weight": ["F32", [32]]}}, "does not fit the weights"),
         ({"same_as": {"x": "y"}}, "x is not among its tensors"),
         ({"left_out": ["model.norm.weight"]}, "has no use for, and they are not here"),
-        ({"buffers": {"model.norm.weight": 0}, "packed": ["eNpjYGBgAAAABAAB"]}, "128 bytes"),
-        ({"buffers": {"model.norm.weight": 7}}, "128 bytes"),
+        ({"buffers": {"model.norm.weight": 0}}, "model.norm.weight is a weight"),
+        ({"same_as": {HEAD: "model.norm.weight"}, "tensors": A_HEAD}, f"{HEAD} is a weight"),
+        ({"config": {"model_type": "gpt2"}}, "is of a 'gpt2'"),
+        ({"config": {"model_file": "x.py"}}, "model_file in its config is never written"),
     ],
 )
 def test_a_tampered_record_is_refused(
@@ -254,15 +261,20 @@ def test_a_tampered_record_is_refused(
     assert message in refusal(tmp_path / "mlx", tmp_path / "out")
 
 
-def test_a_packed_bomb_is_not_unpacked(make_source: MakeSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "number"), [(10**7, 0), (4, 0), (128, 7)], ids=["bomb", "short", "none"]
+)
+def test_a_packed_buffer_of_another_size_is_not_unpacked(
+    make_source: MakeSource, tmp_path: Path, size: int, number: int
+) -> None:
     import base64
     import zlib
 
     run(make_source(), tmp_path / "mlx")
     path = tmp_path / "mlx" / "convert.json"
     record = json.loads(path.read_text())
-    record["packed"] = [base64.b64encode(zlib.compress(bytes(10**7))).decode()]
-    record["buffers"] = {"model.norm.weight": 0}
+    record["packed"] = [base64.b64encode(zlib.compress(bytes(size))).decode()]
+    record["buffers"], record["tensors"] = {MASK: number}, record["tensors"] | A_MASK
     path.write_text(json.dumps(record))
     assert "is not 128 bytes" in refusal(tmp_path / "mlx", tmp_path / "out")
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_dpo.convert.torch_zip import archive
 from mlx_dpo.convert.torch_zip.archive import (
     BFloat16,
     as_mlx,
@@ -598,3 +599,20 @@ def test_a_pickle_of_random_pieces_is_read_or_refused_and_nothing_else(
 ) -> None:
     path = make_zip(tmp_path / "x.pt", b"\x80\x02" + b"".join(pieces) + b".")
     read_or_refuse(path)
+
+
+def test_many_tensors_over_one_memory_are_refused_before_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied tensors lie in a file once and become two; thousands of them would fill the memory."""
+    file = tmp_path / "pytorch_model.bin"
+    shared = np.zeros(1000, np.float32)
+    write_torch_zip(file, {"w": shared})
+    for count, fits in ((2, True), (3, False)):
+        content = {f"w{n}": shared for n in range(count)}
+        monkeypatch.setattr(archive, "read_torch_zip", lambda path, found=content: found)
+        if fits:
+            assert len(archive.read_state_dict(file)) == count
+        else:
+            with pytest.raises(UsageError, match="its tensors overlap: 12000 bytes"):
+                archive.read_state_dict(file)

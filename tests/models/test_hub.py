@@ -13,7 +13,7 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import load_folder, normalised
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from tests import oracle
 
 MODEL_FOLDER = oracle.FOLDER / "llama" / "model"
@@ -266,3 +266,44 @@ def test_the_model_is_a_module_called_with_ids() -> None:
     assert isinstance(model, nn.Module)
     assert model(IDS).shape == (1, 80, 512)
     assert tokenizer.decode(tokenizer.encode("The otter")) == "The otter"
+
+
+# --- Output layers: what the config leaves open --------------------------------------------------
+
+
+def with_own_head(folder: Path) -> Path:
+    """Gives a tied model an output layer of its own."""
+    file = folder / "model.safetensors"
+    arrays = load_arrays(file)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"] * 2 + 1
+    save_arrays(file, arrays)
+    return folder
+
+
+def test_an_output_layer_is_used_where_the_config_says_nothing_of_tying(
+    make_folder: MakeFolder,
+) -> None:
+    """mlx-lm's default for llama is tied: it would drop the layer without a word."""
+    silent = with_own_head(make_folder("silent", tie_word_embeddings=None))
+    explicit = with_own_head(make_folder("explicit", tie_word_embeddings=False))
+    tied = make_folder("tied", tie_word_embeddings=None)
+    np.testing.assert_array_equal(logits_of(silent), logits_of(explicit))
+    np.testing.assert_array_equal(logits_of(tied), logits_of(MODEL_FOLDER))
+    assert "lm_head.weight" in named_arrays(load_folder(silent)[0].parameters())
+
+
+def test_an_output_layer_that_the_config_denies_is_not_dropped(make_folder: MakeFolder) -> None:
+    folder = with_own_head(make_folder())
+    assert "lm_head.weight differs from the embeddings: it would be dropped" in refusal(folder)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(
+    make_folder: MakeFolder,
+) -> None:
+    text = refusal(make_folder(num_hidden_layers=10**7))
+    assert "num_hidden_layers is 10000000, and the weights are" in text
+
+
+def test_rope_parameters_of_the_wrong_kind_are_passed_over(make_folder: MakeFolder) -> None:
+    rope = {"full_attention": {"rope_theta": 500.0}, "sliding_attention": "x"}
+    load_folder(make_folder(rope_parameters=rope))

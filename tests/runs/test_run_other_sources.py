@@ -9,8 +9,9 @@ import pytest
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
+from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.run import train
-from tests.runs.conftest import settings
+from tests.runs.conftest import ORACLE, settings
 
 ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
 NAME = "models/StoryLM-1M-SFT"
@@ -44,3 +45,23 @@ def test_the_converted_form_of_an_artifact_is_kept(workplace: Path, reference: s
         model = f"artifacts/{NAME}"
         train(settings(model=model, max_length=128, out=out, steps=1, reference=reference))
     assert len(list(Path("runs/.converted").iterdir())) == 1
+
+
+def test_an_architecture_without_a_rule_trains_from_a_recorded_form(workplace: Path) -> None:
+    """Trained as it is, its tensors' original names would be lost."""
+    shutil.copytree(ORACLE, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    # mlx-lm takes it for a llama; nothing here knows its names.
+    Path("model/config.json").write_text(json.dumps(config | {"model_type": "iquestcoder"}))
+    train(settings(model="model", out="dpo", steps=2))
+    convert(Path("dpo"), Path("back"), Options(), lambda line: None)
+    assert Path("back/model.safetensors").is_file()
+
+
+def test_a_link_out_of_the_model_folder_is_not_copied_into_the_result(workplace: Path) -> None:
+    shutil.copytree(ORACLE, "model")
+    Path("secret").write_text("root:x:0")
+    Path("model/tokenizer_x").symlink_to(Path("secret").resolve())
+    with pytest.raises(UsageError, match="points outside the folder"):
+        train(settings(model="model", out="dpo", steps=2))
+    assert not Path("dpo").exists()
