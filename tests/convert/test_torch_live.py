@@ -7,7 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.course.proof import check_logits
+from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.torch_zip.archive import (
     BFloat16,
     as_mlx,
@@ -16,7 +19,7 @@ from mlx_dpo.convert.torch_zip.archive import (
     read_torch_zip,
     write_torch_zip,
 )
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import MlxDpoError, UsageError
 from tests import g2c
 
 pytestmark = pytest.mark.torch
@@ -169,3 +172,26 @@ def test_the_logits_are_those_of_pytorch_s_own_layers(torch: Any, tmp_path: Path
     course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
     model, _ = course.load_course_folder(tmp_path / "mlx")
     np.testing.assert_allclose(np.array(model(mx.array(ids.numpy()))), expected, atol=1e-4)
+
+
+def test_torch_and_mlx_answer_alike_for_a_course_artifact(torch: Any, tmp_path: Path) -> None:
+    told: list[str] = []
+    convert(g2c.ARTIFACT, tmp_path / "mlx", Options(), told.append)
+    convert(tmp_path / "mlx", tmp_path / "back", Options(), told.append)
+    convert(g2c.ARTIFACT, tmp_path / "half", Options(dtype="bfloat16"), told.append)
+    lines = [line for line in told if line.startswith("logits, torch beside MLX on 128 tokens")]
+    assert len(lines) == 3
+    assert "likeliest token equal at 128 of 128" in lines[0]
+    assert "cast included" in lines[2]
+
+
+def test_a_course_model_that_answers_otherwise_is_not_written(torch: Any, tmp_path: Path) -> None:
+    checkpoint = course.read_artifact(g2c.ARTIFACT)
+    course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
+    wrong = {
+        k: v.T if k.endswith("attention.q.weight") else v for k, v in checkpoint.arrays.items()
+    }
+    with pytest.raises(MlxDpoError, match="nothing was written"):
+        check_logits(
+            g2c.ARTIFACT / "model.pt", wrong, checkpoint.args, tmp_path / "mlx", exact=True
+        )
