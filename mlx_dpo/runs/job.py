@@ -1,7 +1,6 @@
 """From settings to the things a run works with: model, pairs, folders. Nothing is trained here."""
 
 import hashlib
-import math
 import os
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,6 +13,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format, encode_preferences
@@ -105,7 +105,7 @@ def prepare(config: RunConfig) -> Job:
             "see --max-length and --eval-fraction"
         )
     per_step = config.batch_size * config.grad_accumulation
-    per_epoch = math.ceil(len(encoded.examples) / per_step)
+    order = EpochOrder(len(encoded.examples), per_step, config.seed)
     job = Job(
         config=config,
         name=name,
@@ -117,7 +117,7 @@ def prepare(config: RunConfig) -> Job:
         chat=chat,
         train=encoded,
         held_out=encode_preferences(held, chat, max_length=config.max_length),
-        max_steps=config.steps or config.epochs * per_epoch,
+        max_steps=config.steps or config.epochs * order.batches_per_epoch,
     )
     _check_ids(job)
     return job

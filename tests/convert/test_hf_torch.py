@@ -21,7 +21,7 @@ from tests.convert.tiny import CASES, save_with_transformers
 from tests.runs.conftest import ROWS
 
 pytestmark = pytest.mark.torch
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="`make test-torch` runs it")
 
 NUM_NEW = 24
 

@@ -32,7 +32,7 @@ DTYPES = (
 
 @pytest.fixture
 def torch() -> Any:
-    return pytest.importorskip("torch")
+    return pytest.importorskip("torch", reason="`make test-torch` runs it")
 
 
 def bits(tensor: Any) -> bytes:
@@ -41,7 +41,7 @@ def bits(tensor: Any) -> bytes:
         return tensor.bits.tobytes()
     if isinstance(tensor, np.ndarray):
         return tensor.tobytes()
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test-torch` runs it")
     flat = tensor.detach().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).numpy().tobytes())
 

@@ -18,7 +18,7 @@ NUM_PAIRS = 8
 
 
 def torch_model(name: str) -> Any:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test-torch` runs it")
     from transformers import AutoModelForCausalLM
 
     folder = oracle.FOLDER / name / "model"
@@ -27,7 +27,7 @@ def torch_model(name: str) -> Any:
 
 def torch_logprobs(model: Any, name: str) -> Any:
     """Log-probs (2, B) with gradient, one unpadded row at a time, the way one writes it by hand."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test-torch` runs it")
     sides = []
     for side in (1, 2):
         rows = []
@@ -53,7 +53,7 @@ def test_log_probs_equal_those_of_live_torch(name: str) -> None:
 
 
 def test_first_gradient_equals_that_of_live_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="`make test-torch` runs it")
     model = torch_model(name)
     chosen, rejected = torch_logprobs(model, name)
     # At step 0 the reference is the policy: the same values without their gradient.
