@@ -16,6 +16,7 @@ from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import RunResult
+from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
 
@@ -94,6 +95,19 @@ class Screen(Hooks):
                 f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
                 "reference"
             )
+
+    def path_chosen(self, choice: Choice) -> None:
+        for name, reason in choice.refused:
+            self.warned(f"path {name} is not taken: {reason}")
+        if choice.num_pairs:
+            self._line(
+                "path",
+                f"{choice.path.name}: agrees with the plain path on "
+                f"{counted(choice.num_pairs, 'pair')} (log-probs to "
+                f"{choice.largest_difference:.0e}) and their gradients",
+            )
+        else:
+            self._line("path", f"{choice.path.name}: the definition, and the slowest")
 
     def scoring(self, done: int, total: int) -> None:
         if self.is_terminal:
@@ -193,6 +207,8 @@ def show_result(result: RunResult) -> None:
         console.print(f"  {printable(shown.prompt)}", style="bold", markup=False)
         console.print(f"    SFT  {printable(shown.sft)}", markup=False)
         console.print(f"    DPO  {printable(shown.dpo)}\n", markup=False)
+    if result.totals:
+        console.print(_where_time_went(result), markup=False)
     console.print(
         f"{result.seconds:.1f} s of training, peak memory {gigabytes(result.peak_bytes)}. "
         f"Metrics are in {result.folder}.",
@@ -202,6 +218,26 @@ def show_result(result: RunResult) -> None:
     question = printable(result.answers[0].prompt) if result.answers else "Hello"
     command = [program(), "generate", "--model", str(job.out), "--prompt", question]
     console.print(f"  {shlex.join(command)}", markup=False)
+
+
+def _where_time_went(result: RunResult) -> str:
+    """Share of the steps' time by phase, and what padding cost and sharing prompts saved."""
+    totals = result.totals
+    shares = [
+        f"{name} {totals[key] / totals['seconds']:.0%}"
+        for name, key in (
+            ("forward and backward", "forward_backward_seconds"),
+            ("update", "update_seconds"),
+            ("reference", "reference_seconds"),
+        )
+    ]
+    return (
+        f"{totals['pairs'] / totals['seconds']:.1f} pairs/s, "
+        f"{totals['real_tokens'] / totals['seconds']:.0f} tokens/s: {', '.join(shares)}.\n"
+        f"Tokens computed: {totals['computed_tokens'] / totals['real_tokens']:.2f} x the real ones "
+        f"(padding); reading each prompt for itself would have been "
+        f"{totals['unshared_tokens'] / totals['real_tokens']:.2f} x."
+    )
 
 
 def _score_table(groups: list[GroupScore]) -> Table:

@@ -63,6 +63,9 @@ class RunConfig:
         "frozen model at every step (copy).",
         choices=("cached", "copy"),
     )
+    plain: bool = _option(
+        False, "Compute log-probs by the plain definition: slower, and nothing to fall back from."
+    )
 
     def to_toml(self) -> str:
         """The settings as TOML, to be read by `read_toml`; those that are unset are left out."""

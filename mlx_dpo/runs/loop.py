@@ -3,9 +3,10 @@
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,7 @@ from mlx_dpo.runs import checkpoint
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.metrics import Metrics, pair_metrics
+from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.trainer import DPOTrainer
 
 # Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
@@ -32,6 +34,9 @@ class Hooks:
     def prepared(self, job: Job, folder: Path | None) -> None:
         """Data and model are read; `folder` is None in a dry run."""
 
+    def path_chosen(self, choice: Choice) -> None:
+        """How log-probs will be computed has been settled."""
+
     def scoring(self, done: int, total: int) -> None:
         """The reference pass has scored `done` of `total` pairs."""
 
@@ -45,7 +50,7 @@ class Hooks:
         """The run goes on after `step` updates; 0 where there was no checkpoint yet."""
 
     def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
-        """An update was made. `timing` holds seconds, pairs and peak_bytes."""
+        """An update was made. `timing` is a row of timings.jsonl without its step."""
 
     def evaluated(self, step: int, metrics: Metrics) -> None:
         """The held-out pairs were scored."""
@@ -134,6 +139,7 @@ class Loop:
         self.hooks = hooks
         self.stop = stop
         self.seconds = 0.0
+        self.totals: Counter[str] = Counter()
         self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._rewards = RewardWatch()
         self._clock = 0.0
@@ -173,7 +179,14 @@ class Loop:
         per_step = self.job.config.batch_size * self.job.config.grad_accumulation
         left = len(self.job.train.examples) % per_step
         pairs = left if left and self.trainer.order.position == 0 else per_step
-        timing = {"seconds": seconds, "pairs": pairs, "peak_bytes": mx.get_peak_memory()}
+        sums = {
+            "seconds": seconds,
+            **{f"{phase}_seconds": spent for phase, spent in self.trainer.seconds.items()},
+            "pairs": pairs,
+            **asdict(self.trainer.work),
+        }
+        self.totals.update(sums)
+        timing = {**sums, "peak_bytes": mx.get_peak_memory()}
         self.folder.append("metrics.jsonl", {"step": step, **metrics})
         self.folder.append("timings.jsonl", {"step": step, **timing})
         self.hooks.stepped(step, metrics, timing)

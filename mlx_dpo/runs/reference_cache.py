@@ -21,20 +21,23 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.reference import example_digest
 
 FOLDER = Path("runs/.reference")  # one for all runs, so that they share it
-SCORING_PATH = "plain-1"  # changes whenever the way of scoring changes a bit of a log-prob
+SCORING_VERSION = "2"  # changes whenever a way of scoring changes a bit of a log-prob
 
 
-def cache_file(model: str, examples: Sequence[PreferenceExample], batch_size: int) -> Path:
+def cache_file(
+    model: str, examples: Sequence[PreferenceExample], batch_size: int, path: str
+) -> Path:
     """Where the log-probs of these pairs under this model lie.
 
     Args:
         model: Digest of the reference model.
         examples: The pairs, after truncation.
         batch_size: Pairs per forward; other shapes move a log-prob in its last bits.
+        path: Name of the scoring path, for the same reason.
     """
     digest = hashlib.sha256()
     device: Any = mx.default_device()
-    for part in (model, SCORING_PATH, version("mlx"), str(device), str(batch_size)):
+    for part in (model, path, SCORING_VERSION, version("mlx"), str(device), str(batch_size)):
         digest.update(f"{part}\n".encode())
     for example in examples:
         digest.update(example_digest(example))

@@ -1,6 +1,7 @@
 """One run: the only place that wires settings, data, trainer and files together."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,11 @@ from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
 from mlx_dpo.runs.sources import load_folder
-from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.metrics import pair_metrics
+from mlx_dpo.training.paths import Path as ScoringPath
+from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
+from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
 Scores = npt.NDArray[np.float32]
@@ -54,6 +57,7 @@ class RunResult:
         reference: float32 (2, N), before training.
         answers: Some prompts, answered by both.
         seconds: Time spent in steps, of this process.
+        totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
         peak_bytes: Peak of MLX's memory.
     """
 
@@ -63,6 +67,7 @@ class RunResult:
     reference: Scores
     answers: list[BeforeAfter]
     seconds: float
+    totals: Mapping[str, float]
     peak_bytes: int
 
 
@@ -92,7 +97,10 @@ def train(
         if saved is not None:
             checkpoint.check_identity(saved, job.identity())
         hooks.prepared(job, path)
-        trainer = _make_trainer(job, hooks, stop, keep=not dry_run)
+        path_choice = _choose_path(job)
+        hooks.path_chosen(path_choice)
+        stop.check()
+        trainer = _make_trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
         sft_answers = [] if dry_run else _answers(job, stop)
         if saved is not None:
             checkpoint.restore(saved, trainer)
@@ -129,13 +137,22 @@ def _run_dir(job: Job, *, resume: bool, dry_run: bool) -> Path | None:
     return path
 
 
-def _make_trainer(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
+def _choose_path(job: Job) -> Choice:
+    max_seq_len, pad_id = job.config.max_length, pad_id_of(job.chat.tokenizer)
+    if job.config.plain:
+        return Choice(PlainPath(max_seq_len, pad_id))
+    return choose_path(job.policy, job.train.examples, max_seq_len=max_seq_len, pad_id=pad_id)
+
+
+def _make_trainer(
+    job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool
+) -> DPOTrainer:
     config = job.config
     copy = config.reference == "copy"
     return DPOTrainer(
         job.policy,
         ref_model=load_folder(job.source)[0] if copy else None,
-        reference=None if copy else _cached(job, hooks, stop, keep=keep),
+        reference=None if copy else _cached(job, path, hooks, stop, keep=keep),
         examples=job.train.examples,
         max_seq_len=config.max_length,
         pad_id=pad_id_of(job.chat.tokenizer),
@@ -149,13 +166,14 @@ def _make_trainer(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrain
         weight_decay=config.weight_decay,
         grad_clip=config.grad_clip or None,
         seed=config.seed,
+        path=path,
     )
 
 
-def _cached(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
+def _cached(job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
     """Reference log-probs of every pair: from disk, or by the policy while it is untrained."""
     examples = [*job.train.examples, *job.held_out.examples]
-    file = reference_cache.cache_file(job.model, examples, job.config.batch_size)
+    file = reference_cache.cache_file(job.model, examples, job.config.batch_size, path.name)
     logprobs = reference_cache.read(file, examples)
     if logprobs is None:
         done = 0
@@ -166,14 +184,11 @@ def _cached(job: Job, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
             hooks.scoring(done, len(examples))
             stop.check()
 
-        score = partial(
-            pair_logprobs,
-            job.policy,
-            max_seq_len=job.config.max_length,
-            pad_id=pad_id_of(job.chat.tokenizer),
-        )
         logprobs = score_in_batches(
-            score, examples, batch_size=job.config.batch_size, after_batch=after_batch
+            partial(path, job.policy),
+            examples,
+            batch_size=job.config.batch_size,
+            after_batch=after_batch,
         )
         if keep:
             reference_cache.write(file, examples, logprobs)
@@ -262,5 +277,12 @@ def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
     # Last: its presence says that the run is finished.
     folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
     return RunResult(
-        job, folder.path, policy, reference, answers, loop.seconds, mx.get_peak_memory()
+        job,
+        folder.path,
+        policy,
+        reference,
+        answers,
+        loop.seconds,
+        loop.totals,
+        mx.get_peak_memory(),
     )

@@ -1,7 +1,9 @@
 """The training loop of DPO. It knows arrays and pairs; no files, no tokenizer, no printing."""
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +17,7 @@ from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.logprobs import pair_logprobs
+from mlx_dpo.training.fast.layout import Work
 from mlx_dpo.training.loss import dpo_loss
 from mlx_dpo.training.metrics import (
     PAIR_METRICS,
@@ -24,6 +26,7 @@ from mlx_dpo.training.metrics import (
     as_floats,
     pair_metrics,
 )
+from mlx_dpo.training.paths import Path, PlainPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 from mlx_dpo.training.schedule import warmup_cosine
 
@@ -34,6 +37,9 @@ HISTORY = (
     *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
     *("val_step", "val_loss", "val_accuracy", "val_reward_margin"),
 )
+
+
+PHASES = ("reference", "forward_backward", "update")
 
 
 class DPOTrainer:
@@ -65,6 +71,11 @@ class DPOTrainer:
         reference: ``reference(examples) -> float32 (2, B)``, instead of `ref_model`.
         optimizer: Any MLX optimizer; by default AdamW with bias correction, betas (0.9, 0.999),
             eps 1e-8. Its learning rate is set at each step.
+        path: How log-probs are computed; by default the plain path, the definition.
+
+    Attributes:
+        seconds: Of the last step, by phase: ``reference``, ``forward_backward``, ``update``.
+        work: Tokens the last step computed.
 
     Raises:
         ValueError: For no examples, ``max_seq_len`` below 2, a number that must be above 0 and is
@@ -94,6 +105,7 @@ class DPOTrainer:
         grad_accumulation: int = 1,
         reference: Reference | None = None,
         optimizer: optim.Optimizer | None = None,
+        path: Path | None = None,
     ) -> None:
         _check_positive(
             batch_size=batch_size,
@@ -119,6 +131,7 @@ class DPOTrainer:
         self.examples = examples
         self.max_seq_len = max_seq_len
         self.pad_id = pad_id
+        self.path = path or PlainPath(max_seq_len, pad_id)
         self.beta = beta
         self.batch_size = batch_size
         self.max_steps = max_steps
@@ -129,6 +142,8 @@ class DPOTrainer:
         self.eval_every = eval_every
         self.log_every = log_every
         self.step = 0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.work = Work(0, 0, 0)
         self.order = EpochOrder(len(examples), batch_size * grad_accumulation, seed)
         # Dropout in the policy alone would start the loss anywhere but at log 2.
         model.eval()
@@ -150,7 +165,7 @@ class DPOTrainer:
 
     def score(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B) of `examples` under `model`, by the path the policy uses."""
-        return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
+        return self.path(model, examples)
 
     def lr(self, step: int | None = None) -> float:
         """Learning rate of a step counted from 0: linear warm-up, cosine, then `min_lr`."""
@@ -181,6 +196,7 @@ class DPOTrainer:
         """
         if examples is not None and not examples:
             raise ValueError("no examples to train on")
+        self.seconds, self.work = dict.fromkeys(PHASES, 0.0), Work(0, 0, 0)
         cursor = self.order.state()
         if examples is None:
             examples = [self.examples[i] for i in self.order.next_batch()]
@@ -196,9 +212,10 @@ class DPOTrainer:
             scale = self.grad_clip / (grad_norm + 1e-6)
             grads = tree_map(lambda g: g * scale, grads)
         lr = self.lr()
-        self.optimizer.learning_rate = lr
-        self.optimizer.update(self.model, grads)
-        mx.eval(self.model.parameters(), self.optimizer.state)
+        with self._timed("update"):
+            self.optimizer.learning_rate = lr
+            self.optimizer.update(self.model, grads)
+            mx.eval(self.model.parameters(), self.optimizer.state)
         self.step += 1
         return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
 
@@ -313,13 +330,24 @@ class DPOTrainer:
             batch = examples[start : start + self.batch_size]
             # By pairs, not by batches: a smaller last batch must not count for more.
             weight = len(batch) / len(examples)
-            (loss, metrics), grads = self._value_and_grad(batch, self.reference(batch))
-            if weight != 1:
-                grads = tree_map(lambda g, w=weight: g * w, grads)
-            summed = grads if summed is None else tree_map(mx.add, summed, grads)
-            mx.eval(loss, metrics, summed)
+            self.work += self.path.work(batch)
+            with self._timed("reference"):
+                reference = self.reference(batch)
+                mx.eval(reference)
+            with self._timed("forward_backward"):
+                (loss, metrics), grads = self._value_and_grad(batch, reference)
+                if weight != 1:
+                    grads = tree_map(lambda g, w=weight: g * w, grads)
+                summed = grads if summed is None else tree_map(mx.add, summed, grads)
+                mx.eval(loss, metrics, summed)
             add_weighted(total, as_floats(loss, metrics), weight)
         return total, summed
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - start
 
 
 def _check_positive(**values: float) -> None:

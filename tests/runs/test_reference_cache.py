@@ -29,20 +29,23 @@ def test_other_pairs_or_a_damaged_file_are_not_used(tmp_path: Path) -> None:
     assert reference_cache.read(tmp_path / "absent.safetensors", PAIRS) is None
 
 
-def test_the_name_follows_model_pairs_and_batch_size() -> None:
+def test_the_name_follows_model_pairs_batch_size_and_path() -> None:
     names = {
-        reference_cache.cache_file(model, pairs, batch)
+        reference_cache.cache_file(model, pairs, batch, path)
         for model in ("a", "b")
         for pairs in (PAIRS, PAIRS[::-1])
         for batch in (1, 4)
+        for path in ("plain", "shared-prompt")
     }
-    assert len(names) == 8
+    assert len(names) == 16
 
 
 def test_ids_that_run_together_are_told_apart() -> None:
     one = [PreferenceExample([1, 23], [4], [5])]
     other = [PreferenceExample([12, 3], [4], [5])]
-    assert reference_cache.cache_file("m", one, 1) != reference_cache.cache_file("m", other, 1)
+    assert reference_cache.cache_file("m", one, 1, "plain") != reference_cache.cache_file(
+        "m", other, 1, "plain"
+    )
 
 
 def test_a_flipped_bit_in_a_log_prob_is_noticed(tmp_path: Path) -> None:

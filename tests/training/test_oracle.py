@@ -11,11 +11,13 @@ import pytest
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.paths import Path, SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests import oracle
 
 LEARNING_RATE = 1e-3
 NUM_STEPS = 16
+FAST = SharedPromptPath(oracle.MAX_SEQ_LEN, oracle.PAD_ID)
 
 pytestmark = pytest.mark.parametrize("name", oracle.MODELS)
 
@@ -29,7 +31,11 @@ class Recorder(optim.SGD):
 
 
 def make_trainer(
-    name: str, *, accumulation: int = 1, optimizer: optim.Optimizer | None = None
+    name: str,
+    *,
+    accumulation: int = 1,
+    optimizer: optim.Optimizer | None = None,
+    path: Path | None = None,
 ) -> DPOTrainer:
     return DPOTrainer(
         oracle.load_model(name),
@@ -44,6 +50,7 @@ def make_trainer(
         min_lr=LEARNING_RATE,
         grad_accumulation=accumulation,
         optimizer=optimizer,
+        path=path,
     )
 
 
@@ -103,6 +110,26 @@ def test_first_gradient_norm_equals_float64(name: str) -> None:
     truth = oracle.read(f"{name}/bs4.json")["steps"][0]
     metrics = make_trainer(name).train_step(rows_of_step(name, 0, 4))
     assert metrics["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-5)
+
+
+def test_the_fast_path_has_the_first_gradient_of_float64(name: str) -> None:
+    recorder = Recorder(learning_rate=LEARNING_RATE)
+    trainer = make_trainer(name, optimizer=recorder, path=FAST)
+    trainer.train_step(rows_of_step(name, 0, 4))
+    for tensor, truth in oracle.packed(name, "grads_step1", trainer.model).items():
+        error = oracle.largest(recorder.gradients[tensor] - truth)
+        assert error <= 2e-5 * oracle.largest(truth), tensor
+
+
+def test_the_fast_path_follows_the_losses_and_rewards_of_float64(name: str) -> None:
+    truth = oracle.read(f"{name}/bs4.json")["steps"]
+    metrics = follow(make_trainer(name, path=FAST), name, 4)
+    np.testing.assert_allclose(column(metrics, "loss"), column(truth, "loss"), rtol=0, atol=1e-4)
+    for ours, theirs in (
+        ("chosen_reward", "rewards_chosen"),
+        ("rejected_reward", "rewards_rejected"),
+    ):
+        np.testing.assert_allclose(column(metrics, ours), column(truth, theirs), rtol=0, atol=2e-4)
 
 
 def test_adamw_follows_the_losses_of_float64(name: str) -> None:

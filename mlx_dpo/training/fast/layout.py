@@ -1,0 +1,183 @@
+"""Which token is computed where: rows, the prompts they share, and forwards of rows of like width.
+
+Everything here is arithmetic on lengths and lists; no model and no array of MLX.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from mlx_dpo.records import PreferenceExample
+
+# What one more forward and backward costs, in tokens: each writes and adds a whole gradient of the
+# weights, about as long as it takes to compute this many tokens.
+FORWARD_PRICE = 32
+# Widths are multiples of this, so that buffers (and compiled traces) are met again.
+WIDTH_MULTIPLE = 8
+
+
+class Row(NamedTuple):
+    """One response of a batch, as the model reads it.
+
+    Attributes:
+        slot: 2-tuple, side (0 chosen, 1 rejected) and position of the pair in the batch.
+        context: Index of the prompt whose keys and values it continues; None for a row that holds
+            its prompt itself.
+        inputs: Ids to read.
+        targets: The id that should follow each of them.
+        first_scored: Position of the first target that is a response token.
+    """
+
+    slot: tuple[int, int]
+    context: int | None
+    inputs: list[int]
+    targets: list[int]
+    first_scored: int
+
+
+class Group(NamedTuple):
+    """Rows (or prompts) that go through the model together.
+
+    Attributes:
+        members: Their indices.
+        width: Positions of each, padding included.
+    """
+
+    members: list[int]
+    width: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that pass through the layers for a batch of pairs.
+
+    Attributes:
+        real_tokens: Without padding.
+        computed_tokens: With padding.
+        unshared_tokens: Without padding, were each response to bring its own prompt.
+    """
+
+    real_tokens: int
+    computed_tokens: int
+    unshared_tokens: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.real_tokens + other.real_tokens,
+            self.computed_tokens + other.computed_tokens,
+            self.unshared_tokens + other.unshared_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of pairs, laid out.
+
+    Attributes:
+        contexts: Distinct prompts without their last token, none empty.
+        context_groups: Forwards of prompts.
+        rows: Responses with something to score.
+        row_groups: Forwards of rows, all of which continue a prompt or none.
+    """
+
+    contexts: list[tuple[int, ...]]
+    context_groups: list[Group]
+    rows: list[Row]
+    row_groups: list[Group]
+
+    def work(self) -> Work:
+        """Tokens this layout computes."""
+        read = sum(map(len, self.contexts)) + sum(len(row.inputs) for row in self.rows)
+        groups = [*self.context_groups, *self.row_groups]
+        return Work(
+            real_tokens=read,
+            computed_tokens=sum(len(group.members) * group.width for group in groups),
+            unshared_tokens=sum(
+                len(row.inputs) + (0 if row.context is None else len(self.contexts[row.context]))
+                for row in self.rows
+            ),
+        )
+
+
+def lay_out(
+    examples: Sequence[PreferenceExample],
+    *,
+    max_seq_len: int,
+    share_prompts: bool,
+    one_length: bool = False,
+) -> Layout:
+    """Lay out a batch.
+
+    With shared prompts, ``prompt[:-1]`` is read once however many responses follow it, and each row
+    is the prompt's last token and its response. Without, a row is prompt and response, as in
+    `pad_and_collate_pref`. Prompt + response is cut to `max_seq_len` either way.
+
+    Args:
+        examples: B pairs.
+        max_seq_len: Tokens kept of prompt + response.
+        share_prompts: Whether prompts are read once.
+        one_length: Whether rows go together only where their prompts are of one length, for
+            models whose attention takes no mask of its own for each row.
+    """
+    index_of: dict[tuple[int, ...], int] = {}
+    rows = []
+    for pair, (prompt, *responses) in enumerate(examples):
+        before = max(0, len(prompt) - 1)
+        for side, response in enumerate(responses):
+            ids = [*prompt, *response][:max_seq_len]
+            if len(ids) < before + 2:  # nothing of the response is left to predict
+                continue
+            context = None
+            first_scored = before
+            if share_prompts and before:
+                context = index_of.setdefault(tuple(prompt[:-1]), len(index_of))
+                ids, first_scored = ids[before:], 0
+            rows.append(Row((side, pair), context, ids[:-1], ids[1:], first_scored))
+    contexts = list(index_of)
+
+    def kind(number: int) -> int:
+        context = rows[number].context
+        if context is None:
+            return 0
+        return len(contexts[context]) if one_length else 1
+
+    row_groups = []
+    for _, same in groupby(sorted(range(len(rows)), key=kind), key=kind):
+        members = list(same)
+        for group in partition([len(rows[number].inputs) for number in members]):
+            together = sorted(
+                (members[i] for i in group.members), key=lambda i: (rows[i].context or 0, i)
+            )
+            row_groups.append(Group(together, group.width))
+    return Layout(contexts, partition([len(context) for context in contexts]), rows, row_groups)
+
+
+def partition(widths: Sequence[int], price: int = FORWARD_PRICE) -> list[Group]:
+    """Split rows into forwards so that padding and the price of each forward are least together.
+
+    The best split of rows sorted by width is into runs; which runs, a small dynamic programme
+    finds exactly.
+
+    Args:
+        widths: Width of each row, all at least 1.
+        price: Cost of one more forward, in tokens.
+
+    Returns:
+        The groups; every row is in one of them.
+    """
+    order = sorted(range(len(widths)), key=lambda i: widths[i])
+    padded = [-(-widths[i] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for i in order]
+    best, cut = [0], [0]  # least cost of the first n rows, and where their last group begins
+    for end in range(1, len(order) + 1):
+        cost, start = min(
+            (best[start] + (end - start) * padded[end - 1] + price, start) for start in range(end)
+        )
+        best.append(cost)
+        cut.append(start)
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(Group(order[cut[end] : end], padded[end - 1]))
+        end = cut[end]
+    return groups[::-1]

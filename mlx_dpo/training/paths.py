@@ -1,0 +1,191 @@
+"""Ways to compute the log-probs of a batch of pairs: one definition, and what is faster.
+
+A path is called as ``path(model, examples)`` and returns float32 (2, B), chosen in row 0, rejected
+in row 1, differentiable. All agree to float rounding; `mlx_dpo.training.self_check` sees to it
+that they do on the model and data at hand.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.fast.head import hidden_states, token_logprobs
+from mlx_dpo.training.fast.layout import Layout, Work, lay_out
+from mlx_dpo.training.fast.prompts import PromptKeys, continue_prompts
+from mlx_dpo.training.logprobs import pair_logprobs
+
+
+class Path(Protocol):
+    """A way to compute log-probs.
+
+    Attributes:
+        name: As it is shown, and part of the reference cache's key.
+    """
+
+    @property
+    def name(self) -> str:
+        """Which path this is."""
+
+    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        """Log-probs float32 (2, B) of the responses, in nats."""
+
+    def work(self, examples: Sequence[PreferenceExample]) -> Work:
+        """Tokens it computes for a batch."""
+
+
+@dataclass(frozen=True)
+class PlainPath:
+    """The definition: `pair_logprobs`, two forwards over whole rows with all logits.
+
+    Args:
+        max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
+        pad_id: Token id to pad with.
+    """
+
+    max_seq_len: int
+    pad_id: int
+    name: ClassVar[str] = "plain"
+
+    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        """Log-probs float32 (2, B)."""
+        return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
+
+    def work(self, examples: Sequence[PreferenceExample]) -> Work:
+        """Tokens it computes for a batch."""
+        layout = lay_out(examples, max_seq_len=self.max_seq_len, share_prompts=False)
+        work = layout.work()  # reads every prompt twice, and so does this path
+        longest = max((len(row.inputs) for row in layout.rows), default=0)
+        return Work(work.real_tokens, 2 * len(examples) * longest, work.unshared_tokens)
+
+
+@dataclass(frozen=True)
+class JoinedPath:
+    """Chosen and rejected rows together, and the output layer only where a response is predicted.
+
+    For models whose layers keep something else than keys and values.
+
+    Args:
+        max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
+        pad_id: Token id to pad with.
+    """
+
+    max_seq_len: int
+    pad_id: int
+    name: ClassVar[str] = "joined"
+
+    def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
+        """How a batch is laid out."""
+        return lay_out(examples, max_seq_len=self.max_seq_len, share_prompts=False)
+
+    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        """Log-probs float32 (2, B)."""
+        return _logprobs(model, self.layout(examples), len(examples), self.pad_id)
+
+    def work(self, examples: Sequence[PreferenceExample]) -> Work:
+        """Tokens it computes for a batch."""
+        return self.layout(examples).work()
+
+
+@dataclass(frozen=True)
+class SharedPromptPath:
+    """Besides, each distinct prompt of a batch is read once for all its responses.
+
+    Args:
+        max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
+        pad_id: Token id to pad with.
+        one_length: Whether rows go together only where their prompts are of one length.
+    """
+
+    max_seq_len: int
+    pad_id: int
+    one_length: bool = False
+
+    @property
+    def name(self) -> str:
+        """Which path this is."""
+        return "shared-prompt, one length" if self.one_length else "shared-prompt"
+
+    def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
+        """How a batch is laid out."""
+        return lay_out(
+            examples,
+            max_seq_len=self.max_seq_len,
+            share_prompts=True,
+            one_length=self.one_length,
+        )
+
+    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        """Log-probs float32 (2, B)."""
+        return _logprobs(model, self.layout(examples), len(examples), self.pad_id)
+
+    def work(self, examples: Sequence[PreferenceExample]) -> Work:
+        """Tokens it computes for a batch."""
+        return self.layout(examples).work()
+
+
+def _logprobs(model: nn.Module, layout: Layout, num_pairs: int, pad_id: int) -> mx.array:
+    if not layout.rows:
+        return mx.zeros((2, num_pairs))
+    recorded = [
+        _read_prompts(model, [layout.contexts[i] for i in group.members], group.width, pad_id)
+        for group in layout.context_groups
+    ]
+    place_of = {
+        context: (forward, line)
+        for forward, group in enumerate(layout.context_groups)
+        for line, context in enumerate(group.members)
+    }
+    hidden, targets, slots = [], [], []
+    for group in layout.row_groups:
+        rows = [layout.rows[number] for number in group.members]
+        contexts = [row.context for row in rows if row.context is not None]
+        cache = None
+        if contexts:
+            cache = continue_prompts(
+                recorded,
+                [place_of[context] for context in contexts],
+                [len(layout.contexts[context]) for context in contexts],
+            )
+        states = hidden_states(model, _padded([r.inputs for r in rows], group.width, pad_id), cache)
+        for line, row in enumerate(rows):
+            hidden.append(states[line, row.first_scored : len(row.inputs)])
+            targets.extend(row.targets[row.first_scored :])
+            slots.append((row.slot, len(row.inputs) - row.first_scored))
+    logprobs = token_logprobs(model, mx.concatenate(hidden), mx.array(targets, dtype=mx.int32))
+    return _summed(logprobs, slots, num_pairs)
+
+
+def _read_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], width: int, pad_id: int
+) -> list[PromptKeys]:
+    """Keys and values of every layer for some prompts. Their logits are never computed."""
+    caches = [PromptKeys() for _ in model.layers]
+    model(_padded(prompts, width, pad_id), cache=caches)
+    return caches
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> mx.array:
+    ids = np.full((len(rows), width), pad_id, dtype=np.int32)
+    for line, row in enumerate(rows):
+        ids[line, : len(row)] = row
+    return mx.array(ids)
+
+
+def _summed(
+    logprobs: mx.array, slots: Sequence[tuple[tuple[int, int], int]], num_pairs: int
+) -> mx.array:
+    """Sum the tokens of each response: (S,) to (2, B); a response without tokens sums to 0."""
+    sums = {}
+    start = 0
+    for slot, count in slots:
+        sums[slot] = logprobs[start : start + count].sum()
+        start += count
+    zero = mx.zeros(())
+    return mx.stack(
+        [mx.stack([sums.get((side, pair), zero) for pair in range(num_pairs)]) for side in range(2)]
+    )

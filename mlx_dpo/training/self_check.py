@@ -1,0 +1,136 @@
+"""Which path a run takes: the fastest that agrees with the plain one on this model and these pairs.
+
+A fast path leans on how models of mlx-lm are built. Nothing promises that the next one is built so;
+hence each run asks, and falls back with a reason rather than train on other numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+
+# What rounding in float32 explains of a difference between two sums of log-probs.
+ABSOLUTE, RELATIVE = 1e-4, 1e-6
+# The same of the norm of one tensor's gradient; a gradient that is not followed through the prompt
+# or counted twice is off by far more.
+GRADIENT_RELATIVE = 2e-3
+
+Scores = npt.NDArray[np.float32]
+Gradient = dict[str, float]
+
+
+class _DisagreesError(Exception):
+    """A path gives other numbers than the plain one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The path of a run.
+
+    Attributes:
+        path: The fastest that agrees with the plain path.
+        num_pairs: Pairs it was compared on; 0 where nothing was compared.
+        largest_difference: Between its log-probs and the plain path's, in nats.
+        refused: What was tried before it, and why it was not taken: ``(name, reason)``.
+    """
+
+    path: Path
+    num_pairs: int = 0
+    largest_difference: float = 0.0
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def choose_path(
+    model: nn.Module, examples: Sequence[PreferenceExample], *, max_seq_len: int, pad_id: int
+) -> Choice:
+    """Compare each fast path with the plain one on a few of the user's own pairs.
+
+    Log-probs are compared on short and middling pairs in one batch and on the longest alone, where
+    windows and stretched positions show; gradients, by the norm of each tensor, on two short pairs.
+
+    Args:
+        model: The policy.
+        examples: Training pairs, at least one.
+        max_seq_len: Longest prompt + response in tokens.
+        pad_id: Token id to pad with.
+    """
+    batch, longest = _sample(examples)
+    plain = PlainPath(max_seq_len, pad_id)
+    expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
+    gradient = _gradient_norms(plain, model, batch[:2])
+    refused = []
+    candidates: tuple[Path, ...] = (
+        SharedPromptPath(max_seq_len, pad_id),
+        SharedPromptPath(max_seq_len, pad_id, one_length=True),
+        JoinedPath(max_seq_len, pad_id),
+    )
+    for path in candidates:
+        try:
+            found = [_evaluated(path, model, pairs) for pairs in (batch, [longest])]
+            largest = max(map(_compare_logprobs, found, expected))
+            _compare_gradients(_gradient_norms(path, model, batch[:2]), gradient)
+        except Exception as error:  # a model's code may fail in any way when called in parts
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            refused.append((path.name, reason))
+        else:
+            return Choice(path, len(batch) + 1, largest, tuple(refused))
+    return Choice(plain, 0, 0.0, tuple(refused))
+
+
+def _sample(
+    examples: Sequence[PreferenceExample],
+) -> tuple[list[PreferenceExample], PreferenceExample]:
+    """Three pairs of the shorter half, of different lengths, and the longest."""
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    rows = dict.fromkeys(order[(len(order) - 1) * i // 4] for i in range(3))
+    return [examples[row] for row in rows], examples[order[-1]]
+
+
+def _evaluated(path: Path, model: nn.Module, examples: Sequence[PreferenceExample]) -> Scores:
+    return np.array(path(model, examples))
+
+
+def _gradient_norms(
+    path: Path, model: nn.Module, examples: Sequence[PreferenceExample]
+) -> Gradient:
+    """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs."""
+
+    def objective() -> mx.array:
+        chosen, rejected = path(model, examples)
+        # Unequal weights: where the two responses are alike, the gradient would be zero.
+        return (chosen - 0.7 * rejected).sum()
+
+    differentiate: Callable[[], tuple[mx.array, object]] = nn.value_and_grad(model, objective)
+    _, grads = differentiate()
+    norms = {
+        name: mx.sqrt(mx.square(g.astype(mx.float32)).sum())
+        for name, g in named_arrays(grads).items()
+    }
+    del grads
+    mx.eval(norms)
+    return {name: float(norm) for name, norm in norms.items()}
+
+
+def _compare_logprobs(found: Scores, expected: Scores) -> float:
+    difference = np.abs(found - expected)
+    if not (difference <= ABSOLUTE + RELATIVE * np.abs(expected)).all():  # also where it is NaN
+        raise _DisagreesError(
+            f"its log-probs are off by {difference.max():.2g} from the plain path's"
+        )
+    return float(difference.max())
+
+
+def _compare_gradients(found: Gradient, expected: Gradient) -> None:
+    floor = 1e-6 * max(expected.values())
+    for name, norm in expected.items():
+        if not abs(found[name] - norm) <= GRADIENT_RELATIVE * norm + floor:
+            raise _DisagreesError(
+                f"its gradient of {name} has norm {found[name]:.6g}, the plain path's {norm:.6g}"
+            )

@@ -1,0 +1,69 @@
+"""Grouping rows for forwards: nothing lost, nothing twice, and as cheap as can be."""
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.fast.layout import WIDTH_MULTIPLE, Group, lay_out, partition
+
+widths = st.lists(st.integers(1, 60), max_size=8)
+
+
+def cost(groups: list[Group], price: int) -> int:
+    return sum(len(group.members) * group.width + price for group in groups)
+
+
+@given(widths, st.integers(0, 100))
+def test_every_row_is_in_one_group_that_is_wide_enough(widths: list[int], price: int) -> None:
+    groups = partition(widths, price)
+    assert sorted(i for g in groups for i in g.members) == list(range(len(widths)))
+    for group in groups:
+        assert group.width % WIDTH_MULTIPLE == 0
+        assert max(widths[i] for i in group.members) <= group.width
+        assert group.width < max(widths[i] for i in group.members) + WIDTH_MULTIPLE
+
+
+@given(widths.filter(bool), st.integers(0, 100))
+def test_no_split_into_runs_is_cheaper(widths: list[int], price: int) -> None:
+    ordered = sorted(-(-w // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for w in widths)
+    best = min(
+        sum(
+            (end - start) * ordered[end - 1] + price
+            for start, end in zip((0, *cuts), (*cuts, len(ordered)), strict=True)
+        )
+        for count in range(len(ordered))
+        for cuts in combinations(range(1, len(ordered)), count)
+    )
+    assert cost(partition(widths, price), price) == best
+
+
+@pytest.mark.parametrize(("price", "num_groups"), [(0, 2), (1000, 1)])
+def test_a_dear_forward_is_shared_and_a_cheap_one_is_not(price: int, num_groups: int) -> None:
+    assert len(partition([8, 80], price)) == num_groups
+
+
+def test_a_prompt_that_two_pairs_have_in_common_is_read_once() -> None:
+    pairs = [PreferenceExample([7, 8, 9], [1, 2], [3]), PreferenceExample([7, 8, 9], [4], [5, 6])]
+    layout = lay_out(pairs, max_seq_len=16, share_prompts=True)
+    assert layout.contexts == [(7, 8)]
+    assert [row.inputs for row in layout.rows] == [[9, 1], [9], [9], [9, 5]]
+    assert [row.targets for row in layout.rows] == [[1, 2], [3], [4], [5, 6]]
+
+
+def test_rows_of_one_length_go_together_where_the_model_needs_it() -> None:
+    pairs = [PreferenceExample([1] * n, [2, 3], [4, 5]) for n in (3, 7)]
+    layout = lay_out(pairs, max_seq_len=16, share_prompts=True, one_length=True)
+    for group in layout.row_groups:
+        assert len({layout.rows[i].context for i in group.members}) == 1
+    assert len(lay_out(pairs, max_seq_len=16, share_prompts=True).row_groups) == 1
+
+
+def test_the_same_prompt_cut_or_whole_scores_the_tokens_that_are_left() -> None:
+    layout = lay_out(
+        [PreferenceExample([1, 2, 3], [4, 5, 6], [7])], max_seq_len=5, share_prompts=False
+    )
+    assert [row.inputs for row in layout.rows] == [[1, 2, 3, 4], [1, 2, 3]]
+    assert [row.targets[row.first_scored :] for row in layout.rows] == [[4, 5], [7]]

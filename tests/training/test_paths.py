@@ -1,0 +1,153 @@
+"""Every path computes what the plain one does: log-probs, gradients, whole trajectories."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.fast import head
+from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+from mlx_dpo.training.trainer import DPOTrainer
+from tests.training import architectures
+
+LENGTH = 24
+PLAIN = PlainPath(LENGTH, 0)
+SHARED = SharedPromptPath(LENGTH, 0)
+ONE_LENGTH = SharedPromptPath(LENGTH, 0, one_length=True)
+JOINED = JoinedPath(LENGTH, 0)
+
+# Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row.
+FASTEST: dict[str, Path] = {name: SHARED for name in architectures.EXTRA} | {
+    "gemma2": ONE_LENGTH,
+    "mamba": JOINED,
+    architectures.COURSE: SHARED,
+}
+
+
+def _ids(rng: np.random.Generator, count: int) -> list[int]:
+    ids: list[int] = rng.integers(3, architectures.VOCAB, count).tolist()
+    return ids
+
+
+def _pairs() -> list[PreferenceExample]:
+    rng = np.random.default_rng(0)
+    lengths = [(9, 5, 3), (1, 4, 7), (12, 1, 9), (6, 6, 6), (3, 20, 2), (22, 6, 1), (30, 2, 3)]
+    pairs = [PreferenceExample(*(_ids(rng, n) for n in each)) for each in lengths]
+    return [
+        *pairs,
+        PreferenceExample(pairs[0].prompt_ids, _ids(rng, 4), _ids(rng, 2)),  # a prompt met again
+        PreferenceExample(_ids(rng, 5), [], _ids(rng, 3)),
+        PreferenceExample([], _ids(rng, 4), _ids(rng, 5)),
+        PreferenceExample(_ids(rng, 7), [5, 6], [5, 6]),
+        PreferenceExample(_ids(rng, 4), [0, 0, 7], [8, 0]),  # ids that are also padding
+    ]
+
+
+PAIRS = _pairs()
+BATCHES = {
+    "one ragged pair": PAIRS[:1],
+    "a prompt of one token": PAIRS[1:2],
+    "five ragged pairs": PAIRS[:5],
+    "every odd case": PAIRS,
+}
+
+
+def logprobs_and_gradient(
+    path: Path, model: nn.Module, pairs: Sequence[PreferenceExample]
+) -> tuple[np.ndarray[Any, Any], dict[str, mx.array]]:
+    weights = mx.array(np.random.default_rng(1).normal(size=(2, len(pairs))), mx.float32)
+
+    def weighted() -> tuple[mx.array, mx.array]:
+        logprobs = path(model, pairs)
+        return (logprobs * weights).sum(), logprobs
+
+    (_, logprobs), grads = nn.value_and_grad(model, weighted)()
+    return np.array(logprobs), named_arrays(grads)
+
+
+def assert_same(path: Path, model: nn.Module, pairs: Sequence[PreferenceExample]) -> None:
+    expected, plain_grads = logprobs_and_gradient(PLAIN, model, pairs)
+    found, grads = logprobs_and_gradient(path, model, pairs)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-6)
+    assert grads.keys() == plain_grads.keys()
+    # Some gradients are nothing but rounding: a bias of all keys moves no attention weight.
+    noise = 1e-7 * max(float(mx.abs(grad).max()) for grad in plain_grads.values())
+    for name, grad in grads.items():
+        largest = float(mx.abs(plain_grads[name]).max())
+        error = float(mx.abs(grad - plain_grads[name]).max())
+        assert error <= 1e-5 * largest + noise, name
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", FASTEST)
+def test_the_fast_path_agrees_with_the_plain_one(name: str, batch: str) -> None:
+    assert_same(FASTEST[name], architectures.make(name), BATCHES[batch])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "granite", "mixtral", architectures.COURSE])
+def test_chunks_of_the_output_layer_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * architectures.VOCAB)
+    assert_same(FASTEST[name], architectures.make(name), PAIRS)
+
+
+@pytest.mark.parametrize("path", [JOINED, ONE_LENGTH], ids=lambda path: path.name)
+def test_the_other_paths_agree_too(path: Path) -> None:
+    assert_same(path, architectures.make("llama"), PAIRS)
+
+
+@pytest.mark.parametrize("name", [n for n in FASTEST if n != "mamba"])
+def test_sixteen_steps_follow_the_plain_trajectory(name: str) -> None:
+    losses = []
+    for path in (PLAIN, FASTEST[name]):
+        trainer = DPOTrainer(
+            architectures.make(name),
+            ref_model=architectures.make(name),
+            examples=PAIRS[:5],
+            max_seq_len=LENGTH,
+            pad_id=0,
+            beta=0.1,
+            batch_size=2,
+            max_steps=16,
+            max_lr=0.002,
+            # Adam would hide a gradient that is wrong by a factor.
+            optimizer=optim.SGD(learning_rate=0.002),
+            path=path,
+        )
+        losses.append([trainer.train_step()["loss"] for _ in range(16)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert abs(losses[0][-1] - losses[0][0]) > 1e-4
+
+
+def test_a_pair_whose_responses_are_cut_away_scores_zero() -> None:
+    pairs = [PreferenceExample([3] * 40, [4], [5])]
+    model = architectures.make("llama")
+    for path in (SHARED, JOINED):
+        assert np.array(path(model, pairs)).tolist() == [[0.0], [0.0]]
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = architectures.make("llama")
+    before = {name: np.array(a) for name, a in named_arrays(model.parameters()).items()}
+    trunk = model.model
+    logprobs_and_gradient(SHARED, model, PAIRS)
+    assert model.model is trunk
+    assert "model" not in vars(model)
+    for name, array in named_arrays(model.parameters()).items():
+        assert np.array_equal(np.array(array), before[name])
+
+
+def test_work_counts_a_shared_prompt_once() -> None:
+    pair = PreferenceExample([3] * 9, [4] * 5, [5] * 3)
+    # Prompt without its last token, then that token and the response but for its last.
+    assert SHARED.work([pair]).real_tokens == 8 + 5 + 3
+    assert SHARED.work([pair]).unshared_tokens == (8 + 5) + (8 + 3)
+    assert PLAIN.work([pair]).real_tokens == (8 + 5) + (8 + 3)
+    assert PLAIN.work([pair]).computed_tokens == 2 * (8 + 5)
