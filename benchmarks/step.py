@@ -1,0 +1,185 @@
+"""What a DPO step costs, plain and with each acceleration: ``python -m benchmarks.step``.
+
+Prints a table for each model and writes it to docs/benchmarks.md.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as File
+from statistics import median
+from typing import Any
+
+import click
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from benchmarks import workload
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.preferences.collate import pad_and_collate_pref
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.fast.layout import Work
+from mlx_dpo.training.logprobs import sequence_logprob
+from mlx_dpo.training.loss import dpo_loss
+from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath
+
+PAGE = File(__file__).parent.parent / "docs/benchmarks.md"
+LENGTH = workload.MAX_SEQ_LEN
+
+Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
+
+
+def naive(model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    """Every row padded to the longest there may be, all logits: how the method is first written."""
+    cx, cy, cm, rx, ry, rm = pad_and_collate_pref(examples, max_seq_len=LENGTH, pad_id=0)
+    return mx.stack([sequence_logprob(model(cx), cy, cm), sequence_logprob(model(rx), ry, rm)])
+
+
+@dataclass
+class Contender:
+    """A way to take a step, and what it was measured to cost."""
+
+    name: str
+    score: Score
+    live_reference: bool
+    seconds: list[float] = field(default_factory=list)
+    reference_seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+
+def contenders() -> list[Contender]:
+    """The naive step, then one acceleration more in each row."""
+    return [
+        Contender("naive: four forwards, padded to 384", naive, live_reference=True),
+        Contender("padded to the batch (plain path)", PlainPath(LENGTH, 0), live_reference=True),
+        Contender("+ joined rows, head on responses", JoinedPath(LENGTH, 0), live_reference=True),
+        Contender("+ cached reference", JoinedPath(LENGTH, 0), live_reference=False),
+        Contender("+ prompt read once", SharedPromptPath(LENGTH, 0), live_reference=False),
+    ]
+
+
+def gradient(
+    model: nn.Module, score: Score, examples: Sequence[PreferenceExample], reference: mx.array
+) -> tuple[mx.array, Any]:
+    """Loss and gradient tree of a batch, not yet evaluated."""
+
+    def loss() -> mx.array:
+        chosen, rejected = score(model, examples)
+        return dpo_loss(chosen, rejected, reference[0], reference[1], beta=0.1)[0]
+
+    found: tuple[mx.array, Any] = nn.value_and_grad(model, loss)()
+    return found
+
+
+def take_step(
+    contender: Contender,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    examples: Sequence[PreferenceExample],
+) -> None:
+    """One step of AdamW without clipping; adds its CPU seconds and peak memory to the contender."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.process_time()
+    # The policy stands for the reference: the same work, and no second copy to hold.
+    reference = mx.stop_gradient(contender.score(model, examples))
+    mx.eval(reference)
+    scored = time.process_time()
+    loss, grads = gradient(model, contender.score, examples, reference)
+    mx.eval(loss, grads)
+    optimizer.update(model, grads)
+    del grads
+    mx.eval(model.parameters(), optimizer.state)
+    end = time.process_time()
+    contender.reference_seconds.append(scored - start)
+    contender.seconds.append(end - (start if contender.live_reference else scored))
+    contender.peak = max(contender.peak, mx.get_peak_memory())
+
+
+def largest_gradient_error(model: nn.Module, score: Score, examples: Any) -> float:
+    """Between a path's gradient and the plain path's, relative to each tensor's largest entry."""
+    reference = mx.zeros((2, len(examples)))
+    plain = named_arrays(gradient(model, PlainPath(LENGTH, 0), examples, reference)[1])
+    found = named_arrays(gradient(model, score, examples, reference)[1])
+    return max(float(mx.abs(found[n] - g).max() / mx.abs(g).max()) for n, g in plain.items())
+
+
+def measure(name: str, rounds: int) -> str:
+    """Markdown of one model: contenders take turns on the same batches."""
+    shape = workload.SHAPES[name]
+    model = workload.make_model(shape)
+    size = workload.num_parameters(model)
+    non_embedding = size - shape.vocabulary * shape.hidden
+    optimizer = optim.AdamW(learning_rate=1e-6, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    batches = workload.make_batches(shape, rounds)
+    rows = contenders()
+    rates, floors = [], []
+    for examples in batches:
+        rates.append(workload.sgemm_rate())
+        floors.append(workload.floor_flops(examples, shape, non_embedding))
+        for row in rows:
+            take_step(row, model, optimizer, examples)
+    fast = SharedPromptPath(LENGTH, 0)
+    works = [fast.work(examples) for examples in batches]
+    floor = median(f / r for f, r in zip(floors, rates, strict=True))
+    error = largest_gradient_error(model, fast, batches[0][:2])
+    first, last = rows[0], rows[-1]
+    # A run of one epoch: the reference once for every pair, then the steps.
+    epoch = [a + b for a, b in zip(last.seconds, last.reference_seconds, strict=True)]
+    lines = [
+        f"### Model {name}: {non_embedding / 1e6:.1f} M parameters and an embedding of "
+        f"{shape.vocabulary} x {shape.hidden}",
+        "",
+        "| step | CPU s | naive ÷ it | peak MiB | over floor |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.name} | {median(row.seconds):.2f} | "
+            f"{_ratio(first.seconds, row.seconds):.2f} | {row.peak / 2**20:.0f} | "
+            f"{median(row.seconds) / floor:.2f} |"
+            for row in rows
+        ),
+        "",
+        f"One epoch with its reference pass: naive ÷ ours {_ratio(first.seconds, epoch):.2f}. "
+        f"Floor {floor:.2f} CPU s at {median(rates) / 1e9:.0f} GFLOP a CPU second. Computed ÷ real "
+        f"tokens {_share(works, 'computed_tokens'):.3f}; without sharing prompts "
+        f"{_share(works, 'unshared_tokens'):.2f}. Gradient against the plain path, largest "
+        f"relative: {error:.1e}. {rounds} batches of {workload.PAIRS_PER_STEP} pairs.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _share(works: Sequence[Work], name: str) -> float:
+    total: int = sum(getattr(work, name) for work in works)
+    return total / sum(work.real_tokens for work in works)
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True, help="Batches each contender takes.")
+@click.option("--model", "models", multiple=True, type=click.Choice(list(workload.SHAPES)))
+def main(rounds: int, models: tuple[str, ...]) -> None:
+    """Measure a step, one acceleration after another."""
+    parts = [
+        "# Benchmarks",
+        "",
+        "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this page "
+        "([what it does](../benchmarks/README.md)).",
+        "",
+        f"{workload.machine()}. Process CPU seconds, medians; ratios of the same batch in the same "
+        "run. Not measured on a Mac.",
+        "",
+    ]
+    for name in models or tuple(workload.SHAPES):
+        parts.append(measure(name, rounds))
+        click.echo(parts[-1])
+    PAGE.write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
