@@ -6,7 +6,6 @@ Prints a table for each model and writes it to docs/benchmarks.md.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as File
 from statistics import median
 from typing import Any
 
@@ -16,6 +15,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from benchmarks import workload
+from benchmarks.report import publish
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.records import PreferenceExample
@@ -24,7 +24,6 @@ from mlx_dpo.training.logprobs import sequence_logprob
 from mlx_dpo.training.loss import dpo_loss
 from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath
 
-PAGE = File(__file__).parent.parent / "docs/benchmarks.md"
 LENGTH = workload.MAX_SEQ_LEN
 
 Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
@@ -166,9 +165,7 @@ def _share(works: Sequence[Work], name: str) -> float:
 def main(rounds: int, models: tuple[str, ...]) -> None:
     """Measure a step, one acceleration after another."""
     parts = [
-        "# Benchmarks",
-        "",
-        "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this page "
+        "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this section "
         "([what it does](../benchmarks/README.md)).",
         "",
         f"{workload.machine()}. Process CPU seconds, medians; ratios of the same batch in the same "
@@ -178,7 +175,7 @@ def main(rounds: int, models: tuple[str, ...]) -> None:
     for name in models or tuple(workload.SHAPES):
         parts.append(measure(name, rounds))
         click.echo(parts[-1])
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    publish("step", "\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""mlx-dpo: prompts computed once, head only on responses, cached reference."""
+
+import sys
+
+import mlx.core as mx
+from mlx_lm import load
+
+from benchmarks.contenders.job import Job, Outcome, answer
+from benchmarks.measure import now
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.reference import cached_reference, score_in_batches
+from mlx_dpo.training.trainer import DPOTrainer
+
+
+def run(job: Job) -> Outcome:
+    """Train with `DPOTrainer`."""
+    trainer = _trainer(job, job.check_pairs)
+    losses = [trainer.train_step()["loss"] for _ in range(job.check_steps)]
+    trainer = _trainer(job, job.pairs)
+    mx.reset_peak_memory()
+    start = now()
+    for _ in range(trainer.order.batches_per_epoch):
+        trainer.train_step()
+    return Outcome(losses, len(job.pairs), now() - start, mx.get_peak_memory())
+
+
+def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
+    model = load(job.model)[0]
+    examples = [
+        PreferenceExample(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs
+    ]
+    path = SharedPromptPath(job.max_seq_len, pad_id=0)
+    reference = score_in_batches(
+        lambda batch: path(model, batch), examples, batch_size=job.batch_size
+    )
+    return DPOTrainer(
+        model,
+        ref_model=None,
+        reference=cached_reference(examples, reference),
+        examples=examples,
+        max_seq_len=job.max_seq_len,
+        pad_id=0,
+        beta=job.beta,
+        batch_size=job.batch_size,
+        max_steps=1000,
+        max_lr=job.learning_rate,
+        min_lr=job.learning_rate,
+        path=path,
+    )
+
+
+if __name__ == "__main__":
+    answer(sys.argv[1], sys.argv[2], run)

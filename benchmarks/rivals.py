@@ -1,0 +1,183 @@
+"""The same pairs and weights through other DPO trainers: `python -m benchmarks.rivals`.
+
+Each contender runs in a process of its own, by turns; the reference pass is left out on all sides.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.contenders.job import Job, Outcome
+from benchmarks.environments import INSTALLS, python_of
+from benchmarks.measure import one_thread_environment
+from benchmarks.model_folder import as_row, closed, save
+from benchmarks.report import publish, table
+from benchmarks.workload import (
+    MAX_SEQ_LEN,
+    PAIRS_PER_STEP,
+    SHAPES,
+    Shape,
+    machine,
+    make_batches,
+)
+from mlx_dpo.records import PreferenceExample
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NUM_STEPS = 5
+CHECK_STEPS = 3
+TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
+# How far losses may part through rounding alone in `CHECK_STEPS` steps.
+LOSS_TOLERANCE = 1e-4
+
+
+_VERSIONS = "; ".join(
+    " ".join(word for call in calls for word in call) for calls in INSTALLS.values()
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        title: As in the table.
+        name: Module of `benchmarks.contenders`, and name of its environment.
+        mode: Its variant.
+        rounds: In how many rounds it runs.
+    """
+
+    title: str
+    name: str
+    mode: str = ""
+    rounds: int = 1
+
+
+OURS = Contender("mlx-dpo", "ours", rounds=3)
+CONTENDERS = (
+    OURS,
+    Contender("unsloth-zoo", "unsloth", "eager", rounds=3),
+    Contender("unsloth-zoo, checkpointing", "unsloth", "checkpointing"),
+    Contender("mlx-lm-lora", "mlx_lm_lora"),
+    Contender("TRL, PyTorch on CPU", "trl"),
+)
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny model; prints only")
+    quick = parser.parse_args().quick
+    for name in INSTALLS:
+        python_of(name)
+    shapes = {"tiny": TINY} if quick else SHAPES
+    parts = [f"{machine()}, 1 BLAS thread. {_VERSIONS}."]
+    for name, shape in shapes.items():
+        parts.append(_compare(name, shape))
+        print(parts[-1], flush=True)
+        if not quick:
+            publish("rivals", "\n\n".join(parts))
+
+
+def _compare(name: str, shape: Shape) -> str:
+    """The table of one model."""
+    outcomes: dict[Contender, list[Outcome]] = {contender: [] for contender in CONTENDERS}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save(shape, folder / "model")
+        job = _job(shape, folder / "model")
+        for turn in range(max(contender.rounds for contender in CONTENDERS)):
+            for contender in CONTENDERS:
+                if turn < contender.rounds:
+                    outcomes[contender].append(_run(contender, job, folder))
+                    _show_progress(name, turn, contender, outcomes[contender][-1])
+    return f"### Model {name}\n\n{_table(outcomes)}"
+
+
+def _job(shape: Shape, model: Path) -> Job:
+    batches = make_batches(shape, NUM_STEPS + 1)
+    pairs = [closed(pair) for batch in batches for pair in batch]
+    # Short ones to compare losses on: they cost little, and are of different lengths still.
+    check = [PreferenceExample(*(ids[-len(ids) // 6 :] for ids in p)) for p in pairs[-4:]]
+    return Job(
+        model=str(model),
+        check_pairs=[as_row(pair) for pair in check],
+        pairs=[as_row(pair) for pair in pairs[: NUM_STEPS * PAIRS_PER_STEP]],
+        check_steps=CHECK_STEPS,
+        batch_size=PAIRS_PER_STEP,
+        max_seq_len=MAX_SEQ_LEN,
+        beta=0.1,
+        learning_rate=1e-5,
+    )
+
+
+def _run(contender: Contender, job: Job, folder: Path) -> Outcome:
+    job_file, outcome_file = folder / "job.json", folder / "outcome.json"
+    job.mode = contender.mode
+    job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
+    outcome_file.unlink(missing_ok=True)
+    python = sys.executable if contender is OURS else str(python_of(contender.name))
+    environment = one_thread_environment()
+    if contender.name == "trl":
+        environment.pop("LD_PRELOAD", None)  # PyTorch brings its own BLAS
+    module = f"benchmarks.contenders.{contender.name}"
+    done = subprocess.run(
+        [python, "-m", module, str(job_file), str(outcome_file)],
+        cwd=REPOSITORY,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{contender.title} failed:{os.linesep}{done.stdout[-3000:]}")
+    return Outcome(**json.loads(outcome_file.read_text("utf-8")))
+
+
+def _show_progress(model: str, turn: int, contender: Contender, outcome: Outcome) -> None:
+    each = outcome.seconds / outcome.pairs
+    print(f"{model} {turn + 1} {contender.title}: {each:.3f} s a pair", file=sys.stderr)
+
+
+def _table(outcomes: dict[Contender, list[Outcome]]) -> str:
+    ours = outcomes[OURS]
+    our_peak = median(outcome.peak_bytes for outcome in ours)
+    rows = []
+    for contender, runs in outcomes.items():
+        peak = median(outcome.peak_bytes for outcome in runs)
+        ratios = [
+            run.seconds / our.seconds * our.pairs / run.pairs
+            for run, our in zip(runs, ours, strict=False)
+        ]
+        rows.append(
+            [
+                contender.title,
+                f"{median(run.seconds / run.pairs for run in runs):.3f}",
+                f"{median(ratios):.2f}",
+                f"{peak / 2**20:.0f}",
+                f"{our_peak / peak:.2f}",
+                *(f"{loss:.6f}" for loss in runs[0].check_losses),
+                "yes" if same_loss(runs[0], ours[0]) else "NO",
+            ]
+        )
+    header = ["trainer", "seconds a pair", "÷ ours", "peak MiB", "ours ÷ it"]
+    steps = [f"loss, step {step}" for step in range(CHECK_STEPS)]
+    return table([*header, *steps, "same loss"], rows)
+
+
+def same_loss(found: Outcome, ours: Outcome) -> bool:
+    """Whether two contenders had the same loss at each step on the check pairs."""
+    pairs = list(zip(found.check_losses, ours.check_losses, strict=False))
+    return len(found.check_losses) == len(ours.check_losses) and all(
+        abs(one - other) <= LOSS_TOLERANCE for one, other in pairs
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Rivals are given the same weights and ids, and a script replaces its own section only."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm import load
+
+from benchmarks.contenders import ours
+from benchmarks.contenders.job import Job, Outcome
+from benchmarks.model_folder import EOS_ID, as_row, closed, save
+from benchmarks.report import publish, table, with_section
+from benchmarks.rivals import CHECK_STEPS, CONTENDERS, TINY, same_loss
+from benchmarks.workload import make_batches, make_model
+from mlx_dpo.models.parameters import fingerprint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def test_the_folder_holds_the_weights_and_its_tokenizer_gives_the_ids_meant(tmp_path: Path) -> None:
+    save(TINY, tmp_path)
+    model, tokenizer = load(str(tmp_path))
+    assert fingerprint(model) == fingerprint(make_model(TINY))
+    for pair in map(closed, make_batches(TINY, 1)[0]):
+        row = as_row(pair)
+        for side in ("chosen", "rejected"):
+            ids = tokenizer.encode(row["prompt"] + row[side], add_special_tokens=False)
+            assert ids == row["prompt_ids"] + row[f"{side}_ids"]
+            assert ids[-1] == EOS_ID
+
+
+def test_our_contender_starts_at_log_2_and_learns(tmp_path: Path) -> None:
+    save(TINY, tmp_path)
+    rows = [as_row(closed(pair)) for pair in make_batches(TINY, 1)[0]]
+    outcome = ours.run(Job(str(tmp_path), rows, rows, 2, 4, 384, 0.1, 1e-4))
+    first, second = outcome.check_losses
+    assert first == pytest.approx(float(mx.log(mx.array(2.0))), abs=1e-6)
+    assert second < first
+    assert outcome.pairs == 4
+
+
+def test_a_rival_with_another_loss_is_told_apart() -> None:
+    mine = Outcome(check_losses=[0.6931472, 0.51, 0.42])
+    assert same_loss(Outcome(check_losses=[0.6931471, 0.51002, 0.42]), mine)
+    assert not same_loss(Outcome(check_losses=[0.6931471, 0.515, 0.42]), mine)
+    assert not same_loss(Outcome(check_losses=[0.6931472]), mine)
+    assert not same_loss(Outcome(check_losses=[0.6931472, float("nan"), 0.42]), mine)
+
+
+def test_each_contender_has_its_file() -> None:
+    for contender in CONTENDERS:
+        folder = Path(ours.__file__).parent
+        assert (folder / f"{contender.name}.py").exists()
+    assert CHECK_STEPS > 1
+
+
+def test_a_section_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    publish("one", "first", page)
+    publish("two", "second", page)
+    publish("one", table(["a", "b"], [["x", "1"]]), page)
+    assert page.read_text("utf-8") == (
+        "# Benchmarks\n\n<!-- begin one -->\n| a | b |\n| --- | ---: |\n| x | 1 |\n<!-- end one -->"
+        "\n\n<!-- begin two -->\nsecond\n<!-- end two -->\n"
+    )
+
+
+def test_a_lost_mark_is_an_error() -> None:
+    with pytest.raises(ValueError, match="once each and in this order"):
+        with_section("<!-- begin one -->", "one", json.dumps(1))
