@@ -1,9 +1,9 @@
 """Rivals are given the same weights and ids, and a script replaces its own section only."""
 
 import json
+import math
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from mlx_lm import load
 
@@ -35,7 +35,8 @@ def test_our_contender_starts_at_log_2_and_learns(tmp_path: Path) -> None:
     rows = [as_row(closed(pair)) for pair in make_batches(TINY, 1)[0]]
     outcome = ours.run(Job(str(tmp_path), rows, rows, 2, 4, 384, 0.1, 1e-4))
     first, second = outcome.check_losses
-    assert first == pytest.approx(float(mx.log(mx.array(2.0))), abs=1e-6)
+    # The cached reference scored other batches: equal to rounding only, as many threads round.
+    assert first == pytest.approx(math.log(2.0), abs=1e-4)
     assert second < first
     assert outcome.pairs == 4
 
