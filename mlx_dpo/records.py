@@ -1,5 +1,6 @@
 """Named data without behaviour, shared by every wing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,3 +67,18 @@ class EncodedPairs:
     num_cut: int
     num_merged: int
     num_closed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs as token ids, wherever they lie, with what a report says of each.
+
+    Attributes:
+        examples: The pairs, cut to the length limit.
+        ids: Id of each.
+        kinds: Kind of each.
+    """
+
+    examples: Sequence[PreferenceExample]
+    ids: list[str]
+    kinds: list[str]

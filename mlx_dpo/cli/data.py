@@ -28,8 +28,9 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     Example:
       mlx_dpo data preview data/dpo/preferences.json --model checkpoints/tiny-sft --row 80
     """
+    from mlx_dpo.preferences.encoding import encode_preferences
     from mlx_dpo.preferences.reader import read_preferences
-    from mlx_dpo.preferences.tokens import chat_format, encode_preferences
+    from mlx_dpo.preferences.tokens import chat_format
     from mlx_dpo.runs.sources import load_tokenizer
 
     preferences = read_preferences(file)

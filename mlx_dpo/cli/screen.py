@@ -12,6 +12,7 @@ from mlx_dpo.cli.terminal import Bar, clock, counted, gigabytes, printable, prog
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
+from mlx_dpo.preferences.problems import ERROR, Problems, by_code
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.loop import Hooks
@@ -52,6 +53,21 @@ class Screen(Hooks):
         tb: TracebackType | None,
     ) -> None:
         self._end_bar()
+
+    def tokenizing(self, done: int, total: int) -> None:
+        if self.is_terminal:
+            self._show_bar("tokenizing", done, total)
+
+    def data_checked(self, problems: Problems) -> None:
+        self._end_bar()
+        if problems.num_errors == 1 and not self.config.drop_bad:
+            return  # the run ends with it
+        for problem in problems.shown():
+            style = "red" if problem.level == ERROR else "yellow"
+            self._print(printable(f"{problem.level}: {problem}"), style=style)
+        more = problems.counts.total() - len(problems.shown())
+        if more:
+            self._print(f"and {counted(more, 'problem')} more")
 
     def prepared(self, job: Job, folder: Path | None) -> None:
         self.max_steps = job.max_steps
@@ -120,19 +136,14 @@ class Screen(Hooks):
 
     def checked(self, job: Job, start: dict[str, float]) -> None:
         self._end_bar()
-        parts = (job.train, job.held_out)
-        read = sum(part.read for part in parts)
-        responses = sum(2 * len(part.examples) for part in parts)
-        dropped = sum(sum(part.dropped.values()) for part in parts)
-        reasons = {r: n for part in parts for r, n in part.dropped.items()}
-        why = f" ({', '.join(reasons)})" if reasons else ""
+        account = job.data.account
+        why = f" ({by_code(account.dropped)})" if account.dropped else ""
         self._line(
             "self-check",
             f"loss {start['loss']:.6f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
-            f"{job.chat.closing_text} closes {sum(part.num_closed for part in parts)} of "
-            f"{responses} answers; {read} pairs read, {dropped} dropped{why}, "
-            f"{sum(part.num_cut for part in parts)} cut, "
-            f"{sum(part.num_merged for part in parts)} merged at the boundary",
+            f"{job.chat.closing_text} closes {account.num_closed} of {2 * len(job.examples)} "
+            f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
+            f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
         )
 
     def resumed(self, step: int) -> None:
@@ -198,7 +209,7 @@ def show_result(result: RunResult) -> None:
     job = result.job
     console.print()
     if result.policy.size:
-        kinds = [p.kind or "-" for p in job.held_out.preferences]
+        kinds = [kind or "-" for kind in job.held_out.kinds]
         groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
         console.print(_score_table(groups))
         console.print(_reading(groups), markup=False)

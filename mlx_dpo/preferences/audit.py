@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.
@@ -41,10 +42,11 @@ class LengthBias:
 
 def length_bias(examples: Sequence[PreferenceExample]) -> LengthBias:
     """Compare response lengths over at least one pair."""
-    gaps = [len(e.chosen_ids) - len(e.rejected_ids) for e in examples]
+    _, chosen, rejected = lengths(examples).T
+    gaps = chosen - rejected
     return LengthBias(
         num_pairs=len(gaps),
-        chosen_longer=sum(gap > 0 for gap in gaps) / len(gaps),
-        rejected_longer=sum(gap < 0 for gap in gaps) / len(gaps),
-        mean_gap=sum(gaps) / len(gaps),
+        chosen_longer=float((gaps > 0).mean()),
+        rejected_longer=float((gaps < 0).mean()),
+        mean_gap=float(gaps.mean()),
     )

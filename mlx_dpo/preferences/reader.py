@@ -1,16 +1,57 @@
-"""Read a preference file: every row checked, every error with its file and line."""
+"""Preference rows from a file: every row checked, every problem of the file found in one pass."""
 
-import json
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.errors import DataError
+from mlx_dpo.preferences.documents import Finding, RawRow, has_bom, raw_rows
+from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
+from mlx_dpo.preferences.repeats import Repeats
 from mlx_dpo.records import Message, Preference
 
+KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_JSON_NAMES = {
+    **{"str": "text", "int": "a number", "float": "a number", "bool": "true or false"},
+    **{"NoneType": "null", "list": "a list", "dict": "an object"},
+}
 
-def read_preferences(path: str | Path) -> list[Preference]:
-    """Read a JSON array or JSON lines of preference pairs.
+
+@dataclass(slots=True)
+class Row:
+    """One row of a preference file.
+
+    Attributes:
+        raw: The row as it stands in the file.
+        preference: What it says; None where it is not usable.
+        code: Why it is left out (the first such problem); None where it is kept.
+        opposite: Number of an earlier row that prefers the other way round.
+    """
+
+    raw: RawRow
+    preference: Preference | None
+    code: str | None = None
+    opposite: int | None = None
+
+    def note(self, file: Path, finding: Finding, problems: Problems) -> None:
+        """Pass a finding on, with its place, and remember whether the row is left out for it."""
+        line, column = self.raw.place(finding.at)
+        problems.add(
+            Problem(
+                *(str(file), line, column, self.raw.number),
+                *(finding.code, finding.reason, finding.hint),
+            )
+        )
+        if self.code is None and LEVELS[finding.code] != WARNING:
+            self.code = finding.code
+
+
+def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> Iterator[Row]:
+    """Every row of a file, good or not, one at a time.
 
     A row is an object with ``prompt`` (or ``user``), ``chosen``, ``rejected`` and optionally
     ``kind`` and ``id``. Texts are plain strings without markers, or lists of
@@ -18,122 +59,218 @@ def read_preferences(path: str | Path) -> list[Preference]:
     the same turns share those as their prompt.
 
     Args:
-        path: A ``.json`` or ``.jsonl`` file; which of the two it is, is read off its first byte.
+        path: A JSON array or JSON lines; which of the two it is, is read off its first character.
+        problems: Told of everything that is wrong.
+        compare: Whether rows are compared with each other too.
 
-    Returns:
+    Yields:
         The rows in the order of the file.
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If the file or a row can't be used; the message begins with file and line (row
-            for arrays).
+        DataError: If it holds no row at all.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reasons = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
-        reason = reasons.get(type(error), f"not readable: {error.strerror}")
-        raise UsageError(f"{path}: {reason}; pairs are a .json or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; it needs at least one preference pair")
-    rows = _array_rows(path, text) if text.lstrip().startswith("[") else _json_lines(path, text)
-    preferences = [_preference(place, row, number) for number, (place, row) in enumerate(rows, 1)]
-    if not preferences:
-        raise DataError(f"{path}: no pairs in the file; it needs at least one")
-    return preferences
+    if has_bom(path):
+        hint = "save the file as UTF-8 without it"
+        reason = "the file begins with a byte order mark"
+        problems.add(Problem(str(path), 1, 1, 0, "bom", reason, hint))
+    repeats = Repeats()
+    known = set(KEYS)  # an unknown key is told of once, and not for each of its rows
+    raw = None
+    for raw in raw_rows(path):
+        found: list[Finding] = []
+        usable = not any(LEVELS[finding.code] == ERROR for finding in raw.findings)
+        preference = _preference(raw.value, raw.number, known, found) if usable else None
+        if any(LEVELS[finding.code] == ERROR for finding in found):
+            preference = None
+        row = Row(raw, preference)
+        if preference is not None and compare:
+            again, row.opposite = repeats.look(preference, raw.number)
+            found += again
+        for finding in (*raw.findings, *found):
+            row.note(path, finding, problems)
+        problems.cut_short |= raw.ends
+        yield row
+    if raw is None:
+        what = "the file is empty" if not _has_text(path) else "no pairs in the file"
+        raise DataError(f"{path}: {what}; it needs at least one preference pair")
 
 
-def _array_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(path, 0, error) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path}: row {number}", row
+def read_preferences(path: str | Path) -> list[Preference]:
+    """All pairs of a file whose every row can be read, in memory.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If there is a row that can't; the message begins with the place of the first.
+    """
+    problems = Problems()
+    rows = list(read_rows(path, problems, compare=False))
+    refuse_errors(problems, len(rows))
+    return [row.preference for row in rows if row.preference is not None]
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): it also breaks at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _not_json(path, number - 1, error) from None
+def refuse_errors(problems: Problems, read: int, hint: str = "") -> None:
+    """Refuse files that have errors, in one line that names the first.
+
+    Raises:
+        DataError: If there is one.
+    """
+    count = problems.num_errors
+    if count:
+        first = problems.shown()[0]
+        text = str(first) if count == 1 else f"{first} (the first of {count} errors in {read} rows)"
+        raise DataError(text + hint)
 
 
-def _not_json(path: Path, lines_before: int, error: ValueError | RecursionError) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        return DataError(
-            f"{path}:{lines_before + error.lineno}: not JSON: {error.msg} (column {error.colno}); "
-            "the file is a JSON array of objects, or one object a line"
-        )
-    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return DataError(f"{path}:{lines_before + 1}: not usable JSON: {reason}")
+def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]:
+    """The preferences of a few rows, by number; other rows are not looked at.
+
+    Rows that are not usable are missing from the result.
+    """
+    wanted, found = set(numbers), {}
+    for raw in raw_rows(Path(path)):
+        if raw.number in wanted:
+            preference = _preference(raw.value, raw.number, set(KEYS), [])
+            if preference is not None:
+                found[raw.number] = preference
+            wanted.remove(raw.number)
+        if not wanted:
+            break
+    return found
 
 
-def _preference(place: str, row: Any, number: int) -> Preference:
+def _has_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        return bool(file.read(4096).removeprefix(b"\xef\xbb\xbf").strip())
+
+
+def _preference(row: Any, number: int, known: set[str], found: list[Finding]) -> Preference | None:
+    """The row as a preference, with all that is wrong with it in `found`."""
     if not isinstance(row, dict):
-        raise DataError(f"{place}: expected an object, found {type(row).__name__}")
-    if "prompt" in row and "user" in row:
-        raise DataError(f"{place}: has both 'prompt' and 'user'; keep one")
-    missing = [key for key in ("chosen", "rejected") if key not in row]
-    if missing:
-        raise DataError(f"{place}: key {missing[0]!r} is missing; found {sorted(row)[:10]}")
-    chosen = _messages(place, "chosen", row["chosen"], role="assistant")
-    rejected = _messages(place, "rejected", row["rejected"], role="assistant")
+        found.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
+        return None
+    _check_keys(row, known, found)
+    chosen = _messages(row, "chosen", "assistant", found)
+    rejected = _messages(row, "rejected", "assistant", found)
     prompt_key = "user" if "user" in row else "prompt"
+    prompt: tuple[Message, ...] | None
     if prompt_key in row:
-        prompt = _messages(place, prompt_key, row[prompt_key], role="user")
+        prompt = _messages(row, prompt_key, "user", found)
     else:
-        prompt, chosen, rejected = _split_shared_turns(place, chosen, rejected)
-    return Preference(
-        prompt,
-        chosen,
-        rejected,
-        kind=_text(place, "kind", row.get("kind", "")),
-        id=_text(place, "id", row.get("id", str(number))),
-    )
+        prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, found)
+    kind = _text(row.get("kind", ""), "kind", found)
+    own_id = row.get("id", number)
+    is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
+    name = _text(str(own_id) if is_number else own_id, "id", found)
+    if prompt is None or chosen is None or rejected is None or kind is None or name is None:
+        return None
+    for key, turns in ((prompt_key, prompt), ("chosen", chosen), ("rejected", rejected)):
+        _check_words(key, turns, found)
+    if chosen == rejected:
+        found.append(Finding("equal", "rejected", "chosen equals rejected"))
+    return Preference(prompt, chosen, rejected, kind, name)
 
 
-def _messages(place: str, key: str, value: Any, role: str) -> tuple[Message, ...]:
+def _check_keys(row: dict[str, Any], known: set[str], found: list[Finding]) -> None:
+    strange = [key for key in row if key not in known]
+    short = [key for key in strange if len(key) < 20]
+    for key in ("chosen", "rejected"):
+        if key not in row:
+            near = difflib.get_close_matches(key, short, n=1)
+            hint = (
+                f"did you mean it by {near[0]!r}?" if near else f"found {sorted(row)[:10]!s:.200}"
+            )
+            found.append(Finding("missing-key", 0, f"key {key!r} is missing", hint))
+    if "prompt" in row and "user" in row:
+        found.append(Finding("duplicate-key", "user", "has both 'prompt' and 'user'", "keep one"))
+    for key in strange:
+        known.add(key)
+        found.append(
+            Finding(
+                "unknown-key",
+                key,
+                f"{key!r:.60} is no key of a pair, and is not used, here and in later rows",
+                f"known: {', '.join(KEYS)}",
+            )
+        )
+
+
+def _messages(
+    row: dict[str, Any], key: str, role: str, found: list[Finding]
+) -> tuple[Message, ...] | None:
+    if key not in row:
+        return None  # noted with the keys
+    value = row[key]
     if isinstance(value, str):
-        return (Message(role, _text(place, key, value)),)
+        text = _text(value, key, found)
+        return None if text is None else (Message(role, text),)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {key!r} must be a string or a list of messages")
+        _wrong_type(key, f"must be text or a list of messages, found {_name(value)}", found)
+        return None
+    turns = []
     for turn in value:
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
-            raise DataError(f"{place}: {key!r}: a message needs 'role' and 'content'")
-    return tuple(
-        Message(_text(place, key, turn["role"]), _text(place, key, turn["content"]))
-        for turn in value
-    )
+            _wrong_type(key, "holds a message without 'role' or 'content'", found)
+            return None
+        who, what = _text(turn["role"], key, found), _text(turn["content"], key, found)
+        if who is None or what is None:
+            return None
+        turns.append(Message(who, what))
+    return tuple(turns)
 
 
-def _text(place: str, key: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and key == "id":
-        return str(value)
+def _text(value: Any, key: str, found: list[Finding]) -> str | None:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {key!r} must be text, found {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{place}: {key!r} holds half of a surrogate pair") from None
+        _wrong_type(key, f"must be text, found {_name(value)}", found)
+        return None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            reason = f"{key!r} holds half of a surrogate pair"
+            hint = "the text was cut in the middle of a character; write it whole"
+            found.append(Finding("lone-surrogate", key, reason, hint))
+            return None
+    control = _CONTROL.search(value)
+    if control:
+        reason = f"{key!r} holds the control character U+{ord(control[0]):04X}"
+        found.append(Finding("control-character", key, reason, "look whether it belongs there"))
     return value
 
 
+def _check_words(key: str, turns: tuple[Message, ...], found: list[Finding]) -> None:
+    text = "".join(turn.content for turn in turns)
+    hint = "the model learns from it as it is; remove the row unless that is meant"
+    if not text:
+        found.append(Finding("empty", key, f"{key!r} is empty", hint))
+    elif text.isspace():
+        found.append(Finding("whitespace-only", key, f"{key!r} is nothing but white space", hint))
+
+
 def _split_shared_turns(
-    place: str, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    row: dict[str, Any],
+    chosen: tuple[Message, ...] | None,
+    rejected: tuple[Message, ...] | None,
+    found: list[Finding],
+) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[Message, ...] | None]:
     """Prompt = the turns both dialogues begin with. Whole turns, never a part of one."""
     shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared == 0:
-        raise DataError(f"{place}: key 'prompt' (or 'user') is missing")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+    if chosen is not None and rejected is not None:
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+            shared += 1
+    if shared and chosen is not None and rejected is not None:
+        return chosen[:shared], chosen[shared:], rejected[shared:]
+    # Lists that can't be read may well share turns: what is wrong with them has been noted.
+    could_share = all(isinstance(row.get(key), list) for key in ("chosen", "rejected"))
+    if not could_share or (chosen is not None and rejected is not None):
+        found.append(Finding("missing-key", 0, "key 'prompt' (or 'user') is missing"))
+    return None, None, None
+
+
+def _wrong_type(key: str, reason: str, found: list[Finding]) -> None:
+    found.append(Finding("wrong-type", key, f"{key!r} {reason}"))
+
+
+def _name(value: Any) -> str:
+    return _JSON_NAMES[type(value).__name__]

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from mlx_dpo.records import Preference
 
@@ -21,12 +21,20 @@ def held_out(preferences: Sequence[Preference], fraction: float, seed: int = 0) 
     Returns:
         For each row, whether it is held out.
     """
-    groups: dict[str, dict[object, list[int]]] = defaultdict(lambda: defaultdict(list))
-    home: dict[object, str] = {}
-    for row, preference in enumerate(preferences):
-        kind = home.setdefault(preference.prompt, preference.kind)
-        groups[kind][preference.prompt].append(row)
-    out = [False] * len(preferences)
+    rows = ((preference.prompt, preference.kind) for preference in preferences)
+    return held_out_rows(rows, fraction, seed)
+
+
+def held_out_rows(
+    rows: Iterable[tuple[Hashable, str]], fraction: float, seed: int = 0
+) -> list[bool]:
+    """The same from what stands for each row's prompt, and its kind."""
+    groups: dict[str, dict[Hashable, list[int]]] = defaultdict(lambda: defaultdict(list))
+    home: dict[Hashable, str] = {}
+    number = -1
+    for number, (prompt, kind) in enumerate(rows):
+        groups[home.setdefault(prompt, kind)][prompt].append(number)
+    out = [False] * (number + 1)
     if fraction <= 0:
         return out
     rng = random.Random(seed)
@@ -34,7 +42,7 @@ def held_out(preferences: Sequence[Preference], fraction: float, seed: int = 0) 
         prompts = list(groups[kind].values())
         rng.shuffle(prompts)
         count = min(max(1, round(len(prompts) * fraction)), len(prompts) - 1)
-        for rows in prompts[:count]:
-            for row in rows:
+        for same_prompt in prompts[:count]:
+            for row in same_prompt:
                 out[row] = True
     return out

@@ -5,19 +5,14 @@ sequences of prompt, prompt + chosen and prompt + rejected part. Tokenising them
 tokens the model never meets wherever a merge crosses the boundary.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
+from mlx_dpo.records import Message, Preference, PreferenceExample
 
 _PROBE = "mlxdpoprobe"
-
-# Reasons for which a pair is left out, as they are shown.
-NO_ROOM = "prompt fills the length"
-EQUAL = "chosen equals rejected"
 
 # A Hugging Face tokenizer, or mlx-lm's wrapper of one; neither publishes types.
 Tokenizer = Any
@@ -61,11 +56,17 @@ class ChatFormat:
 
     def response_text(self, prompt: Sequence[Message], response: Sequence[Message]) -> str:
         """What follows `prompt_text` when the assistant has answered with `response`."""
-        prompt_text = self.prompt_text(prompt)
+        whole = self.conversation_text((*prompt, *response))
+        return self.after_prompt(self.prompt_text(prompt), whole, response)
+
+    def conversation_text(self, messages: Sequence[Message]) -> str:
+        """The text of turns that are finished."""
         if self.has_template:
-            whole = self._render((*prompt, *response), add_generation_prompt=False)
-        else:
-            whole = _plain_turns((*prompt, *response), self.closing_text)
+            return self._render(messages, add_generation_prompt=False)
+        return _plain_turns(messages, self.closing_text)
+
+    def after_prompt(self, prompt_text: str, whole: str, response: Sequence[Message]) -> str:
+        """`response_text`, from the texts of the prompt and of the whole conversation."""
         if whole.startswith(prompt_text):
             return whole[len(prompt_text) :]
         if len(response) != 1:
@@ -98,9 +99,14 @@ class ChatFormat:
         common; the rest is response. Each response ends with one closing token: appended where it
         is missing, and with nothing after it where a template adds white space.
         """
-        alone = self._encode(prompt)
-        with_chosen = self._encode(prompt + chosen)
-        with_rejected = self._encode(prompt + rejected)
+        return self.split_ids(
+            self._encode(prompt), self._encode(prompt + chosen), self._encode(prompt + rejected)
+        )
+
+    def split_ids(
+        self, alone: list[int], with_chosen: list[int], with_rejected: list[int]
+    ) -> tuple[PreferenceExample, bool]:
+        """The same from ids of prompt, prompt + chosen and prompt + rejected."""
         shared = _common_prefix(alone, with_chosen, with_rejected)
         example = PreferenceExample(
             alone[:shared],
@@ -110,7 +116,10 @@ class ChatFormat:
         return example, shared < len(alone)
 
     def _encode(self, text: str) -> list[int]:
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.with_bos(list(self.tokenizer.encode(text, add_special_tokens=False)))
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """Ids of a text with the BOS in front that plain text gets, where it gets one."""
         bos = self.tokenizer.bos_token_id
         if self.adds_bos and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
@@ -119,7 +128,7 @@ class ChatFormat:
     def _close(self, ids: list[int]) -> list[int]:
         if self.closing_id in ids:
             end = len(ids) - ids[::-1].index(self.closing_id)
-            if not self.tokenizer.decode(ids[end:]).strip():
+            if end == len(ids) or not self.tokenizer.decode(ids[end:]).strip():
                 return ids[:end]
         return [*ids, self.closing_id]
 
@@ -153,49 +162,6 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
         closing_id=closing_id,
         closing_text=tokenizer.decode([closing_id]),
         adds_bos=not has_template and bos is not None and default[:1] == [bos],
-    )
-
-
-def encode_preferences(
-    preferences: Sequence[Preference], chat: ChatFormat, *, max_length: int
-) -> EncodedPairs:
-    """Tokenise pairs and cut them to a length, dropping those with nothing left to learn from.
-
-    Args:
-        preferences: Rows of a preference file.
-        chat: The model's conversation format.
-        max_length: Tokens kept of prompt + response.
-
-    Returns:
-        The pairs kept, and what became of the others.
-
-    Raises:
-        DataError: If the chat template refuses a row; the message names it.
-    """
-    examples, kept = [], []
-    dropped: Counter[str] = Counter()
-    num_cut = num_merged = num_closed = 0
-    for preference in preferences:
-        try:
-            whole, merged = chat.encode_pair(preference)
-        except DataError as error:
-            raise DataError(f"pair {preference.id}: {error}") from None
-        room = max(0, max_length - len(whole.prompt_ids))
-        example = PreferenceExample(
-            whole.prompt_ids, whole.chosen_ids[:room], whole.rejected_ids[:room]
-        )
-        if room == 0:
-            dropped[NO_ROOM] += 1
-        elif example.chosen_ids == example.rejected_ids:
-            dropped[EQUAL] += 1
-        else:
-            examples.append(example)
-            kept.append(preference)
-            num_cut += example != whole
-            num_merged += merged
-            num_closed += sum(ids[-1] == chat.closing_id for ids in example[1:])
-    return EncodedPairs(
-        examples, kept, len(preferences), dict(dropped), num_cut, num_merged, num_closed
     )
 
 

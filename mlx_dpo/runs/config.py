@@ -32,6 +32,9 @@ class RunConfig:
     eval_data: str | None = _option(
         None, "Held-out pairs in a file of their own, instead of a share of --data."
     )
+    drop_bad: bool = _option(
+        False, "Leave rows with errors out, counted, instead of refusing the file."
+    )
     eval_fraction: float = _option(
         0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
     )

@@ -1,28 +1,29 @@
 """From settings to the things a run works with: model, pairs, folders. Nothing is trained here."""
 
-import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
+import numpy as np
 
-from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.errors import UsageError
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.batches import EpochOrder
-from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.split import held_out
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format, encode_preferences
-from mlx_dpo.records import EncodedPairs, Preference
+from mlx_dpo.preferences.documents import check_readable
+from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.preferences.store import JoinedExamples, lengths
+from mlx_dpo.preferences.tokens import ChatFormat, chat_format
+from mlx_dpo.records import Pairs
 from mlx_dpo.runs.config import PLACES, RunConfig
-from mlx_dpo.runs.sources import find, find_mlx, load_folder, name_of
-from mlx_dpo.training.reference import example_digest
-
-SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
+from mlx_dpo.runs.data import Data, load_data
+from mlx_dpo.runs.sources import find, find_mlx, load_folder, load_tokenizer, name_of
+from mlx_dpo.runs.token_cache import Progress
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Job:
         weights: Fingerprint of the parameters before training, which are the reference's.
         model: Digest of all that decides the reference's log-probs: weights, config, code.
         chat: The model's conversation format.
-        train: Training pairs.
-        held_out: Held-out pairs, possibly none.
+        data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
     """
 
@@ -51,35 +51,49 @@ class Job:
     weights: str
     model: str
     chat: ChatFormat
-    train: EncodedPairs
-    held_out: EncodedPairs
+    data: Data
     max_steps: int
+
+    @property
+    def train(self) -> Pairs:
+        """Training pairs."""
+        return self.data.train
+
+    @property
+    def held_out(self) -> Pairs:
+        """Held-out pairs, possibly none."""
+        return self.data.held_out
+
+    @property
+    def examples(self) -> JoinedExamples:
+        """Every pair: training, then held out."""
+        return JoinedExamples(self.train.examples, self.held_out.examples)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it continues."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in PLACES}
         settings |= {"epochs": None, "steps": self.max_steps}
-        return {**settings, "model": self.model, "data": self.data_digest()}
-
-    def data_digest(self) -> str:
-        """sha256 over the token ids of every pair, training and held out, in order."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.held_out):
-            digest.update(f"{len(part.examples)}\n".encode())
-            for example in part.examples:
-                digest.update(example_digest(example))
-        return digest.hexdigest()
+        return {**settings, "model": self.model, "data": self.data.digest}
 
     def split(self) -> dict[str, list[str]]:
         """Ids of the pairs on each side."""
-        return {
-            "train": [p.id for p in self.train.preferences],
-            "held_out": [p.id for p in self.held_out.preferences],
-        }
+        return {"train": self.train.ids, "held_out": self.held_out.ids}
 
 
-def prepare(config: RunConfig) -> Job:
+def prepare(
+    config: RunConfig,
+    *,
+    keep: bool = True,
+    tokenizing: Progress | None = None,
+    problems: Callable[[Problems], None] | None = None,
+) -> Job:
     """Read data and model, cheap checks first.
+
+    Args:
+        config: The settings.
+        keep: Whether a later run may find the token ids.
+        tokenizing: Told how far tokenising has come, in bytes of the file.
+        problems: Told what is wrong with the data, before it is refused for it.
 
     Raises:
         UsageError: If a folder or setting is not as it must be.
@@ -92,20 +106,15 @@ def prepare(config: RunConfig) -> Job:
     out = Path(config.out or f"checkpoints/{name}-dpo")
     run = Path(config.run_dir or f"runs/{name}")
     check_places(given, out, run, overwrite=config.overwrite)
-    train, held = _split(config, read_preferences(config.data))
+    for file in filter(None, (config.data, config.eval_data)):
+        check_readable(Path(file))
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
-    policy, tokenizer = load_folder(source)
-    chat = chat_format(tokenizer)
-    encoded = encode_preferences(train, chat, max_length=config.max_length)
-    if not encoded.examples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
-        raise DataError(
-            f"{config.data}: no pair is left to train on ({reasons or 'all are held out'}); "
-            "see --max-length and --eval-fraction"
-        )
+    chat = chat_format(load_tokenizer(source))
+    data = load_data(config, chat, keep=keep, progress=tokenizing, told=problems)
+    policy, _ = load_folder(source)
     per_step = config.batch_size * config.grad_accumulation
-    order = EpochOrder(len(encoded.examples), per_step, config.seed)
+    order = EpochOrder(len(data.train.examples), per_step, config.seed)
     job = Job(
         config=config,
         name=name,
@@ -115,39 +124,20 @@ def prepare(config: RunConfig) -> Job:
         weights=fingerprint(policy),
         model=model_digest(policy, source),
         chat=chat,
-        train=encoded,
-        held_out=encode_preferences(held, chat, max_length=config.max_length),
+        data=data,
         max_steps=config.steps or config.epochs * order.batches_per_epoch,
     )
     _check_ids(job)
     return job
 
 
-def _split(
-    config: RunConfig, preferences: list[Preference]
-) -> tuple[list[Preference], list[Preference]]:
-    if config.eval_data is not None:
-        held = read_preferences(config.eval_data)
-        shared = {p.prompt for p in preferences} & {p.prompt for p in held}
-        if shared:
-            question = next(iter(shared))[-1].content
-            raise DataError(
-                f"{config.eval_data}: {len(shared)} prompts are in {config.data} too, such as "
-                f"{question!r}; held-out pairs must be new"
-            )
-        return preferences, held
-    out = held_out(preferences, config.eval_fraction, SPLIT_SEED)
-    train = [p for p, is_out in zip(preferences, out, strict=True) if not is_out]
-    return train, [p for p, is_out in zip(preferences, out, strict=True) if is_out]
-
-
 def _check_ids(job: Job) -> None:
-    examples = [*job.train.examples, *job.held_out.examples]
+    prompt, chosen, rejected = lengths(job.examples).T
     check_ids(
         job.policy,
         job.source,
-        largest_id=max(max(ids, default=0) for example in examples for ids in example),
-        longest=max(len(e.prompt_ids) + max(map(len, e[1:])) for e in examples),
+        largest_id=job.data.largest_id,
+        longest=int((prompt + np.maximum(chosen, rejected)).max()),
     )
 
 

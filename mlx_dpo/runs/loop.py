@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import StoppedError
+from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.runs import checkpoint
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
@@ -30,6 +31,12 @@ FLOOR_WINDOW = 10  # steps averaged before the floor is judged
 
 class Hooks:
     """What a run tells while it goes; each call does nothing here. The screen overrides them."""
+
+    def tokenizing(self, done: int, total: int) -> None:
+        """`done` of `total` bytes of a preference file are read and tokenised."""
+
+    def data_checked(self, problems: Problems) -> None:
+        """The data is read; what is wrong with it, before it is refused for it."""
 
     def prepared(self, job: Job, folder: Path | None) -> None:
         """Data and model are read; `folder` is None in a dry run."""

@@ -15,7 +15,6 @@ from mlx_dpo.files import check_writable, make_folder
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.tokens import pad_id_of
-from mlx_dpo.records import Preference
 from mlx_dpo.runs import checkpoint, reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
@@ -32,7 +31,6 @@ from mlx_dpo.training.trainer import DPOTrainer
 
 Scores = npt.NDArray[np.float32]
 
-SHOWN_ANSWERS = 5
 ANSWER_TOKENS = 64
 
 
@@ -91,7 +89,12 @@ def train(
     hooks = hooks or Hooks()
     mx.reset_peak_memory()
     with stop_on_signal() as stop:
-        job = prepare(config)
+
+        def tokenizing(done: int, total: int) -> None:
+            hooks.tokenizing(done, total)
+            stop.check()
+
+        job = prepare(config, keep=not dry_run, tokenizing=tokenizing, problems=hooks.data_checked)
         path = _run_dir(job, resume=resume, dry_run=dry_run)
         saved = checkpoint.latest(path) if resume and path else None
         if saved is not None:
@@ -172,7 +175,7 @@ def _make_trainer(
 
 def _cached(job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
     """Reference log-probs of every pair: from disk, or by the policy while it is untrained."""
-    examples = [*job.train.examples, *job.held_out.examples]
+    examples = job.examples
     file = reference_cache.cache_file(job.model, examples, job.config.batch_size, path.name)
     logprobs = reference_cache.read(file, examples)
     if logprobs is None:
@@ -219,22 +222,13 @@ def _describe(job: Job, folder: RunFolder) -> None:
     folder.write_text("config.toml", job.config.to_toml())
     folder.write_json("environment.json", environment())
     folder.write_json("split.json", job.split())
-
-
-def _shown_prompts(job: Job) -> list[Preference]:
-    """A few held-out prompts, of different kinds as far as there are any."""
-    rows = job.held_out.preferences or job.train.preferences
-    by_kind: dict[str, Preference] = {}
-    for row in rows:
-        by_kind.setdefault(row.kind, row)
-    pool = list(by_kind.values()) if len(by_kind) >= SHOWN_ANSWERS else rows
-    count = min(SHOWN_ANSWERS, len(pool))
-    return [pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]
+    if job.data.log:
+        folder.write_text("problems.jsonl", job.data.log)
 
 
 def _answers(job: Job, stop: Stop) -> list[str]:
     texts = []
-    for row in _shown_prompts(job):
+    for row in job.data.shown:
         stop.check()
         texts.append(answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS).text)
     return texts
@@ -255,18 +249,18 @@ def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
     dpo_answers = _answers(job, Stop())
     answers = [
         BeforeAfter(row.question, row.kind, sft, dpo)
-        for row, sft, dpo in zip(_shown_prompts(job), sft_answers, dpo_answers, strict=True)
+        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
     ]
     held_out = {
-        "ids": [p.id for p in job.held_out.preferences],
-        "kinds": [p.kind for p in job.held_out.preferences],
+        "ids": job.held_out.ids,
+        "kinds": job.held_out.kinds,
         "reference": reference.tolist(),
         "policy": policy.tolist(),
     }
     results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
     record = {
         "trained_from": {"model": str(job.config.model), "fingerprint": job.weights},
-        "data": {"file": str(job.config.data), "digest": job.data_digest(), "split": job.split()},
+        "data": {"file": str(job.config.data), "digest": job.data.digest, "split": job.split()},
         "settings": asdict(job.config),
         "steps": trainer.step,
         "held_out": results,

@@ -92,7 +92,8 @@ def test_the_surface_of_train_is_a_decision() -> None:
     """A new option is meant: this list and docs change with it."""
     options = {name for p in cli.commands["train"].params for name in p.opts}
     assert options == {
-        *("config", "--model", "--data", "--eval-data", "--eval-fraction", "--out", "--overwrite"),
+        *("config", "--model", "--data", "--eval-data", "--drop-bad"),
+        *("--eval-fraction", "--out", "--overwrite"),
         *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
         *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
         *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),

@@ -8,6 +8,9 @@ import pytest
 
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import read_preferences
+from mlx_dpo.preferences.documents import MAX_ROW
+from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.records import Message, Preference
 
 ROW = {"kind": "tone", "user": "Hi", "chosen": "Hello!", "rejected": "no"}
@@ -136,58 +139,70 @@ def refusal(folder: Path, content: str | bytes) -> DataError:
     return raised.value
 
 
-BAD_ROWS: list[tuple[Any, str]] = [
-    (without("chosen"), "key 'chosen' is missing; found ['kind', 'rejected', 'user']"),
-    (without("rejected"), "key 'rejected' is missing"),
-    (without("user"), "key 'prompt' (or 'user') is missing"),
-    (without(prompt="Hi"), "has both 'prompt' and 'user'; keep one"),
-    (without(user=7), "'user' must be a string or a list of messages"),
-    (without(chosen=None), "'chosen' must be a string or a list of messages"),
-    (without(rejected=[]), "'rejected' must be a string or a list of messages"),
-    (without(chosen=["no"]), "'chosen': a message needs 'role' and 'content'"),
-    (without(rejected=[{"role": "assistant"}]), "'rejected': a message needs 'role' and 'content'"),
-    (without(chosen=[{"role": "assistant", "content": 1}]), "'chosen' must be text, found int"),
-    (without(kind=3), "'kind' must be text, found int"),
-    (without(id=True), "'id' must be text, found bool"),
-    (without(id=1.5), "'id' must be text, found float"),
-    (without(chosen="\ud83d"), "'chosen' holds half of a surrogate pair"),
+BAD_ROWS: list[tuple[Any, int, str, str]] = [
+    (without("chosen"), 1, "missing-key", "key 'chosen' is missing; found ['kind', 'reje"),
+    (without("rejected"), 1, "missing-key", "key 'rejected' is missing"),
+    (without("chosen", chosne="x"), 1, "missing-key", "did you mean it by 'chosne'?"),
+    (without("user"), 1, "missing-key", "key 'prompt' (or 'user') is missing"),
+    (without(prompt="Hi"), 18, "duplicate-key", "has both 'prompt' and 'user'; keep one"),
+    (without(user=7), 18, "wrong-type", "'user' must be text or a list of messages, found a"),
+    (without(chosen=None), 32, "wrong-type", "'chosen' must be text or a list of messages"),
+    (without(rejected=[]), 52, "wrong-type", "'rejected' must be text or a list of messages"),
+    (without(chosen=["no"]), 32, "wrong-type", "'chosen' holds a message without 'role' or"),
+    (without(rejected=[{"role": "assistant"}]), 52, "wrong-type", "'rejected' holds a message"),
+    (
+        without(chosen=[{"role": "assistant", "content": 1}]),
+        *(32, "wrong-type", "'chosen' must be text, found a number"),
+    ),
+    (without(kind=3), 2, "wrong-type", "'kind' must be text, found a number"),
+    (without(id=True), 70, "wrong-type", "'id' must be text, found true or false"),
+    (without(id=1.5), 70, "wrong-type", "'id' must be text, found a number"),
+    (without(chosen="\ud83d"), 32, "lone-surrogate", "'chosen' holds half of a surrogate pair"),
     (
         without("user", chosen=[user("a"), assistant("x")], rejected=[user("b"), assistant("y")]),
-        "key 'prompt' (or 'user') is missing",
+        *(1, "missing-key", "key 'prompt' (or 'user') is missing"),
     ),
-    ("text", "expected an object, found str"),
-    ([ROW], "expected an object, found list"),
-    (None, "expected an object, found NoneType"),
+    ("text", 1, "not-object", "expected an object, found text"),
+    ([ROW], 1, "not-object", "expected an object, found a list"),
+    (None, 1, "not-object", "expected an object, found null"),
 ]
-bad_rows = pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=[m for _, m in BAD_ROWS])
+bad_rows = pytest.mark.parametrize(
+    ("row", "column", "code", "message"), BAD_ROWS, ids=[message for *_, message in BAD_ROWS]
+)
 
 
 @bad_rows
-def test_a_bad_line_is_named_by_its_number(tmp_path: Path, row: Any, message: str) -> None:
+def test_a_bad_line_is_named_by_line_column_and_code(
+    tmp_path: Path, row: Any, column: int, code: str, message: str
+) -> None:
     """Blank lines count: the number is the one an editor shows."""
     content = "\n".join([json.dumps(ROW), "", json.dumps(row), json.dumps(ROW)])
-    assert f"pairs.jsonl:3: {message}" in str(refusal(tmp_path, content))
+    text = str(refusal(tmp_path, content))
+    assert f"pairs.jsonl:3:{column}: {code}: " in text
+    assert message in text
 
 
 @bad_rows
-def test_a_bad_row_of_an_array_is_named_by_its_number(
-    tmp_path: Path, row: Any, message: str
+def test_a_bad_row_of_an_array_is_named_by_the_same(
+    tmp_path: Path, row: Any, column: int, code: str, message: str
 ) -> None:
-    content = json.dumps([ROW, row, ROW], indent=1)
-    assert f"pairs.jsonl: row 2: {message}" in str(refusal(tmp_path, content))
+    content = f"[{json.dumps(ROW)},\n{json.dumps(row)},\n{json.dumps(ROW)}]"
+    text = str(refusal(tmp_path, content))
+    assert f"pairs.jsonl:2:{column}: {code}: " in text
+    assert message in text
 
 
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (json.dumps(ROW) + '\n{"user": }\n', ":2: not JSON: Expecting value (column 10)"),
-        (json.dumps(ROW) + "\n\n\n" + json.dumps(ROW)[:-1], ":4: not JSON"),
-        ('[\n{"user": "a"},\n{"user" "b"}\n]', ":3: not JSON: Expecting ':' delimiter (column 9)"),
-        ("[" + json.dumps(ROW), ":1: not JSON"),
-        ("user: Hi", ":1: not JSON"),
-        ("[" * 100_000, ":1: not usable JSON: nested too deeply"),
-        (json.dumps(ROW) + '\n{"id": ' + "9" * 5000 + "}", ":2: not usable JSON"),
-        ('[{"id": ' + "9" * 5000 + "}]", ":1: not usable JSON"),
+        (json.dumps(ROW) + '\n{"user": }\n', ":2:10: bad-json: not JSON: Expecting value"),
+        (json.dumps(ROW) + "\n\n\n" + json.dumps(ROW)[:-1], ":4:68: bad-json: not JSON"),
+        ('[\n{"user" "b"}\n]', ":2:9: bad-json: not JSON: Expecting ':' delimiter"),
+        ("[" + json.dumps(ROW), ":1:70: bad-json: not JSON"),
+        ("user: Hi", ":1:1: bad-json: not JSON"),
+        ("[" * 100_000, ":1:2: bad-json: not usable JSON: nested too deeply"),
+        (json.dumps(ROW) + '\n{"id": ' + "9" * 5000 + "}", ":2:1: bad-json: not usable JSON"),
+        ('[{"id": ' + "9" * 5000 + "}]", ":1:2: bad-json: not usable JSON"),
     ],
     ids=[
         *("line", "cut off", "array", "open array", "no JSON", "nested"),
@@ -196,6 +211,50 @@ def test_a_bad_row_of_an_array_is_named_by_its_number(
 )
 def test_broken_json_is_named_by_its_line(tmp_path: Path, content: str, place: str) -> None:
     assert f"pairs.jsonl{place}" in str(refusal(tmp_path, content))
+
+
+def test_every_problem_of_a_file_is_found_in_one_pass(tmp_path: Path) -> None:
+    rows = [ROW, without("chosen"), "text", without(kind=3), without(user="Ho", chosen="no")]
+    file = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    problems = Problems()
+    found = list(read_rows(file, problems))
+    assert [row.code for row in found] == [None, "missing-key", "not-object", "wrong-type", "equal"]
+    assert [(p.line, p.code) for p in problems.shown()] == [
+        *((2, "missing-key"), (3, "not-object"), (4, "wrong-type"), (5, "equal"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [
+        (ROW, "duplicate-pair"),
+        (without(chosen="no", rejected="Hello!"), "contradiction"),
+        (without(user="Ho", id="1"), "duplicate-id"),
+    ],
+)
+def test_rows_are_compared_with_those_before(tmp_path: Path, second: Any, code: str) -> None:
+    problems = Problems()
+    list(read_rows(write(tmp_path, f"{json.dumps(ROW)}\n{json.dumps(second)}"), problems))
+    assert problems.counts == {code: 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('{"user": "Hi", "chosen": "a", "chosen": "b", "rejected": "c"}', "duplicate-key"),
+        ('{"user": "Hi", "chosen": "a", "rejected": "c", "score": NaN}', "nan"),
+        ('{"user": "Hi", "chosen": "a", "rejected": "c", "score": 1}', "unknown-key"),
+        ('{"user": "Hi", "chosen": "a\\u0007", "rejected": "c"}', "control-character"),
+        ('{"user": "Hi", "chosen": "", "rejected": "c"}', "empty"),
+        ('{"user": "Hi", "chosen": " ", "rejected": "c"}', "whitespace-only"),
+        ('{"user": "Hi", "chosen": "' + "a" * MAX_ROW + '", "rejected": "c"}', "line-too-long"),
+    ],
+    ids=lambda value: value if len(value) < 20 else "line",
+)
+def test_each_oddity_of_a_row_has_its_code(tmp_path: Path, line: str, code: str) -> None:
+    problems = Problems()
+    list(read_rows(write(tmp_path, line), problems))
+    assert code in problems.counts
 
 
 @pytest.mark.parametrize("content", ["", " \n\n", "\ufeff"])
@@ -208,7 +267,9 @@ def test_an_empty_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path) -> None:
-    assert "byte 3 is not UTF-8" in str(refusal(tmp_path, b'{"\xc3\xa9\xff"}'[:2] + b" \xe9"))
+    assert ":1:4: bad-utf8: byte 0xe9 is not UTF-8" in str(
+        refusal(tmp_path, b'{"\xc3\xa9\xff"}'[:2] + b" \xe9")
+    )
 
 
 @pytest.mark.parametrize(

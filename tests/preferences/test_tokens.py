@@ -12,15 +12,9 @@ import pytest
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.collate import pad_and_collate_pref
+from mlx_dpo.preferences.encoding import EQUAL, NO_ROOM, encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.tokens import (
-    EQUAL,
-    NO_ROOM,
-    ChatFormat,
-    chat_format,
-    encode_preferences,
-    pad_id_of,
-)
+from mlx_dpo.preferences.tokens import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import Message, Preference, PreferenceExample
 from tests import oracle
 
