@@ -6,9 +6,13 @@ from typing import Any
 import click
 
 from mlx_dpo import __version__
+from mlx_dpo.cli.audit import audit
+from mlx_dpo.cli.compare import compare
 from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
+from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.score import score
 from mlx_dpo.cli.train import train
 from mlx_dpo.errors import MlxDpoError
 
@@ -42,6 +46,10 @@ cli.add_command(train)
 cli.add_command(convert)
 cli.add_command(data)
 cli.add_command(generate)
+cli.add_command(audit)
+cli.add_command(evaluate)
+cli.add_command(score)
+cli.add_command(compare)
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -64,7 +64,7 @@ def score_groups(
     return groups
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927); sound for small counts and for 0 and 1."""
     if trials == 0:
         return 0.0, 1.0

@@ -1,0 +1,170 @@
+"""`mlx_dpo audit`."""
+
+import json
+import shutil
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_dpo.errors import DataError
+from mlx_dpo.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from mlx_dpo.insight.measures import Measures
+    from mlx_dpo.insight.verdicts import Check
+    from mlx_dpo.records import Preference
+
+_SHOWN_ROWS = 5
+_BAR_WIDTH = 40
+
+
+@click.command()
+@click.argument("data", metavar="DATA", type=click.Path())
+@click.option("--model", metavar="FOLDER", help="Whose tokens to count; only its tokenizer loads.")
+@click.option(
+    "--eval-data",
+    metavar="FILE",
+    help="Held-out pairs to look for in DATA. Without it: the split that training would make.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=RunConfig.max_length,
+    show_default=True,
+    help="Longest prompt + response in tokens that training would keep.",
+)
+@click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+def audit(
+    data: str,
+    model: str | None,
+    eval_data: str | None,
+    max_length: int,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Look at preference pairs before training on them.
+
+    Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
+    trained and no weights are read.
+
+    \b
+    Examples:
+      mlx_dpo audit data/dpo/preferences.json
+      mlx_dpo audit mine.jsonl --model checkpoints/tiny-sft --max-length 128
+    """
+    from mlx_dpo.insight.audit import audit as run_checks
+    from mlx_dpo.preferences.reader import read_preferences
+
+    preferences = read_preferences(data)
+    held_out = read_preferences(eval_data) if eval_data else None
+    measures = _measure(data, preferences, model)
+    checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
+    if as_json:
+        _print_json(data, model, preferences, checks)
+    else:
+        _print_checks(data, model, preferences, measures, checks)
+    stopped = [check.name for check in checks if check.verdict == "stop"]
+    if strict and stopped:
+        raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
+
+
+def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "Measures":
+    from mlx_dpo.insight import measures
+
+    if model is None:
+        return measures.in_words(preferences)
+    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.runs.sources import load_tokenizer
+
+    chat = chat_format(load_tokenizer(model))
+    num = len(preferences)
+    with progress() as done:
+        try:
+            return measures.in_tokens(preferences, chat, lambda more: done("tokens", num, more))
+        except DataError as error:
+            raise DataError(f"{data}: {error}") from None
+
+
+def _print_json(
+    data: str, model: str | None, preferences: "list[Preference]", checks: "list[Check]"
+) -> None:
+    record: dict[str, Any] = {"data": data, "model": model, "pairs": len(preferences)}
+    record["checks"] = [asdict(check) for check in checks]
+    click.echo(json.dumps(record, indent=2))
+
+
+def _print_checks(
+    data: str,
+    model: str | None,
+    preferences: "list[Preference]",
+    measures: "Measures",
+    checks: "list[Check]",
+) -> None:
+    from mlx_dpo.cli.terminal import counted, printable
+
+    kinds = {p.kind for p in preferences}
+    unit = f"tokens of {model}" if model else "words (tokens with --model)"
+    size = f"{counted(len(preferences), 'pair')}, {counted(len(kinds), 'kind')}"
+    click.echo(f"{data}: {size}; lengths in {unit}\n")
+    width = min(100, shutil.get_terminal_size((100, 0)).columns)
+    for check in checks:
+        head = f"{check.name:<17}{check.verdict:<13}"
+        text = textwrap.fill(
+            printable(check.reason), width, initial_indent=head, subsequent_indent=" " * len(head)
+        )
+        click.secho(text, fg={"look": "yellow", "stop": "red"}.get(check.verdict))
+    _print_histogram(measures)
+    for check in checks:
+        if check.verdict in ("look", "stop"):
+            _print_rows(check, preferences)
+    _print_conclusion(checks)
+
+
+def _print_histogram(measures: "Measures") -> None:
+    from mlx_dpo.insight.measures import histogram
+
+    bars = histogram(measures.gaps)
+    most = max(bar.count for bar in bars)
+    click.echo(f"\nlength of chosen minus rejected, in {measures.unit}")
+    for bar in bars:
+        if bar.low is None:
+            name = f"{bar.high:+d} or less"
+        elif bar.high is None:
+            name = f"{bar.low:+d} or more"
+        else:
+            name = f"{bar.low:+d}" if bar.low == bar.high else f"{bar.low:+d} to {bar.high:+d}"
+        marks = "#" * round(_BAR_WIDTH * bar.count / most)
+        click.echo(f"{name.replace('+0', '0'):>16}  {bar.count:>6}  {marks}".rstrip())
+
+
+def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
+    from mlx_dpo.cli.terminal import printable
+
+    if not check.findings:
+        return
+    click.echo(f"\n{check.name}: rows to look at")
+    for finding in check.findings[:_SHOWN_ROWS]:
+        row = preferences[finding.rows[0] - 1]
+        rows = ", ".join(map(str, finding.rows[:6])) + (" ..." if len(finding.rows) > 6 else "")
+        question = " ".join(row.question.split())
+        shown = question if len(question) <= 60 else question[:59] + "\u2026"
+        name = "" if row.id == str(finding.rows[0]) else f" (id {row.id})"
+        click.echo(printable(f"  row {rows}{name}: {finding.note}: {shown}"))
+    if len(check.findings) > _SHOWN_ROWS:
+        click.echo(f"  and {len(check.findings) - _SHOWN_ROWS} more: --json")
+
+
+def _print_conclusion(checks: "list[Check]") -> None:
+    stopped = [check.name for check in checks if check.verdict == "stop"]
+    looks = [check.name for check in checks if check.verdict == "look"]
+    click.echo("")
+    if stopped:
+        click.echo(f"stop: mend {', '.join(stopped)} before training, or know why not.")
+    if looks:
+        click.echo(f"look: {', '.join(looks)}.")
+    if not stopped and not looks:
+        click.echo("ok: nothing found that speaks against training on these pairs.")

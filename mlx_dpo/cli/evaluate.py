@@ -1,0 +1,282 @@
+"""`mlx_dpo eval`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from mlx_dpo.insight.assessment import Assessment
+    from mlx_dpo.insight.scoring import Judged
+    from mlx_dpo.records import Preference
+
+_KINDS_READING = """\
+reward acc: chosen reward > rejected reward; 0 before training by construction.
+log-prob acc: log p(chosen) > log p(rejected) under the model itself, before -> after."""
+
+
+@click.command(name="eval")
+@click.option("--model", required=True, metavar="FOLDER", help="The trained model (policy).")
+@click.option(
+    "--reference",
+    metavar="FOLDER",
+    help="The model it was trained from. Default: the one its dpo.json names.",
+)
+@click.option("--data", required=True, metavar="FILE", help="Preference pairs, .json or .jsonl.")
+@click.option(
+    "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
+)
+@click.option(
+    "--beta",
+    type=click.FloatRange(min=0, min_open=True),
+    help=f"Scale of the rewards. [default: the run's own, else {RunConfig.beta}]",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Longest prompt + response in tokens. "
+    f"[default: the run's own, else {RunConfig.max_length}]",
+)
+@click.option(
+    "--num-prompts",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Prompts both models answer, to measure drift and length; 0 answers none.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Longest of these answers.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decides what is sampled.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+def evaluate(
+    model: str,
+    reference: str | None,
+    data: str,
+    all_pairs: bool,
+    beta: float | None,
+    max_length: int | None,
+    num_prompts: int,
+    max_tokens: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Judge a trained model on held-out pairs, beside the model it was trained from.
+
+    Accuracy by kind and by length, calibration, and drift. Where --data is the file the model was
+    trained on, only the pairs its run held out are judged. Both models are held in memory.
+
+    \b
+    Example:
+      mlx_dpo eval --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
+    """
+    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.insight.assessment import assess
+    from mlx_dpo.insight.scoring import open_model
+    from mlx_dpo.preferences.reader import read_preferences
+
+    preferences = read_preferences(data)
+    policy = open_model(model)
+    other = open_model(reference or reference_of(model, policy.record))
+    rows, which = _rows_to_judge(preferences, data, policy, all_pairs)
+    settings: dict[str, Any] = {
+        "beta": beta or setting_of_run(policy.record, "beta"),
+        "max_length": max_length or setting_of_run(policy.record, "max_length"),
+    }
+    _warn_of_foreign_reference(policy, other)
+    with progress() as done:
+        found = assess(
+            policy,
+            other,
+            rows,
+            **settings,
+            num_prompts=num_prompts,
+            max_tokens=max_tokens,
+            seed=seed,
+            progress=done,
+        )
+    names = {"model": policy.name, "reference": other.name, "data": data, **settings}
+    if as_json:
+        click.echo(json.dumps(_as_record(names, which, found), indent=2))
+    else:
+        _print_assessment(names, which, found)
+
+
+def reference_of(model: str, record: dict[str, Any]) -> str:
+    """The model a run's record says the policy was trained from.
+
+    Raises:
+        UsageError: If it does not say.
+    """
+    try:
+        name = record["trained_from"]["model"]
+    except (KeyError, TypeError):
+        name = None
+    if not isinstance(name, str):
+        raise UsageError(
+            f"{model}: no dpo.json in it says what it was trained from; pass --reference"
+        )
+    return name
+
+
+def setting_of_run(record: dict[str, Any], key: str) -> Any:
+    """A number among the settings of the run that made a model, or that setting's default."""
+    default = getattr(RunConfig, key)
+    settings = record.get("settings")
+    value = settings.get(key) if isinstance(settings, dict) else None
+    is_usable = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return value if is_usable else default
+
+
+def _rows_to_judge(
+    preferences: "list[Preference]", data: str, policy: "Judged", all_pairs: bool
+) -> "tuple[list[Preference], str]":
+    from mlx_dpo.insight.assessment import held_out_of_run
+
+    held_out = held_out_of_run(preferences, data, policy.record)
+    if held_out is None:
+        return preferences, "all pairs of the file"
+    if all_pairs:
+        return preferences, "all pairs of the file, those it was trained on among them"
+    return held_out, "those its run held out (--all-pairs takes all)"
+
+
+def _warn_of_foreign_reference(policy: "Judged", reference: "Judged") -> None:
+    from mlx_dpo.models.parameters import fingerprint
+
+    origin = policy.record.get("trained_from")
+    known = origin.get("fingerprint") if isinstance(origin, dict) else None
+    if known is not None and known != fingerprint(reference.model):
+        click.echo(
+            f"warning: {reference.name} is not the model {policy.name} was trained from: rewards "
+            "and drift are measured from another place than DPO's",
+            err=True,
+        )
+
+
+def _as_record(names: dict[str, Any], which: str, found: "Assessment") -> dict[str, Any]:
+    from mlx_dpo.insight.evaluation import wilson_interval
+
+    groups = []
+    for group in found.groups:
+        wins = round(group.reward_accuracy * group.num_pairs)
+        interval = wilson_interval(wins, group.num_pairs)
+        groups.append({**asdict(group), "reward_accuracy_interval": interval})
+    return {
+        **names,
+        "pairs": which,
+        "read": found.pairs.read,
+        "dropped": found.pairs.dropped,
+        "cut": found.pairs.num_cut,
+        "groups": groups,
+        "lengths": [asdict(group) for group in found.lengths],
+        "calibration": asdict(found.calibration),
+        "drift": asdict(found.drift) if found.drift else None,
+    }
+
+
+def _print_assessment(names: dict[str, Any], which: str, found: "Assessment") -> None:
+    from mlx_dpo.cli.terminal import counted
+
+    num = len(found.pairs.examples)
+    dropped = f"; {found.pairs.read - num} dropped" if found.pairs.read > num else ""
+    cut = f"; {found.pairs.num_cut} cut" if found.pairs.num_cut else ""
+    click.echo(f"policy     {names['model']}\nreference  {names['reference']}")
+    click.echo(f"data       {names['data']}: {counted(num, 'pair')}, {which}{dropped}{cut}")
+    click.echo(f"settings   beta {names['beta']:g}, max-length {names['max_length']}")
+    click.echo(f"loss       {found.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
+    _print_kinds(found)
+    _print_lengths(found)
+    _print_calibration(found)
+    _print_drift(found)
+
+
+def _print_kinds(found: "Assessment") -> None:
+    from mlx_dpo.cli.figures import share, table
+    from mlx_dpo.cli.terminal import printable
+
+    rows = [["kind", "pairs", "reward acc", "log-prob acc", "margin", "chosen", "rejected"]]
+    for group in found.groups:
+        rows.append(
+            [
+                printable(group.name) or "(none)",
+                str(group.num_pairs),
+                share(round(group.reward_accuracy * group.num_pairs), group.num_pairs),
+                f"{group.logprob_accuracy_before:.2f} -> {group.logprob_accuracy_after:.2f}",
+                f"{group.margin:+.3f}",
+                f"{group.chosen_reward:+.3f}",
+                f"{group.rejected_reward:+.3f}",
+            ]
+        )
+    click.echo(f"{table(rows)}\n{_KINDS_READING}\n")
+
+
+def _print_lengths(found: "Assessment") -> None:
+    from mlx_dpo.cli.figures import share, table
+
+    rows = [["by length", "pairs", "reward acc", "log-prob acc"]]
+    for group in found.lengths:
+        if num := group.num_pairs:
+            before, after = group.logprob_wins_before / num, group.logprob_wins_after / num
+            accuracy = f"{before:.2f} -> {after:.2f}"
+        else:
+            accuracy = "-"
+        rows.append([group.name, str(num), share(group.reward_wins, num), accuracy])
+    click.echo(table(rows))
+    click.echo(
+        "length-matched: within 10 % of the longer answer's tokens, or one token. A policy that "
+        "learned\nlength is right in the first row and wrong in the last.\n"
+    )
+
+
+def _print_calibration(found: "Assessment") -> None:
+    from mlx_dpo.cli.figures import share, table
+
+    rows = [["calibration", "pairs", "predicted", "right"]]
+    for one in found.calibration.bins:
+        rows.append(
+            [
+                f"{one.low:.3f}-{one.high:.3f}",
+                str(one.num_pairs),
+                f"{one.confidence:.3f}",
+                share(one.right, one.num_pairs),
+            ]
+        )
+    click.echo(table(rows))
+    click.echo(
+        f"ECE {found.calibration.ece:.3f}; a perfectly calibrated model would show "
+        f"{found.calibration.ece_by_chance:.3f} on so many pairs.\n"
+        "predicted: sigmoid(|margin|), how sure the policy is of its own pick; right: the share "
+        "of\npicks that are the chosen answer.\n"
+    )
+
+
+def _print_drift(found: "Assessment") -> None:
+    drift = found.drift
+    if drift is None:
+        click.echo("drift      not measured (--num-prompts 0)")
+        return
+    cut = drift.policy_cut + drift.reference_cut
+    limit = f"; cut at --max-tokens: {drift.policy_cut} and {drift.reference_cut}" if cut else ""
+    click.echo(
+        f"drift      KL(policy || reference) {drift.kl_per_token:.4f} nats a token, "
+        f"{drift.kl_per_answer:.3f} an answer\n"
+        f"length     policy {drift.policy_length:.1f}, reference {drift.reference_length:.1f} "
+        f"tokens an answer{limit}\n"
+        f"over {drift.num_prompts} prompts, answers sampled at temperature 1; KL on the policy's "
+        f"own {drift.num_tokens} tokens."
+    )

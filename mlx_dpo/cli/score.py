@@ -1,0 +1,181 @@
+"""`mlx_dpo score`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_dpo.cli.evaluate import reference_of, setting_of_run
+from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from mlx_dpo.insight.rewards import AnswerReward, Models
+    from mlx_dpo.preferences.tokens import ChatFormat
+
+
+@click.command()
+@click.option("--model", required=True, metavar="FOLDER", help="The trained model (policy).")
+@click.option(
+    "--reference",
+    metavar="FOLDER",
+    help="The model it was trained from. Default: the one its dpo.json names.",
+)
+@click.option("--prompt", help="What was asked. It is put into the chat template.")
+@click.option("--response", multiple=True, help="An answer to score. May be given several times.")
+@click.option("--data", metavar="FILE", help="Preference pairs to score instead.")
+@click.option("--per-token", is_flag=True, help="Also what each token adds.")
+@click.option(
+    "--beta",
+    type=click.FloatRange(min=0, min_open=True),
+    help=f"Scale of the rewards. [default: the run's own, else {RunConfig.beta}]",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Longest prompt + response in tokens. "
+    f"[default: the run's own, else {RunConfig.max_length}]",
+)
+def score(
+    model: str,
+    reference: str | None,
+    prompt: str | None,
+    response: tuple[str, ...],
+    data: str | None,
+    per_token: bool,
+    beta: float | None,
+    max_length: int | None,
+) -> None:
+    """Give answers their implicit reward, beta * log(policy / reference), as JSON lines.
+
+    One line an answer, or with --data one line a pair. Log-probs are sums over the answer's
+    tokens, in nats. The two models are in memory one after the other.
+
+    \b
+    Examples:
+      mlx_dpo score --model checkpoints/tiny-sft-dpo --prompt "I am late." \\
+          --response "No problem, come in." --response "Hurry up." --per-token
+      mlx_dpo score --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
+    """
+    if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
+        raise UsageError("give --prompt with one --response or more, or --data")
+    from mlx_dpo.insight.scoring import read_record
+    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.runs.sources import find_mlx, load_tokenizer
+
+    record = read_record(find_mlx(model))
+    models = model, reference or reference_of(model, record)
+    chat = chat_format(load_tokenizer(model))
+    beta = beta or setting_of_run(record, "beta")
+    max_length = max_length or setting_of_run(record, "max_length")
+    if data is not None:
+        _score_file(models, chat, data, record, per_token, beta, max_length)
+    else:
+        assert prompt is not None
+        _score_answers(models, chat, prompt, response, per_token, beta, max_length)
+
+
+def _score_answers(
+    models: "Models",
+    chat: "ChatFormat",
+    prompt: str,
+    responses: tuple[str, ...],
+    per_token: bool,
+    beta: float,
+    max_length: int,
+) -> None:
+    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
+
+    answers = encode_answers(chat, prompt, responses, max_length=max_length)
+    rewards = reward_tokens(models, chat, answers, beta=beta)
+    for text, found in zip(responses, rewards, strict=True):
+        _print({"prompt": prompt, "response": text, **_as_record(found, per_token)})
+
+
+def _score_file(
+    models: "Models",
+    chat: "ChatFormat",
+    data: str,
+    record: dict[str, Any],
+    per_token: bool,
+    beta: float,
+    max_length: int,
+) -> None:
+    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.insight.assessment import held_out_of_run
+    from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
+    from mlx_dpo.preferences.encoding import encode_preferences
+    from mlx_dpo.preferences.reader import read_preferences
+
+    preferences = read_preferences(data)
+    held_out = held_out_of_run(preferences, data, record)
+    unseen = None if held_out is None else {row.id for row in held_out}
+    pairs = encode_preferences(preferences, chat, max_length=max_length)
+    examples = list(pairs.examples)
+    if not examples:
+        raise DataError(f"{data}: no pair is left to score; see --max-length")
+    with progress() as done:
+        if per_token:
+            answers = [(e.prompt_ids, side) for e in examples for side in e[1:]]
+            total = 2 * len(answers)
+            flat = reward_tokens(
+                models,
+                chat,
+                answers,
+                beta=beta,
+                after_answer=lambda more: done("answers", total, more),
+            )
+            rewards = list(zip(flat[::2], flat[1::2], strict=True))
+        else:
+            rewards = reward_pairs(
+                models,
+                chat,
+                examples,
+                beta=beta,
+                max_length=max_length,
+                after_batch=lambda more: done("pairs", 2 * len(examples), more),
+            )
+    for row, (chosen, rejected) in zip(pairs.preferences, rewards, strict=True):
+        _print(
+            {
+                "id": row.id,
+                "kind": row.kind,
+                "trained_on": None if unseen is None else row.id not in unseen,
+                "margin": chosen.reward - rejected.reward,
+                "chosen": _as_record(chosen, per_token),
+                "rejected": _as_record(rejected, per_token),
+            }
+        )
+    _summarise("all pairs", rewards, beta)
+    if unseen is not None:
+        own = zip(pairs.preferences, rewards, strict=True)
+        _summarise("held out of its run", [r for row, r in own if row.id in unseen], beta)
+
+
+def _summarise(
+    name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
+) -> None:
+    from mlx_dpo.cli.figures import share
+
+    num = len(rewards)
+    by_reward = sum(c.reward > r.reward for c, r in rewards)
+    before = sum(c.reference_logprob > r.reference_logprob for c, r in rewards)
+    after = sum(c.logprob > r.logprob for c, r in rewards)
+    click.echo(
+        f"{name}: {num} at beta {beta:g}; reward accuracy {share(by_reward, num)}, log-prob "
+        f"accuracy {share(before, num)} before, {share(after, num)} after",
+        err=True,
+    )
+
+
+def _as_record(found: "AnswerReward", per_token: bool) -> dict[str, Any]:
+    record = asdict(found)
+    if not per_token:
+        del record["tokens"]
+    return record
+
+
+def _print(record: dict[str, Any]) -> None:
+    click.echo(json.dumps(record))

@@ -1,0 +1,252 @@
+"""audit, eval, score and compare as a person types them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mlx_dpo.cli import cli
+from tests.cli.test_cli import exit_code
+from tests.insight.conftest import policy_folder
+from tests.runs.conftest import ORACLE, ROWS
+
+__all__ = ["policy_folder"]  # a fixture, used by its name
+
+MODEL = str(ORACLE)
+EMBEDDED = str(ORACLE.parents[3] / "data" / "dpo" / "preferences.json")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
+    lengthened = [
+        {**row, "user": f"{row['user']} {n}", "chosen": row["chosen"] + " And so on and on." * 3}
+        for n in range(3)
+        for row in ROWS
+    ]
+    (tmp_path / "long.json").write_text(json.dumps(lengthened))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": ')
+    (tmp_path / "empty.txt").write_text("\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["audit", "absent.json"], 2, "absent.json: no such file"),
+        (["audit", "broken.jsonl"], 3, "broken.jsonl:1"),
+        (["audit", "pairs.json", "--model", "absent"], 2, "absent: no such model folder"),
+        (["audit", "pairs.json", "--eval-data", "absent.json"], 2, "absent.json: no such file"),
+        (["audit", "pairs.json", "--max-length", "1"], 2, "--max-length"),
+        (["eval", "--model", MODEL, "--data", "pairs.json"], 2, "pass --reference"),
+        (["eval", "--model", "absent", "--data", "pairs.json"], 2, "no such model folder"),
+        (["eval", "--model", MODEL, "--data", "absent.json"], 2, "no such file"),
+        (["eval", "--model", MODEL], 2, "Missing option '--data'"),
+        (["eval", "--model", MODEL, "--data", "pairs.json", "--beta", "0"], 2, "--beta"),
+        (["score", "--model", MODEL], 2, "give --prompt with one --response or more, or --data"),
+        (["score", "--model", MODEL, "--prompt", "x"], 2, "give --prompt with one --response"),
+        (["score", "--model", MODEL, "--response", "x"], 2, "give --prompt with one --response"),
+        (["score", "--model", MODEL, "--data", "pairs.json"], 2, "pass --reference"),
+        (["compare", MODEL], 2, "Missing argument 'B'"),
+        (["compare", MODEL, MODEL, "--prompts", "absent"], 2, "absent: not readable"),
+        (["compare", MODEL, MODEL, "--prompts", "empty.txt"], 3, "empty.txt: no prompts in it"),
+        (["compare", MODEL, "absent"], 2, "absent: no such model folder"),
+        (["compare", "x", "y", "--blind"], 2, "there is no terminal to ask at"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(
+    args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*args) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_options_are_called_as_everywhere() -> None:
+    names = {
+        command: {name for p in cli.commands[command].params for name in p.opts}
+        for command in ("audit", "eval", "score", "compare")
+    }
+    assert names == {
+        "audit": {"data", "--model", "--eval-data", "--max-length", "--strict", "--json"},
+        "eval": {
+            *("--model", "--reference", "--data", "--all-pairs", "--beta", "--max-length"),
+            *("--num-prompts", "--max-tokens", "--seed", "--json"),
+        },
+        "score": {
+            *("--model", "--reference", "--prompt", "--response", "--data", "--per-token"),
+            *("--beta", "--max-length"),
+        },
+        "compare": {
+            *("a", "b", "--prompts", "--max-tokens", "--temperature", "--seed", "--blind"),
+            "--json",
+        },
+    }
+
+
+def audited(*args: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert exit_code("audit", *args, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    return {check["name"]: check for check in record["checks"]}
+
+
+def test_the_audit_passes_the_embedded_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("audit", EMBEDDED, "--strict") == 0
+    shown = capsys.readouterr().out
+    assert "260 pairs, 10 kinds; lengths in words (tokens with --model)" in shown
+    assert "stop" not in shown
+    assert '"the longer one wins" is right in 0.49 (0.43-0.55)' in shown
+
+
+def test_the_audit_stops_pairs_lengthened_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("audit", "long.json") == 0
+    shown = capsys.readouterr().out
+    assert "length bias: rows to look at\n  row " in shown
+    assert "stop: mend length bias" in shown
+    assert exit_code("audit", "long.json", "--strict") == 3
+    assert "long.json: --strict: stop at length bias" in capsys.readouterr().err
+    checks = audited("long.json", "--model", MODEL, capsys=capsys)
+    assert checks["length bias"]["verdict"] == "stop"
+    assert checks["length bias"]["figures"]["unit"] == "tokens"
+    assert checks["truncation"]["verdict"] == "ok"
+
+
+def test_the_audit_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in ORACLE.iterdir():
+        content = b"not weights" if file.suffix == ".safetensors" else file.read_bytes()
+        (folder / file.name).write_bytes(content)
+    checks = audited("pairs.json", "--model", str(folder), "--max-length", "16", capsys=capsys)
+    assert checks["truncation"]["verdict"] == "stop"
+
+
+def test_text_of_a_file_cannot_take_over_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "kind": "\x1b[31m", "user": f"\u202e[/x] {row['user']}"} for row in ROWS * 3]
+    Path("odd.json").write_text(json.dumps(rows))
+    exit_code("audit", "odd.json")
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_eval_shows_both_accuracies_before_and_after(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["eval", "--model", str(policy_folder), "--data", "pairs.json", "--max-tokens", "4"]
+    assert exit_code(*args, "--num-prompts", "2") == 0
+    shown = capsys.readouterr().out
+    assert f"reference  {MODEL}" in shown
+    assert "4 pairs, those its run held out (--all-pairs takes all)" in shown
+    assert "settings   beta 0.3, max-length 96" in shown
+    for part in ("reward acc", "log-prob acc", "length-matched", "ECE", "KL(policy || reference)"):
+        assert part in shown
+    assert exit_code(*args, "--num-prompts", "0", "--all-pairs") == 0
+    shown = capsys.readouterr().out
+    assert "14 pairs, all pairs of the file, those it was trained on among them" in shown
+    assert "not measured (--num-prompts 0)" in shown
+
+
+def test_eval_for_machines_is_one_object(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--reference", MODEL, "--data", "pairs.json", "--num-prompts", "1", "--max-tokens", "4"]
+    assert exit_code("eval", "--model", str(policy_folder), *args, "--beta", "0.5", "--json") == 0
+    shown = capsys.readouterr()
+    record = json.loads(shown.out)
+    assert record["beta"] == 0.5
+    assert record["groups"][0]["num_pairs"] == 4
+    assert record["drift"]["num_prompts"] == 1
+    assert sum(b["num_pairs"] for b in record["calibration"]["bins"]) == 4
+    assert shown.err == ""
+
+
+def test_eval_warns_of_a_reference_the_policy_does_not_come_from(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--data", "pairs.json", "--num-prompts", "0", "--reference", str(policy_folder)]
+    assert exit_code("eval", "--model", str(policy_folder), *args) == 0
+    shown = capsys.readouterr()
+    assert "is not the model" in shown.err
+    assert "loss       0.6931 (untrained: log 2 = 0.6931)" in shown.out
+
+
+def test_score_writes_a_line_an_answer_whose_tokens_sum_to_it(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["score", "--model", str(policy_folder), "--prompt", "Hello"]
+    args += ["--response", "A good day.", "--response", "No."]
+    assert exit_code(*args, "--per-token") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["response"] for line in lines] == ["A good day.", "No."]
+    for line in lines:
+        assert sum(t["reward"] for t in line["tokens"]) == pytest.approx(line["reward"], abs=1e-6)
+        assert line["tokens"][-1]["token"] == "<|end|>"
+        assert line["reward"] != 0
+    assert exit_code(*args) == 0
+    assert "tokens" not in json.loads(capsys.readouterr().out.splitlines()[0])
+
+
+def test_score_of_a_file_is_a_line_a_pair_and_says_what_was_trained_on(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["score", "--model", str(policy_folder), "--data", "pairs.json"]
+    assert exit_code(*args) == 0
+    shown = capsys.readouterr()
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    assert [line["trained_on"] for line in lines] == [True] * 10 + [False] * 4
+    for line in lines:
+        gap = line["chosen"]["reward"] - line["rejected"]["reward"]
+        assert line["margin"] == pytest.approx(gap)
+    assert "all pairs: 14 at beta 0.3; reward accuracy" in shown.err
+    assert "held out of its run: 4 at beta 0.3; reward accuracy" in shown.err
+    assert exit_code(*args, "--per-token") == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for one, other in zip(lines, again, strict=True):
+        assert one["margin"] == pytest.approx(other["margin"], abs=1e-3)
+        assert len(other["chosen"]["tokens"]) == other["chosen"]["num_tokens"]
+
+
+def test_compare_shows_both_answers_and_how_they_are(
+    policy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.txt").write_text("First?\nSecond \x1b[31m?\n")
+    args = ["compare", MODEL, str(policy_folder), "--prompts", "mine.txt", "--max-tokens", "6"]
+    assert exit_code(*args) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert shown.startswith(f"A  {MODEL}\nB  {policy_folder}\n\nFirst?\n  greedy  A:")
+    assert "The greedy answers are the same in" in shown
+    assert exit_code(*args, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompts"][0]["question"]["prompt"] == "First?"
+    assert record["habits"][0]["a"]["num_answers"] == 4
+
+
+def test_a_blind_judgement_is_asked_for_with_keys_and_counted(
+    policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.txt").write_text("".join(f"Question {n}?\n" for n in range(4)))
+    keys = iter("x1ts")  # an unknown key is not an answer
+    asked: list[str] = []
+
+    def press(echo: bool = False) -> str:
+        asked.append("key")
+        try:
+            return next(keys)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(click, "getchar", press)
+    args = ["compare", MODEL, str(policy_folder), "--prompts", "mine.txt", "--max-tokens", "6"]
+    assert exit_code(*args, "--blind") == 0
+    shown = capsys.readouterr()
+    assert "better: 1 or 2, t for a tie, s to skip, q to stop" in shown.err
+    assert MODEL not in shown.err
+    assert len(asked) == 5
+    assert "ties 1; skipped 1, same answer 0" in shown.out
+    assert "of 2 judged, a tie being half a win" in shown.out
