@@ -1,16 +1,11 @@
-"""`mlx_dpo data`: looking at preference data."""
+"""`mlx_dpo data preview`: one pair as the model sees it."""
 
 import click
 
 from mlx_dpo.errors import DataError
 
 
-@click.group()
-def data() -> None:
-    """Look at preference data."""
-
-
-@data.command(short_help="One pair as the model sees it.")
+@click.command(short_help="One pair as the model sees it.")
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--model", required=True, metavar="FOLDER", help="Whose tokenizer and template.")
 @click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")

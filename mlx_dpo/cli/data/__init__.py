@@ -1,0 +1,13 @@
+"""`mlx_dpo data`: the preference workshop. The group; a file per command."""
+
+import click
+
+from mlx_dpo.cli.data.preview import preview
+
+
+@click.group()
+def data() -> None:
+    """Make, import and look at preference data."""
+
+
+data.add_command(preview)

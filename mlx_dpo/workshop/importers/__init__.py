@@ -1,0 +1,1 @@
+"""Other people's preference files into this project's rows."""

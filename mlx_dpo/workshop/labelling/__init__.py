@@ -1,0 +1,1 @@
+"""Pairs of answers decided by a person."""

@@ -1,0 +1,1 @@
+"""Answers of a model to a list of prompts, to be judged or labelled."""
