@@ -12,8 +12,8 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.measures import Measures
-    from mlx_dpo.insight.verdicts import Check
+    from mlx_dpo.insight.audit.measures import Measures
+    from mlx_dpo.insight.audit.verdicts import Check
     from mlx_dpo.records import Preference
 
 _SHOWN_ROWS = 5
@@ -55,7 +55,7 @@ def audit(
       mlx_dpo audit data/dpo/preferences.json
       mlx_dpo audit mine.jsonl --model checkpoints/tiny-sft --max-length 128
     """
-    from mlx_dpo.insight.audit import audit as run_checks
+    from mlx_dpo.insight.audit.checks import audit as run_checks
     from mlx_dpo.preferences.reader import read_preferences
 
     preferences = read_preferences(data)
@@ -72,7 +72,7 @@ def audit(
 
 
 def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "Measures":
-    from mlx_dpo.insight import measures
+    from mlx_dpo.insight.audit import measures
 
     if model is None:
         return measures.in_words(preferences)
@@ -125,7 +125,7 @@ def _print_checks(
 
 
 def _print_histogram(measures: "Measures") -> None:
-    from mlx_dpo.insight.measures import histogram
+    from mlx_dpo.insight.audit.measures import histogram
 
     bars = histogram(measures.gaps)
     most = max(bar.count for bar in bars)

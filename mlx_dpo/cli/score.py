@@ -12,7 +12,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.rewards import AnswerReward, Models
+    from mlx_dpo.insight.judging.rewards import AnswerReward, Models
     from mlx_dpo.preferences.tokens import ChatFormat
 
 
@@ -61,7 +61,7 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.insight.scoring import read_record
+    from mlx_dpo.insight.judging.scoring import read_record
     from mlx_dpo.preferences.tokens import chat_format
     from mlx_dpo.runs.sources import find_mlx, load_tokenizer
 
@@ -86,7 +86,7 @@ def _score_answers(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
+    from mlx_dpo.insight.judging.rewards import encode_answers, reward_tokens
 
     answers = encode_answers(chat, prompt, responses, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
@@ -104,8 +104,8 @@ def _score_file(
     max_length: int,
 ) -> None:
     from mlx_dpo.cli.figures import progress
-    from mlx_dpo.insight.assessment import held_out_of_run
-    from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
+    from mlx_dpo.insight.judging.assessment import held_out_of_run
+    from mlx_dpo.insight.judging.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
     from mlx_dpo.preferences.reader import read_preferences
 

@@ -4,14 +4,15 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight.answers import Reply, reply
 from mlx_dpo.insight.evaluation import wilson_interval
-from mlx_dpo.insight.scoring import Done, Judged, in_turn
+from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn
 from mlx_dpo.records import Message
+from mlx_dpo.runs.answers import Answer, answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Compared:
     """
 
     question: Question
-    greedy: tuple[Reply, Reply]
-    sampled: tuple[Reply, Reply]
+    greedy: tuple[Answer, Answer]
+    sampled: tuple[Answer, Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +146,17 @@ def compare(
         UsageError: If a model can't be loaded.
     """
 
-    def use(judged: Judged) -> list[tuple[Reply, Reply]]:
+    def use(judged: Judged) -> list[tuple[Answer, Answer]]:
         found = []
         for number, question in enumerate(questions):
-            ids = judged.chat.prompt_ids((Message("user", question.prompt),))
-            greedy = reply(judged, ids, max_tokens=max_tokens)
-            drawn = reply(
-                judged, ids, max_tokens=max_tokens, temperature=temperature, seed=seed + number
+            say = partial(
+                answer,
+                judged.model,
+                judged.chat,
+                (Message("user", question.prompt),),
+                max_tokens=max_tokens,
             )
+            greedy, drawn = say(), say(temperature=temperature, seed=seed + number)
             found.append((greedy, drawn))
             after_question(1)
         return found

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight.answers import Reply
+from mlx_dpo.insight.audit.copies import normalised
 from mlx_dpo.insight.comparison import Compared, Question, compare, habits, judge, read_questions
-from mlx_dpo.insight.copies import normalised
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
+from mlx_dpo.runs.answers import Answer
 from tests.runs.conftest import ORACLE
 
 DATA = ORACLE.parents[3] / "data" / "dpo"
 
 
-def said(text: str, closed: bool = True) -> Reply:
-    return Reply([0] * (len(text.split()) + closed), text, closed)
+def said(text: str, closed: bool = True) -> Answer:
+    return Answer(text, closed, [0] * (len(text.split()) + closed))
 
 
 def compared(number: int, a: str, b: str) -> Compared:

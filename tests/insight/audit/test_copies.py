@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from mlx_dpo.insight import copies
-from mlx_dpo.insight.copies import contradictions, near_copies, shingle_sets
+from mlx_dpo.insight.audit import copies
+from mlx_dpo.insight.audit.copies import contradictions, near_copies, shingle_sets
 from tests.insight.conftest import pair
 
 Shingle = tuple[int, tuple[str, ...]]

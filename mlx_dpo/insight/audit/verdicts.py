@@ -6,7 +6,7 @@ The limits stand here; docs/looking.md gives the reason for each.
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_dpo.insight.shortcuts import Bet
+from mlx_dpo.insight.audit.shortcuts import Bet
 from mlx_dpo.preferences.audit import LOPSIDED
 
 OK, LOOK, STOP, UNCHECKED = "ok", "look", "stop", "not checked"

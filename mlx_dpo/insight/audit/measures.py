@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.insight.shortcuts import num_words, text_of
+from mlx_dpo.insight.audit.shortcuts import num_words, text_of
 from mlx_dpo.preferences.encoding import encode_pairs
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import Preference

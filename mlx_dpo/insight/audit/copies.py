@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.insight.shortcuts import text_of
+from mlx_dpo.insight.audit.shortcuts import text_of
 from mlx_dpo.records import Preference
 
 NEAR = 0.8  # Jaccard similarity of word triples from which two rows count as near-copies

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mlx_dpo.insight import measures
-from mlx_dpo.insight.audit import audit
-from mlx_dpo.insight.faults import check_leaks, check_template, check_truncation
-from mlx_dpo.insight.measures import Measures, histogram
-from mlx_dpo.insight.verdicts import Check
+from mlx_dpo.insight.audit import measures
+from mlx_dpo.insight.audit.checks import audit
+from mlx_dpo.insight.audit.faults import check_leaks, check_template, check_truncation
+from mlx_dpo.insight.audit.measures import Measures, histogram
+from mlx_dpo.insight.audit.verdicts import Check
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
@@ -31,7 +31,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 
 
 def shingles(rows: list[Preference]) -> list[measures.Lengths]:
-    from mlx_dpo.insight.copies import pair_texts, shingle_sets
+    from mlx_dpo.insight.audit.copies import pair_texts, shingle_sets
 
     return shingle_sets([pair_texts(row) for row in rows])
 

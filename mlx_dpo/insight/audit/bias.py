@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.insight import shortcuts
-from mlx_dpo.insight.measures import Measures
-from mlx_dpo.insight.shortcuts import Bet, bet, feature_gaps
-from mlx_dpo.insight.verdicts import LOOK, OK, STOP, Check, Finding, bet_verdict
+from mlx_dpo.insight.audit import shortcuts
+from mlx_dpo.insight.audit.measures import Measures
+from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps
+from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, Check, Finding, bet_verdict
 from mlx_dpo.preferences.audit import LOPSIDED
 from mlx_dpo.records import Preference
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.answers import Reply, reply
-from mlx_dpo.insight.scoring import Judged, next_logprobs
+from mlx_dpo.insight.judging.scoring import Judged, next_logprobs
+from mlx_dpo.runs.answers import Answer, answer_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,14 @@ def measure_drift(
     Raises:
         UsageError: If the models' vocabularies differ in size.
     """
-    answers: list[Reply] = []
-    others: list[Reply] = []
+    answers: list[Answer] = []
+    others: list[Answer] = []
     divergence = 0.0
     for number, prompt in enumerate(prompts):
         mine, other = (
-            reply(j, prompt, max_tokens=max_tokens, temperature=1.0, seed=seed + number)
+            answer_ids(
+                j.model, j.chat, prompt, max_tokens=max_tokens, temperature=1.0, seed=seed + number
+            )
             for j in (policy, reference)
         )
         divergence += float(token_kl(policy.model, reference.model, prompt, mine.ids).sum())

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_dpo.insight import copies
-from mlx_dpo.insight.copies import Shingles
-from mlx_dpo.insight.measures import Measures
-from mlx_dpo.insight.verdicts import (
+from mlx_dpo.insight.audit import copies
+from mlx_dpo.insight.audit.copies import Shingles
+from mlx_dpo.insight.audit.measures import Measures
+from mlx_dpo.insight.audit.verdicts import (
     LOOK,
     MANY_CONTRADICTIONS,
     MANY_COPIES,

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.insight.calibration import Calibration, calibrate
-from mlx_dpo.insight.drift import Drift, measure_drift
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
-from mlx_dpo.insight.lengths import LengthGroup, group_by_length
-from mlx_dpo.insight.scoring import Judged, Logprobs, check_same_tokens, score_pairs
+from mlx_dpo.insight.judging.calibration import Calibration, calibrate
+from mlx_dpo.insight.judging.drift import Drift, measure_drift
+from mlx_dpo.insight.judging.lengths import LengthGroup, group_by_length
+from mlx_dpo.insight.judging.scoring import Judged, Logprobs, check_same_tokens, score_pairs
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.records import EncodedPairs, Preference
 

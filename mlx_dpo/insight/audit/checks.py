@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from mlx_dpo.insight.bias import check_kinds, check_length, check_surface
-from mlx_dpo.insight.copies import pair_texts, shingle_sets
-from mlx_dpo.insight.faults import (
+from mlx_dpo.insight.audit.bias import check_kinds, check_length, check_surface
+from mlx_dpo.insight.audit.copies import pair_texts, shingle_sets
+from mlx_dpo.insight.audit.faults import (
     check_contradictions,
     check_copies,
     check_leaks,
     check_template,
     check_truncation,
 )
-from mlx_dpo.insight.measures import Measures
-from mlx_dpo.insight.verdicts import Check
+from mlx_dpo.insight.audit.measures import Measures
+from mlx_dpo.insight.audit.verdicts import Check
 from mlx_dpo.records import Preference
 
 

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from mlx_dpo.insight import shortcuts
-from mlx_dpo.insight.shortcuts import Bet, bet, feature_gaps, first_word_gaps
-from mlx_dpo.insight.verdicts import LOOK, OK, STOP, bet_verdict
+from mlx_dpo.insight.audit import shortcuts
+from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps, first_word_gaps
+from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, bet_verdict
 from tests.insight.conftest import pair
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_dpo.errors import DataError, NonFiniteError
-from mlx_dpo.insight.scoring import (
+from mlx_dpo.insight.judging.scoring import (
     Done,
     Judged,
     Logprobs,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight import scoring
-from mlx_dpo.insight.rewards import encode_answers, reward_pairs, reward_tokens
-from mlx_dpo.insight.scoring import open_model, token_logprobs
+from mlx_dpo.insight.judging import scoring
+from mlx_dpo.insight.judging.rewards import encode_answers, reward_pairs, reward_tokens
+from mlx_dpo.insight.judging.scoring import open_model, token_logprobs
 from mlx_dpo.preferences.tokens import chat_format
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.sources import load_tokenizer
@@ -100,7 +100,7 @@ def test_an_answer_ends_with_the_closing_token_and_must_fit() -> None:
 
 
 def test_a_reference_with_another_tokenizer_is_refused(policy_folder: Path) -> None:
-    tiny = Path(__file__).parents[2] / "checkpoints" / "tiny-sft"
+    tiny = Path(__file__).parents[3] / "checkpoints" / "tiny-sft"
     chat = chat_format(load_tokenizer(policy_folder))
     with pytest.raises(UsageError, match="tiny-sft: has another tokenizer than the policy"):
         reward_pairs(

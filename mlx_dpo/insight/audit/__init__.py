@@ -1,0 +1,1 @@
+"""Is a preference file fit to train on?"""

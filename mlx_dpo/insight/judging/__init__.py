@@ -1,0 +1,1 @@
+"""A trained model, judged on pairs beside the model it came from."""
