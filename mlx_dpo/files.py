@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from mlx_dpo.errors import DiskError, UsageError
 
@@ -30,6 +31,73 @@ def write_file(path: Path, content: str | bytes) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+
+
+@contextmanager
+def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
+    """Fill a file under a temporary name; it appears as `path` when the block ends well.
+
+    For what is too large to be held in memory; `write_file` for the rest.
+
+    Args:
+        path: The file to come.
+        replace: Whether a file that is there by then is replaced.
+
+    Raises:
+        DiskError: If it can't be written, or is there and may not be replaced; what was there
+            stays as it was.
+    """
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            _flush(file.fileno())
+        if path.exists() and not replace:
+            raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file (made where it is not there) and wait until the disk has it.
+
+    Raises:
+        DiskError: If it can't be written.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            _flush(file.fileno())
+    except OSError as error:
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut away a last line without a line break: what a kill in the middle of `append` leaves.
+
+    Raises:
+        DiskError: If it can't be read or written.
+    """
+    try:
+        with path.open("r+b") as file:
+            at = size = file.seek(0, os.SEEK_END)
+            while at > 0:
+                begin = max(0, at - 65536)
+                file.seek(begin)
+                found = file.read(at - begin).rfind(b"\n")
+                if found >= 0:
+                    at = begin + found + 1
+                    break
+                at = begin
+            if at < size:
+                file.truncate(at)
+                _flush(file.fileno())
+    except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 

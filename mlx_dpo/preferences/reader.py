@@ -151,18 +151,18 @@ def _preference(row: Any, number: int, known: set[str], found: list[Finding]) ->
         found.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
         return None
     _check_keys(row, known, found)
-    chosen = _messages(row, "chosen", "assistant", found)
-    rejected = _messages(row, "rejected", "assistant", found)
+    chosen = read_messages(row, "chosen", "assistant", found)
+    rejected = read_messages(row, "rejected", "assistant", found)
     prompt_key = "user" if "user" in row else "prompt"
     prompt: tuple[Message, ...] | None
     if prompt_key in row:
-        prompt = _messages(row, prompt_key, "user", found)
+        prompt = read_messages(row, prompt_key, "user", found)
     else:
         prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, found)
-    kind = _text(row.get("kind", ""), "kind", found)
+    kind = read_text(row.get("kind", ""), "kind", found)
     own_id = row.get("id", number)
     is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
-    name = _text(str(own_id) if is_number else own_id, "id", found)
+    name = read_text(str(own_id) if is_number else own_id, "id", found)
     if prompt is None or chosen is None or rejected is None or kind is None or name is None:
         return None
     for key, turns in ((prompt_key, prompt), ("chosen", chosen), ("rejected", rejected)):
@@ -196,14 +196,25 @@ def _check_keys(row: dict[str, Any], known: set[str], found: list[Finding]) -> N
         )
 
 
-def _messages(
+def read_messages(
     row: dict[str, Any], key: str, role: str, found: list[Finding]
 ) -> tuple[Message, ...] | None:
+    """The turns under a key of a row; plain text becomes one turn.
+
+    Args:
+        row: The row.
+        key: Where they stand.
+        role: Whose turn a plain text is.
+        found: Told of what is wrong with them.
+
+    Returns:
+        None where they can't be read, or there is no such key (which is not told).
+    """
     if key not in row:
         return None  # noted with the keys
     value = row[key]
     if isinstance(value, str):
-        text = _text(value, key, found)
+        text = read_text(value, key, found)
         return None if text is None else (Message(role, text),)
     if not isinstance(value, list) or not value:
         _wrong_type(key, f"must be text or a list of messages, found {_name(value)}", found)
@@ -213,14 +224,15 @@ def _messages(
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
             _wrong_type(key, "holds a message without 'role' or 'content'", found)
             return None
-        who, what = _text(turn["role"], key, found), _text(turn["content"], key, found)
+        who, what = read_text(turn["role"], key, found), read_text(turn["content"], key, found)
         if who is None or what is None:
             return None
         turns.append(Message(who, what))
     return tuple(turns)
 
 
-def _text(value: Any, key: str, found: list[Finding]) -> str | None:
+def read_text(value: Any, key: str, found: list[Finding]) -> str | None:
+    """A value of a row that must be text, or None; `found` is told of what is wrong with it."""
     if not isinstance(value, str):
         _wrong_type(key, f"must be text, found {_name(value)}", found)
         return None

@@ -1,0 +1,86 @@
+"""The file that sampling writes, and that judging and labelling read."""
+
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.errors import DataError
+from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.records import Message
+from mlx_dpo.workshop.candidates import (
+    Answer,
+    Candidates,
+    candidates_line,
+    load_candidates,
+    prompt_id,
+    read_candidates,
+)
+
+ROWS = [
+    Candidates(
+        id="1",
+        prompt=(Message("user", "Wer da?\u2028\x85 \U0001f40b"),),
+        kind="tone",
+        answers=(
+            Answer("Ich.", True, "a/b", "5b1f", 3, 0.0),
+            Answer(" two\nlines", False, "a/b", "5b1f", 4, 0.8),
+        ),
+        sampling={"batch": 8, "mlx": "0.32.4"},
+    ),
+    Candidates(
+        id="many turns",
+        prompt=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "there")),
+        answers=(Answer(""), Answer("by a person")),
+    ),
+]
+
+
+def test_what_is_written_is_read_again_and_written_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "candidates.jsonl"
+    text = "".join(map(candidates_line, ROWS))
+    file.write_bytes(text.encode())
+    assert len(text.splitlines()) == 2, "no character of a text may look like a line break"
+    assert load_candidates(file) == ROWS
+    assert "".join(map(candidates_line, load_candidates(file))) == text
+
+
+def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "a"}\n{"user": "b", "answers": ["x", "y"]}\n{"prompt": "c", "id": 7}\n'
+    )
+    first, second, third = load_candidates(file)
+    assert first == Candidates(prompt_id((Message("user", "a"),)), (Message("user", "a"),))
+    assert second.answers == (Answer("x"), Answer("y"))
+    assert second.question == "b"
+    assert third.id == "7"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('{"prompt": x}', "bad-json"),
+        ("[]", "not-object"),
+        ("{}", "missing-key"),
+        ('{"prompt": 3}', "wrong-type"),
+        ('{"prompt": "a", "answers": "x"}', "wrong-type"),
+        ('{"prompt": "a", "answers": [{"model": "m"}]}', "wrong-type"),
+        ('{"prompt": "a", "answers": [{"text": "x", "seed": "1"}]}', "wrong-type"),
+        ('{"prompt": "a", "answers": [{"text": "x", "finished": 1}]}', "wrong-type"),
+        ('{"prompt": "a", "answers": [{"text": "\\ud800"}]}', "lone-surrogate"),
+        ('{"prompt": "a", "sampling": 1}', "wrong-type"),
+        ('{"prompt": "good"}', "duplicate-id"),
+    ],
+)
+def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_read(
+    tmp_path: Path, line: str, code: str
+) -> None:
+    file = tmp_path / "candidates.jsonl"
+    file.write_text('{"prompt": "good"}\n' + line + '\n{"prompt": "fine"}\n')
+    problems = Problems()
+    rows = list(read_candidates(file, problems))
+    assert [row.question for row in rows] == ["good", "fine"]
+    assert dict(problems.counts) == {code: 1}
+    assert problems.shown()[0].line == 2
+    with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: "):
+        load_candidates(file)
