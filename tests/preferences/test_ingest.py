@@ -1,0 +1,141 @@
+"""A file in one pass: the ids that pairs have one by one, and an account of every row."""
+
+import json
+from collections import Counter
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_dpo.preferences import ingest as ingest_module
+from mlx_dpo.preferences.encoding import fit
+from mlx_dpo.preferences.ingest import Ingested, Tokenising, ingest
+from mlx_dpo.preferences.problems import CODES, Problems
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.store import CHOSEN_CLOSED, CUT, REJECTED_CLOSED
+from mlx_dpo.preferences.tokens import ChatFormat, chat_format
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.runs.sources import load_tokenizer
+from tests.runs.conftest import ORACLE, ROWS
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return chat_format(load_tokenizer(ORACLE))
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows at a time, so that a file of few rows has batches, the last of them not full."""
+    monkeypatch.setattr(ingest_module, "BATCH", 3)
+
+
+def write(folder: Path, rows: list[Any]) -> Path:
+    file = folder / "pairs.jsonl"
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return file
+
+
+def run(
+    file: Path, chat: ChatFormat, max_length: int = 256
+) -> tuple[Ingested, list[PreferenceExample], Problems]:
+    """The pass, and the pairs that it wrote, those left out as empty ones."""
+    problems, tokens = Problems(), BytesIO()
+    found = ingest(file, problems, Tokenising(chat, max_length, tokens))
+    ids, bounds = np.frombuffer(tokens.getvalue(), "<i4").tolist(), found.table.bounds
+    parts = [ids[a:b] for a, b in pairwise(bounds)]
+    assert bounds[-1] == len(ids)
+    examples = [PreferenceExample(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+    return found, examples, problems
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    texts = {"prompt": f"Question {number}?", "chosen": "A lantern.", "rejected": "No."}
+    return {**texts, **changes}
+
+
+def codes(found: Ingested) -> list[str | None]:
+    return [CODES[code - 1] if code else None for code in found.table.code]
+
+
+@pytest.mark.parametrize("max_length", [256, 24])
+def test_many_pairs_get_the_ids_that_each_gets_alone(
+    tmp_path: Path, chat: ChatFormat, max_length: int
+) -> None:
+    file = write(tmp_path, ROWS)
+    found, examples, _ = run(file, chat, max_length)
+    expected = []
+    for preference in read_preferences(file):
+        fitted = fit(chat.encode_pair(preference)[0], max_length)
+        expected.append(PreferenceExample([], [], []) if fitted.finding else fitted.example)
+    assert examples == expected
+    assert len(examples) == found.read == len(ROWS)
+
+
+def test_every_row_is_kept_or_counted(tmp_path: Path, chat: ChatFormat) -> None:
+    rows = [
+        row(1),
+        "{",
+        row(2, chosen="No."),
+        row(3, prompt="Why? " * 400),
+        {"prompt": "What?", "chosen": "This."},
+        row(4, chosen=f"I say {chat.closing_text} and go on."),
+        row(5),
+        row(6, id="twice"),
+        row(7, id="twice"),
+        "[1, 2]",
+    ]
+    found, examples, problems = run(write(tmp_path, rows), chat)
+    assert found.unusable == {"bad-json": 1, "missing-key": 1, "not-object": 1}
+    left_out = [None, "equal", "too-long", "special-token", None, None, "duplicate-id"]
+    assert codes(found) == left_out
+    assert list(found.table.number) == [1, 3, 4, 6, 7, 8, 9]
+    assert [bool(example.prompt_ids) for example in examples] == [not code for code in left_out]
+    dropped = found.unusable + Counter(filter(None, codes(found)))
+    assert found.read == left_out.count(None) + dropped.total() == len(rows)
+    assert problems.counts == dropped
+
+
+def test_two_rows_that_contradict_are_both_left_out_however_far_apart(
+    tmp_path: Path, chat: ChatFormat
+) -> None:
+    """The earlier one has been tokenised by then, with another batch."""
+    rows = [row(number) for number in range(8)]
+    rows.append(row(1, chosen="No.", rejected="A lantern."))
+    found, examples, _ = run(write(tmp_path, rows), chat)
+    assert [place for place, code in enumerate(codes(found)) if code] == [1, 8]
+    assert set(filter(None, codes(found))) == {"contradiction"}
+    assert len(examples) == 9
+
+
+def test_flags_say_what_was_cut_and_what_is_closed(tmp_path: Path, chat: ChatFormat) -> None:
+    file = write(tmp_path, [row(1, chosen="A lantern is bright. " * 9)])
+    whole, _, _ = run(file, chat)
+    assert whole.table.flags[0] & (CUT | CHOSEN_CLOSED | REJECTED_CLOSED) == (
+        CHOSEN_CLOSED | REJECTED_CLOSED
+    )
+    _, (example,), _ = run(file, chat)
+    room = len(example.prompt_ids) + len(example.rejected_ids)
+    cut, _, _ = run(file, chat, max_length=room)
+    assert cut.table.flags[0] & (CUT | CHOSEN_CLOSED | REJECTED_CLOSED) == CUT | REJECTED_CLOSED
+
+
+def test_without_a_model_the_same_problems_are_found_but_for_those_in_tokens(
+    tmp_path: Path,
+) -> None:
+    problems = Problems()
+    found = ingest(write(tmp_path, [row(1), row(2, chosen="No."), "{"]), problems)
+    assert codes(found) == [None, "equal"]
+    assert found.read == 3
+    assert len(found.table.bounds) == 1
+
+
+def test_progress_rises_to_the_end(tmp_path: Path, chat: ChatFormat) -> None:
+    shares: list[float] = []
+    ingest(write(tmp_path, ROWS), Problems(), Tokenising(chat, 256), shares.append)
+    assert shares == sorted(shares)
+    assert len(shares) == len(ROWS) // 3 + 1
+    assert shares[-1] == 1.0
