@@ -1,0 +1,1 @@
+"""Pictures: SVG text, without a drawing library."""

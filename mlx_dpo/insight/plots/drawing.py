@@ -1,0 +1,190 @@
+"""What every chart is drawn with: a scale from values to pixels, axes, a legend, one style sheet.
+
+Sizes are pixels of a drawing 380 wide, which fits a phone unscaled; wider places scale it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+from mlx_dpo.insight.plots.ticks import tick_labels
+
+WIDTH = 380
+TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
+_CHARACTER = 6.1  # mean width of a character of the 11-pixel text, a little too much
+_MOST_COLOURS = 4
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
+# A second difference, dashes or position, always stands beside the colour.
+STYLE = """
+.plot {
+  --ink: #1c1e21; --muted: #5b6169; --grid: #e3e5e8;
+  --c1: #0072b2; --c2: #d55e00; --c3: #00805e; --c4: #b0558a;
+  display: block; width: 100%; height: auto;
+  font: 11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+@media (prefers-color-scheme: dark) {
+  .plot {
+    --ink: #e8eaed; --muted: #a2a8b0; --grid: #34383e;
+    --c1: #56b4e9; --c2: #f0a04b; --c3: #2fc79b; --c4: #e79ac6;
+  }
+}
+.plot text { fill: var(--muted) }
+.plot .title { fill: var(--ink); font-size: 13px; font-weight: 600 }
+.plot .name { fill: var(--ink) }
+.plot .grid { stroke: var(--grid) }
+.plot .level { stroke: var(--muted); stroke-dasharray: 2 3 }
+.plot .whisker { stroke: var(--ink) }
+.plot .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
+.plot .s1 { stroke: var(--c1) }
+.plot .s2 { stroke: var(--c2); stroke-dasharray: 6 3 }
+.plot .s3 { stroke: var(--c3); stroke-dasharray: 2 3.5 }
+.plot .s4 { stroke: var(--c4); stroke-dasharray: 9 3 2 3 }
+.plot .faint { opacity: .3; stroke-width: 1; stroke-dasharray: none }
+.plot .f1 { fill: var(--c1) }
+.plot .f2 { fill: var(--c2) }
+.plot .f3 { fill: var(--c3) }
+.plot .f4 { fill: var(--c4) }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values between `low` and `high` to pixels between `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """A plotting area with its two scales and what is drawn for them."""
+
+    x: Scale
+    y: Scale
+    marks: list[str]
+
+
+def axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    *,
+    x_label: str,
+    height: int,
+    x_range: tuple[float, float],
+    is_log: bool = False,
+) -> Axes:
+    """Grid lines with the values beside them; the label of x below.
+
+    Args:
+        x_ticks: At least one.
+        y_ticks: At least two; the area reaches from the first to the last.
+        x_label: What x is, with its unit.
+        height: Of the whole drawing.
+        x_range: Values at the left and the right edge.
+        is_log: Whether x is logarithmic.
+    """
+    y_names = tick_labels(y_ticks)
+    left = round(12 + _CHARACTER * max(map(len, y_names)))
+    x = Scale(*x_range, left, WIDTH - RIGHT, is_log)
+    y = Scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
+    marks = []
+    for tick, name in zip(y_ticks, y_names, strict=True):
+        marks.append(line(left, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        marks.append(text(left - 6, y(tick) + 4, name, anchor="end"))
+    # Evenly spaced ticks share their digits; 0.01 and 1 don't.
+    x_names = [tick_labels([t])[0] for t in x_ticks] if is_log else tick_labels(x_ticks)
+    for tick, name in zip(x_ticks, x_names, strict=True):
+        marks.append(line(x(tick), height - BOTTOM, x(tick), height - BOTTOM + 4, "grid"))
+        marks.append(text(x(tick), height - BOTTOM + 16, name, anchor="middle"))
+    marks.append(text((left + WIDTH - RIGHT) / 2, height - 8, x_label, anchor="middle"))
+    return Axes(x, y, marks)
+
+
+def legend(names: Sequence[str], shape: str = "line") -> list[str]:
+    """Names of the series at the right, above the plotting area; none where there is only one."""
+    if len(names) < 2:
+        return []
+    marks = []
+    right = float(WIDTH - RIGHT)
+    for number, name in reversed(list(enumerate(names, 1))):
+        right -= _CHARACTER * len(name)
+        marks.append(text(right, TOP - 14, name, "name"))
+        if shape == "line":
+            marks.append(line(right - 24, TOP - 18, right - 5, TOP - 18, f"line {stroke(number)}"))
+        else:
+            marks.append(rectangle(right - 14, TOP - 23, 9, 9, fill(number)))
+        right -= 34 if shape == "line" else 24
+    return marks
+
+
+def drawing(title: str, y_label: str, height: int, marks: Sequence[str]) -> str:
+    """A whole drawing, to be put into a page that holds `STYLE`."""
+    heading = [text(0, 14, title, "title"), text(0, TOP - 14, y_label)]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" '
+        f'role="img" aria-label={quoteattr(_printable(title))}>\n'
+        + "\n".join([*heading, *marks])
+        + "\n</svg>"
+    )
+
+
+def standalone(svg: str) -> str:
+    """A drawing with the style sheet inside, for a file of its own."""
+    head, end, rest = svg.partition(">\n")
+    return f"{head}{end}<style>{escape(STYLE)}</style>\n{rest}\n"
+
+
+def stroke(number: int) -> str:
+    """Class of the line of a series, counted from 1."""
+    return f"s{(number - 1) % _MOST_COLOURS + 1}"
+
+
+def fill(number: int) -> str:
+    """Class of the area of a series, counted from 1."""
+    return f"f{(number - 1) % _MOST_COLOURS + 1}"
+
+
+def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:
+    """A line of text; what XML does not allow is replaced."""
+    style = f' class="{css}"' if css else ""
+    where = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{where}>{escape(_printable(content))}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    """A straight line."""
+    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{css}"/>'
+
+
+def rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
+    """A filled rectangle."""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}"/>'
+    )
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters."""
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
+
+
+def name_width(names: Sequence[str]) -> float:
+    """Room that the longest of some names takes."""
+    return _CHARACTER * max(map(len, names), default=0)
+
+
+def _printable(content: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in content)

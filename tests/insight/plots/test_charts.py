@@ -1,0 +1,128 @@
+"""Charts are well-formed, put values where they belong, and survive what runs produce."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from mlx_dpo.insight.plots.charts import (
+    Bars,
+    Reliability,
+    Series,
+    bar_chart,
+    line_chart,
+    reliability_diagram,
+)
+from mlx_dpo.insight.plots.drawing import STYLE, WIDTH, standalone
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "<script>alert(1)</script> & \"'\x1b\x00\ud83d"
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in parsed(svg).iter(f"{SVG}text")]
+
+
+def lines(svg: str, css: str) -> list[list[tuple[float, float]]]:
+    """Points of the paths of a class."""
+    found = []
+    for path in parsed(svg).iter(f"{SVG}path"):
+        if path.get("class") == css:
+            numbers = re.findall(r"-?[\d.]+", path.get("d", ""))
+            found.append(
+                [(float(x), float(y)) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
+            )
+    return found
+
+
+def test_a_line_rises_with_its_values_between_its_ticks() -> None:
+    svg = line_chart(
+        "loss", [Series("train", [(0, 0.0), (5, 0.5), (10, 1.0)])], x_label="step", y_label="nats"
+    )
+    ((left, middle, right),) = lines(svg, "line s1")
+    assert right[0] == WIDTH - 14
+    assert middle == pytest.approx(((left[0] + right[0]) / 2, (left[1] + right[1]) / 2), abs=0.11)
+    assert left[1] > right[1]  # SVG counts y from the top
+    grid = [points[0][1] for points in lines(svg, "grid") if points[0][1] == points[1][1]]
+    assert (max(grid), min(grid)) == (left[1], right[1])
+    assert {"loss", "step", "nats", "0.0", "1.0", "10"} <= set(texts(svg))
+    assert "train" not in texts(svg)  # one line needs no legend
+
+
+def test_a_level_is_inside_the_axes_and_named() -> None:
+    svg = line_chart(
+        "loss", [Series("a", [(0, 0.1)])], x_label="x", y_label="y", levels=[(0.69, "log 2")]
+    )
+    ((start, end),) = lines(svg, "level")
+    assert start[1] == end[1]
+    assert "log 2" in texts(svg)
+
+
+def test_what_is_not_finite_leaves_a_gap() -> None:
+    points = [(0, 1.0), (1, math.nan), (2, 2.0), (3, math.inf), (4, 1.0), (5, 1.5)]
+    svg = line_chart("t", [Series("a", points)], x_label="x", y_label="y")
+    (path,) = [p for p in parsed(svg).iter(f"{SVG}path") if p.get("class") == "line s1"]
+    assert path.get("d", "").count("M") == 3
+    assert "nan" not in svg
+    assert "inf" not in svg
+    empty = line_chart("t", [Series("a", [(0, math.nan)])], x_label="x", y_label="y")
+    assert "nothing to show" in texts(empty)
+
+
+def test_logarithmic_values_are_evenly_apart_by_factor() -> None:
+    series = [Series("a", [(0.01, 1), (0.1, 2), (1.0, 3)], has_dots=True), Series("b", [(1.0, 1)])]
+    svg = line_chart("t", series, x_label="beta", y_label="y", is_log=True)
+    (one, two, three) = (x for x, _ in lines(svg, "line s1")[-1])
+    assert two - one == pytest.approx(three - two, abs=0.2)
+    assert len(list(parsed(svg).iter(f"{SVG}circle"))) == 4
+    assert {"a", "b", "0.01", "0.5", "1"} <= set(texts(svg))
+
+
+def test_bars_reach_from_zero_to_their_value() -> None:
+    svg = bar_chart("t", ["up", "down"], [Bars("a", [3.0, -1.5])], label="pairs")
+    up, down = parsed(svg).iter(f"{SVG}rect")
+    assert float(up.get("width", 0)) == pytest.approx(2 * float(down.get("width", 0)), abs=0.2)
+    zero = float(up.get("x", 0))
+    assert float(down.get("x", 0)) + float(down.get("width", 0)) == pytest.approx(zero, abs=0.2)
+    assert {"up", "down", "3", "\u22121.5"} <= set(texts(svg))
+    two = bar_chart("t", ["k"], [Bars("a", [0.5], [(0.2, 0.8)]), Bars("b", [1.0])], label="x")
+    assert len(lines(two, "whisker")) == 1
+    assert {"a", "b"} <= set(texts(two))
+
+
+def test_the_diagonal_is_where_predicted_and_observed_agree() -> None:
+    svg = reliability_diagram("t", [Reliability(0.75, 0.75, (0.6, 0.9))])
+    ((start, end),) = lines(svg, "level")
+    (dot,) = parsed(svg).iter(f"{SVG}circle")
+    middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+    assert (float(dot.get("cx", 0)), float(dot.get("cy", 0))) == pytest.approx(middle, abs=0.11)
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        line_chart(HOSTILE, [Series(HOSTILE, [(0, 1)])] * 5, x_label=HOSTILE, y_label=HOSTILE),
+        bar_chart(HOSTILE, [HOSTILE], [Bars(HOSTILE, [1.0])] * 2, label=HOSTILE),
+        bar_chart("t", [], [], label="x"),
+        reliability_diagram(HOSTILE, []),
+    ],
+)
+def test_names_from_data_cannot_break_out(svg: str) -> None:
+    for text in (svg, standalone(svg)):
+        root = parsed(text)
+        assert not list(root.iter(f"{SVG}script"))
+        assert "\x1b" not in text
+        text.encode()
+    assert STYLE.strip()[:20] in standalone(svg)
+
+
+def test_every_class_has_a_colour_in_light_and_dark() -> None:
+    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    for name in ("--ink", "--muted", "--grid", "--c1", "--c2", "--c3", "--c4"):
+        assert name in light
+        assert name in dark.split("}\n}")[0]
