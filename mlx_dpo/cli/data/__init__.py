@@ -2,6 +2,7 @@
 
 import click
 
+from mlx_dpo.cli.data.judge import judge
 from mlx_dpo.cli.data.preview import preview
 
 
@@ -11,3 +12,4 @@ def data() -> None:
 
 
 data.add_command(preview)
+data.add_command(judge)

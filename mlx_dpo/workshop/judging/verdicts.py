@@ -1,0 +1,169 @@
+"""What a judge may say of two answers, and what its two verdicts on them come to."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+from typing import NamedTuple, Protocol
+
+from mlx_dpo.records import Message, Preference
+from mlx_dpo.workshop.candidates import Answer, Candidates
+
+
+class Verdict(StrEnum):
+    """Of two answers shown as A and B."""
+
+    A = "A"
+    B = "B"
+    TIE = "tie"
+    ABSTAIN = "abstain"  # anything else a judge may have said
+    FAILED = "failed"  # nothing was said: worth asking again
+
+    @property
+    def swapped(self) -> "Verdict":
+        """The same verdict where A and B are called the other way round."""
+        return {Verdict.A: Verdict.B, Verdict.B: Verdict.A}.get(self, self)
+
+
+class Question(NamedTuple):
+    """What a judge is asked.
+
+    Attributes:
+        prompt: The turns both answers go on from.
+        a: Text of the answer shown first.
+        b: Text of the other.
+        kind: What the choice teaches; "" when that is not known.
+    """
+
+    prompt: tuple[Message, ...]
+    a: str
+    b: str
+    kind: str
+
+    @property
+    def swapped(self) -> "Question":
+        """The same with the answers in the other order."""
+        return self._replace(a=self.b, b=self.a)
+
+
+class Judge(Protocol):
+    """Decides between two answers."""
+
+    name: str
+
+    def verdict(self, question: Question) -> Verdict:
+        """Say which is better. Called from several threads where the judge allows it."""
+        ...
+
+
+class Contest(NamedTuple):
+    """Two different answers to a prompt, to be judged.
+
+    Attributes:
+        id: Of the pair it may become.
+        row: Where they come from.
+        first: One answer.
+        second: The other.
+    """
+
+    id: str
+    row: Candidates
+    first: Answer
+    second: Answer
+
+    @property
+    def question(self) -> Question:
+        """Asked with the first answer as A."""
+        return Question(self.row.prompt, self.first.text, self.second.text, self.row.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of a contest.
+
+    Attributes:
+        contest: The contest.
+        asked: The verdict with the first answer as A.
+        again: The verdict with the second answer as A, put in terms of the first order.
+    """
+
+    contest: Contest
+    asked: Verdict
+    again: Verdict
+
+    @property
+    def outcome(self) -> str:
+        """won, flip, tie, abstain or failed; only what is won becomes a pair."""
+        both = {self.asked, self.again}
+        for verdict in (Verdict.FAILED, Verdict.ABSTAIN, Verdict.TIE):
+            if verdict in both:
+                return str(verdict)
+        return "won" if len(both) == 1 else "flip"
+
+    @property
+    def winner(self) -> Answer:
+        """The better answer of a contest that was won."""
+        assert self.outcome == "won"
+        return self.contest.first if self.asked is Verdict.A else self.contest.second
+
+    @property
+    def loser(self) -> Answer:
+        """The other."""
+        won = self.winner is self.contest.first
+        return self.contest.second if won else self.contest.first
+
+    @property
+    def preference(self) -> Preference:
+        """The pair that a contest that was won becomes."""
+        return Preference(
+            prompt=self.contest.row.prompt,
+            chosen=(Message("assistant", self.winner.text),),
+            rejected=(Message("assistant", self.loser.text),),
+            kind=self.contest.row.kind,
+            id=self.contest.id,
+        )
+
+
+def contests_of(row: Candidates) -> list[Contest]:
+    """Every two different answers of a row; none has a blank one."""
+    different = {answer.text: answer for answer in row.answers if answer.text.strip()}
+    pairs = list(combinations(different.values(), 2))
+    if len(pairs) == 1:
+        return [Contest(row.id, row, *pairs[0])]
+    return [Contest(f"{row.id}-{number}", row, *pair) for number, pair in enumerate(pairs, 1)]
+
+
+def decide(judge: Judge, contest: Contest) -> Decision:
+    """Ask in both orders: a judge that likes the first place contradicts itself, and is found out.
+
+    The second question is spared where the first one alone settles that there is no winner.
+    """
+    asked = judge.verdict(contest.question)
+    if asked in (Verdict.ABSTAIN, Verdict.FAILED):
+        return Decision(contest, asked, asked)
+    return Decision(contest, asked, judge.verdict(contest.question.swapped).swapped)
+
+
+_SAID = re.compile(
+    r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
+    r"(A|B|(?i:tie))[\W_]*"
+)
+
+
+def read_verdict(reply: str) -> Verdict:
+    """The verdict in what a model said: its first or last line, and nothing else on that line.
+
+    Strict on purpose: a sentence that happens to hold an A is no verdict. Thoughts up to
+    ``</think>`` don't count.
+    """
+    lines: Sequence[str] = reply.rsplit("</think>", 1)[-1].split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        return Verdict.ABSTAIN
+    found = set()
+    for line in (lines[0], lines[-1]):
+        said = _SAID.fullmatch(line[:100])
+        if said:
+            found.add(Verdict.TIE if said[1].lower() == "tie" else Verdict(said[1]))
+    return found.pop() if len(found) == 1 else Verdict.ABSTAIN
