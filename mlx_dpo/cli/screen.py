@@ -1,6 +1,7 @@
 """What a training run shows: a header, a progress bar or plain lines, and the result."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -178,6 +179,11 @@ class Screen(Hooks):
             f"step {step + 1}/{self.max_steps}  held out: loss {metrics['loss']:.4f}  margin "
             f"{metrics['reward_margin']:+.3f}  accuracy {metrics['accuracy']:.2f}"
         )
+
+    def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
+        for prompt, answer in answers:
+            shown = " ".join(printable(f"{prompt}  ->  {answer or '(nothing)'}").split())
+            self._print(f"step {step + 1}/{self.max_steps}  {shown}")
 
     def warned(self, text: str) -> None:
         self._print(f"warning: {text}", style="yellow")

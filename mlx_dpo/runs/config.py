@@ -59,6 +59,12 @@ class RunConfig:
     seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
     eval_every: int = _option(100, "Steps between evaluations on the held-out pairs.", at_least=1)
     save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
+    sample_every: int = _option(
+        0,
+        "Steps between answers to a few held-out prompts, kept in samples.jsonl of the run; 0 "
+        "asks for none.",
+        at_least=0,
+    )
     log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
     reference: str = _option(
         "cached",
@@ -82,7 +88,8 @@ class RunConfig:
 
 # Settings that say where things go or how often to report, and not what is computed.
 PLACES = frozenset(
-    {"out", "overwrite", "run_dir", "eval_every", "save_every", "log_every"} | {"model", "data"}
+    {"out", "overwrite", "run_dir", "model", "data"}
+    | {"eval_every", "save_every", "sample_every", "log_every"}
 )
 
 

@@ -19,7 +19,8 @@ class RunFolder:
     """``runs/<name>/`` and its files.
 
     ``metrics.jsonl`` holds a line a step, deterministic values only; ``timings.jsonl`` holds
-    what differs from machine to machine. Both are cut back to a checkpoint on resume.
+    what differs from machine to machine; ``samples.jsonl`` the answers given on the way. All are
+    cut back to a checkpoint on resume.
 
     Args:
         path: The folder; made if it is not there.
@@ -47,7 +48,7 @@ class RunFolder:
 
     def cut_to(self, step: int) -> None:
         """Forget the lines of `step` and later: they are about to be made again."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
+        for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
             file = self.path / name
             if file.is_file():
                 text = file.read_text(encoding="utf-8", errors="replace")

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mlx_dpo.errors import StoppedError
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.runs import checkpoint
+from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.metrics import Metrics, pair_metrics
@@ -26,6 +27,7 @@ from mlx_dpo.training.trainer import DPOTrainer
 # Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
 # units of beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
 REWARD_FLOOR = -1.0
+ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
 FLOOR_WINDOW = 10  # steps averaged before the floor is judged
 
 
@@ -61,6 +63,9 @@ class Hooks:
 
     def evaluated(self, step: int, metrics: Metrics) -> None:
         """The held-out pairs were scored."""
+
+    def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
+        """A few held-out prompts were answered; each with its answer."""
 
     def warned(self, text: str) -> None:
         """Something the user should look at."""
@@ -169,6 +174,8 @@ class Loop:
         last = done == self.trainer.max_steps
         if self.job.held_out.examples and (done % config.eval_every == 0 or last):
             self._evaluate(step)
+        if config.sample_every and (done % config.sample_every == 0 or last):
+            self._sample(step)
         stopping = self.stop.asked and not last
         # The last step too: should the finished model not be written, nothing is lost.
         if stopping or last or done % config.save_every == 0:
@@ -203,3 +210,14 @@ class Loop:
         found = pair_metrics(*self.scores, beta=self.job.config.beta)
         self.folder.append("metrics.jsonl", {"step": step, "held_out": found})
         self.hooks.evaluated(step, found)
+
+    def _sample(self, step: int) -> None:
+        job, rows = self.job, []
+        for row in job.data.shown:
+            if self.stop.asked:
+                return  # a stop waits for the checkpoint alone; this once is left out
+            said = answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS)
+            rows.append({"prompt": row.question, "kind": row.kind, "answer": said.text})
+        if rows:
+            self.folder.append("samples.jsonl", {"step": step, "answers": rows})
+            self.hooks.sampled(step, [(row["prompt"], row["answer"]) for row in rows])

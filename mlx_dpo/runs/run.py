@@ -20,7 +20,7 @@ from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.job import Job, prepare
-from mlx_dpo.runs.loop import Hooks, Loop, Stop, stop_on_signal
+from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop, Stop, stop_on_signal
 from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.paths import Path as ScoringPath
@@ -30,8 +30,6 @@ from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
 Scores = npt.NDArray[np.float32]
-
-ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def test_the_surface_of_train_is_a_decision() -> None:
         *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
         *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
         *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),
+        "--sample-every",
         *("--reference", "--plain", "--resume", "--dry-run"),
     }
 
