@@ -81,7 +81,7 @@ def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> 
     for raw in raw_rows(path):
         found: list[Finding] = []
         usable = not any(LEVELS[finding.code] == ERROR for finding in raw.findings)
-        preference = _preference(raw.value, raw.number, known, found) if usable else None
+        preference = read_preference(raw.value, raw.number, known, found) if usable else None
         if any(LEVELS[finding.code] == ERROR for finding in found):
             preference = None
         row = Row(raw, preference)
@@ -131,7 +131,7 @@ def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]
     wanted, found = set(numbers), {}
     for raw in raw_rows(Path(path)):
         if raw.number in wanted:
-            preference = _preference(raw.value, raw.number, set(KEYS), [])
+            preference = read_preference(raw.value, raw.number, set(KEYS), [])
             if preference is not None:
                 found[raw.number] = preference
             wanted.remove(raw.number)
@@ -145,8 +145,20 @@ def _has_text(path: Path) -> bool:
         return bool(file.read(4096).removeprefix(b"\xef\xbb\xbf").strip())
 
 
-def _preference(row: Any, number: int, known: set[str], found: list[Finding]) -> Preference | None:
-    """The row as a preference, with all that is wrong with it in `found`."""
+def read_preference(
+    row: Any, number: int, known: set[str], found: list[Finding]
+) -> Preference | None:
+    """A row as a preference.
+
+    Args:
+        row: What the JSON says.
+        number: Its number, which is its id where it has none.
+        known: Keys that are not told of; those that are get added.
+        found: Told of all that is wrong with it.
+
+    Returns:
+        None where it is not usable.
+    """
     if not isinstance(row, dict):
         found.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
         return None

@@ -2,6 +2,7 @@
 
 import click
 
+from mlx_dpo.cli.data.importing import import_
 from mlx_dpo.cli.data.judge import judge
 from mlx_dpo.cli.data.preview import preview
 
@@ -12,4 +13,5 @@ def data() -> None:
 
 
 data.add_command(preview)
+data.add_command(import_)
 data.add_command(judge)
