@@ -21,11 +21,15 @@ HELD_OUT_SHARE = 0.2  # the default of `mlx_dpo train`, so that the same pairs s
 Row = dict[str, Any]
 
 
+class Refused(SystemExit):
+    """A command failed; what it said last, and its exit code."""
+
+
 def command(*words: str | Path) -> str:
     """Run `mlx_dpo`, show the line a reader would type, and return what it wrote to stdout.
 
     Raises:
-        SystemExit: If it fails, with what it wrote to stderr.
+        Refused: If it fails, with what it wrote to stderr.
     """
     line = [str(word) for word in words]
     print(f"$ mlx_dpo {shlex.join(line)}", file=sys.stderr, flush=True)
@@ -33,7 +37,7 @@ def command(*words: str | Path) -> str:
         [sys.executable, "-m", "mlx_dpo", *line], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(f"{done.stderr.strip()}\n(exit code {done.returncode})")
+        raise Refused(f"{done.stderr.strip().splitlines()[-1]} (exit code {done.returncode})")
     return done.stdout
 
 
