@@ -5,13 +5,14 @@ And files of a folder that are really in it.
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from mlx_dpo import disk as disks
+from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
 
 
@@ -21,17 +22,8 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         DiskError: If it can't be written; a file that was there is untouched.
     """
-    temporary = _temporary(path)
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            _flush(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+    with new_file(path, replace=True) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -50,31 +42,67 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            yield file
-            _flush(file.fileno())
+        with NewFile(temporary) as file:
+            yield cast("BinaryIO", file)
+            file.flush_to_disk()
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
-        temporary.replace(path)
-        _flush_folder(path.parent)
+        disks.disk.rename(temporary, path)
+        disks.disk.flush_folder(path.parent)
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def append(path: Path, text: str) -> None:
+def append(path: Path, text: str, *, flush: bool = True) -> None:
     """Add text to a file (made where it is not there) and wait until the disk has it.
+
+    Args:
+        path: The file.
+        text: What to add; a process that is killed may leave half of it.
+        flush: Whether to wait; `flush_file` does it for many at once.
 
     Raises:
         DiskError: If it can't be written.
     """
     try:
-        with path.open("ab") as file:
+        with NewFile(path, append=True) as file:
             file.write(text.encode())
-            _flush(file.fileno())
+            if flush:
+                file.flush_to_disk()
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the disk has all of a file.
+
+    Raises:
+        DiskError: If it can't be.
+    """
+    try:
+        with path.open("rb") as file:
+            disks.disk.flush(file.fileno())
+    except OSError as error:
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left half done in a folder nobody writes to now."""
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") and entry.suffix in (".tmp", ".old"):
+            if entry.is_dir():
+                disks.disk.remove(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that is whole until it is gone: it loses its name first."""
+    old = _unnamed(folder, "old")
+    disks.disk.rename(folder, old)
+    disks.disk.remove(old)
 
 
 def cut_torn_line(path: Path) -> None:
@@ -96,7 +124,7 @@ def cut_torn_line(path: Path) -> None:
                 at = begin
             if at < size:
                 file.truncate(at)
-                _flush(file.fileno())
+                disks.disk.flush(file.fileno())
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
@@ -164,11 +192,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield temporary
         for entry in sorted(temporary.rglob("*")):
             if entry.is_dir():
-                _flush_folder(entry)
+                disks.disk.flush_folder(entry)
             else:
-                with entry.open("rb") as handle:
-                    _flush(handle.fileno())
-        _flush_folder(temporary)
+                flush_file(entry)
+        disks.disk.flush_folder(temporary)
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
         _put_in_place(temporary, path, replace=replace)
@@ -179,32 +206,18 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
+    return _unnamed(path, "tmp")
+
+
+def _unnamed(path: Path, suffix: str) -> Path:
     # With the process id: two processes that write the same file must not share it.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
 
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = _unnamed(path, "old")
     if replace and path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    _flush_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(descriptor: int) -> None:
-    if sys.platform == "darwin":
-        import fcntl
-
-        # fsync on macOS leaves the bytes in the drive's cache.
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        disks.disk.rename(path, old)
+    disks.disk.rename(temporary, path)
+    disks.disk.flush_folder(path.parent)
+    disks.disk.remove(old)

@@ -16,7 +16,7 @@ FLOORS = [
     {"training", "convert"},
     {"preferences", "models"},
     {"files"},
-    {"records", "errors"},
+    {"records", "errors", "disk"},
 ]
 # `convert` may be a link, which rglob does not follow.
 FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "convert").rglob("*.py")})

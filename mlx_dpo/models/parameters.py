@@ -2,13 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
 
 
@@ -27,16 +28,21 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_arrays(file: Path, tree: Any, metadata: dict[str, str] | None = None) -> None:
+def save_arrays(file: Path, tree: Any, metadata: dict[str, str] | None = None) -> NewFile:
     """Write the arrays of a tree as safetensors.
+
+    Returns:
+        The file, closed, with its size and digest.
 
     Raises:
         DiskError: If it can't be written.
     """
     try:
-        mx.save_safetensors(str(file), named_arrays(tree), metadata)
-    except (RuntimeError, OSError) as error:  # MLX says RuntimeError for a full disk
-        raise DiskError(f"{file}: not written: {error}") from None
+        with NewFile(file) as written:
+            mx.save_safetensors(cast("BinaryIO", written), named_arrays(tree), metadata)
+    except OSError as error:
+        raise DiskError(f"{file}: not written: {error.strerror or error}") from None
+    return written
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:

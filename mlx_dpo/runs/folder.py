@@ -12,7 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.files import append, flush_file, make_folder, write_file
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
 
 class RunFolder:
@@ -40,15 +42,17 @@ class RunFolder:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
-        try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise DiskError(f"{self.path / name}: not written: {error.strerror}") from None
+        append(self.path / name, json.dumps(row) + "\n", flush=False)
+
+    def flush(self) -> None:
+        """Wait until the lines are on the platter: a checkpoint must not know more than they do."""
+        for name in LOGS:
+            if (self.path / name).is_file():
+                flush_file(self.path / name)
 
     def cut_to(self, step: int) -> None:
         """Forget the lines of `step` and later: they are about to be made again."""
-        for name in ("metrics.jsonl", "timings.jsonl", "samples.jsonl"):
+        for name in LOGS:
             file = self.path / name
             if file.is_file():
                 text = file.read_text(encoding="utf-8", errors="replace")

@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import StoppedError
+from mlx_dpo.errors import DiskError, StoppedError
 from mlx_dpo.preferences.problems import Problems
-from mlx_dpo.runs import checkpoint
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.keeping.checkpoint import Checkpoints
 from mlx_dpo.training.metrics import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.trainer import DPOTrainer
@@ -140,16 +140,24 @@ class Loop:
         folder: Where metrics and checkpoints go.
         hooks: Told what happens.
         stop: Looked at after every step.
+        checkpoints: Where the state is saved.
     """
 
     def __init__(
-        self, job: Job, trainer: DPOTrainer, folder: RunFolder, hooks: Hooks, stop: Stop
+        self,
+        job: Job,
+        trainer: DPOTrainer,
+        folder: RunFolder,
+        hooks: Hooks,
+        stop: Stop,
+        checkpoints: Checkpoints,
     ) -> None:
         self.job = job
         self.trainer = trainer
         self.folder = folder
         self.hooks = hooks
         self.stop = stop
+        self.checkpoints = checkpoints
         self.seconds = 0.0
         self.totals: Counter[str] = Counter()
         self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
@@ -179,13 +187,23 @@ class Loop:
         stopping = self.stop.asked and not last
         # The last step too: should the finished model not be written, nothing is lost.
         if stopping or last or done % config.save_every == 0:
-            checkpoint.save(self.folder.path, self.trainer, self.job.identity())
+            self._save()
         if stopping:
             raise StoppedError(
                 f"stopped after step {done} of {self.trainer.max_steps}; continue with: "
                 f"mlx_dpo train --resume --run-dir {self.folder.path}"
             )
         self._clock = time.perf_counter()
+
+    def _save(self) -> None:
+        self.folder.flush()
+        try:
+            self.checkpoints.save(self.trainer, self.job.identity())
+        except DiskError as error:
+            raise DiskError(
+                f"{error}; the checkpoints before are untouched: make room, then continue with: "
+                f"mlx_dpo train --resume --run-dir {self.folder.path}"
+            ) from None
 
     def _record(self, step: int, metrics: Metrics) -> None:
         seconds = time.perf_counter() - self._clock

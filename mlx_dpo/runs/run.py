@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
-from mlx_dpo.files import check_writable, make_folder
+from mlx_dpo.files import check_writable, make_folder, remove_leftovers
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.tokens import pad_id_of
-from mlx_dpo.runs import checkpoint, reference_cache
+from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.job import Job, prepare
+from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
 from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop, Stop, stop_on_signal
 from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.metrics import pair_metrics
@@ -94,28 +95,33 @@ def train(
 
         job = prepare(config, keep=not dry_run, tokenizing=tokenizing, problems=hooks.data_checked)
         path = _run_dir(job, resume=resume, dry_run=dry_run)
-        saved = checkpoint.latest(path) if resume and path else None
+        checkpoints = Checkpoints(path or Path())
+        found = checkpoints.newest_whole() if resume and path else Found(None, [])
+        saved = found.path
         if saved is not None:
-            checkpoint.check_identity(saved, job.identity())
+            check_identity(saved, job.identity())
         hooks.prepared(job, path)
+        for problem in found.problems:
+            hooks.warned(f"{problem}; going on from {saved}, which is whole")
         path_choice = _choose_path(job)
         hooks.path_chosen(path_choice)
         stop.check()
         trainer = _make_trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
         sft_answers = [] if dry_run else _answers(job, stop)
         if saved is not None:
-            checkpoint.restore(saved, trainer)
+            restore(saved, trainer)
         else:
             _check_start(job, trainer, hooks)
         if dry_run or path is None:
             return None
         folder = RunFolder(path)
+        remove_leftovers(path)
         if saved is None:
             _describe(job, folder)
         if resume:
             hooks.resumed(trainer.step)
         folder.cut_to(trainer.step)
-        loop = Loop(job, trainer, folder, hooks, stop)
+        loop = Loop(job, trainer, folder, hooks, stop, checkpoints)
         loop.run()
         return _finish(loop, sft_answers)
 

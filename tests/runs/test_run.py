@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -312,27 +313,46 @@ def without_one_tensor(file: Path) -> None:
     save_arrays(file, arrays)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        damage("state.json", Path.unlink),
-        damage("state.json", emptied),
-        damage("weights.safetensors", Path.unlink),
-        damage("weights.safetensors", without_one_tensor),
-        damage("optimizer.safetensors", without_one_tensor),
-        damage("weights.safetensors", lambda file: os.truncate(file, 1000)),
-    ],
-)
-def test_a_damaged_checkpoint_is_refused_in_one_line(
+CHANGES = [
+    damage("state.json", Path.unlink),
+    damage("state.json", emptied),
+    damage("MANIFEST.json", emptied),
+    damage("weights.safetensors", Path.unlink),
+    damage("weights.safetensors", without_one_tensor),
+    damage("optimizer.safetensors", without_one_tensor),
+    damage("weights.safetensors", lambda file: os.truncate(file, 1000)),
+    damage("notes.txt", Path.touch),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     workplace: Path, change: Callable[[Path], None]
 ) -> None:
+    said = []
+
+    class Note(Hooks):
+        def warned(self, text: str) -> None:
+            said.append(text)
+
+    finished(run_dir="straight", out="a")
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run", out="b"), hooks=StopAfter(4))
+    change(Path("run/step-000005"))
+    assert train(settings(run_dir="run", out="b"), resume=True, hooks=Note()) is not None
+    assert re.match(r"run/step-000005: damaged: .*going on from run/step-000003", said[0])
+    assert not Path("run/step-000005").exists()
+    assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
+    assert digest(Path("straight/metrics.jsonl")) == digest(Path("run/metrics.jsonl"))
+
+
+def test_a_run_without_any_whole_checkpoint_is_refused_and_not_begun_anew(workplace: Path) -> None:
     with pytest.raises(StoppedError):
         train(settings(run_dir="run"), hooks=StopAfter(4))
-    change(Path("run/step-000005"))
-    with pytest.raises(UsageError, match=r"step-000005: damaged: .*continue from the one before"):
+    for name in ("step-000003", "step-000005"):
+        CHANGES[0](Path("run", name))
+    with pytest.raises(UsageError, match=r"step-000005: damaged: .*no checkpoint of this run is"):
         train(settings(run_dir="run"), resume=True)
-    shutil.rmtree("run/step-000005")
-    assert train(settings(run_dir="run"), resume=True) is not None
 
 
 def test_two_runs_that_begin_together_get_folders_of_their_own(workplace: Path) -> None:
