@@ -4,6 +4,7 @@ import click
 
 from mlx_dpo.cli.data.importing import import_
 from mlx_dpo.cli.data.judge import judge
+from mlx_dpo.cli.data.label import label
 from mlx_dpo.cli.data.preview import preview
 
 
@@ -15,3 +16,4 @@ def data() -> None:
 data.add_command(preview)
 data.add_command(import_)
 data.add_command(judge)
+data.add_command(label)

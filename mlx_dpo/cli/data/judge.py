@@ -46,10 +46,10 @@ def judge(candidates: str, judge_name: str, out: str, overwrite: bool) -> None:
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.writer import preference_line
     from mlx_dpo.workshop.candidates import load_candidates
+    from mlx_dpo.workshop.contests import contests_of
     from mlx_dpo.workshop.judging.rules import rule_judge
     from mlx_dpo.workshop.judging.session import judge_all
     from mlx_dpo.workshop.judging.summary import summarise
-    from mlx_dpo.workshop.judging.verdicts import contests_of
 
     path = Path(out)
     if path.exists() and not overwrite:

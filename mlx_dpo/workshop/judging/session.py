@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from mlx_dpo.errors import MlxDpoError
-from mlx_dpo.workshop.judging.verdicts import Contest, Decision, Judge, decide
+from mlx_dpo.workshop.contests import Contest
+from mlx_dpo.workshop.judging.verdicts import Decision, Judge, decide
 
 MAX_FAILURES = 8  # in a row: by then it is not the pair, it is the judge
 

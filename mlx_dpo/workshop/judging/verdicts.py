@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
 from typing import NamedTuple, Protocol
 
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.workshop.candidates import Answer, Candidates
+from mlx_dpo.workshop.candidates import Answer
+from mlx_dpo.workshop.contests import Contest
 
 
 class Verdict(StrEnum):
@@ -55,27 +55,6 @@ class Judge(Protocol):
     def verdict(self, question: Question) -> Verdict:
         """Say which is better. Called from several threads where the judge allows it."""
         ...
-
-
-class Contest(NamedTuple):
-    """Two different answers to a prompt, to be judged.
-
-    Attributes:
-        id: Of the pair it may become.
-        row: Where they come from.
-        first: One answer.
-        second: The other.
-    """
-
-    id: str
-    row: Candidates
-    first: Answer
-    second: Answer
-
-    @property
-    def question(self) -> Question:
-        """Asked with the first answer as A."""
-        return Question(self.row.prompt, self.first.text, self.second.text, self.row.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +104,17 @@ class Decision:
         )
 
 
-def contests_of(row: Candidates) -> list[Contest]:
-    """Every two different answers of a row; none has a blank one."""
-    different = {answer.text: answer for answer in row.answers if answer.text.strip()}
-    pairs = list(combinations(different.values(), 2))
-    if len(pairs) == 1:
-        return [Contest(row.id, row, *pairs[0])]
-    return [Contest(f"{row.id}-{number}", row, *pair) for number, pair in enumerate(pairs, 1)]
-
-
 def decide(judge: Judge, contest: Contest) -> Decision:
     """Ask in both orders: a judge that likes the first place contradicts itself, and is found out.
 
     The second question is spared where the first one alone settles that there is no winner.
     """
-    asked = judge.verdict(contest.question)
+    row, first, second = contest.row, contest.first, contest.second
+    question = Question(row.prompt, first.text, second.text, row.kind)
+    asked = judge.verdict(question)
     if asked in (Verdict.ABSTAIN, Verdict.FAILED):
         return Decision(contest, asked, asked)
-    return Decision(contest, asked, judge.verdict(contest.question.swapped).swapped)
+    return Decision(contest, asked, judge.verdict(question.swapped).swapped)
 
 
 _SAID = re.compile(

@@ -4,13 +4,12 @@ import pytest
 
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import Answer, Candidates
+from mlx_dpo.workshop.contests import Contest, contests_of
 from mlx_dpo.workshop.judging.session import judge_all
 from mlx_dpo.workshop.judging.summary import is_same_model, summarise
 from mlx_dpo.workshop.judging.verdicts import (
-    Contest,
     Question,
     Verdict,
-    contests_of,
     decide,
     read_verdict,
 )

@@ -1,0 +1,66 @@
+"""`mlx_dpo data label`: a page in the browser where a person decides."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from mlx_dpo.errors import UsageError
+
+
+@click.command(short_help="Choose between answers, or write them, in the browser.")
+@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=click.Path())
+@click.option(
+    "--out", default="preferences.jsonl", show_default=True, metavar="FILE", help="Where pairs go."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port of the page on 127.0.0.1. [default: any that is free]",
+)
+@click.option("--open/--no-open", "open_it", default=True, help="Whether to open the browser.")
+def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
+    """Label pairs in the browser: which of two answers is better?
+
+    Keys: 1 and 2 choose, t is a tie, s skips, e edits the answers, u takes the last one back, w
+    writes a pair from scratch. Where a file has prompts and no answers, you write both.
+
+    Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
+    any time, and give the same command again to go on. The page is seen by this computer alone.
+
+    \b
+    Examples:
+      mlx_dpo data label candidates.jsonl
+      mlx_dpo data label --out mine.jsonl
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise UsageError(
+            "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
+            "pip install -e '.[label]'"
+        )
+    from mlx_dpo.cli.terminal import counted
+    from mlx_dpo.workshop.candidates import load_candidates
+    from mlx_dpo.workshop.labelling.book import PAIR, Book
+    from mlx_dpo.workshop.labelling.server import serve
+    from mlx_dpo.workshop.labelling.tasks import tasks_of
+
+    tasks = tasks_of(row for file in files for row in load_candidates(file))
+    book = Book(Path(out), tasks)
+
+    def announce(address: str) -> None:
+        left = len(tasks) - book.num_done()
+        click.echo(
+            f"{counted(left, 'task')} to do, {counted(book.counts[PAIR], 'pair')} in {out}. "
+            f"Open this page; Ctrl-C here ends it:\n  {address}"
+        )
+        if open_it and sys.stdout.isatty():
+            click.launch(address)
+
+    try:
+        serve(book, port=port, announce=announce)
+    finally:
+        book.close()
+    left = len(tasks) - book.num_done()
+    click.echo(f"\n{counted(book.counts[PAIR], 'pair')} in {out}; {counted(left, 'task')} to do.")

@@ -1,0 +1,78 @@
+"""A file that remembers: one JSON object a line, on the disk before anything else happens."""
+
+import fcntl
+import json
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from mlx_dpo.errors import DataError, DiskError, UsageError
+from mlx_dpo.files import append, cut_torn_line, make_folder
+from mlx_dpo.preferences.writer import json_line
+
+
+class Journal:
+    """Entries of this and of earlier sessions. One process at a time has it open.
+
+    Args:
+        path: The file; made where it is not there. A last line that a kill cut off is removed.
+
+    Attributes:
+        entries: All of them, in order.
+
+    Raises:
+        UsageError: If another process has it open.
+        DataError: If it holds anything but a JSON object a line.
+        DiskError: If it can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writing = Lock()
+        make_folder(path.parent)
+        try:
+            self._held = path.open("ab")
+        except OSError as error:
+            raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            cut_torn_line(path)
+            self.entries = _read(path)
+        except BlockingIOError:
+            self.close()
+            raise UsageError(f"{path}: in use by another mlx_dpo; end that one first") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add an entry and wait until the disk has it. May be called from several threads.
+
+        Raises:
+            DiskError: If it can't be written; then the journal is as it was.
+        """
+        with self._writing:
+            try:
+                append(self.path, json_line(entry))
+            except DiskError:
+                cut_torn_line(self.path)
+                raise
+            self.entries.append(entry)
+
+    def close(self) -> None:
+        """Let others have it."""
+        self._held.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if not isinstance(entry, dict):
+                raise DataError(f"{path}:{number}: not a line of this journal; mend or remove it")
+            entries.append(entry)
+    return entries

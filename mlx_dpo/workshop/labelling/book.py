@@ -1,0 +1,227 @@
+"""What has been decided so far: a journal on the disk, and the preference file it comes to."""
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_dpo.errors import DataError
+from mlx_dpo.files import write_file
+from mlx_dpo.preferences.documents import Finding
+from mlx_dpo.preferences.problems import ERROR, LEVELS
+from mlx_dpo.preferences.reader import read_messages, read_text
+from mlx_dpo.preferences.repeats import Repeats
+from mlx_dpo.preferences.writer import plain, preference_line
+from mlx_dpo.records import Message, Preference
+from mlx_dpo.workshop.journal import Journal
+from mlx_dpo.workshop.labelling.tasks import Task
+
+PAIR, TIE, SKIP, UNDO, BEGIN = "pair", "tie", "skip", "undo", "begin"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An entry of the journal that stands, not undone.
+
+    Attributes:
+        event: pair, tie or skip.
+        task: Id of the task it decides; "" for a pair that was written from scratch.
+        pair: The pair, where there is one.
+    """
+
+    event: str
+    task: str
+    pair: Preference | None = None
+
+
+class Book:
+    """Decisions of a person, durable one by one.
+
+    Args:
+        out: The preference file. It is written anew after each decision; the journal beside it,
+            ``OUT.labels.jsonl``, is what counts.
+        tasks: What there is to decide.
+
+    Attributes:
+        salt: Decides the order in which answers are shown.
+        decisions: Those that stand. Skips of earlier sessions don't: they are asked again.
+
+    Raises:
+        DataError: If `out` holds anything that is not of this journal, or the journal is damaged.
+        UsageError: If another process has it open.
+    """
+
+    def __init__(self, out: Path, tasks: Sequence[Task]) -> None:
+        self.out = out
+        self.tasks = tasks
+        self._journal = Journal(journal_path(out))
+        try:
+            self._open()
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _open(self) -> None:
+        entries = self._journal.entries
+        if not entries:
+            self._refuse_foreign([""])
+            self._journal.append({"event": BEGIN, "salt": secrets.token_hex(8)})
+        try:
+            self.salt = str(entries[0]["salt"])
+            self.decisions = _replay(entries)
+            before = _replay(entries[:-1])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(f"{self._journal.path}: not a journal of labels: {error}") from None
+        # A kill may have come after the last entry and before the file that follows from it.
+        self._refuse_foreign([_text(self.decisions), _text(before)])
+        self._export()
+
+    def _refuse_foreign(self, known: list[str]) -> None:
+        """Refuse to write over a file with anything in it that the journal does not know."""
+        try:
+            is_foreign = self.out.exists() and self.out.read_bytes().decode() not in known
+        except (OSError, UnicodeDecodeError):
+            is_foreign = True
+        if is_foreign:
+            raise DataError(
+                f"{self.out}: holds something other than {self._journal.path.name} beside it "
+                "says; move it away, or choose another --out"
+            )
+
+    @property
+    def revision(self) -> int:
+        """Grows with every entry: a page that knows an older one has missed something."""
+        return len(self._journal.entries)
+
+    @property
+    def pairs(self) -> list[Preference]:
+        """The pairs so far."""
+        return [decision.pair for decision in self.decisions if decision.pair is not None]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Decisions that stand, by event."""
+        return Counter(decision.event for decision in self.decisions)
+
+    def next_task(self) -> Task | None:
+        """The first task that is not decided."""
+        done = {decision.task for decision in self.decisions}
+        return next((task for task in self.tasks if task.id not in done), None)
+
+    def num_done(self) -> int:
+        """Tasks that are decided."""
+        done = {decision.task for decision in self.decisions}
+        return sum(task.id in done for task in self.tasks)
+
+    def add_pair(self, pair: dict[str, Any], *, task: str = "", shown: str = "") -> None:
+        """Take down a pair.
+
+        Args:
+            pair: ``prompt``, ``chosen``, ``rejected`` and ``kind`` as in a preference file.
+            task: Id of the task it decides.
+            shown: How the answers stood on the page, for whoever studies the habits of judges.
+
+        Raises:
+            DataError: If the pair can't stand in a preference file; nothing is written then.
+            DiskError: If it could not be written.
+        """
+        entry = {"event": PAIR, "task": task, "shown": shown, **pair}
+        self._check(entry)
+        self._add(entry)
+
+    def add(self, event: str, task: str) -> None:
+        """Take down that a task was tied or skipped."""
+        assert event in (TIE, SKIP)
+        self._add({"event": event, "task": task})
+
+    def undo(self) -> str | None:
+        """Take back the last decision; returns its event, None where there is none."""
+        last = self.decisions[-1].event if self.decisions else None
+        if last is not None:
+            self._add({"event": UNDO})
+        return last
+
+    def close(self) -> None:
+        """Let another session have it."""
+        self._journal.close()
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        self._journal.append(entry)
+        _apply(entry, self.revision, self.decisions)
+        self._export()
+
+    def _export(self) -> None:
+        write_file(self.out, _text(self.decisions))
+
+    def _check(self, entry: dict[str, Any]) -> None:
+        pair = _pair(entry, self.revision + 1)
+        if any(not "".join(turn.content for turn in turns).strip() for turns in pair[:3]):
+            raise DataError("a pair needs a prompt and two answers")
+        preference = Preference(*pair)
+        if preference.chosen == preference.rejected:
+            raise DataError("the two answers are the same: say tie, or edit one")
+        repeats, found = Repeats(), list[Finding]()
+        for number, known in enumerate((*self.pairs, preference), 1):
+            found, _ = repeats.look(known, number)
+        if found:
+            raise DataError(f"{found[0].reason} (counted in {self.out.name})")
+
+
+def journal_path(out: Path) -> Path:
+    """Where the decisions lie that a preference file is made from."""
+    return out.with_name(f"{out.name}.labels.jsonl")
+
+
+def _text(decisions: list[Decision]) -> str:
+    return "".join(preference_line(one.pair) for one in decisions if one.pair is not None)
+
+
+def _replay(entries: list[dict[str, Any]]) -> list[Decision]:
+    decisions: list[Decision] = []
+    for number, entry in enumerate(entries[1:], 2):
+        _apply(entry, number, decisions)
+    return [decision for decision in decisions if decision.event != SKIP]
+
+
+def _apply(entry: dict[str, Any], number: int, decisions: list[Decision]) -> None:
+    event = entry["event"]
+    if event == UNDO:
+        decisions.pop()
+    elif event == PAIR:
+        pair = Preference(*_pair(entry, number))
+        decisions.append(Decision(PAIR, str(entry["task"]), pair))
+    elif event in (TIE, SKIP):
+        decisions.append(Decision(event, str(entry["task"])))
+    elif event != BEGIN:
+        raise ValueError(f"line {number}: no such event: {event!r:.40}")
+
+
+def _pair(
+    entry: dict[str, Any], number: int
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...], str, str]:
+    """The fields of the pair of an entry.
+
+    Raises:
+        DataError: If they are not what the checked reader accepts.
+    """
+    found: list[Finding] = []
+    prompt = read_messages(entry, "prompt", "user", found)
+    chosen = read_messages(entry, "chosen", "assistant", found)
+    rejected = read_messages(entry, "rejected", "assistant", found)
+    kind = read_text(entry.get("kind", ""), "kind", found)
+    errors = [finding.reason for finding in found if LEVELS[finding.code] == ERROR]
+    if prompt is None or chosen is None or rejected is None or kind is None:
+        raise DataError(errors[0] if errors else "a pair needs a prompt and two answers")
+    return prompt, chosen, rejected, kind, f"label-{number}"
+
+
+def as_pair(task: Task, chosen: str, rejected: str) -> dict[str, Any]:
+    """A decided task as the fields of a pair."""
+    return {
+        "prompt": plain(task.prompt, "user"),
+        "chosen": chosen,
+        "rejected": rejected,
+        "kind": task.kind,
+    }

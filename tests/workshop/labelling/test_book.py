@@ -1,0 +1,227 @@
+"""The journal of a person's decisions: nothing is lost, nothing foreign is written over."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_dpo.errors import DataError, DiskError, UsageError
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.records import Message
+from mlx_dpo.workshop import journal
+from mlx_dpo.workshop.candidates import Answer, Candidates
+from mlx_dpo.workshop.labelling.book import PAIR, SKIP, TIE, Book, as_pair, journal_path
+from mlx_dpo.workshop.labelling.tasks import Task, is_shown_swapped, tasks_of
+from mlx_dpo.workshop.labelling.view import length_meter, view
+
+
+def tasks(number: int = 4) -> list[Task]:
+    return tasks_of(
+        Candidates(
+            f"r{i}", (Message("user", f"Question {i}"),), "tone", (Answer("Yes"), Answer("No"))
+        )
+        for i in range(number)
+    )
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.jsonl"
+
+
+def choose(book: Book, chosen: str = "Yes", rejected: str = "No") -> None:
+    task = book.next_task()
+    assert task is not None
+    book.add_pair(as_pair(task, chosen, rejected), task=task.id)
+
+
+def test_each_decision_is_in_both_files_at_once(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    assert [pair.chosen[0].content for pair in read_preferences(out)] == ["Yes"]
+    book.add(TIE, book.tasks[1].id)
+    events = [json.loads(line)["event"] for line in journal_path(out).read_text().splitlines()]
+    assert events == ["begin", PAIR, TIE]
+    assert book.next_task() == book.tasks[2]
+    book.close()
+
+
+def test_a_later_session_goes_on_and_asks_again_what_was_skipped(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    book.add(SKIP, book.tasks[1].id)
+    book.add(TIE, book.tasks[2].id)
+    assert book.next_task() == book.tasks[3]
+    salt = book.salt
+    book.close()
+    again = Book(out, tasks())
+    assert again.salt == salt
+    assert again.next_task() == again.tasks[1]
+    assert (again.num_done(), again.counts) == (2, {PAIR: 1, TIE: 1})
+    again.close()
+
+
+def test_undo_takes_back_one_after_the_other_and_survives_a_restart(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    choose(book, "No", "Yes")
+    assert book.undo() == PAIR
+    book.close()
+    book = Book(out, tasks())
+    assert [pair.chosen[0].content for pair in read_preferences(out)] == ["Yes"]
+    assert [book.undo(), book.undo()] == [PAIR, None]
+    assert out.read_text() == ""
+    assert book.next_task() == book.tasks[0]
+    book.close()
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_line_alone(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    before = out.read_bytes()
+    choose(book)
+    book.close()
+    file = journal_path(out)
+    whole = file.read_bytes()
+    last = len(whole.splitlines(keepends=True)[-1])
+    for kept in (1, last // 2, last - 1):
+        file.write_bytes(whole[: len(whole) - last + kept])
+        out.write_bytes(before)
+        again = Book(out, tasks())
+        assert len(again.pairs) == 1
+        again.close()
+        file.write_bytes(whole)
+        again = Book(out, tasks())
+        assert len(again.pairs) == len(read_preferences(out)) == 2
+        again.close()
+
+
+def test_a_kill_between_journal_and_export_loses_nothing(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    before = out.read_bytes()
+    choose(book)
+    book.close()
+    out.write_bytes(before)
+    book = Book(out, tasks())
+    assert len(read_preferences(out)) == 2
+    book.close()
+
+
+def test_pairs_of_somebody_else_are_never_written_over(out: Path) -> None:
+    out.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(DataError, match="holds something other than"):
+        Book(out, tasks())
+    out.unlink()
+    book = Book(out, tasks())
+    choose(book)
+    book.close()
+    mended = out.read_text().replace("Yes", "Yes!")
+    out.write_text(mended)
+    with pytest.raises(DataError, match="holds something other than"):
+        Book(out, tasks())
+    assert out.read_text() == mended
+
+
+def test_one_session_at_a_time(out: Path) -> None:
+    book = Book(out, tasks())
+    with pytest.raises(UsageError, match="in use by another"):
+        Book(out, tasks())
+    book.close()
+    Book(out, tasks()).close()
+
+
+def test_a_full_disk_leaves_the_book_as_it_was(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Book(out, tasks())
+
+    def torn(path: Path, text: str) -> None:
+        with path.open("a") as file:
+            file.write(text[:10])
+        raise DiskError(f"{path}: not written: No space left on device")
+
+    monkeypatch.setattr(journal, "append", torn)
+    with pytest.raises(DiskError):
+        choose(book)
+    monkeypatch.undo()
+    assert (book.pairs, book.revision) == ([], 1)
+    choose(book)
+    book.close()
+    book = Book(out, tasks())
+    assert len(book.pairs) == 1
+    book.close()
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", '{"event": "dance"}', '{"event": "undo"}', "{}"]
+)
+def test_a_damaged_journal_is_named_and_left_alone(out: Path, line: str) -> None:
+    Book(out, tasks()).close()
+    file = journal_path(out)
+    file.write_text(file.read_text() + line + "\n")
+    damaged = file.read_bytes()
+    with pytest.raises(DataError, match=r"pairs\.jsonl\.labels\.jsonl"):
+        Book(out, tasks())
+    assert file.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        ({"chosen": "same", "rejected": "same"}, "the two answers are the same"),
+        ({"chosen": "  "}, "needs a prompt and two answers"),
+        ({"chosen": 5}, "must be text"),
+        ({"chosen": "half \ud800"}, "surrogate"),
+        ({"prompt": ""}, "needs a prompt"),
+        ({"kind": []}, "must be text"),
+        ({"chosen": "No", "rejected": "Yes"}, "row 1 prefers the other way round"),
+        ({"chosen": "Yes", "rejected": "No"}, "the same pair as row 1"),
+    ],
+)
+def test_what_the_reader_would_refuse_is_not_taken_down(
+    out: Path, pair: dict[str, Any], reason: str
+) -> None:
+    book = Book(out, [])
+    good = {"prompt": "Is it?", "chosen": "Yes", "rejected": "No", "kind": ""}
+    book.add_pair(good)
+    size = os.stat(journal_path(out)).st_size
+    with pytest.raises(DataError, match=reason):
+        book.add_pair({**good, "rejected": "Never", **pair})
+    assert os.stat(journal_path(out)).st_size == size
+    book.close()
+
+
+def test_the_same_answers_are_one_task_whatever_their_order_and_file() -> None:
+    prompt = (Message("user", "Q"),)
+    one = Candidates("x", prompt, "", (Answer("Yes"), Answer("No")))
+    other = Candidates("y", prompt, "", (Answer("No"), Answer("Yes"), Answer("Perhaps")))
+    assert [task.texts for task in tasks_of([one, other])] == [
+        ("Yes", "No"),
+        ("No", "Perhaps"),
+        ("Yes", "Perhaps"),
+    ]
+    written = tasks_of([Candidates("z", prompt), Candidates("u", prompt, "", (Answer("One"),))])
+    assert [(task.texts, task.is_choice) for task in written] == [
+        (("", ""), False),
+        (("One", ""), False),
+    ]
+
+
+def test_either_answer_may_stand_first_and_stays_there() -> None:
+    many = tasks(200)
+    swapped = [is_shown_swapped(task, "salt") for task in many]
+    assert 60 < sum(swapped) < 140
+    assert swapped == [is_shown_swapped(task, "salt") for task in many]
+    assert swapped != [is_shown_swapped(task, "pepper") for task in many]
+
+
+def test_the_length_meter_speaks_up_when_one_side_keeps_winning(out: Path) -> None:
+    book = Book(out, tasks(12))
+    for _ in range(9):
+        choose(book)
+    assert length_meter(book.pairs)["leans"] == ""
+    choose(book)
+    meter = view(book)["lengths"]
+    assert (meter["longer"], meter["shorter"], meter["leans"]) == (10, 0, "longer")
+    book.close()

@@ -1,0 +1,264 @@
+"""The labelling page as a person uses it: in a real browser, by keyboard."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_dpo.preferences.reader import read_preferences
+from tests.workshop.labelling.served import Served
+from tests.workshop.labelling.xss import ATTACKS
+
+Serve = Callable[..., Served]
+Write = Callable[..., Path]
+
+
+class Page:
+    """What a person can do with the page, and see of it."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def open(self, served: Served) -> None:
+        """Go to the page; a page that is open is left first, for addresses differ after # alone."""
+        self.browser.get("about:blank")
+        self.browser.get(served.address)
+        self.wait(lambda: not self.text("progress-text").startswith("Loading"))
+
+    def wait(self, seen: Callable[[], bool]) -> None:
+        """Until something is seen."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.browser, 20, poll_frequency=0.01).until(lambda _: seen())
+
+    def text(self, element: str) -> str:
+        """What an element says, hidden or not."""
+        found: str = self.browser.execute_script(
+            "return document.getElementById(arguments[0]).textContent", element
+        )
+        return found
+
+    def press(self, *keys: str) -> None:
+        """Keys, wherever the focus is."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
+
+    def decide(self, key: str) -> None:
+        """Press a key that ends in a new state, and wait for it."""
+        revision = self.revision()
+        self.press(key)
+        self.wait(lambda: self.revision() > revision)
+
+    def revision(self) -> int:
+        """Of the state shown."""
+        found: int = self.browser.execute_script("return busy ? -1 : state.revision")
+        return found
+
+    def focused(self) -> str:
+        """Id of what has the focus."""
+        found: str = self.browser.execute_script("return document.activeElement.id")
+        return found
+
+
+@pytest.fixture
+def page(browser: Any) -> Page:
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get_log("browser")
+    return Page(browser)
+
+
+def candidates(number: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"r{i}", "prompt": f"Question {i}", "answers": [f"good {i}", f"bad {i}"]}
+        for i in range(number)
+    ]
+
+
+def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
+    page: Page, serve: Serve, write_candidates: Write, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    write_candidates(candidates(12))
+    write_candidates(
+        [{**row, "prompt": f"More: {row['prompt']}"} for row in candidates(10)], "b.jsonl"
+    )
+    command = ("candidates.jsonl", "b.jsonl", "--no-open")
+    served = serve(*command)
+    page.open(served)
+    assert page.text("progress-text") == "0 of 22 done, 0 pairs saved"
+
+    def choose_the_good_one() -> None:
+        page.decide("1" if page.text("a-text").startswith("good") else "2")
+
+    for _ in range(8):
+        choose_the_good_one()
+    page.decide("t")
+    page.decide("s")
+    assert page.text("progress-text") == "10 of 22 done, 8 pairs saved, 1 ties, 1 skipped"
+
+    # A wrong one, taken back: the same task is shown again, in the same order.
+    before = page.text("conversation"), page.text("a-text")
+    page.decide("1" if page.text("a-text").startswith("bad") else "2")
+    page.decide("u")
+    assert (page.text("conversation"), page.text("a-text")) == before
+
+    page.press("e")
+    assert page.focused() == "a-editor"
+    page.press(Keys.END, " and 1 2 t s u", Keys.ESCAPE)
+    page.decide("1")
+    assert page.text("status") == "Saved: first is better."
+
+    page.browser.refresh()
+    page.wait(lambda: page.text("progress-text").startswith("11 of 22"))
+    choose_the_good_one()
+    served.kill()
+    page.press("1")
+    page.wait(lambda: "does not answer" in page.text("error"))
+
+    page.open(serve(*command))
+    # What was skipped is asked again.
+    assert page.text("progress-text") == "11 of 22 done, 10 pairs saved, 1 ties"
+    for _ in range(10):
+        choose_the_good_one()
+    page.decide("t")
+    assert page.text("progress-text") == "22 of 22 done, 20 pairs saved, 2 ties"
+    assert "You have been through all 22" in page.text("finished-text")
+
+    pairs = read_preferences(tmp_path / "preferences.jsonl")
+    assert len(pairs) == 20
+    edited = [pair for pair in pairs if pair.chosen[0].content.endswith(" and 1 2 t s u")]
+    assert len(edited) == 1
+    assert all(
+        pair.chosen[0].content.startswith("good") and pair.rejected[0].content.startswith("bad")
+        for pair in pairs
+        if pair not in edited
+    )
+    _only_asked(page, {served.port, page.browser.execute_script("return Number(location.port)")})
+
+
+def test_a_pair_is_written_from_scratch_and_answers_to_a_prompt(
+    page: Page, serve: Serve, write_candidates: Write, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    write_candidates([{"prompt": "Write a line about snow.", "kind": "format"}])
+    page.open(serve("candidates.jsonl", "--no-open", "--out", "mine.jsonl"))
+    assert page.focused() == "write-chosen"
+    page.press("Snow falls.", Keys.TAB, "It is cold.", Keys.TAB, Keys.ENTER)
+    page.wait(lambda: page.text("status") == "Saved: your answers.")
+    page.press("w")
+    assert page.focused() == "write-prompt"
+    page.press("Is it far?", Keys.TAB, "No.", Keys.TAB, "No.", Keys.TAB, "style", Keys.TAB)
+    page.press(Keys.ENTER)
+    page.wait(lambda: "the two answers are the same" in page.text("error"))
+    rejected = page.browser.find_element("id", "write-rejected")
+    rejected.clear()
+    rejected.send_keys("Maybe it is not.", Keys.CONTROL + Keys.ENTER)
+    page.wait(lambda: page.text("status") == "Saved: your own pair.")
+    pairs = read_preferences(tmp_path / "mine.jsonl")
+    assert [(p.question, p.chosen[0].content, p.rejected[0].content, p.kind) for p in pairs] == [
+        ("Write a line about snow.", "Snow falls.", "It is cold.", "format"),
+        ("Is it far?", "No.", "Maybe it is not.", "style"),
+    ]
+
+
+def test_a_hundred_attacks_are_text(page: Page, serve: Serve, write_candidates: Write) -> None:
+    triples = [ATTACKS[i : i + 3] for i in range(0, 100, 3)]
+    write_candidates(
+        [
+            {"prompt": [{"role": a[0], "content": a[0]}], "answers": a[1:] or ["x"], "kind": a[0]}
+            for a in triples
+        ]
+    )
+    served = serve("candidates.jsonl", "--no-open")
+    page.open(served)
+    before = page.browser.execute_script("return document.querySelectorAll('*').length")
+    for number, attacks in enumerate(triples[:-1]):
+        shown = page.browser.execute_script(
+            """return [...document.querySelectorAll('#choose .text, #choose .role')].map(
+                 (e) => [e.textContent, e.children.length])"""
+        )
+        assert all(children == 0 for _, children in shown)
+        assert sorted({text for text, _ in shown}) == sorted(attacks)
+        if number % 4 == 0:  # some go through the editor too
+            page.press("e", "1")
+            page.browser.execute_script("toggleEditing()")
+        page.decide("1")
+        assert page.browser.execute_script("return window.pwned || document.title") == (
+            "Which answer is better?"
+        )
+    assert page.text("write-conversation") == ATTACKS[-1] * 2
+    after = page.browser.execute_script("return document.querySelectorAll('*').length")
+    assert after - before <= 3  # the turn of the last prompt, in the form
+    from selenium.webdriver.support.expected_conditions import alert_is_present
+
+    assert not alert_is_present()(page.browser)
+    _only_asked(page, {served.port})
+
+
+def test_a_foreign_page_is_kept_out_by_the_browser_and_by_us(
+    page: Page, serve: Serve, write_candidates: Write, tmp_path: Path
+) -> None:
+    write_candidates(candidates(2))
+    served = serve("candidates.jsonl", "--no-open")
+    page.browser.get("data:text/html,<p>somebody else's page</p>")
+    sent = page.browser.execute_async_script(
+        """const done = arguments[2];
+           const url = `http://127.0.0.1:${arguments[0]}/api/write`;
+           const body = JSON.stringify({revision: 1, prompt: "p", chosen: "c", rejected: "r"});
+           const headers = {Authorization: `Bearer ${arguments[1]}`,
+                            "Content-Type": "application/json"};
+           Promise.allSettled([
+             fetch(url, {method: "POST", headers, body}),
+             fetch(url, {method: "POST", mode: "no-cors", body}),
+           ]).then((all) => done(all.map((one) => one.status)));""",
+        served.port,
+        served.token,
+    )
+    # A request with our headers is asked about first; one without may leave, and is refused here.
+    assert sent[0] == "rejected"
+    assert (tmp_path / "preferences.jsonl").read_text() == ""
+    page.browser.get(f"http://127.0.0.1:{served.port}/#wrong")
+    page.wait(lambda: "open the address" in page.text("error"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_reached_and_held_in_a_hand(
+    page: Page, serve: Serve, write_candidates: Write, scheme: str
+) -> None:
+    rows = candidates(2)
+    rows[0]["prompt"] = "long" * 400
+    write_candidates(rows)
+    command = page.browser.execute_cdp_cmd
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    command("Emulation.setEmulatedMedia", {"features": features})
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    command("Emulation.setDeviceMetricsOverride", phone)
+    page.open(serve("candidates.jsonl", "--no-open"))
+    script = (Path(__file__).parent / "accessibility.js").read_text()
+    for key in ("", "e", "w"):
+        page.press(*([key] if key else []))
+        found = page.browser.execute_script(script)
+        assert found == {"unnamed": [], "pale": [], "small": [], "sideways": 0}
+        if key == "e":
+            page.browser.execute_script("toggleEditing()")
+    command("Emulation.clearDeviceMetricsOverride", {})
+
+
+def _only_asked(page: Page, ports: set[int]) -> None:
+    """Nothing but our own server was asked for anything, and no policy was broken."""
+    urls = []
+    for entry in page.browser.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.requestWillBeSent":
+            urls.append(event["params"]["request"]["url"])
+    assert urls
+    allowed = tuple(f"http://127.0.0.1:{port}/" for port in ports)
+    assert [url for url in urls if not url.startswith((*allowed, "data:,"))] == []
+    said = [entry["message"] for entry in page.browser.get_log("browser")]
+    assert [line for line in said if "ERR_CONNECTION_REFUSED" not in line] == []

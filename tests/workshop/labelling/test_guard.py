@@ -1,0 +1,152 @@
+"""Who may talk to the page's server, asked over a real socket."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mlx_dpo.workshop.labelling.book import Book
+from mlx_dpo.workshop.labelling.server import make_server
+
+TOKEN = "a-token-for-tests"
+
+
+class Client:
+    """Sends requests with whatever headers a test wants."""
+
+    def __init__(self, port: int, book: Book) -> None:
+        self.port = port
+        self.book = book
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, **headers: str | None
+    ) -> tuple[int, dict[str, str], bytes]:
+        sent: dict[str, str | None] = {
+            "host": f"127.0.0.1:{self.port}",
+            "authorization": f"Bearer {TOKEN}",
+        }
+        if method == "POST":
+            sent["content-type"] = "application/json"
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in sent.items():
+            if value is not None:
+                connection.putheader(name, value)
+        if method == "POST":
+            connection.putheader("content-length", str(len(data)))
+        connection.endheaders(data if method == "POST" else None)
+        response = connection.getresponse()
+        found = response.status, dict(response.getheaders()), response.read()
+        connection.close()
+        return found
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One server for all: tests leave its book as empty as they found it."""
+    book = Book(tmp_path_factory.mktemp("guard") / "pairs.jsonl", [])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = make_server(book, port=port, token=TOKEN)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield Client(port, book)
+        server.should_exit = True
+        thread.join()
+    book.close()
+
+
+def own_pair(client: Client, **changes: Any) -> dict[str, Any]:
+    pair = {"prompt": "Is it?", "chosen": "Yes", "rejected": "No", "kind": ""}
+    return {"revision": client.book.revision, **pair, **changes}
+
+
+def test_the_page_itself_is_served_with_its_rules(client: Client) -> None:
+    for path in ("/", "/page.css", "/page.js"):
+        status, headers, body = client("GET", path, authorization=None)
+        assert (status, bool(body)) == (200, True)
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+    assert client("GET", "/../book.py")[0] == 404
+    assert client("GET", "/page/page.html")[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/api/state"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "0.0.0.0:{port}", None]
+)
+def test_another_host_name_is_refused(client: Client, path: str, host: str | None) -> None:
+    name = host and host.format(port=client.port)
+    assert client("GET", path, host=name)[0] in (400, 421)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", ""])
+def test_another_origin_is_refused_and_writes_nothing(client: Client, origin: str) -> None:
+    sent = origin.format(port=client.port)
+    status, headers, _ = client("POST", "/api/write", own_pair(client), origin=sent)
+    assert (status, client.book.pairs) == (403, [])
+    assert not [name for name in headers if name.startswith("access-control")]
+    # The browser's own question before a foreign request with a header of ours.
+    assert client("OPTIONS", "/api/write", origin=sent)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": None},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Bearer {TOKEN} "[:-2]},
+        {"authorization": "Bearer é"},
+    ],
+)
+def test_without_the_token_nothing_is_told_or_written(
+    client: Client, headers: dict[str, str | None]
+) -> None:
+    assert client("GET", "/api/state", **headers)[0] == 401
+    assert client("POST", "/api/write", own_pair(client), **headers)[0] == 401
+    assert client.book.pairs == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_type": "text/plain"}, 415),
+        ({"content_type": "application/x-www-form-urlencoded"}, 415),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),
+    ],
+)
+def test_what_a_form_of_another_page_could_send_is_refused(
+    client: Client, headers: dict[str, str], status: int
+) -> None:
+    assert client("POST", "/api/write", own_pair(client), **headers)[0] == status
+    assert client.book.pairs == []
+
+
+def test_bodies_that_are_too_long_or_nonsense_are_refused(client: Client) -> None:
+    assert client("POST", "/api/write", own_pair(client, chosen="x" * 2_000_001))[0] == 413
+    for body in (b"", b"[]", b"{", b"\xff", b"[" * 100_000):
+        assert client("POST", "/api/write", body)[0] == 400
+    assert client("POST", "/api/write", own_pair(client, chosen=5))[0] == 422
+    assert client("POST", "/api/label", own_pair(client, task="x", verdict="a"))[0] == 422
+    assert client("GET", "/api/write")[0] == 405
+    assert client.book.pairs == []
+
+
+def test_the_page_may_write_and_a_page_that_missed_it_may_not(client: Client) -> None:
+    said = own_pair(client)
+    status, _, body = client("POST", "/api/write", said, origin=f"http://127.0.0.1:{client.port}")
+    assert (status, json.loads(body)["pairs"]) == (200, 1)
+    status, _, body = client("POST", "/api/write", {**said, "chosen": "Maybe"})
+    assert (status, json.loads(body)["pairs"]) == (409, 1)
+    assert len(client.book.pairs) == 1
+    client.book.undo()
+    assert client.book.pairs == []
