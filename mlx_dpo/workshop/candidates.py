@@ -99,12 +99,15 @@ def load_candidates(path: str | Path) -> list[Candidates]:
     return rows
 
 
-def read_candidates(path: str | Path, problems: Problems) -> Iterator[Candidates]:
+def read_candidates(
+    path: str | Path, problems: Problems, *, unique: bool = True
+) -> Iterator[Candidates]:
     """The usable rows of a file of candidates or prompts, one at a time.
 
     Args:
         path: A JSON array or JSON lines.
         problems: Told of everything that is wrong, with the codes of preference files.
+        unique: Whether a second row with the same id is wrong.
 
     Raises:
         UsageError: If there is no such file.
@@ -116,7 +119,7 @@ def read_candidates(path: str | Path, problems: Problems) -> Iterator[Candidates
         row = None if _has_errors(found) else _candidates(raw, found)
         if row is not None:
             same_id = ids.setdefault(row.id, raw.number)
-            if same_id != raw.number:
+            if unique and same_id != raw.number:
                 reason = f"id {row.id!r:.60} is that of row {same_id} too"
                 found.append(Finding("duplicate-id", "id", reason, "merge the two, or remove one"))
         for finding in found:

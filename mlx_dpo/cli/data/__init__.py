@@ -6,6 +6,7 @@ from mlx_dpo.cli.data.importing import import_
 from mlx_dpo.cli.data.judge import judge
 from mlx_dpo.cli.data.label import label
 from mlx_dpo.cli.data.preview import preview
+from mlx_dpo.cli.data.sample import sample
 
 
 @click.group()
@@ -15,5 +16,6 @@ def data() -> None:
 
 data.add_command(preview)
 data.add_command(import_)
+data.add_command(sample)
 data.add_command(judge)
 data.add_command(label)

@@ -1,0 +1,126 @@
+"""Sampling: the same command gives the same bytes, whatever happens in between."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_dpo.cli import cli
+from mlx_dpo.errors import DataError
+from mlx_dpo.workshop.candidates import load_candidates
+from mlx_dpo.workshop.sampling import session
+from mlx_dpo.workshop.sampling.prompts import read_prompts
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL = ROOT / "checkpoints" / "tiny-sft"
+QUESTIONS = [
+    "What does a baker do?",
+    "I am late.",
+    "Say the word happy four times.",
+    "What is 7 plus 5?",
+    "Tell me about the sea and about all that lives in it.",
+]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([*QUESTIONS, "", QUESTIONS[0]]))
+    return file
+
+
+def sample(prompts: Path, out: Path, *more: str) -> Result:
+    args = ["data", "sample", "--model", str(MODEL), "--prompts", str(prompts), "--out", str(out)]
+    args += ["--max-tokens", "12", "--batch-size", "6", "-n", "3", *more]
+    return CliRunner().invoke(cli, args)
+
+
+def test_each_prompt_is_answered_once_with_all_that_reproduces_it(
+    tmp_path: Path, prompts: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    result = sample(prompts, out)
+    assert result.exit_code == 0, result.output
+    assert "(6 read, 5 different)" in result.stdout
+    rows = load_candidates(out)
+    assert [row.question for row in rows] == QUESTIONS
+    for row in rows:
+        texts = [answer.text for answer in row.answers]
+        assert len(set(texts)) == len(texts), "equal answers are kept once"
+        assert not any("<|end|>" in text for text in texts)
+        assert all(answer.model == "tiny-sft" and answer.weights for answer in row.answers)
+        assert {answer.seed for answer in row.answers} <= {0, 1, 2}
+        assert row.sampling["max_tokens"] == 12
+    assert any(answer.finished for row in rows for answer in row.answers)
+
+
+def test_stopped_at_any_byte_it_goes_on_to_the_same_bytes(tmp_path: Path, prompts: Path) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    sample(prompts, whole)
+    content = whole.read_bytes()
+    first_line = content.index(b"\n") + 1
+    for kept in (0, 1, first_line - 1, first_line, first_line + 1, len(content) - 1, len(content)):
+        out.write_bytes(content[:kept])
+        result = sample(prompts, out)
+        assert result.exit_code == 0, result.output
+        assert out.read_bytes() == content, f"stopped after {kept} bytes"
+
+
+def test_what_is_finished_is_not_made_again(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    sample(prompts, out)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("an answer was made again")
+
+    monkeypatch.setattr(session, "generate_together", never)
+    result = sample(prompts, out)
+    assert result.exit_code == 0, result.output
+    assert "5 of 5 prompts are answered" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(("--seed", "1"), "seed 0, now 1"), (("--temperature", "0.5"), r"temperatures \[1.0\], now")],
+)
+def test_a_file_made_otherwise_is_left_alone(
+    tmp_path: Path, prompts: Path, more: tuple[str, ...], said: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    sample(prompts, out)
+    before = out.read_bytes()
+    result = sample(prompts, out, *more)
+    assert result.exit_code != 0
+    with pytest.raises(Exception, match=said):
+        raise result.exception or AssertionError
+    assert out.read_bytes() == before
+
+
+def test_temperatures_are_those_of_the_first_answer_and_the_second(
+    tmp_path: Path, prompts: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    sample(prompts, out, "--temperature", "0", "--temperature", "1.2")
+    for row in load_candidates(out):
+        assert [answer.temperature for answer in row.answers][:1] == [0.0]
+        assert {answer.seed: answer.temperature for answer in row.answers}.items() <= {
+            0: 0.0,
+            1: 1.2,
+            2: 0.0,
+        }.items()
+
+
+def test_a_file_of_pairs_gives_each_of_its_prompts_once(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    texts = [("a", "x", "y"), ("b", "x", "y"), ("a", "x", "z")]
+    rows = [{"prompt": p, "chosen": c, "rejected": r, "kind": "k"} for p, c, r in texts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, read = read_prompts(file)
+    assert ([prompt.question for prompt in prompts], read) == (["a", "b"], 3)
+    assert {prompt.kind for prompt in prompts} == {"k"}
+    file.write_text('{"no": "prompt"}\n')
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1:1: missing-key"):
+        read_prompts(file)
