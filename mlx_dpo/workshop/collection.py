@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mlx_dpo.errors import DiskError
 from mlx_dpo.files import new_file
 from mlx_dpo.preferences.documents import Finding, RawRow
-from mlx_dpo.preferences.problems import LEVELS, WARNING, Problem, Problems
+from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
 from mlx_dpo.preferences.repeats import Repeats, text_digest
 from mlx_dpo.preferences.writer import preference_line
 from mlx_dpo.records import Preference
@@ -154,11 +154,12 @@ class Collection:
         return written
 
     def _compare(self, row: int, pairs: Sequence[Preference]) -> tuple[str | None, list[Finding]]:
-        found, code = [], None
+        found: list[Finding] = []
+        code = None
         for pair in pairs:
             again, opposite = self._repeats.look(pair, row)
-            # Ids are of our own making here.
-            found += [finding for finding in again if finding.code != "duplicate-id"]
+            found += again
+            code = next((finding.code for finding in again if LEVELS[finding.code] == ERROR), code)
             if opposite is not None:
                 code = "contradiction"
                 if self._is_held(opposite):

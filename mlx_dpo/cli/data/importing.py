@@ -50,7 +50,7 @@ def import_(
     """
     from pathlib import Path
 
-    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account
+    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
     from mlx_dpo.preferences.problems import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.importers.reading import collect, open_rows
@@ -68,4 +68,4 @@ def import_(
             collect(rows, shape, collection, all_pairs=pairs == "all", progress=progress)
         show_account(collection, source)
         written = collection.write(path, replace=overwrite)
-    click.echo(f"wrote   {path}  ({written} pairs)")
+    show_written(path, written)

@@ -1,6 +1,6 @@
 """What the data commands that write pairs share: options, progress, the account of rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from mlx_dpo.preferences.problems import Problems
     from mlx_dpo.workshop.collection import Collection
+    from mlx_dpo.workshop.reworking import Sieve
 
 SHOWN = 8  # problems on the screen
 
@@ -82,17 +83,47 @@ def show_account(collection: "Collection", name: str) -> None:
         DataError: If nothing is left to write.
     """
     from mlx_dpo.errors import DataError
-    from mlx_dpo.preferences.problems import by_code
 
     show_problems(collection.problems)
     account = collection.account()
-    codes = by_code(account.dropped)
+    dropped = sorted((-count, code) for code, count in account.dropped.items() if count)
+    codes = ", ".join(f"{-count} {code}" for count, code in dropped)
     if not account.pairs:
         raise DataError(f"{name}: no pair is left of {account.read} rows ({codes})")
-    dropped = account.dropped.total()
     click.echo(
-        f"rows    {account.read} read = {account.kept} kept + {dropped} dropped"
+        f"rows    {account.read} read = {account.kept} kept + {account.read - account.kept} dropped"
         + (f" ({codes})" if codes else "")
     )
     if account.pairs != account.kept:
         click.echo(f"pairs   {account.pairs} from the {account.kept} rows kept")
+
+
+def show_written(path: Path, pairs: int) -> None:
+    """Where the pairs are now."""
+    from mlx_dpo.cli.terminal import counted
+
+    click.echo(f"wrote   {path}  ({counted(pairs, 'pair')})")
+
+
+def rework_to(
+    files: Sequence[str], out: str, sieves: "Sequence[Sieve]", *, overwrite: bool
+) -> None:
+    """Files of pairs through sieves into another, with the account of their rows.
+
+    Raises:
+        UsageError: If a file is not there, or the new one may not be replaced.
+        DataError: If no pair is left.
+        DiskError: If it can't be written.
+    """
+    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.workshop.collection import Collection
+    from mlx_dpo.workshop.reworking import rework
+
+    path = Path(out)
+    refuse_existing(path, overwrite)
+    with Collection(Problems()) as collection:
+        with data_progress("reading") as progress:
+            rework([Path(file) for file in files], collection, sieves=sieves, progress=progress)
+        show_account(collection, ", ".join(files))
+        written = collection.write(path, replace=overwrite)
+    show_written(path, written)

@@ -1,0 +1,69 @@
+"""`mlx_dpo data filter`: leave pairs out of a file."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_dpo.cli.data.screen import out_option, overwrite_option
+
+if TYPE_CHECKING:
+    from mlx_dpo.preferences.tokens import ChatFormat
+
+
+@click.command("filter", short_help="Leave out pairs by length or kind.")
+@click.argument("file", metavar="FILE", type=click.Path())
+@out_option("The file of pairs to write.")
+@click.option(
+    "--max-length-ratio",
+    "ratio",
+    type=click.FloatRange(min=1),
+    metavar="R",
+    help="Leave out pairs with one answer more than R times as long as the other.",
+)
+@click.option(
+    "--model", metavar="FOLDER", help="Count lengths in this model's tokens, not in characters."
+)
+@click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
+@click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")
+@overwrite_option
+def filter_(
+    file: str,
+    out: str,
+    ratio: float | None,
+    model: str | None,
+    kinds: tuple[str, ...],
+    unique: bool,
+    overwrite: bool,
+) -> None:
+    """Leave pairs out, and say how many for which reason.
+
+    A model that is trained on pairs in which the longer answer mostly wins learns to write more.
+    --max-length-ratio 2 keeps only pairs whose answers are within twice each other's length.
+
+    \b
+    Example:
+      mlx_dpo data filter pairs.jsonl --max-length-ratio 2 --out even.jsonl
+    """
+    from mlx_dpo.cli.data.screen import rework_to
+    from mlx_dpo.workshop.reworking import Sieve, length_ratio, not_again, of_kinds
+
+    sieves: list[Sieve] = []
+    if kinds:
+        sieves.append(of_kinds(kinds))
+    if ratio is not None:
+        sieves.append(length_ratio(ratio, _chat(model)))
+    if unique:
+        sieves.append(not_again())
+    if not sieves or (model and ratio is None):
+        what = "--model is for --max-length-ratio" if sieves or model else "nothing to filter by"
+        raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
+    rework_to([file], out, sieves, overwrite=overwrite)
+
+
+def _chat(model: str | None) -> "ChatFormat | None":
+    if model is None:
+        return None
+    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.runs.sources import load_tokenizer
+
+    return chat_format(load_tokenizer(model))

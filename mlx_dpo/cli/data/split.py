@@ -1,0 +1,63 @@
+"""`mlx_dpo data split`: a file of pairs into training and test pairs."""
+
+import click
+
+from mlx_dpo.cli.data.screen import overwrite_option
+
+
+@click.command(short_help="Training and test pairs, no prompt in both.")
+@click.argument("file", metavar="FILE", type=click.Path())
+@click.option(
+    "--test",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of each kind's prompts that goes to the test pairs.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chance.")
+@click.option(
+    "--out",
+    metavar="PREFIX",
+    help="Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",
+)
+@overwrite_option
+def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
+    """Part a file of pairs so that no prompt is on both sides.
+
+    Each kind gives its share, at least one prompt; a kind with a single prompt stays in training.
+
+    \b
+    Example:
+      mlx_dpo data split pairs.jsonl --test 0.1 --seed 0
+      mlx_dpo train --model MODEL --data pairs.train.jsonl --eval-data pairs.test.jsonl
+    """
+    from pathlib import Path
+
+    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
+    from mlx_dpo.errors import DataError
+    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.split import held_out_rows
+    from mlx_dpo.workshop.collection import Collection
+    from mlx_dpo.workshop.reworking import rework
+
+    prefix = Path(file).with_suffix("") if out is None else Path(out)
+    paths = [prefix.with_name(f"{prefix.name}.{side}.jsonl") for side in ("train", "test")]
+    for path in paths:
+        refuse_existing(path, overwrite)
+    with Collection(Problems()) as collection:
+        with data_progress("reading") as progress:
+            rework([Path(file)], collection, progress=progress)
+        show_account(collection, file)
+        holds = collection.holds()
+        known = zip(collection.prompts, collection.kinds, holds, strict=True)
+        chosen = iter(held_out_rows(((p, kind) for p, kind, held in known if held), test, seed))
+        is_test = [held and next(chosen) for held in holds]
+        if not any(is_test):
+            raise DataError(f"{file}: every kind has a single prompt; there is nothing to split")
+        for path, side in zip(paths, (False, True), strict=True):
+            written = collection.write(
+                path,
+                lambda place, side=side: is_test[place] == side,  # type: ignore[misc]
+                replace=overwrite,
+            )
+            show_written(path, written)
