@@ -28,6 +28,12 @@ class NonFiniteError(MlxDpoError):
     exit_code = 5
 
 
+class LockedError(MlxDpoError):
+    """A run's folder is in use by another process."""
+
+    exit_code = 6
+
+
 class DiskError(MlxDpoError):
     """A file could not be written; what was there before is untouched."""
 

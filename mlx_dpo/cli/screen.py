@@ -1,5 +1,6 @@
 """What a training run shows: a header, a progress bar or plain lines, and the result."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,6 +185,13 @@ class Screen(Hooks):
         for prompt, answer in answers:
             shown = " ".join(printable(f"{prompt}  ->  {answer or '(nothing)'}").split())
             self._print(f"step {step + 1}/{self.max_steps}  {shown}")
+
+    def stopping(self) -> None:
+        # In a signal's handler: no locks, no console. The bar has hidden the cursor, and a second
+        # signal would leave it hidden.
+        show_cursor = "\x1b[?25h" if self.is_terminal else ""
+        line = f"{show_cursor}\nstopping after this batch; once more leaves at once\n"
+        os.write(2, line.encode())
 
     def warned(self, text: str) -> None:
         self._print(f"warning: {text}", style="yellow")

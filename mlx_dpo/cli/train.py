@@ -10,6 +10,8 @@ import click
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig, option_type, resolve
+from mlx_dpo.runs.keeping.lock import check_free
+from mlx_dpo.runs.keeping.signals import stop_on_signal
 
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +44,12 @@ def _metavar(name: str, kind: type) -> str:
 @_config_options
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
 @click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")
-def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
+)
+def train(
+    config: Path | None, resume: bool, dry_run: bool, supervise: bool, **options: Any
+) -> None:
     """Train a model on preference pairs with DPO.
 
     CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
@@ -63,6 +70,15 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
+    if settings.run_dir and not dry_run:
+        check_free(Path(settings.run_dir))
+    if supervise and not dry_run:
+        sys.exit(_supervised(settings, resume))
+    with stop_on_signal():  # from the first second: the imports take some
+        _run(settings, resume=resume, dry_run=dry_run)
+
+
+def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
     from mlx_dpo.cli.screen import Screen, show_result
     from mlx_dpo.runs.run import train as run
 
@@ -72,6 +88,29 @@ def train(config: Path | None, resume: bool, dry_run: bool, **options: Any) -> N
         click.echo("dry run: all checks passed; nothing was trained")
     else:
         show_result(result)
+
+
+def _supervised(settings: RunConfig, resume: bool) -> int:
+    """Run this command in a child process, and from its checkpoint again where that crashes."""
+    from mlx_dpo.runs.folder import new_run_dir
+    from mlx_dpo.runs.keeping.supervise import supervise
+    from mlx_dpo.runs.sources import name_of
+
+    assert settings.model is not None
+    run_dir = Path(settings.run_dir) if settings.run_dir else new_run_dir(name_of(settings.model))
+    words = [word for word in sys.argv[1:] if word not in ("--supervise", "--resume")]
+
+    def command(again: bool) -> list[str]:
+        begin = [sys.executable, "-m", "mlx_dpo"]
+        if (again or resume) and (run_dir / "config.toml").is_file():
+            return [*begin, "train", "--resume", "--run-dir", str(run_dir)]
+        flags = ["--resume"] if again or resume else []
+        return [*begin, *words, *flags, "--run-dir", str(run_dir)]
+
+    def warn(line: str) -> None:
+        click.echo(f"warning: {line}", err=True)
+
+    return supervise(run_dir, command, warn=warn)
 
 
 def _run_to_resume(given: dict[str, Any]) -> Path:

@@ -66,6 +66,13 @@ class RunConfig:
         at_least=0,
     )
     log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
+    skip_nonfinite: int = _option(
+        0,
+        "Steps in a row that may be left out because a loss or gradient is not finite, counted "
+        "and named; 0 stops at the first.",
+        at_least=0,
+    )
+    allow_sleep: bool = _option(False, "Let a Mac go to sleep while training.")
     reference: str = _option(
         "cached",
         "Reference log-probs: computed before the first update and kept (cached), or by a second, "
@@ -89,7 +96,7 @@ class RunConfig:
 # Settings that say where things go or how often to report, and not what is computed.
 PLACES = frozenset(
     {"out", "overwrite", "run_dir", "model", "data"}
-    | {"eval_every", "save_every", "sample_every", "log_every"}
+    | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
 )
 
 

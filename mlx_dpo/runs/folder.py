@@ -50,6 +50,19 @@ class RunFolder:
             if (self.path / name).is_file():
                 flush_file(self.path / name)
 
+    def last_rows(self, name: str, step: int) -> list[dict[str, Any]]:
+        """The rows of a .jsonl file from `step` on."""
+        file = self.path / name
+        if not file.is_file():
+            return []
+        rows: list[dict[str, Any]] = []
+        for line in reversed(file.read_text(encoding="utf-8").splitlines()):
+            row = json.loads(line)
+            if row["step"] < step:
+                break
+            rows.insert(0, row)
+        return rows
+
     def cut_to(self, step: int) -> None:
         """Forget the lines of `step` and later: they are about to be made again."""
         for name in LOGS:

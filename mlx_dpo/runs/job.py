@@ -1,5 +1,6 @@
 """From settings to the things a run works with: model, pairs, folders. Nothing is trained here."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -105,7 +106,7 @@ def prepare(
     name = name_of(config.model)
     out = Path(config.out or f"checkpoints/{name}-dpo")
     run = Path(config.run_dir or f"runs/{name}")
-    check_places(given, out, run, overwrite=config.overwrite)
+    check_places(given, out, run, overwrite=config.overwrite or is_result_of(config, out))
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
     source = find_mlx(config.model)
@@ -129,6 +130,21 @@ def prepare(
     )
     _check_ids(job)
     return job
+
+
+def is_result_of(config: RunConfig, out: Path) -> bool:
+    """Whether `out` is what this very run wrote before it was killed on its last metres.
+
+    A run that has not begun yet has no result, whatever another with the same settings left.
+    """
+    if not config.run_dir or not (Path(config.run_dir) / "config.toml").is_file():
+        return False
+    try:
+        there = json.loads((out / "dpo.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    where = {"run_dir": None}  # the same folder, however it was spelled then
+    return bool({**there, **where} == {**asdict(config), **where})
 
 
 def _check_ids(job: Job) -> None:

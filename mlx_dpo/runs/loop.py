@@ -1,25 +1,23 @@
 """The loop of a run: what happens after each step, and what a run tells while it goes."""
 
-import signal
-import threading
-import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import DiskError, StoppedError
+from mlx_dpo.errors import DiskError, NonFiniteError, StoppedError
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.keeping.awake import StepClock
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints
+from mlx_dpo.runs.keeping.diagnosis import diagnose, summary
+from mlx_dpo.runs.keeping.signals import Stop
 from mlx_dpo.training.metrics import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.trainer import DPOTrainer
@@ -67,46 +65,11 @@ class Hooks:
     def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
         """A few held-out prompts were answered; each with its answer."""
 
+    def stopping(self) -> None:
+        """A signal came, and the batch at work is finished first. Called from the handler."""
+
     def warned(self, text: str) -> None:
         """Something the user should look at."""
-
-
-class Stop:
-    """Whether a signal asked the run to end."""
-
-    asked = False
-
-    def check(self) -> None:
-        """Leave now, before there is anything to save.
-
-        Raises:
-            StoppedError: If a signal came.
-        """
-        if self.asked:
-            raise StoppedError("stopped before the first step; nothing is lost, start it again")
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask the loop to save and end; a second one leaves at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
-        for each in old:
-            signal.signal(each, signal.default_int_handler)
-
-    try:
-        for number in old:
-            signal.signal(number, ask)
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class RewardWatch:
@@ -139,7 +102,7 @@ class Loop:
         trainer: At the step to begin with.
         folder: Where metrics and checkpoints go.
         hooks: Told what happens.
-        stop: Looked at after every step.
+        stop: Looked at before every batch and answer.
         checkpoints: Where the state is saved.
     """
 
@@ -162,38 +125,87 @@ class Loop:
         self.totals: Counter[str] = Counter()
         self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._rewards = RewardWatch()
-        self._clock = 0.0
+        self._clock = StepClock()
+        self._skipped = 0  # in a row, up to now
 
     def run(self) -> None:
-        """Go on to the last step.
+        """Go on to the last step, and end earlier only with everything saved.
 
         Raises:
-            StoppedError: If a signal came; everything is saved.
+            StoppedError: If a signal came.
             NonFiniteError: If a loss or gradient is not finite; nothing was applied.
+            DiskError: If something can't be written.
         """
-        self._clock = time.perf_counter()
-        self.trainer.train(after_step=self._after_step)
+        self.stop.waits = True
+        self.trainer.before_batch = self.stop.check
+        try:
+            self._catch_up()
+            while self.trainer.step < self.trainer.max_steps:
+                self._clock.restart()
+                try:
+                    self.trainer.train(after_step=self._after_step)
+                except NonFiniteError as error:
+                    self._skip(error)
+        except StoppedError:
+            self._save()
+            raise StoppedError(
+                f"stopped after step {self.trainer.step} of {self.trainer.max_steps}; continue "
+                f"with: mlx_dpo train --resume --run-dir {self.folder.path}"
+            ) from None
+        finally:
+            self.stop.waits = False
+        self.stop.message = (
+            "stopped after the last step, which is saved; the finished model is written with: "
+            f"mlx_dpo train --resume --run-dir {self.folder.path}"
+        )
+
+    def _catch_up(self) -> None:
+        """Do what a run that was stopped after its last step had still to do about that step."""
+        step = self.trainer.step - 1
+        if step < 0:
+            return
+        rows = self.folder.last_rows("metrics.jsonl", step)
+        if not any("held_out" in row for row in rows):
+            self._evaluate_if_due(step)
+        if not self.folder.last_rows("samples.jsonl", step):
+            self._sample_if_due(step)
+        limit = step + 1 - self.job.config.skip_nonfinite
+        for row in self.folder.last_rows("metrics.jsonl", limit):
+            self._skipped = 0 if "loss" in row else self._skipped + ("skipped" in row)
 
     def _after_step(self, step: int, metrics: Metrics) -> None:
         self._record(step, metrics)
+        self._skipped = 0
         if (warning := self._rewards.after(step, metrics)) is not None:
             self.hooks.warned(warning)
-        config, done = self.job.config, step + 1
-        last = done == self.trainer.max_steps
-        if self.job.held_out.examples and (done % config.eval_every == 0 or last):
-            self._evaluate(step)
-        if config.sample_every and (done % config.sample_every == 0 or last):
-            self._sample(step)
-        stopping = self.stop.asked and not last
-        # The last step too: should the finished model not be written, nothing is lost.
-        if stopping or last or done % config.save_every == 0:
+        self._end_step(step)
+        self._clock.restart()
+
+    def _end_step(self, step: int) -> None:
+        self._evaluate_if_due(step)
+        self._sample_if_due(step)
+        # After the last step too: should the finished model not be written, nothing is lost.
+        if self._is_due(step, self.job.config.save_every):
             self._save()
-        if stopping:
-            raise StoppedError(
-                f"stopped after step {done} of {self.trainer.max_steps}; continue with: "
-                f"mlx_dpo train --resume --run-dir {self.folder.path}"
-            )
-        self._clock = time.perf_counter()
+
+    def _is_due(self, step: int, every: int) -> bool:
+        done = step + 1
+        return every > 0 and (done % every == 0 or done == self.trainer.max_steps)
+
+    def _skip(self, error: NonFiniteError) -> None:
+        """Write down what was not finite; leave the step out, or end."""
+        found = diagnose(self.trainer, self.job.train)
+        step, name = found["step"], f"nonfinite-{found['step']:06d}.json"
+        self.folder.write_json(name, found)
+        what = f"{summary(found)}; see {self.folder.path / name}"
+        if found["weights"] or self._skipped >= self.job.config.skip_nonfinite:
+            raise NonFiniteError(f"{error}; {what}") from None
+        self._skipped += 1
+        self.trainer.skip_step()
+        ids = [pair["id"] for pair in found["pairs"]]
+        self.folder.append("metrics.jsonl", {"step": step, "skipped": ids})
+        self.hooks.warned(f"step {step} left out ({self._skipped} in a row): {what}")
+        self._end_step(step)
 
     def _save(self) -> None:
         self.folder.flush()
@@ -206,7 +218,11 @@ class Loop:
             ) from None
 
     def _record(self, step: int, metrics: Metrics) -> None:
-        seconds = time.perf_counter() - self._clock
+        seconds, slept = self._clock.lap()
+        if slept:
+            self.hooks.warned(
+                f"the machine slept {slept:.0f} s during step {step}; not counted as work"
+            )
         self.seconds += seconds
         per_step = self.job.config.batch_size * self.job.config.grad_accumulation
         left = len(self.job.train.examples) % per_step
@@ -219,21 +235,25 @@ class Loop:
         }
         self.totals.update(sums)
         timing = {**sums, "peak_bytes": mx.get_peak_memory()}
+        timing |= {"slept_seconds": slept} if slept else {}
         self.folder.append("metrics.jsonl", {"step": step, **metrics})
         self.folder.append("timings.jsonl", {"step": step, **timing})
         self.hooks.stepped(step, metrics, timing)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate_if_due(self, step: int) -> None:
+        if not (self.job.held_out.examples and self._is_due(step, self.job.config.eval_every)):
+            return
         self.scores = self.trainer.score_pairs(self.job.held_out.examples)
         found = pair_metrics(*self.scores, beta=self.job.config.beta)
         self.folder.append("metrics.jsonl", {"step": step, "held_out": found})
         self.hooks.evaluated(step, found)
 
-    def _sample(self, step: int) -> None:
+    def _sample_if_due(self, step: int) -> None:
+        if not self._is_due(step, self.job.config.sample_every):
+            return
         job, rows = self.job, []
         for row in job.data.shown:
-            if self.stop.asked:
-                return  # a stop waits for the checkpoint alone; this once is left out
+            self.stop.check()
             said = answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS)
             rows.append({"prompt": row.question, "kind": row.kind, "answer": said.text})
         if rows:

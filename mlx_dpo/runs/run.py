@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
-from mlx_dpo.files import check_writable, make_folder, remove_leftovers
+from mlx_dpo.files import check_writable, remove_leftovers
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.tokens import pad_id_of
@@ -19,9 +20,14 @@ from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
-from mlx_dpo.runs.job import Job, prepare
+from mlx_dpo.runs.job import Job, is_result_of, prepare
+from mlx_dpo.runs.keeping.awake import keep_awake
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
-from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop, Stop, stop_on_signal
+from mlx_dpo.runs.keeping.lock import NAME as LOCK
+from mlx_dpo.runs.keeping.lock import check_free, locked
+from mlx_dpo.runs.keeping.room import check_room, run_needs
+from mlx_dpo.runs.keeping.signals import Stop, stop_on_signal
+from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop
 from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.paths import Path as ScoringPath
@@ -87,61 +93,65 @@ def train(
     """
     hooks = hooks or Hooks()
     mx.reset_peak_memory()
-    with stop_on_signal() as stop:
-
-        def tokenizing(done: int, total: int) -> None:
-            hooks.tokenizing(done, total)
-            stop.check()
-
-        job = prepare(config, keep=not dry_run, tokenizing=tokenizing, problems=hooks.data_checked)
+    if config.run_dir and not dry_run:
+        check_free(Path(config.run_dir))
+    with stop_on_signal(hooks.stopping) as stop, ExitStack() as held:
+        job = prepare(
+            config, keep=not dry_run, tokenizing=hooks.tokenizing, problems=hooks.data_checked
+        )
         path = _run_dir(job, resume=resume, dry_run=dry_run)
+        if path is not None and not dry_run:
+            held.enter_context(locked(path))
+            _check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
+            check_writable(job.out)
         checkpoints = Checkpoints(path or Path())
         found = checkpoints.newest_whole() if resume and path else Found(None, [])
-        saved = found.path
-        if saved is not None:
-            check_identity(saved, job.identity())
+        if found.path is not None:
+            check_identity(found.path, job.identity())
         hooks.prepared(job, path)
         for problem in found.problems:
-            hooks.warned(f"{problem}; going on from {saved}, which is whole")
+            hooks.warned(f"{problem}; going on from {found.path}, which is whole")
         path_choice = _choose_path(job)
         hooks.path_chosen(path_choice)
-        stop.check()
         trainer = _make_trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
+        check_room(run_needs(trainer, path or Path("runs"), job.out))
         sft_answers = [] if dry_run else _answers(job, stop)
-        if saved is not None:
-            restore(saved, trainer)
+        if found.path is not None:
+            restore(found.path, trainer)
         else:
             _check_start(job, trainer, hooks)
         if dry_run or path is None:
             return None
         folder = RunFolder(path)
         remove_leftovers(path)
-        if saved is None:
+        if found.path is None:
             _describe(job, folder)
         if resume:
             hooks.resumed(trainer.step)
         folder.cut_to(trainer.step)
         loop = Loop(job, trainer, folder, hooks, stop, checkpoints)
-        loop.run()
-        return _finish(loop, sft_answers)
+        with nullcontext() if config.allow_sleep else keep_awake():
+            loop.run()
+            return _finish(loop, sft_answers)
 
 
 def _run_dir(job: Job, *, resume: bool, dry_run: bool) -> Path | None:
-    """The run's folder, made before anything is computed; None for a dry run without one."""
+    """The run's folder, chosen before anything is computed; None for a dry run without one."""
     if job.config.run_dir is None:
-        path = None if dry_run else new_run_dir(job.name)
-    else:
-        path = Path(job.config.run_dir)
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path}: is a file; --run-dir takes a folder")
-        if (path / "config.toml").exists() and not resume:
-            raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
-        if path.is_dir() and any(path.iterdir()) and not (path / "config.toml").exists():
-            raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
-    if path is not None and not dry_run:
-        make_folder(path)
-        check_writable(job.out)
+        return None if dry_run else new_run_dir(job.name)
+    path = Path(job.config.run_dir)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: is a file; --run-dir takes a folder")
+    _check_ours(path, resume=resume)
     return path
+
+
+def _check_ours(path: Path, *, resume: bool) -> None:
+    if (path / "config.toml").exists() and not resume:
+        raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
+    others = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    if others and not (path / "config.toml").exists():
+        raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
 
 
 def _choose_path(job: Job) -> Choice:
@@ -250,7 +260,7 @@ def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
         raise MlxDpoError("the reference changed during the run: its results can't be trusted")
     # A run that stopped between its last step and here is resumed with nothing left to train.
     policy, reference = loop.scores or _scores(job, trainer)
-    dpo_answers = _answers(job, Stop())
+    dpo_answers = _answers(job, loop.stop)
     answers = [
         BeforeAfter(row.question, row.kind, sft, dpo)
         for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
@@ -270,7 +280,9 @@ def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
         "held_out": results,
         "environment": environment(),
     }
-    export_folder(trainer.model, job.source, job.out, record, replace=job.config.overwrite)
+    # It is there where a run was killed right after this: a folder appears whole or not at all.
+    if not is_result_of(job.config, job.out) or job.config.overwrite:
+        export_folder(trainer.model, job.source, job.out, record, replace=job.config.overwrite)
     folder.write_json("held_out.json", held_out)
     # Last: its presence says that the run is finished.
     folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})

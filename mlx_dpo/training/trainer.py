@@ -76,6 +76,8 @@ class DPOTrainer:
     Attributes:
         seconds: Of the last step, by phase: ``reference``, ``forward_backward``, ``update``.
         work: Tokens the last step computed.
+        before_batch: Called before each batch of a step or an evaluation; it may raise, and the
+            trainer is then where it was before the step.
 
     Raises:
         ValueError: For no examples, ``max_seq_len`` below 2, a number that must be above 0 and is
@@ -144,6 +146,7 @@ class DPOTrainer:
         self.step = 0
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.work = Work(0, 0, 0)
+        self.before_batch: Callable[[], None] = lambda: None
         self.order = EpochOrder(len(examples), batch_size * grad_accumulation, seed)
         # Dropout in the policy alone would start the loss anywhere but at log 2.
         model.eval()
@@ -200,7 +203,11 @@ class DPOTrainer:
         cursor = self.order.state()
         if examples is None:
             examples = [self.examples[i] for i in self.order.next_batch()]
-        metrics, grads = self._accumulate(examples)
+        try:
+            metrics, grads = self._accumulate(examples)
+        except BaseException:
+            self.order.restore(cursor)
+            raise
         grad_norm = _global_norm(grads)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
             self.order.restore(cursor)
@@ -242,11 +249,16 @@ class DPOTrainer:
             raise ValueError("no examples to evaluate")
 
         def policy(batch: Sequence[PreferenceExample]) -> mx.array:
+            self.before_batch()
             return self.score(self.model, batch)
+
+        def reference(batch: Sequence[PreferenceExample]) -> mx.array:
+            self.before_batch()
+            return self.reference(batch)
 
         return (
             score_in_batches(policy, examples, batch_size=self.batch_size),
-            score_in_batches(self.reference, examples, batch_size=self.batch_size),
+            score_in_batches(reference, examples, batch_size=self.batch_size),
         )
 
     def check_start(self) -> Metrics:
@@ -307,6 +319,18 @@ class DPOTrainer:
                     after_eval(step, found)
         return history
 
+    def next_rows(self) -> list[int]:
+        """Indices into `examples` of the next step's pairs; nothing moves."""
+        cursor = self.order.state()
+        rows = self.order.next_batch()
+        self.order.restore(cursor)
+        return rows
+
+    def skip_step(self) -> None:
+        """Leave the next step's pairs out: cursor and schedule move, weights don't."""
+        self.order.next_batch()
+        self.step += 1
+
     def state(self) -> dict[str, int]:
         """Step and data cursor, for a checkpoint; weights and optimizer are saved beside it."""
         return {"step": self.step, **self.order.state()}
@@ -327,6 +351,7 @@ class DPOTrainer:
         total = dict.fromkeys(PAIR_METRICS, 0.0)
         summed: Any = None
         for start in range(0, len(examples), self.batch_size):
+            self.before_batch()
             batch = examples[start : start + self.batch_size]
             # By pairs, not by batches: a smaller last batch must not count for more.
             weight = len(batch) / len(examples)

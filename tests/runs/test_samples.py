@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlx_dpo.errors import StoppedError
-from mlx_dpo.runs.loop import Hooks, Stop
+from mlx_dpo.runs.keeping.signals import Stop
+from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings
 from tests.runs.test_run import StopAfter, digest
@@ -69,7 +70,7 @@ def test_a_stop_is_not_kept_waiting_by_questions(
         def stepped(self, step: int, metrics: object, timing: object) -> None:
             monkeypatch.setattr("mlx_dpo.runs.loop.answer", answer)
 
-    monkeypatch.setattr("mlx_dpo.runs.run.stop_on_signal", lambda: nullcontext(stop))
+    monkeypatch.setattr("mlx_dpo.runs.run.stop_on_signal", lambda told: nullcontext(stop))
     with pytest.raises(StoppedError, match="after step 1 of 8"):
         train(settings(run_dir="run", sample_every=1), hooks=Keep())
     assert asked == ["a question"]

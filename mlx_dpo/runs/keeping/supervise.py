@@ -1,0 +1,87 @@
+"""A parent that starts a run again where the process itself died: a GPU fault, no memory."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.files import write_file
+
+RELAUNCHES = 3
+NAME = "crashes.json"
+_MEANT = (signal.SIGINT, signal.SIGTERM)  # somebody wanted it to end
+_HINTS = {
+    signal.SIGKILL: "the system kills so when memory runs out: lower --batch-size or --max-length",
+    signal.SIGABRT: "MLX ends so when the GPU refuses: lower --batch-size or --max-length",
+}
+
+
+class Process(Protocol):
+    """What is needed of a child process."""
+
+    def wait(self) -> int:
+        """Its exit code; below 0 where a signal ended it."""
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+
+
+def supervise(
+    run: Path,
+    command: Callable[[bool], list[str]],
+    *,
+    warn: Callable[[str], None],
+    launch: Callable[[list[str]], Process] = subprocess.Popen,
+) -> int:
+    """Run a command, and again from its last checkpoint while signals end it.
+
+    Args:
+        run: The run's folder.
+        command: The command line; True asks for one that resumes.
+        warn: Told a line about each crash.
+        launch: Starts a child process.
+
+    Returns:
+        The exit code of a child that ended by itself, or by a signal that was meant.
+
+    Raises:
+        MlxDpoError: If it crashed once more after `RELAUNCHES` relaunches; ``crashes.json`` in the
+            run's folder says where each time.
+    """
+    crashes: list[dict[str, Any]] = []
+    while True:
+        code = _wait(launch(command(bool(crashes))))
+        if code >= 0:
+            return code
+        number = signal.Signals(-code)
+        if number in _MEANT:
+            return 128 + number
+        crashes.append({"signal": number.name, "steps_logged": _steps_logged(run)})
+        write_file(run / NAME, json.dumps(crashes, indent=2) + "\n")
+        hint = _HINTS.get(number, "a fault in native code")
+        if len(crashes) > RELAUNCHES:
+            steps = ", ".join(str(crash["steps_logged"]) for crash in crashes)
+            raise MlxDpoError(
+                f"{run}: {number.name} ended the run {len(crashes)} times, after steps {steps}: "
+                f"{hint}; see {run / NAME}; the checkpoints are whole"
+            )
+        warn(f"{number.name} ended the run: {hint}; starting again, {len(crashes)}/{RELAUNCHES}")
+
+
+def _wait(child: Process) -> int:
+    """Wait, leaving Ctrl-C to the child, which gets it from the terminal itself."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    older = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGTERM, older)
+
+
+def _steps_logged(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b'"loss"') if file.is_file() else 0
