@@ -1,8 +1,9 @@
 """A round of judging: all contests of some candidates, several at a time."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 
 from mlx_dpo.errors import MlxDpoError
@@ -17,6 +18,7 @@ def judge_all(
     contests: Sequence[Contest],
     *,
     concurrency: int = 1,
+    stop: Callable[[], None] = lambda: None,
     after_contest: Callable[[int], None] = lambda more: None,
 ) -> list[Decision]:
     """Decide all contests, in their order.
@@ -25,6 +27,7 @@ def judge_all(
         judge: Who decides. With `concurrency` above 1 it is asked from that many threads.
         contests: What there is to decide.
         concurrency: Contests at a time. With 1, everything happens in the caller's thread.
+        stop: Tells the judge to give up waiting, where the round ends before its time.
         after_contest: Told of each one more.
 
     Raises:
@@ -32,19 +35,23 @@ def judge_all(
     """
     decisions: list[Decision] = []
     failures = 0
-    for decision in _decided(judge, contests, concurrency):
-        decisions.append(decision)
-        after_contest(1)
-        failures = failures + 1 if decision.outcome == "failed" else 0
-        if failures == MAX_FAILURES:
-            raise MlxDpoError(
-                f"{judge.name}: failed on {failures} pairs in a row, after retries; what it said "
-                "before is kept: see to it, and give the same command again"
-            )
+    with closing(_decided(judge, contests, concurrency, stop)) as decided:
+        for decision in decided:
+            decisions.append(decision)
+            after_contest(1)
+            failures = failures + 1 if decision.outcome == "failed" else 0
+            if failures == MAX_FAILURES:
+                reason = getattr(judge, "last_failure", "")
+                raise MlxDpoError(
+                    f"{judge.name}: no reply for {failures} pairs in a row ({reason}); what it "
+                    "said before is kept: see to it, and give the same command again"
+                )
     return decisions
 
 
-def _decided(judge: Judge, contests: Iterable[Contest], concurrency: int) -> Iterator[Decision]:
+def _decided(
+    judge: Judge, contests: Iterable[Contest], concurrency: int, stop: Callable[[], None]
+) -> Generator[Decision, None, None]:
     if concurrency == 1:
         yield from (decide(judge, contest) for contest in contests)
         return
@@ -60,4 +67,7 @@ def _decided(judge: Judge, contests: Iterable[Contest], concurrency: int) -> Ite
             for contest in islice(more, 1):
                 waiting.append(pool.submit(decide, judge, contest))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if waiting:
+            stop()
+        # Threads that are still at it may have a reply to keep.
+        pool.shutdown(wait=True, cancel_futures=True)
