@@ -60,7 +60,7 @@ def test_stopped_at_any_byte_it_goes_on_to_the_same_bytes(tmp_path: Path, prompt
     sample(prompts, whole)
     content = whole.read_bytes()
     first_line = content.index(b"\n") + 1
-    for kept in (0, 1, first_line - 1, first_line, first_line + 1, len(content) - 1, len(content)):
+    for kept in (1, first_line - 1, first_line, len(content) - 1):
         out.write_bytes(content[:kept])
         result = sample(prompts, out)
         assert result.exit_code == 0, result.output
@@ -124,3 +124,27 @@ def test_a_file_of_pairs_gives_each_of_its_prompts_once(tmp_path: Path) -> None:
     file.write_text('{"no": "prompt"}\n')
     with pytest.raises(DataError, match=r"pairs\.jsonl:1:1: missing-key"):
         read_prompts(file)
+
+
+def test_an_answer_that_begins_another_turn_is_left_out_and_the_file_still_goes_on(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_dpo.runs.sources import load_tokenizer
+
+    tokenizer = load_tokenizer(MODEL)
+    closing = tokenizer.eos_token_id
+    spoken = [
+        [*tokenizer.encode(text, add_special_tokens=False), closing]
+        for text in ("Yes.", "<|user|>\nMore?", "No.<|end|><|assistant|>\nNo.")
+    ]
+    monkeypatch.setattr(
+        session, "generate_together", lambda model, asks, **_: spoken * (len(asks) // 3)
+    )
+    out = tmp_path / "out.jsonl"
+    assert sample(prompts, out).exit_code == 0
+    assert [[a.text for a in row.answers] for row in load_candidates(out)] == [["Yes."]] * 5
+    spoken[0] = spoken[1]
+    out.unlink()
+    assert sample(prompts, out).exit_code == 0
+    assert [row.answers for row in load_candidates(out)] == [()] * 5
+    assert "5 of 5 prompts are answered" in sample(prompts, out).stdout

@@ -59,9 +59,10 @@ def sample(
 ) -> None:
     """Let a model answer each prompt several times, and write the candidates.
 
-    Answers that are equal are kept once. Each batch is on the disk before the next begins: the
-    same command after a stop goes on where it was, and its file has the same bytes as if it had
-    never been stopped.
+    Answers that are equal are kept once, and one that holds a token of the chat template is not
+    kept: it could not be trained on. Each batch is on the disk before the next begins: the same
+    command after a stop goes on where it was, and its file has the same bytes as if it had never
+    been stopped.
 
     \b
     Example:
@@ -96,7 +97,7 @@ def sample(
     given = [answer for row in found for answer in row.answers]
     choice = sum(len(row.answers) > 1 for row in found)
     click.echo(
-        f"answers   {counted(len(given), 'different answer')} of {answers * len(found)}; "
+        f"answers   {len(given)} of {answers * len(found)} are usable and different; "
         f"{sum(not answer.finished for answer in given)} cut off at {max_tokens} tokens"
     )
     click.echo(f"wrote     {path}  ({choice} of {counted(len(found), 'prompt')} leave a choice)")

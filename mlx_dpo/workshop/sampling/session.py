@@ -19,6 +19,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.files import append, cut_torn_line
 from mlx_dpo.models.batch_generate import Ask, batches_exactly, generate_each, generate_together
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.encoding import special_tokens
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.workshop.candidates import Answer, Candidates, candidates_line, load_candidates
 
@@ -80,6 +81,7 @@ class Session:
         self._settings = settings
         self._path = path
         self._weights = fingerprint(author.model)[:16]
+        self._special = special_tokens(author.chat)
         self._ids = [author.chat.prompt_ids(row.prompt) for row in prompts]
         self.together = settings.batch_size > 1 and batches_exactly(author.model, self._ids)
         self._sampling = {
@@ -143,11 +145,17 @@ class Session:
         return [self._candidates(row, [next(found) for _ in numbers]) for row in batch]
 
     def _candidates(self, prompt: Candidates, answers: list[list[int]]) -> Candidates:
-        """Equal answers are one: nobody can choose between them."""
+        """Equal answers are one: nobody can choose between them.
+
+        An answer in which the model wrote a token of the template, such as the beginning of
+        another turn, is none: as text it could not be trained on.
+        """
         chat, different = self._author.chat, dict[str, Answer]()
         for number, ids in enumerate(answers):
             finished = bool(ids) and ids[-1] in chat.stop_ids
             text = chat.tokenizer.decode(ids[:-1] if finished else ids).strip()
+            if self._special is not None and self._special.search(text):
+                continue
             answer = Answer(
                 *(text, finished, self._author.name, self._weights),
                 seed=self._settings.seed + number,
@@ -178,7 +186,7 @@ class Session:
             raise self._other("answers other prompts")
         for row in rows:
             models = {(answer.model, answer.weights) for answer in row.answers}
-            if models != {(self._author.name, self._weights)}:
+            if not models <= {(self._author.name, self._weights)}:
                 raise self._other("was made with another model")
             if row.sampling != self._sampling:
                 raise self._other(f"was made with other settings ({self._difference(row)})")
