@@ -2,8 +2,9 @@
 
     python -m benchmarks.data [--model FOLDER] [--pairs N ...]
 
-Prints a table. Each row is measured in processes of its own: the first reads, checks and tokenises
-the file, the second finds the token ids, then a third visits every pair once.
+Prints a table and writes it to docs/benchmarks.md. Each row is measured in processes of its own:
+the first reads, checks and tokenises the file, the second finds the token ids, a third visits every
+pair once.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.report import publish, table
+from benchmarks.workload import machine
+
 ROOT = Path(__file__).parent.parent
 PAIRS = (1_000, 10_000, 100_000)
 # Median words; lengths are log-normal, so that some texts are several times as long.
@@ -31,11 +35,9 @@ KINDS = ("advice", "code", "facts", "style", "summary")
 
 
 def words() -> list[str]:
-    """The words of the repository's own texts, as often as they stand there."""
-    pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-    text = " ".join(page.read_text(encoding="utf-8") for page in pages)
-    for row in json.loads((ROOT / "data/dpo/preferences.json").read_text(encoding="utf-8")):
-        text += f" {row['user']} {row['chosen']} {row['rejected']}"
+    """The words of the hand-written pairs, as often as they stand there."""
+    pairs = json.loads((ROOT / "data/dpo/preferences.json").read_text(encoding="utf-8"))
+    text = " ".join(f"{row['user']} {row['chosen']} {row['rejected']}" for row in pairs)
     return re.findall(r"[A-Za-z][a-z']*[.,?]?", text)
 
 
@@ -93,7 +95,7 @@ def measure(file: str, model: str, visit: bool) -> dict[str, float]:
         "seconds": seconds,
         "tokenizer": spent,
         "growth": peak() - idle,
-        "pairs": sum(map(len, sides)),
+        "rows": data.account.read,
         "tokens": tokens,
     }
 
@@ -130,7 +132,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def table_row(count: int, model: str) -> str:
+def table_row(count: int, model: str) -> list[str]:
     """Write a file of `count` pairs, load it three times, and say what that cost."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "pairs.jsonl")
@@ -140,8 +142,8 @@ def table_row(count: int, model: str) -> str:
             in_process(folder, str(file), model, *more) for more in ((), (), ("--visit",))
         )
         stored = sum(f.stat().st_size for f in Path(folder, "runs").rglob("*") if f.is_file())
-        assert first["pairs"] == second["pairs"] == third["pairs"] == count
-        cells = (
+        assert first["rows"] == second["rows"] == third["rows"] == count
+        return [
             f"{count:,}",
             f"{file.stat().st_size / 1e6:.0f}",
             f"{third['tokens'] / 1e6:.1f}",
@@ -150,14 +152,26 @@ def table_row(count: int, model: str) -> str:
             f"{second['seconds']:.2f}",
             *(f"{part['growth'] / 1e6:.0f}" for part in (first, second, third)),
             f"{stored / 1e6:.0f}",
-        )
-        return f"| {' | '.join(cells)} |"
+        ]
 
 
-HEAD = """\
-| pairs | file MB | M tokens | first s | in the tokenizer | second s \
-| memory first MB | second | visiting all | cache MB |
-|---|---|---|---|---|---|---|---|---|---|"""
+HEADER = (
+    *("pairs", "file MB", "M tokens", "first run s", "of it tokenizer", "second run s"),
+    *("memory: first MB", "second MB", "visiting all MB", "cache MB"),
+)
+
+
+def section(rows: list[list[str]]) -> str:
+    """Markdown of the page's section."""
+    return "\n\n".join(
+        [
+            "### Reading and tokenising",
+            f"`python -m benchmarks.data`; {machine()}. Pairs of natural lengths in JSON lines, "
+            "checked row by row. The first run tokenises and keeps the ids; a second finds them. "
+            "Memory is how far the process grows beyond what it takes with nothing read.",
+            table(HEADER, rows),
+        ]
+    )
 
 
 def main() -> None:
@@ -171,9 +185,11 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.model, options.visit)))
         return
-    print(HEAD)
+    rows = []
     for count in options.pairs:
-        print(table_row(count, str(Path(options.model).resolve())), flush=True)
+        rows.append(table_row(count, str(Path(options.model).resolve())))
+        print(" | ".join(rows[-1]), flush=True)
+    publish("data", section(rows))
 
 
 if __name__ == "__main__":

@@ -72,31 +72,34 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model; prints only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--model", choices=list(SHAPES), help="one model; by default both")
+    parser.add_argument("--rounds", type=int, default=3, help="most rounds of a contender")
+    options = parser.parse_args()
     for name in INSTALLS:
         python_of(name)
-    shapes = {"tiny": TINY} if quick else SHAPES
-    parts = [f"{machine()}, 1 BLAS thread. {_VERSIONS}."]
+    names = [options.model] if options.model else list(SHAPES)
+    shapes = {"tiny": TINY} if options.quick else {name: SHAPES[name] for name in names}
+    about = f"`python -m benchmarks.rivals`; {machine()}, 1 BLAS thread. {_VERSIONS}."
     for name, shape in shapes.items():
-        parts.append(_compare(name, shape))
-        print(parts[-1], flush=True)
-        if not quick:
-            publish("rivals", "\n\n".join(parts))
+        body = _compare(name, shape, options.rounds)
+        print(body, flush=True)
+        if not options.quick:
+            publish(f"rivals {name}", f"{body}\n\n{about}")
 
 
-def _compare(name: str, shape: Shape) -> str:
+def _compare(name: str, shape: Shape, rounds: int) -> str:
     """The table of one model."""
     outcomes: dict[Contender, list[Outcome]] = {contender: [] for contender in CONTENDERS}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save(shape, folder / "model")
         job = _job(shape, folder / "model")
-        for turn in range(max(contender.rounds for contender in CONTENDERS)):
+        for turn in range(rounds):
             for contender in CONTENDERS:
                 if turn < contender.rounds:
                     outcomes[contender].append(_run(contender, job, folder))
                     _show_progress(name, turn, contender, outcomes[contender][-1])
-    return f"### Model {name}\n\n{_table(outcomes)}"
+    return f"### Other trainers, model {name}\n\n{_table(outcomes)}"
 
 
 def _job(shape: Shape, model: Path) -> Job:

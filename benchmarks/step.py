@@ -165,8 +165,7 @@ def _share(works: Sequence[Work], name: str) -> float:
 def main(rounds: int, models: tuple[str, ...]) -> None:
     """Measure a step, one acceleration after another."""
     parts = [
-        "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this section "
-        "([what it does](../benchmarks/README.md)).",
+        "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this section.",
         "",
         f"{workload.machine()}. Process CPU seconds, medians; ratios of the same batch in the same "
         "run. Not measured on a Mac.",
