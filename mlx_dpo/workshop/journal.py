@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mlx_dpo.errors import DataError, DiskError, UsageError
+from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.files import append, cut_torn_line, make_folder
 from mlx_dpo.preferences.writer import json_line
 
@@ -21,7 +21,7 @@ class Journal:
         entries: All of them, in order.
 
     Raises:
-        UsageError: If another process has it open.
+        LockedError: If another process has it open.
         DataError: If it holds anything but a JSON object a line.
         DiskError: If it can't be written.
     """
@@ -40,7 +40,7 @@ class Journal:
             self.entries = _read(path)
         except BlockingIOError:
             self.close()
-            raise UsageError(f"{path}: in use by another mlx_dpo; end that one first") from None
+            raise LockedError(f"{path}: in use by another mlx_dpo; end that one first") from None
         except BaseException:
             self.close()
             raise

@@ -50,7 +50,7 @@ class Book:
 
     Raises:
         DataError: If `out` holds anything that is not of this journal, or the journal is damaged.
-        UsageError: If another process has it open.
+        LockedError: If another process has it open.
     """
 
     def __init__(self, out: Path, tasks: Sequence[Task]) -> None:

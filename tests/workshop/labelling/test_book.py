@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.errors import DataError, DiskError, UsageError
+from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
 from mlx_dpo.workshop import journal
@@ -127,7 +127,7 @@ def test_pairs_of_somebody_else_are_never_written_over(out: Path) -> None:
 
 def test_one_session_at_a_time(out: Path) -> None:
     book = Book(out, tasks())
-    with pytest.raises(UsageError, match="in use by another"):
+    with pytest.raises(LockedError, match="in use by another"):
         Book(out, tasks())
     book.close()
     Book(out, tasks()).close()
