@@ -1,38 +1,29 @@
 """The rows of a JSON-lines file or a JSON array as they stand in it, each with its place.
 
-JSON lines are read line by line, never the whole file. An array is one document: its text is held
-in memory, and what breaks it ends the reading.
+Neither is ever in memory as a whole: JSON lines are read line by line, an array row by row. What
+breaks an array ends the reading: nobody can know where the next row would begin.
 """
 
-import json
 import os
-import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.preferences.arrays import ArrayReader
+from mlx_dpo.preferences.strict_json import (
+    Finding,
+    StrictDecoder,
+    bad_json,
+    offset_of_key,
+    offset_of_literal,
+)
 
 MAX_ROW = 10_000_000  # bytes of a line, characters of a row in an array; no pair is near it
 _BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-class Finding(NamedTuple):
-    """Something wrong with a row, before its place in the file is worked out.
-
-    Attributes:
-        code: A key of `problems.LEVELS`.
-        at: A key of the row, or an offset into its source.
-        reason: What is wrong.
-        hint: What to do about it.
-    """
-
-    code: str
-    at: str | int
-    reason: str
-    hint: str = ""
 
 
 @dataclass(slots=True)
@@ -59,13 +50,17 @@ class RawRow:
     findings: list[Finding] = field(default_factory=list)
     ends: bool = False
 
-    def place(self, at: str | int) -> tuple[int, int]:
-        """Line and column of an offset or a key; of the row where it holds no such key."""
-        offset = at if isinstance(at, int) else max(0, self.source.find(json.dumps(at)))
-        lines = self.source.count("\n", 0, offset)
+    def place(self, finding: Finding) -> tuple[int, int]:
+        """Line and column of a finding; of the row where it holds no such key."""
+        at = finding.at
+        if finding.code == "nan":
+            at = offset_of_literal(self.source, str(at))
+        elif isinstance(at, str):
+            at = offset_of_key(self.source, at, last=finding.code == "duplicate-key")
+        lines = self.source.count("\n", 0, at)
         if lines == 0:
-            return self.line, self.column + offset
-        return self.line + lines, offset - self.source.rfind("\n", 0, offset)
+            return self.line, self.column + at
+        return self.line + lines, at - self.source.rfind("\n", 0, at)
 
 
 def raw_rows(path: Path) -> Iterator[RawRow]:
@@ -75,12 +70,12 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
         UsageError: If it is not there or can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             begin = len(_BOM) if _has_bom(file) else 0
             file.seek(begin)
             is_array = _begins_array(file)
             file.seek(begin)
-            yield from _array_rows(file.read()) if is_array else _json_lines(file)
+            yield from _array_rows(file) if is_array else _json_lines(file)
     except OSError as error:
         raise not_readable(path, error) from None
 
@@ -95,12 +90,32 @@ def check_readable(path: Path) -> None:
 
 
 def has_bom(path: Path) -> bool:
-    """Whether a file begins with a byte order mark."""
+    """Whether a file begins with a byte order mark.
+
+    Raises:
+        UsageError: If it can't be read.
+    """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _has_bom(file)
     except OSError as error:
         raise not_readable(path, error) from None
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a preference file, which is read more than once: no pipe, and no device.
+
+    Raises:
+        OSError: If it can't be opened.
+        UsageError: If it is no ordinary file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a name with a zero byte
+        raise UsageError(f"{path}: not the name of a file") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UsageError(f"{path}: is a pipe or device; pairs are a .json or .jsonl file")
+    return path.open("rb")
 
 
 def not_readable(path: Path, error: OSError) -> UsageError:
@@ -147,66 +162,26 @@ def _parse_line(row: RawRow, data: bytes) -> None:
         row.source = data[: error.start].decode()
         row.findings.append(_bad_utf8(data[error.start], len(row.source)))
         return
-    decoder = _Decoder(row.findings)
     try:
-        row.value = decoder.decode(row.source)
+        row.value = StrictDecoder(row.findings).decode(row.source)
     except (ValueError, RecursionError) as error:
-        row.findings[:] = [_bad_json(error, 0)]
+        row.findings[:] = [bad_json(error)]
 
 
-def _array_rows(data: bytes) -> Iterator[RawRow]:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        source = data[: error.start].decode()
-        found = _bad_utf8(data[error.start], len(source))
-        yield RawRow(1, 1, 1, 1.0, source, findings=[found], ends=True)
-        return
-    at, number, line, counted = _skip_space(text, text.index("[") + 1), 0, 1, 0
-    more = text[at : at + 1] != "]"
-    while more:
-        number += 1
-        line, counted = line + text.count("\n", counted, at), at
-        column = at - text.rfind("\n", 0, at)
-        row = RawRow(number, line, column, at / len(text))
-        at = _parse_array_row(row, text, at)
+def _array_rows(file: BinaryIO) -> Iterator[RawRow]:
+    size = max(1, os.fstat(file.fileno()).st_size)
+    reader = ArrayReader(file, MAX_ROW)
+    for number, (line, column, found) in enumerate(reader.rows(), 1):
+        row = RawRow(number, line, column, min(1.0, file.tell() / size), found.source, found.value)
+        row.findings = found.findings
+        if found.too_long:
+            row.findings = [_too_long()._replace(hint=_ARRAY_ENDS)]
+        elif found.bad_byte is not None:
+            row.findings = [_bad_utf8(found.bad_byte, len(found.source))]
+        elif found.ends:
+            row.findings = [row.findings[0]._replace(hint=_ARRAY_ENDS)]
+        row.ends = found.ends
         yield row
-        if row.ends:
-            return
-        more = text[at] == ","
-        at = _skip_space(text, at + 1) if more else at
-    # `at` is on the closing bracket; nothing may follow it.
-    rest = _skip_space(text, at + 1)
-    if rest < len(text):
-        line += text.count("\n", counted, rest)
-        found = Finding("bad-json", 0, "not JSON: there is text after the array's end", _ARRAY_ENDS)
-        column = rest - text.rfind("\n", 0, rest)
-        yield RawRow(number + 1, line, column, 1.0, findings=[found], ends=True)
-
-
-def _parse_array_row(row: RawRow, text: str, start: int) -> int:
-    """Read the row at `start`; returns where the comma or bracket after it stands."""
-    try:
-        row.value, end = _Decoder(row.findings).raw_decode(text, start)
-        row.source = text[start:end]
-        after = _skip_space(text, end)
-        if text[after : after + 1] not in (",", "]"):
-            raise json.JSONDecodeError("Expecting ',' or ']' after a row", text, after)
-    except (ValueError, RecursionError) as error:
-        found = _bad_json(error, start)
-        assert isinstance(found.at, int)
-        row.source = text[start : start + found.at + 1]
-        row.findings[:] = [found._replace(hint=_ARRAY_ENDS)]
-        row.value, row.ends = None, True
-        return start
-    if end - start > MAX_ROW:
-        row.findings.append(_too_long())
-    return after
-
-
-def _skip_space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
 
 
 _ARRAY_ENDS = "the rest of the array was not read; mend this first"
@@ -216,16 +191,6 @@ def _bad_utf8(byte: int, at: int) -> Finding:
     return Finding("bad-utf8", at, f"byte 0x{byte:02x} is not UTF-8", "save the file as UTF-8")
 
 
-def _bad_json(error: ValueError | RecursionError, start: int) -> Finding:
-    hint = "a file is one JSON object a line, or a JSON array of objects"
-    if isinstance(error, json.JSONDecodeError):
-        return Finding("bad-json", error.pos - start, f"not JSON: {error.msg}", hint)
-    # Python's other refusal: it reads no whole number beyond 4300 digits.
-    nested = isinstance(error, RecursionError)
-    reason = "nested too deeply" if nested else "a number has too many digits"
-    return Finding("bad-json", 0, f"not usable JSON: {reason}", hint)
-
-
 def _too_long() -> Finding:
     return Finding(
         "line-too-long",
@@ -233,27 +198,3 @@ def _too_long() -> Finding:
         f"the row is longer than {MAX_ROW // 1_000_000} MB",
         "look for missing line breaks between rows",
     )
-
-
-class _Decoder(json.JSONDecoder):
-    """Python's decoder, which by itself lets repeated keys and NaN pass without a word."""
-
-    def __init__(self, findings: list[Finding]) -> None:
-        self._findings = findings
-        super().__init__(object_pairs_hook=self._object, parse_constant=self._constant)
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            key = next(key for key in keys if keys.count(key) > 1)
-            self._findings.append(
-                Finding("duplicate-key", key, f"key {key!r:.60} comes twice", "keep one")
-            )
-        return found
-
-    def _constant(self, name: str) -> float:
-        self._findings.append(
-            Finding("nan", 0, f"{name} is not a value JSON knows", "give a number, or null")
-        )
-        return float(name.replace("Infinity", "inf"))

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import Finding
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
 
@@ -117,12 +117,16 @@ def special_tokens(chat: ChatFormat) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
-def find_special(preference: Preference, special: re.Pattern[str]) -> str | None:
-    """The first special token's text inside the words of a pair; they would not be words."""
-    for turns in (preference.prompt, preference.chosen, preference.rejected):
-        for turn in turns:
+def find_special(preference: Preference, special: re.Pattern[str]) -> tuple[str, str] | None:
+    """The first special token's text inside the words of a pair; they would not be words.
+
+    Returns:
+        ``prompt``, ``chosen`` or ``rejected``, and the text.
+    """
+    for part in ("prompt", "chosen", "rejected"):
+        for turn in getattr(preference, part):
             if found := special.search(turn.content):
-                return found[0]
+                return part, found[0]
     return None
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import Finding
 from mlx_dpo.preferences.encoding import (
     Encoded,
     encode_pairs,
@@ -16,7 +15,7 @@ from mlx_dpo.preferences.encoding import (
     fit,
     special_tokens,
 )
-from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.preferences.problems import CODES, Problems
 from mlx_dpo.preferences.reader import Row, read_rows
 from mlx_dpo.preferences.repeats import text_digest
 from mlx_dpo.preferences.store import (
@@ -27,10 +26,12 @@ from mlx_dpo.preferences.store import (
     RowTable,
     write_ids,
 )
+from mlx_dpo.preferences.strict_json import Finding, offset_of_key
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import Preference, PreferenceExample
 
-BATCH = 256  # rows in memory as text
+BATCH = 256  # rows in memory as text ...
+BATCH_TEXT = 4_000_000  # ... or about so many characters of them
 
 Progress = Callable[[float], None]  # the share of the file that is done
 NOTHING = PreferenceExample([], [], [])
@@ -64,6 +65,16 @@ class Ingested:
     unusable: Counter[str] = field(default_factory=Counter)
     table: RowTable = field(default_factory=RowTable)
 
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows left out, by code."""
+        return self.unusable + Counter(CODES[code - 1] for code in self.table.code if code)
+
+    @property
+    def kept(self) -> int:
+        """Rows to train on."""
+        return self.table.code.count(0)
+
 
 def ingest(
     path: Path,
@@ -71,7 +82,7 @@ def ingest(
     tokenising: Tokenising | None = None,
     progress: Progress | None = None,
 ) -> Ingested:
-    """Read, check and tokenise a file, `BATCH` rows at a time.
+    """Read, check and tokenise a file, a few rows at a time.
 
     Args:
         path: The preference file.
@@ -83,7 +94,7 @@ def ingest(
         UsageError: If there is no such file.
         DataError: If it holds no row at all.
     """
-    found, batch = Ingested(), list[Row]()
+    found, batch, size = Ingested(), list[Row](), 0
     tokenise = _Tokeniser(path, problems, found.table, tokenising) if tokenising else None
     for row in read_rows(path, problems):
         found.read += 1
@@ -93,10 +104,11 @@ def ingest(
         else:
             _add(row, row.preference, found.table)
             batch.append(row)
-        if len(batch) == BATCH:
+            size += len(row.raw.source)
+        if len(batch) == BATCH or size > BATCH_TEXT:
             if tokenise is not None:
                 tokenise(batch)
-            batch.clear()
+            batch, size = [], 0
             if progress is not None:
                 progress(row.raw.share)
     if tokenise is not None:
@@ -143,9 +155,10 @@ class _Tokeniser:
 
     def _check_special(self, place: int, row: Row) -> None:
         assert row.preference is not None
-        text = find_special(row.preference, self.special) if self.special else None
-        if text is not None:
-            at = max(0, row.raw.source.find(text))
+        found = find_special(row.preference, self.special) if self.special else None
+        if found is not None:
+            part, text = found
+            at = _offset_in(row, part, text)
             reason = f"{text!r} is a token of this model, and would not be read as words"
             hint = "remove it; the chat template writes the tokens that are needed"
             self._leave_out(place, row, Finding("special-token", at, reason, hint))
@@ -159,6 +172,11 @@ class _Tokeniser:
         if finding is not None:
             self._leave_out(place, row, finding)
             return None
+        if cut:
+            needed = len(whole.prompt_ids) + max(len(whole.chosen_ids), len(whole.rejected_ids))
+            reason = f"an answer's end is cut off: {needed} tokens of {self.max_length}"
+            hint = "it is learned without its end; raise --max-length"
+            row.note(self.path, Finding("response-cut", 0, reason, hint), self.problems)
         closing = self.chat.closing_id
         self.table.flags[place] = (
             cut * CUT
@@ -171,3 +189,11 @@ class _Tokeniser:
     def _leave_out(self, place: int, row: Row, finding: Finding) -> None:
         row.note(self.path, finding, self.problems)
         self.table.leave_out(place, finding.code)
+
+
+def _offset_in(row: Row, part: str, text: str) -> int:
+    """Where a text stands in the source of a row; the key it belongs to where it is escaped."""
+    keys = (part, "user" if part == "prompt" else "", "chosen")  # turns may be shared
+    key = next(key for key in keys if key in row.raw.value)
+    begin = offset_of_key(row.raw.source, key)
+    return max(begin, row.raw.source.find(text, begin))

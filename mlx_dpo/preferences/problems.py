@@ -32,6 +32,7 @@ LEVELS = {
     "no-common-prompt": LEFT_OUT,
     "no-pair": LEFT_OUT,
     "tie": LEFT_OUT,
+    "response-cut": WARNING,
     "empty": WARNING,
     "whitespace-only": WARNING,
     "bom": WARNING,

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import Finding, RawRow, has_bom, raw_rows
+from mlx_dpo.preferences.documents import RawRow, has_bom, raw_rows
 from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
 from mlx_dpo.preferences.repeats import Repeats
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.records import Message, Preference
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
+LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
+STRANGE_KEYS = 20  # told of in one row
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _JSON_NAMES = {
     **{"str": "text", "int": "a number", "float": "a number", "bool": "true or false"},
@@ -39,7 +42,7 @@ class Row:
 
     def note(self, file: Path, finding: Finding, problems: Problems) -> None:
         """Pass a finding on, with its place, and remember whether the row is left out for it."""
-        line, column = self.raw.place(finding.at)
+        line, column = self.raw.place(finding)
         problems.add(
             Problem(
                 *(str(file), line, column, self.raw.number),
@@ -171,10 +174,10 @@ def read_preference(
         prompt = read_messages(row, prompt_key, "user", found)
     else:
         prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, found)
-    kind = read_text(row.get("kind", ""), "kind", found)
+    kind = _label(row.get("kind", ""), "kind", found)
     own_id = row.get("id", number)
     is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
-    name = read_text(str(own_id) if is_number else own_id, "id", found)
+    name = _label(str(own_id) if is_number else own_id, "id", found)
     if prompt is None or chosen is None or rejected is None or kind is None or name is None:
         return None
     for key, turns in ((prompt_key, prompt), ("chosen", chosen), ("rejected", rejected)):
@@ -186,7 +189,7 @@ def read_preference(
 
 def _check_keys(row: dict[str, Any], known: set[str], found: list[Finding]) -> None:
     strange = [key for key in row if key not in known]
-    short = [key for key in strange if len(key) < 20]
+    short = [key for key in strange[:100] if len(key) < 20]
     for key in ("chosen", "rejected"):
         if key not in row:
             near = difflib.get_close_matches(key, short, n=1)
@@ -196,7 +199,7 @@ def _check_keys(row: dict[str, Any], known: set[str], found: list[Finding]) -> N
             found.append(Finding("missing-key", 0, f"key {key!r} is missing", hint))
     if "prompt" in row and "user" in row:
         found.append(Finding("duplicate-key", "user", "has both 'prompt' and 'user'", "keep one"))
-    for key in strange:
+    for key in strange[:STRANGE_KEYS]:
         known.add(key)
         found.append(
             Finding(
@@ -261,6 +264,14 @@ def read_text(value: Any, key: str, found: list[Finding]) -> str | None:
         reason = f"{key!r} holds the control character U+{ord(control[0]):04X}"
         found.append(Finding("control-character", key, reason, "look whether it belongs there"))
     return value
+
+
+def _label(value: Any, key: str, found: list[Finding]) -> str | None:
+    text = read_text(value, key, found)
+    if text is not None and len(text) > LONGEST_NAME:
+        _wrong_type(key, f"has {len(text)} characters, more than {LONGEST_NAME}", found)
+        return None
+    return text
 
 
 def _check_words(key: str, turns: tuple[Message, ...], found: list[Finding]) -> None:

@@ -6,7 +6,7 @@ Rows are remembered by digests of 16 bytes, so that a hundred thousand of them s
 import json
 from hashlib import blake2b
 
-from mlx_dpo.preferences.documents import Finding
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.records import Message, Preference
 
 

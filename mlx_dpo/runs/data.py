@@ -134,6 +134,12 @@ def load_data(
         read_rows += other.store.read
         dropped += other.store.dropped
         dropped["leak"] += len(other.rows) - len(held.rows)
+    kept = len(train.rows) + len(held.rows)
+    if kept + dropped.total() != read_rows:  # never; and never unnoticed
+        raise DataError(
+            f"{config.data}: {read_rows} rows were read, and {kept} kept and {dropped.total()} "
+            "dropped: rows went missing, which is a mistake of this program; nothing was trained"
+        )
     if told is not None:
         told(problems)
     if problems.cut_short or not config.drop_bad:

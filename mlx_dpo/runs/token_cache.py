@@ -15,14 +15,14 @@ from typing import Any
 
 from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import make_folder, new_folder
-from mlx_dpo.preferences.documents import not_readable
+from mlx_dpo.preferences.documents import not_readable, open_file
 from mlx_dpo.preferences.ingest import Tokenising, ingest
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.preferences.store import TokenStore, open_store, seal
 from mlx_dpo.preferences.tokens import ChatFormat
 
 FOLDER = Path("runs/.tokens")  # one for all runs, so that they share it
-ENCODING_VERSION = "1"  # changes whenever the same row would give other ids, flags or codes
+ENCODING_VERSION = "2"  # changes whenever the same row would give other ids, flags or codes
 
 Progress = Callable[[int, int], None]
 
@@ -73,7 +73,7 @@ def file_digest(path: Path) -> str:
         UsageError: If it can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise not_readable(path, error) from None

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import Finding, RawRow, raw_rows
+from mlx_dpo.preferences.documents import RawRow, raw_rows
 from mlx_dpo.preferences.problems import ERROR, LEVELS, Problem, Problems
 from mlx_dpo.preferences.reader import read_messages, read_text, refuse_errors
 from mlx_dpo.preferences.repeats import text_digest
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.writer import json_line, plain
 from mlx_dpo.records import Message
 
@@ -123,7 +124,7 @@ def read_candidates(
                 reason = f"id {row.id!r:.60} is that of row {same_id} too"
                 found.append(Finding("duplicate-id", "id", reason, "merge the two, or remove one"))
         for finding in found:
-            line, column = raw.place(finding.at)
+            line, column = raw.place(finding)
             problems.add(Problem(str(path), line, column, raw.number, *_spoken(finding)))
         problems.cut_short |= raw.ends
         if row is not None and not _has_errors(found):

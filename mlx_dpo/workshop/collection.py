@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from mlx_dpo.errors import DiskError
 from mlx_dpo.files import new_file
-from mlx_dpo.preferences.documents import Finding, RawRow
+from mlx_dpo.preferences.documents import RawRow
 from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
 from mlx_dpo.preferences.repeats import Repeats, text_digest
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.writer import preference_line
 from mlx_dpo.records import Preference
 
@@ -91,7 +92,7 @@ class Collection:
         row = self._read = self._read + 1
         code, found = self._compare(row, pairs)
         for finding in (*findings, *found):
-            line, column = raw.place(finding.at)
+            line, column = raw.place(finding)
             self.problems.add(
                 Problem(
                     *(str(file), line, column, raw.number),

@@ -2,6 +2,7 @@
 
 import click
 
+from mlx_dpo.cli.data.check import check
 from mlx_dpo.cli.data.filter import filter_
 from mlx_dpo.cli.data.importing import import_
 from mlx_dpo.cli.data.judge import judge
@@ -17,6 +18,7 @@ def data() -> None:
     """Make, import and look at preference data."""
 
 
+data.add_command(check)
 data.add_command(preview)
 data.add_command(import_)
 data.add_command(sample)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.files import write_file
-from mlx_dpo.preferences.documents import Finding
 from mlx_dpo.preferences.problems import ERROR, LEVELS
 from mlx_dpo.preferences.reader import read_messages, read_text
 from mlx_dpo.preferences.repeats import Repeats
+from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.writer import plain, preference_line
 from mlx_dpo.records import Message, Preference
 from mlx_dpo.workshop.journal import Journal

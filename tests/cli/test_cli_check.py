@@ -1,0 +1,94 @@
+"""`mlx_dpo data check`: what a person sees of a file, and that the sum is right."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.cli import main
+from tests.runs.conftest import ORACLE, ROWS
+
+BAD = [
+    '{"user": "Hi", "chosen": 7, "rejected": "no"}',
+    '{"user": "Hi", "chosen": "a <|end|>", "rejected": "no"}',
+    '{"user": "Hi", "chosen": "same", "rejected": "same"}',
+    '{"user": "Ho", "chosen": "a", "rejected": "b"}',
+    '{"user": "Ho", "chosen": "b", "rejected": "a"}',
+    "no JSON",
+]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
+    (tmp_path / "bad.jsonl").write_text("\n".join(BAD))
+    monkeypatch.chdir(tmp_path)
+
+
+def check(*args: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", *args])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_good_file_is_all_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("pairs.json", "--model", str(ORACLE)) == 0
+    assert capsys.readouterr() == ("14 rows read = 14 kept + 0 dropped\n", "")
+
+
+def test_each_problem_has_its_place_code_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("bad.jsonl") == 3
+    shown = capsys.readouterr()
+    assert "error: bad.jsonl:1:16: wrong-type: 'chosen' must be text" in shown.out
+    assert "error: bad.jsonl:5:16: contradiction: row 4 prefers the other way" in shown.out
+    assert "left out: bad.jsonl:3:34: equal: chosen equals rejected" in shown.out
+    assert "6 rows read = 1 kept + 5 dropped (1 bad-json, 1 wrong-type, 2 contra" in shown.out
+    assert "pass --model" in shown.out
+    assert shown.err == (
+        "mlx_dpo: bad.jsonl: 3 errors; train refuses the file: mend it, or leave such rows out: "
+        "--drop-bad\n"
+    )
+
+
+def test_with_a_model_its_special_tokens_and_lengths_are_checked_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert check("bad.jsonl", "--model", str(ORACLE)) == 3
+    shown = capsys.readouterr().out
+    assert "bad.jsonl:2:29: special-token: '<|end|>' is a token of this model" in shown
+    assert "6 rows read = 0 kept + 6 dropped" in shown
+    assert check("pairs.json", "--model", str(ORACLE), "--max-length", "40") == 0
+    assert "response-cut: an answer's end is cut off: " in capsys.readouterr().out
+
+
+def test_twenty_problems_are_shown_and_all_are_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("many.jsonl").write_text("\n".join(["{}"] * 30))
+    assert check("many.jsonl", "--log", "log.jsonl") == 3
+    shown = capsys.readouterr().out
+    assert shown.count("error: many.jsonl:") == 20
+    assert "and 70 problems more; all are in log.jsonl" in shown
+    lines = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
+    assert len(lines) == 90
+    assert lines[0] == {
+        **{"file": "many.jsonl", "line": 1, "column": 1, "row": 1, "code": "missing-key"},
+        **{"reason": "key 'chosen' is missing", "hint": "found []", "level": "error"},
+    }
+
+
+def test_machines_read_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("bad.jsonl", "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["read"] == found["kept"] + sum(found["dropped"].values()) == 6
+    assert found["problems"] == {"wrong-type": 1, "equal": 1, "contradiction": 1, "bad-json": 1}
+    assert found["errors"] == 3
+    assert found["first"][0]["code"] == "wrong-type"
+
+
+def test_the_log_never_replaces_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("bad.jsonl").read_bytes()
+    assert check("bad.jsonl", "--log", "./bad.jsonl") == 2
+    assert Path("bad.jsonl").read_bytes() == before
+    assert "is the file to check" in capsys.readouterr().err
