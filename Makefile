@@ -1,5 +1,6 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
+# make notebook  the eight experiments of notebooks/dpo.ipynb, in small
 # make check  lint, format, types;              make fix         mend what can be mended
 
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ endif
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test test-torch check fix install dev
+.PHONY: help demo test test-torch notebook check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -28,6 +29,9 @@ test: dev
 
 test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch
+
+notebook: $(VENV)/.notebook
+	@MLX_DPO_FAST=1 $(FAST) $(BIN)/jupyter execute notebooks/dpo.ipynb
 
 check: dev
 	@$(BIN)/ruff check .
@@ -49,6 +53,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.made
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.notebook: $(VENV)/.installed
+	@echo "Installing what runs the notebook ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev

@@ -74,11 +74,12 @@ def measure(name: str, rows: Sequence[Row], settings: Sequence[str]) -> dict[str
 
 
 def main() -> None:
-    """Print the table, then what was refused."""
+    """Print the table line by line, then what was refused."""
     settings = settings_of(sys.argv[1:])
     pairs, _ = split()
     whole = measure("malformed-none", pairs, settings)
-    lines = [["none", "0", *whole["figures"], f"{len(whole['answers'])}"]]
+    first = ["none", "0", *whole["figures"], str(len(whole["answers"]))]
+    print(table(HEAD, [first]), flush=True)
     refusals = []
     for name, answer in BROKEN.items():
         for every in (None, 4):
@@ -91,8 +92,8 @@ def main() -> None:
                 break
             count = sum(a is not b for a, b in zip(rows, pairs, strict=True))
             same = sum(map(str.__eq__, found["answers"], whole["answers"]))
-            lines.append([name, str(count), *found["figures"], str(same)])
-    print(table(HEAD, lines), *refusals, sep="\n\n")
+            print(f"| {' | '.join([name, str(count), *found['figures'], str(same)])} |", flush=True)
+    print("", *refusals, sep="\n")
 
 
 if __name__ == "__main__":
