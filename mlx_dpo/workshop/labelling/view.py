@@ -7,7 +7,7 @@ from mlx_dpo.records import Preference
 from mlx_dpo.workshop.labelling.book import PAIR, SKIP, TIE, Book
 from mlx_dpo.workshop.labelling.tasks import is_shown_swapped
 
-ENOUGH_PAIRS = 10  # under this many, a lopsided share is nothing to speak of
+ENOUGH_PAIRS = 20  # that differ in length; under this many, a lopsided share is often chance
 
 
 def view(book: Book) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def length_meter(pairs: list[Preference]) -> dict[str, Any]:
     longer, shorter = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
     share = longer / (longer + shorter) if longer + shorter else 0.5
     low, high = LOPSIDED
-    leans = len(gaps) >= ENOUGH_PAIRS and not low <= share <= high
+    leans = longer + shorter >= ENOUGH_PAIRS and not low <= share <= high
     return {
         "longer": longer,
         "shorter": shorter,

@@ -217,11 +217,11 @@ def test_either_answer_may_stand_first_and_stays_there() -> None:
 
 
 def test_the_length_meter_speaks_up_when_one_side_keeps_winning(out: Path) -> None:
-    book = Book(out, tasks(12))
-    for _ in range(9):
+    book = Book(out, tasks(22))
+    for _ in range(19):
         choose(book)
     assert length_meter(book.pairs)["leans"] == ""
     choose(book)
     meter = view(book)["lengths"]
-    assert (meter["longer"], meter["shorter"], meter["leans"]) == (10, 0, "longer")
+    assert (meter["longer"], meter["shorter"], meter["leans"]) == (20, 0, "longer")
     book.close()

@@ -99,7 +99,7 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
         choose_the_good_one()
     page.decide("t")
     page.decide("s")
-    assert page.text("progress-text") == "10 of 22 done, 8 pairs saved, 1 ties, 1 skipped"
+    assert page.text("progress-text") == "10 of 22 done, 8 pairs saved, 1 tie, 1 skipped"
 
     # A wrong one, taken back: the same task is shown again, in the same order.
     before = page.text("conversation"), page.text("a-text")
@@ -122,7 +122,7 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
 
     page.open(serve(*command))
     # What was skipped is asked again.
-    assert page.text("progress-text") == "11 of 22 done, 10 pairs saved, 1 ties"
+    assert page.text("progress-text") == "11 of 22 done, 10 pairs saved, 1 tie"
     for _ in range(10):
         choose_the_good_one()
     page.decide("t")

@@ -54,7 +54,7 @@ function show(found) {
   texts = task && { a: task.a, b: task.b };
   $("progress").max = Math.max(1, state.total);
   $("progress").value = state.total ? state.done : 1;
-  const extra = [[state.ties, "ties"], [state.skipped, "skipped"]].filter(([n]) => n);
+  const extra = [[state.ties, state.ties === 1 ? "tie" : "ties"], [state.skipped, "skipped"]].filter(([n]) => n);
   $("progress-text").textContent = [
     ...(state.total ? [`${state.done} of ${state.total} done`] : []),
     `${state.pairs} ${state.pairs === 1 ? "pair" : "pairs"} saved`,
