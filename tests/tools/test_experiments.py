@@ -1,10 +1,14 @@
 """The experiments of docs/experiments.md in small."""
 
+import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from tools.experiments import commands, length_bias
+from mlx_dpo.models.parameters import fingerprint
+from tools.experiments import commands, length_bias, malformed_row, ranking, reference_drift
+from tools.experiments.by_hand import new_run
 
 FEW_STEPS = (*commands.EMBEDDED, "--steps", "50", "--learning-rate", "1e-3")
 
@@ -35,3 +39,40 @@ def test_length_injected_into_chosen_answers_is_stopped_by_audit_and_seen_by_eva
     )
     assert line["audit: length bias"] == "stop"
     assert float(line["answer, tokens"]) > float(line["reference"]) + 2
+
+
+def test_a_reference_that_trains_along_shows_log_2_for_ever_while_the_policy_moves() -> None:
+    run = new_run(steps=3)
+    start = fingerprint(run.policy)
+    shown = reference_drift.train(run, frozen=False)
+    assert [metrics["loss"] for metrics in shown] == pytest.approx([math.log(2)] * 3, abs=1e-6)
+    assert fingerprint(run.policy) != start
+    assert fingerprint(run.sft) == start
+
+
+def test_graded_answers_make_six_pairs_a_prompt_each_with_the_better_answer_chosen() -> None:
+    _, rows = commands.split()
+    ladders = ranking.graded(rows[:10])
+    pairs = ranking.as_pairs(rows[:10], ladders)
+    assert 6 * 10 - len(pairs) <= 3  # an answer of one word can't be shuffled
+    place = {(row["user"], text): n for row, own in zip(rows, ladders, strict=False)
+             for n, text in enumerate(own)}  # fmt: skip
+    for pair in pairs:
+        assert place[pair["prompt"], pair["chosen"]] > place[pair["prompt"], pair["rejected"]]
+
+
+@pytest.mark.parametrize(("order", "tau"), [("abcd", 1.0), ("dcba", -1.0), ("bacd", 2 / 3)])
+def test_kendalls_tau_counts_pairs_out_of_order(order: str, tau: float) -> None:
+    in_order = [order.index(a) < order.index(b) for a, b in combinations("abcd", 2)]
+    assert ranking.kendall_tau(in_order) == pytest.approx(tau)
+
+
+def test_one_row_or_every_fourth_is_broken_and_the_command_names_the_row(tmp_path: Path) -> None:
+    rows, _ = commands.split()
+    markers = malformed_row.BROKEN["role markers"]
+    one = malformed_row.broken(rows, markers, None)
+    assert [a is not b for a, b in zip(rows, one, strict=True)].index(True) == malformed_row.FIRST
+    many = malformed_row.broken(rows, markers, 4)
+    assert sum(a is not b for a, b in zip(rows, many, strict=True)) == 52
+    with pytest.raises(commands.Refused, match=r"bad\.jsonl:4:\d+: special-token.*exit code 3"):
+        commands.train("bad", FEW_STEPS, "--data", commands.write("bad.jsonl", one))
