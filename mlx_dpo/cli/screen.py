@@ -254,6 +254,7 @@ def _where_time_went(result: RunResult) -> str:
             ("forward and backward", "forward_backward_seconds"),
             ("update", "update_seconds"),
             ("reference", "reference_seconds"),
+            ("data", "data_seconds"),
         )
     ]
     return (

@@ -39,7 +39,7 @@ HISTORY = (
 )
 
 
-PHASES = ("reference", "forward_backward", "update")
+PHASES = ("data", "reference", "forward_backward", "update")
 
 
 class DPOTrainer:
@@ -74,7 +74,8 @@ class DPOTrainer:
         path: How log-probs are computed; by default the plain path, the definition.
 
     Attributes:
-        seconds: Of the last step, by phase: ``reference``, ``forward_backward``, ``update``.
+        seconds: Of the last step, by phase: ``data`` (fetching the pairs), ``reference``,
+            ``forward_backward``, ``update`` (gradient norm included).
         work: Tokens the last step computed.
         before_batch: Called before each batch of a step or an evaluation; it may raise, and the
             trainer is then where it was before the step.
@@ -202,13 +203,15 @@ class DPOTrainer:
         self.seconds, self.work = dict.fromkeys(PHASES, 0.0), Work(0, 0, 0)
         cursor = self.order.state()
         if examples is None:
-            examples = [self.examples[i] for i in self.order.next_batch()]
+            with self._timed("data"):
+                examples = [self.examples[i] for i in self.order.next_batch()]
         try:
             metrics, grads = self._accumulate(examples)
         except BaseException:
             self.order.restore(cursor)
             raise
-        grad_norm = _global_norm(grads)
+        with self._timed("update"):
+            grad_norm = _global_norm(grads)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
             self.order.restore(cursor)
             raise NonFiniteError(

@@ -1,0 +1,150 @@
+"""What was tried to make a step faster and is not built: ``python -m benchmarks.tried``.
+
+Prints what docs/engine.md says of it: batches formed by length, a compiled step, a compiled update.
+About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny model.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from benchmarks.measure import now
+from benchmarks.step import gradient
+from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SHAPES, Shape, make_batches, make_model
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.paths import SharedPromptPath
+
+PATH = SharedPromptPath(MAX_SEQ_LEN, 0)
+TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
+
+Batch = list[PreferenceExample]
+
+
+def formed(batches: list[Batch]) -> list[Batch]:
+    """The same pairs, those of like length together: (prompt length // 32, longer response)."""
+    pairs = sorted(
+        (pair for batch in batches for pair in batch),
+        key=lambda p: (len(p.prompt_ids) // 32, max(len(p.chosen_ids), len(p.rejected_ids))),
+    )
+    return [pairs[i : i + PAIRS_PER_STEP] for i in range(0, len(pairs), PAIRS_PER_STEP)]
+
+
+def forming(shape: Shape, num_batches: int) -> str:
+    """Seconds of batches in random order and of batches formed by length, by turns."""
+    model, batches = make_model(shape), make_batches(shape, num_batches)
+    reference = mx.zeros((2, PAIRS_PER_STEP))
+    spent = [0.0, 0.0]
+    mx.eval(gradient(model, PATH, batches[0], reference))
+    for pair_of_batches in zip(batches, formed(batches), strict=True):
+        for side, batch in enumerate(pair_of_batches):
+            mx.clear_cache()
+            start = now()
+            mx.eval(gradient(model, PATH, batch, reference))
+            spent[side] += now() - start
+    return (
+        f"batches formed by length, {num_batches} of {PAIRS_PER_STEP} pairs: {spent[0]:.1f} s in "
+        f"random order, {spent[1]:.1f} s formed, {1 - spent[1] / spent[0]:.1%} less"
+    )
+
+
+def num_layouts(shape: Shape, num_batches: int) -> str:
+    """How many traces a compiled step would need, were widths and counts all that matters."""
+    shapes = set()
+    for batch in make_batches(shape, num_batches):
+        layout = PATH.layout(batch)
+        groups = (layout.context_groups, layout.row_groups)
+        shapes.add(tuple(tuple((len(g.members), g.width) for g in group) for group in groups))
+    return f"distinct layouts of {num_batches} batches: {len(shapes)}"
+
+
+def compiled_step(shape: Shape) -> str:
+    """Loss and gradient of one batch, met again and again."""
+    model, (batch,) = make_model(shape), make_batches(shape, 1)
+    eager = partial(gradient, model, PATH, batch)
+    state = [model.state]
+    compiled = mx.compile(eager, inputs=state, outputs=state)
+    return _side_by_side("step", eager, compiled, mx.zeros((2, PAIRS_PER_STEP)))
+
+
+def compiled_update(shape: Shape) -> str:
+    """AdamW's update, whose shapes never change."""
+    _, grads = gradient(
+        make_model(shape), PATH, make_batches(shape, 1)[0], mx.zeros((2, PAIRS_PER_STEP))
+    )
+    mx.eval(grads)
+
+    def updating() -> tuple[Callable[[Any], Any], list[Any]]:
+        model = make_model(shape)
+        optimizer = optim.AdamW(learning_rate=1e-3, bias_correction=True)
+        optimizer.init(model.trainable_parameters())
+        mx.eval(optimizer.state)
+
+        def update(gradients: Any) -> Any:
+            optimizer.update(model, gradients)
+
+        return update, [model, optimizer]
+
+    found = []
+    for compile_it in (False, True):
+        update, (model, optimizer) = updating()
+        state = [model.state, optimizer.state]
+        if compile_it:
+            update = mx.compile(update, inputs=state, outputs=state)
+
+        def whole(
+            gradients: Any, update: Any = update, model: nn.Module = model, opt: Any = optimizer
+        ) -> Any:
+            update(gradients)
+            return model.parameters(), opt.state
+
+        found.append(whole)
+    return _side_by_side("update", found[0], found[1], grads)
+
+
+def _side_by_side(name: str, eager: Any, compiled: Any, argument: Any) -> str:
+    begin = time.perf_counter()
+    one, other = compiled(argument), eager(argument)
+    mx.eval(one)
+    first = time.perf_counter() - begin
+    a, b = (named_arrays(found[1 if name == "step" else 0]) for found in (one, other))
+    off = max(float(mx.abs(a[key] - b[key]).max()) for key in a)
+    del one, other, a, b
+    seconds: list[list[float]] = [[], []]
+    peaks = [0, 0]
+    for _ in range(3):
+        for side, function in enumerate((eager, compiled)):
+            mx.reset_peak_memory()
+            start = now()
+            mx.eval(function(argument))
+            seconds[side].append(now() - start)
+            peaks[side] = max(peaks[side], mx.get_peak_memory())
+    return (
+        f"{name}: eager {min(seconds[0]):.2f} s, compiled {min(seconds[1]):.2f} s, the first time "
+        f"{first:.0f} s by the clock; peak {peaks[0] >> 20} and {peaks[1] >> 20} MiB; largest "
+        f"difference {off:.1e}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny model")
+    quick = parser.parse_args().quick
+    shape = TINY if quick else SHAPES["A"]
+    half = replace(shape, layers=shape.layers // 2)
+    print(forming(shape, 4 if quick else 32), flush=True)
+    print(num_layouts(shape, 250), flush=True)
+    print(compiled_update(half), flush=True)
+    print(compiled_step(half), flush=True)
+
+
+if __name__ == "__main__":
+    main()
