@@ -12,6 +12,7 @@ from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
 from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.train import train
 from mlx_dpo.errors import MlxDpoError
@@ -50,6 +51,7 @@ cli.add_command(audit)
 cli.add_command(evaluate)
 cli.add_command(score)
 cli.add_command(compare)
+cli.add_command(report)
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, option_type, resolve
 from mlx_dpo.runs.keeping.lock import check_free
 from mlx_dpo.runs.keeping.signals import stop_on_signal
@@ -88,6 +88,7 @@ def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
         click.echo("dry run: all checks passed; nothing was trained")
     else:
         show_result(result)
+        _write_report(result.folder)
 
 
 def _supervised(settings: RunConfig, resume: bool) -> int:
@@ -129,3 +130,13 @@ def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) ->
     if config is None and "model" not in given:
         raise UsageError(f"{run_dir}: no run there to continue")
     return config
+
+
+def _write_report(folder: Path) -> None:
+    """The page of a finished run; a run is not lost for want of its page."""
+    from mlx_dpo.insight.report.page import write_report
+
+    try:
+        click.echo(f"The report is {write_report([folder])}.")
+    except MlxDpoError as error:
+        click.echo(f"warning: no report: {error}", err=True)

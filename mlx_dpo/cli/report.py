@@ -1,0 +1,28 @@
+"""`mlx_dpo report`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The page. Default: report.html in the first run's folder.",
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write what runs did as one HTML page that opens from disk.
+
+    Curves, accuracy by kind before and after, calibration, lengths, answers, cost, warnings and the
+    command to reproduce. `train` writes it at the end of every run.
+
+    \b
+    Example:
+      mlx_dpo report runs/tiny-sft-1
+    """
+    from mlx_dpo.insight.report.page import write_report
+
+    click.echo(f"written: {write_report(runs, out)}")

@@ -1,0 +1,60 @@
+"""The curves of a run."""
+
+import math
+from collections.abc import Sequence
+
+from mlx_dpo.insight.plots.charts import Point, Series, line_chart
+from mlx_dpo.insight.report.record import Record, Rows
+
+_MOST_POINTS = 300  # of a line; a page of a long run stays small
+_STEP = "optimizer step"
+
+
+def curves(run: Record) -> list[str]:
+    """Loss, rewards, margin, accuracy, learning rate and gradient norm, as SVG."""
+    steps, held_out = run.steps, run.held_out
+
+    def chart(title: str, unit: str, key: str, evaluated: str | None, **options: object) -> str:
+        lines = [_smooth("training", steps, key)]
+        if evaluated and held_out:
+            lines.append(Series("held out", _points(held_out, evaluated), has_dots=True))
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, **options)  # type: ignore[arg-type]
+
+    unit = "\u03b2 \u00d7 nats"
+    rewards = [_smooth(n, steps, f"{n}_reward") for n in ("chosen", "rejected")]
+    return [
+        chart("Loss", "nats", "loss", "loss", levels=[(math.log(2), "log 2: untrained")]),
+        line_chart("Rewards, training pairs", rewards, x_label=_STEP, y_label=unit),
+        chart("Reward margin", unit, "reward_margin", "reward_margin"),
+        chart("Reward accuracy", "share of pairs", "accuracy", "accuracy", y_range=(0.0, 1.0)),
+        line_chart("Learning rate", [_plain(steps, "lr")], x_label=_STEP, y_label="a step"),
+        chart("Gradient norm, before clipping", "L2", "grad_norm", None),
+    ]
+
+
+def _points(rows: Rows, key: str) -> list[Point]:
+    return [(row["step"] + 1, float(row[key])) for row in rows]
+
+
+def _plain(rows: Rows, key: str) -> Series:
+    return Series(key, _thinned(_points(rows, key)))
+
+
+def _smooth(name: str, rows: Rows, key: str) -> Series:
+    """A running mean over a twentieth of the run, in front of the values themselves."""
+    points = _points(rows, key)
+    reach = len(points) // 40
+    if not reach:
+        return Series(name, points)
+    means = []
+    for place, (step, _) in enumerate(points):
+        near = [y for _, y in points[max(0, place - reach) : place + reach + 1]]
+        means.append((step, sum(near) / len(near)))
+    return Series(name, _thinned(means), behind=_thinned(points))
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most so many points: means of neighbours."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), max(1, size))]
+    return [(g[len(g) // 2][0], sum(y for _, y in g) / len(g)) for g in groups]

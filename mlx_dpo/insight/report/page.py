@@ -1,0 +1,154 @@
+"""From a run's folder to a page that opens from disk: no script, no network, one file."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.files import write_file
+from mlx_dpo.insight.audit import measures
+from mlx_dpo.insight.audit.bias import check_length
+from mlx_dpo.insight.evaluation import GroupScore, score_groups, wilson_interval
+from mlx_dpo.insight.judging.calibration import Calibration, calibrate
+from mlx_dpo.insight.plots.charts import Bars, Reliability, bar_chart, reliability_diagram
+from mlx_dpo.insight.plots.drawing import STYLE
+from mlx_dpo.insight.report.curves import curves
+from mlx_dpo.insight.report.record import Record, read_run
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.loop import RewardWatch
+
+NAME = "report.html"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of one run, or of some one after the other.
+
+    Args:
+        folders: Run folders, at least one.
+        out: The file; by default `report.html` in the first folder.
+
+    Raises:
+        UsageError: If a folder holds no run.
+        DiskError: If the page can't be written.
+    """
+    path = out or folders[0] / NAME
+    write_file(path, render([read_run(folder) for folder in folders]))
+    return path
+
+
+def render(runs: Sequence[Record]) -> str:
+    """The page as text. Whatever comes from data or a model is escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(
+        runs=[_parts(run) for run in runs], plot_style=Markup(STYLE)
+    )
+    # A lone surrogate, which JSON may hold, is no text that a file can.
+    return page.encode("utf-8", "replace").decode()
+
+
+def _parts(run: Record) -> dict[str, Any]:
+    has_pairs = run.policy.size > 0
+    beta = run.config.beta
+    kinds = [kind or "(none)" for kind in run.kinds]
+    groups = score_groups(run.policy, run.reference, kinds, beta=beta) if has_pairs else []
+    pictures = curves(run) if run.steps else []
+    if groups:
+        pictures.append(_accuracy_chart(groups))
+    calibration = None
+    if has_pairs:
+        gained = run.policy.astype("float64") - run.reference
+        calibration = calibrate(beta * (gained[0] - gained[1]))
+        pictures.append(_calibration_chart(calibration))
+    length, histogram = _length(run)
+    return {
+        "run": run,
+        "command": command(run.config),
+        "groups": groups,
+        "calibration": calibration,
+        "pictures": [Markup(svg) for svg in [*pictures, *histogram]],
+        "length": length,
+        "warnings": _warnings(run),
+        "seconds": sum(row["seconds"] for row in run.timings),
+        "peak": max((row["peak_bytes"] for row in run.timings), default=0) / 2**30,
+        "pairs": sum(row["pairs"] for row in run.timings),
+    }
+
+
+def command(config: RunConfig) -> str:
+    """What to type for the same run once more: the settings that are not the defaults."""
+    words = ["mlx_dpo", "train"]
+    given = {k: v for k, v in asdict(config).items() if k not in ("run_dir", "out", "overwrite")}
+    for setting in fields(config):
+        value = given.get(setting.name)
+        if value is None or (value == setting.default and setting.name not in ("model", "data")):
+            continue
+        name = f"--{setting.name.replace('_', '-')}"
+        words += [name] if value is True else [name, str(value)]
+    return shlex.join(words)
+
+
+def _accuracy_chart(groups: Sequence[GroupScore]) -> str:
+    return bar_chart(
+        "Log-prob accuracy by kind, held out",
+        [group.name for group in groups],
+        [
+            Bars("SFT", [group.logprob_accuracy_before for group in groups]),
+            Bars("DPO", [group.logprob_accuracy_after for group in groups]),
+        ],
+        label="share of pairs with log p(chosen) > log p(rejected)",
+        x_range=(0.0, 1.0),
+    )
+
+
+def _calibration_chart(found: Calibration) -> str:
+    points = [
+        Reliability(b.confidence, b.right / b.num_pairs, wilson_interval(b.right, b.num_pairs))
+        for b in found.bins
+    ]
+    return reliability_diagram("Calibration, held out", points)
+
+
+def _length(run: Record) -> tuple[str, list[str]]:
+    """The audit's word on length, where the data are still what and where they were."""
+    try:
+        rows = read_preferences(str(run.config.data))
+    except MlxDpoError as error:
+        return f"not checked: {error}", []
+    found = measures.in_words(rows)
+    check = check_length(rows, found)
+    bars = measures.histogram(found.gaps)
+    chart = bar_chart(
+        "Length of chosen minus rejected, whole file",
+        [_span(bar) for bar in bars],
+        [Bars("pairs", [bar.count for bar in bars])],
+        label="pairs, by gap in words",
+    )
+    return f"{check.verdict}: {check.reason}", [chart]
+
+
+def _span(bar: measures.Bar) -> str:
+    if bar.low is None:
+        return f"{bar.high:+d} or less"
+    if bar.high is None:
+        return f"{bar.low:+d} or more"
+    return f"{bar.low:+d}" if bar.low == bar.high else f"{bar.low:+d} to {bar.high:+d}"
+
+
+def _warnings(run: Record) -> list[str]:
+    watch, found = RewardWatch(), []
+    for row in run.steps:
+        if (warning := watch.after(row["step"], row)) is not None:
+            found.append(warning)
+    if not run.is_finished:
+        found.append(f"the run is not finished: {len(run.steps)} steps are recorded")
+    if not run.policy.size:
+        found.append("no pair was held out: nothing here says how it does on unseen pairs")
+    return found

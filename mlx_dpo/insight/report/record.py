@@ -1,0 +1,108 @@
+"""What a run left in its folder, read back."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.insight.evaluation import Logprobs
+from mlx_dpo.runs.config import RunConfig, read_toml
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its settings.
+        environment: Versions and device.
+        split: Ids of the pairs on each side.
+        steps: A row a step: loss, rewards, accuracy, lr, grad_norm.
+        held_out: A row an evaluation: the step and what was found.
+        timings: A row a step: seconds by phase, tokens, peak memory.
+        samples: Answers given on the way.
+        kinds: Kinds of the N held-out pairs.
+        policy: float32 (2, N), log-probs of the held-out pairs after training.
+        reference: float32 (2, N), before.
+        answers: Prompts answered before and after.
+        is_finished: Whether the run came to its end.
+    """
+
+    folder: Path
+    config: RunConfig
+    environment: dict[str, Any]
+    split: dict[str, list[str]]
+    steps: Rows
+    held_out: Rows
+    timings: Rows
+    samples: Rows
+    kinds: list[str]
+    policy: Logprobs
+    reference: Logprobs
+    answers: Rows
+    is_finished: bool
+
+
+def read_run(folder: Path) -> Record:
+    """Read a run's folder, finished or not.
+
+    Raises:
+        UsageError: If no run made it, or a file of it can't be read.
+    """
+    if not (folder / "config.toml").is_file():
+        raise UsageError(f"{folder}: no run there (no config.toml); give a folder below runs/")
+    metrics = _lines(folder / "metrics.jsonl")
+    held_out = _json(folder / "held_out.json")
+    result = _json(folder / "result.json")
+    try:
+        return Record(
+            folder=folder,
+            config=RunConfig(**read_toml(folder / "config.toml")),
+            environment=_json(folder / "environment.json"),
+            split=_json(folder / "split.json"),
+            steps=[row for row in metrics if "loss" in row],
+            held_out=[{"step": r["step"], **r["held_out"]} for r in metrics if "held_out" in r],
+            timings=_lines(folder / "timings.jsonl"),
+            samples=_lines(folder / "samples.jsonl"),
+            kinds=[str(kind) for kind in held_out.get("kinds", [])],
+            policy=_logprobs(held_out.get("policy", [])),
+            reference=_logprobs(held_out.get("reference", [])),
+            answers=list(result.get("answers", [])),
+            is_finished=bool(result),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None
+
+
+def _logprobs(rows: list[list[float]]) -> Logprobs:
+    return np.array(rows, dtype=np.float32).reshape(2, -1)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object; empty where the run has not written it yet."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not readable: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _lines(path: Path) -> Rows:
+    """Whole lines; what a killed run left half written is passed over."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    rows.append(row)
+    return rows

@@ -1,0 +1,116 @@
+"""The page of a run: all it must hold, nothing it must not, and a real browser agrees."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.insight.report.page import command, write_report
+from mlx_dpo.runs.config import RunConfig
+from tests.cli.test_cli import exit_code
+
+HOSTILE = "<script>document.title='taken'</script><img src=http://x.invalid/y>"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder, with hostile text wherever data and models put text."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"p {n}", "chosen": "a b c", "rejected": "d " * (n % 5 + 1)} for n in range(20)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    config = RunConfig(model=HOSTILE, data="pairs.json", beta=0.2, steps=60)
+    (folder / "config.toml").write_text(config.to_toml())
+    names = {"device": "cpu", "system": "Linux", "mlx": "1", "mlx-dpo": "1"}
+    (folder / "environment.json").write_text(json.dumps(names))
+    (folder / "split.json").write_text('{"train": ["1", "2"], "held_out": ["3", "4"]}')
+    metrics = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
+    steps = [
+        {"step": n, "lr": 1e-4, "grad_norm": 2.0, **{name: 0.5 for name in metrics}}
+        for n in range(60)
+    ]
+    found = {"step": 59, "held_out": {name: 0.6 for name in metrics}}
+    lines = [json.dumps(row) for row in [*steps, found]]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 60, "lo']))
+    timing = [{"step": n, "seconds": 0.5, "pairs": 4, "peak_bytes": 2**30} for n in range(60)]
+    (folder / "timings.jsonl").write_text("\n".join(map(json.dumps, timing)))
+    said = {"prompt": HOSTILE, "kind": "x", "answer": HOSTILE + "halfway"}
+    (folder / "samples.jsonl").write_text(json.dumps({"step": 29, "answers": [said]}))
+    held_out = {
+        "kinds": [HOSTILE, "tone"],
+        "policy": [[-1.0, -2.0], [-5.0, -1.0]],
+        "reference": [[-2.0, -2.0], [-4.0, -1.0]],
+    }
+    (folder / "held_out.json").write_text(json.dumps(held_out))
+    answers = [{"prompt": HOSTILE, "kind": "x", "sft": HOSTILE + "before", "dpo": "after \ud83d"}]
+    (folder / "result.json").write_text(json.dumps({"out": "o", "answers": answers}))
+    return folder
+
+
+def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
+    page = write_report([run]).read_text()
+    for part in ("Loss", "log 2: untrained", "Learning rate", "Gradient norm", "Calibration"):
+        assert part in page
+    for part in ("2 pairs to train on, 2 held out", "30.0 s of training (8.0 pairs/s)", "1.00 GiB"):
+        assert part in page
+    assert "halfway" in page
+    assert "right in" in page  # the audit's word on length
+    assert "0.50 → 0.50" in page  # log-prob accuracy of all, by hand
+    assert len(page.encode()) < 1_000_000
+    assert not re.search(r"<(script|img|link|iframe)|url\(|@import", page)
+
+
+def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
+    for name in ("result.json", "held_out.json"):
+        (run / name).unlink()
+    page = write_report([run]).read_text()
+    assert "the run is not finished: 60 steps are recorded" in page
+    assert "no pair was held out" in page
+
+
+def test_runs_stand_on_one_page_and_a_folder_without_a_run_is_refused(run: Path) -> None:
+    out = write_report([run, run], run / "both.html")
+    assert out.read_text().count("<h1>") == 2
+    with pytest.raises(UsageError, match="no run there"):
+        write_report([run.parent])
+    assert exit_code("report", str(run.parent)) == 2
+    assert exit_code("report", str(run)) == 0
+
+
+def test_the_command_names_what_is_not_the_default() -> None:
+    config = RunConfig(model="my model", data="d", beta=0.3, plain=True, run_dir="x")
+    assert command(config) == "mlx_dpo train --model 'my model' --data d --beta 0.3 --plain"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_real_browser_shows_it_without_errors_or_requests(run: Path, width: int) -> None:
+    page = write_report([run])
+    clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    found = subprocess.run(
+        [
+            *(str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--enable-logging=stderr", "--v=0", f"--window-size={width},900"),
+            *(f"--user-data-dir={run / 'profile'}", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean,
+        check=True,
+    )
+    assert "<title>DPO report: run-1</title>" in found.stdout
+    assert found.stdout.count("<svg") >= 9
+    # A blocked request, a script that ran and a page error all end on the console.
+    assert "CONSOLE" not in found.stderr
