@@ -150,6 +150,19 @@ def test_a_system_column_becomes_a_system_turn_where_it_says_something(tmp_path:
     ]
 
 
+def test_an_instruction_keeps_its_input(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    rows = [
+        {"instruction": "Sum up.", "input": "A long text.", "chosen": "A text.", "rejected": "?"},
+        {"instruction": "Say hi.", "input": "", "chosen": "Hi.", "rejected": "?"},
+        {"input": "Say ho.", "chosen": "Ho.", "rejected": "?"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name, _, pairs = run_import(file, tmp_path / "out.jsonl")
+    assert name == "columns"
+    assert [pair.question for pair in pairs] == ["Sum up.\nA long text.", "Say hi.", "Say ho."]
+
+
 def test_rows_that_contradict_each_other_are_both_left_out(tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     texts = [("a", "x", "y"), ("b", "x", "y"), ("a", "y", "x"), ("c", "x", "x")]

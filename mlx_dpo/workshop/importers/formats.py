@@ -81,6 +81,9 @@ def _columns_rows(row: Row, all_pairs: bool) -> list[Row]:
         name = _first(row, names)
         if name is not None:
             same[key] = row[name]
+    if _first(row, _PROMPTS) == "instruction" and isinstance(row.get("input"), str):
+        # Alpaca's custom: what the instruction is about stands in a column of its own.
+        same["prompt"] = f"{row['instruction']}\n{row['input']}".rstrip("\n")
     system = _first(row, _SYSTEMS)
     if system is not None and row[system] and "prompt" in same:
         same["prompt"] = [{"role": "system", "content": row[system]}, *_as_turns(same["prompt"])]
