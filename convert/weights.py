@@ -127,20 +127,6 @@ def write_weights(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def check_finite(arrays: dict[str, mx.array], place: Path) -> None:
-    """Refuse weights that are no numbers.
-
-    Raises:
-        UsageError: If a tensor holds NaN or an infinity; the message names it.
-    """
-    for name, value in arrays.items():
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
-            raise UsageError(
-                f"{place}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
-                "training failed"
-            )
-
-
 def same_bits(a: mx.array, b: mx.array) -> bool:
     """Whether two tensors are equal in shape, dtype and every bit."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -132,20 +132,46 @@ def cut_torn_line(path: Path) -> None:
 def inside(folder: Path, name: str) -> Path:
     """A file of a folder, never one that lies elsewhere.
 
-    Links are followed only within the folder, or within its repository in the hub's cache, where
-    every file is a link.
+    Links are followed only within the folder or, in the hub's cache, where every file is a link,
+    into the ``blobs`` of its own repository.
 
     Raises:
         UsageError: If it is not there or not inside.
     """
     path = folder / name
-    real = folder.resolve()
-    root = real.parent.parent if real.parent.name == "snapshots" else real
-    if "/" in name or "\\" in name or not path.resolve().is_relative_to(root):
+    if "/" in name or "\\" in name or not _stays_inside(path, folder.resolve()):
         raise UsageError(f"{folder}: {name!r} points outside the folder")
     if not path.is_file():
         raise UsageError(f"{folder}: {name} is missing")
     return path
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it, whoever would open it later.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    real = folder.resolve()
+    try:
+        links = [entry for entry in folder.iterdir() if entry.is_symlink()]
+    except OSError as error:
+        raise UsageError(f"{folder}: not readable: {error.strerror}") from None
+    for link in links:
+        if not _stays_inside(link, real):
+            raise UsageError(f"{folder}: {link.name!r} points outside the folder")
+
+
+def _stays_inside(path: Path, folder: Path) -> bool:
+    repository = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a name with a zero byte
+        return False
+    return real.is_relative_to(folder) or (
+        is_snapshot and real.is_relative_to(repository / "blobs")
+    )
 
 
 def make_folder(path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_dpo.convert.torch_zip.archive import Tensor, as_mlx, from_mlx
-from mlx_dpo.convert.weights import check_finite
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import CourseArgs
+from mlx_dpo.models.parameters import check_finite
 
 _TENSORS_PER_BLOCK = 16
 _TENSORS_OUTSIDE = 5

@@ -19,10 +19,10 @@ from mlx_dpo.convert.hf.architecture import (
 from mlx_dpo.convert.hf.names import BUFFERS, RULES
 from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
-from mlx_dpo.convert.weights import check_finite, read_weights
+from mlx_dpo.convert.weights import read_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import check_layer_count, window_note
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.dialects import check_sizes, window_note
+from mlx_dpo.models.parameters import check_finite, named_arrays
 from mlx_dpo.models.tying import TIED, is_head, tied_entry, twin
 
 
@@ -62,7 +62,7 @@ def mlx_model(folder: Path) -> Model:
     _check_finite(folder)
     stored = read_weights(folder)
     config = for_mlx({**original, **tied_entry(original, stored.arrays)})
-    check_layer_count(config, len(stored.arrays))
+    check_sizes(config, [value.shape for value in stored.arrays.values()])
     model = skeleton(config)
     found = sanitized(model, stored.arrays)
     expected = named_arrays(model.parameters())

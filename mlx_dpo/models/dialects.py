@@ -5,7 +5,7 @@ announced. They were found by comparing logits (see docs/conversion.md).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,14 @@ _RENAMED = {
     "gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
     "qwen3_moe": {"num_experts": "num_local_experts"},
 }
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_SIZES = (
+    *("hidden_size", "n_embd", "d_model", "dim", "vocab_size", "head_dim", "n_inner", "d_ff"),
+    *("intermediate_size", "ffn_hidden_size", "moe_intermediate_size", "kv_lora_rank"),
+    *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "num_kv_heads"),
+    *("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts", "rotary_dim"),
+)
 
 # Architectures that have a sliding window in transformers and none in mlx-lm.
 _WINDOWLESS = ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "starcoder2")
@@ -104,18 +112,31 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     return model, arguments
 
 
-def check_layer_count(config: dict[str, Any], num_tensors: int) -> None:
-    """Refuse a config with more layers than the weights could fill, before they are built.
+def check_sizes(config: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
+    """Refuse a config that claims more than the weights hold, before anything is made of it.
+
+    Args:
+        config: A config.json.
+        shapes: Of the tensors.
 
     Raises:
-        UsageError: If a layer count is above the number of tensors.
+        UsageError: If a layer count is above the number of tensors, or a size above the largest.
     """
-    for holder in (config, config.get("text_config")):
-        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-            count = holder.get(key) if isinstance(holder, dict) else None
-            if isinstance(count, int) and count > num_tensors:
+    largest = max((size for shape in shapes for size in shape), default=0)
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in _LAYERS + _SIZES:
+            size = holder.get(key)
+            if not isinstance(size, int | float):
+                continue
+            if key in _LAYERS and size > len(shapes):
                 raise UsageError(
-                    f"config.json: {key} is {count}, and the weights are {num_tensors} tensors"
+                    f"config.json: {key} is {size}, and the weights are {len(shapes)} tensors"
+                )
+            if not 0 <= size <= max(largest, len(shapes)):
+                raise UsageError(
+                    f"config.json: {key} is {size}, and no tensor of the weights has a side above "
+                    f"{largest}"
                 )
 
 

@@ -11,9 +11,17 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import check_layer_count, mlx_config, model_classes
-from mlx_dpo.models.parameters import check_safetensors, fingerprint
+from mlx_dpo.files import check_links
+from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes
+from mlx_dpo.models.parameters import (
+    check_finite,
+    check_safetensors,
+    fingerprint,
+    named_arrays,
+)
 from mlx_dpo.models.tying import tied_entry_of_folder
+
+MAX_CONFIG = 4_000_000  # bytes
 
 # What models call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
@@ -53,7 +61,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
 
     try:
         config |= tied_entry_of_folder(config, folder)
-        check_layer_count(config, _count_tensors(folder))
+        check_sizes(config, _shapes(folder))
         model, _ = load_model(
             folder,
             lazy=True,
@@ -66,6 +74,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
         raise UsageError(f"{folder}: {error}") from None
     except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
         raise UsageError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+    check_finite(named_arrays(model.parameters()), folder)
     return model, tokenizer
 
 
@@ -89,10 +98,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-        UsageError: If it is missing or not a JSON object.
+        UsageError: If it is missing or not a JSON object, or the folder has a link that leads out.
     """
     path = folder / "config.json"
+    if folder.is_dir():
+        check_links(folder)
     try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise UsageError(f"{path}: has more than {MAX_CONFIG} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{folder}: no config.json; a model folder holds one") from None
@@ -189,14 +202,14 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _count_tensors(folder: Path) -> int:
+def _shapes(folder: Path) -> list[list[int]]:
     from safetensors import safe_open
 
-    count = 0
+    found = []
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            count += len(tensors.keys())
-    return count
+            found += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    return found
 
 
 def _check_weight_files(folder: Path) -> None:

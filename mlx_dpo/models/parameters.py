@@ -57,6 +57,20 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     return arrays
 
 
+def check_finite(arrays: dict[str, mx.array], place: Path) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        UsageError: If a tensor holds NaN or an infinity; the message names it.
+    """
+    for name, value in arrays.items():
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            raise UsageError(
+                f"{place}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
+                "training failed"
+            )
+
+
 def check_safetensors(file: Path) -> None:
     """Let the strict parser see a file before MLX, which accepts malformed ones.
 

@@ -1,7 +1,7 @@
 """Preference files with mistakes nobody thought of: no traceback, and the sum always right.
 
-`MLX_DPO_FAULTS` is the number of files for each test. A file is made from its number, which a failure
-names; nothing else is random.
+`MLX_DPO_FAULTS` is the number of files for each test. A file is made from its number, which a
+failure names; nothing else is random.
 """
 
 import json

@@ -307,3 +307,64 @@ def test_more_layers_than_tensors_are_refused_before_they_are_built(
 def test_rope_parameters_of_the_wrong_kind_are_passed_over(make_folder: MakeFolder) -> None:
     rope = {"full_attention": {"rope_theta": 500.0}, "sliding_attention": "x"}
     load_folder(make_folder(rope_parameters=rope))
+
+
+# --- Nothing outside the folder, nothing larger than the weights, nothing that is no number -------
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+)
+def test_a_link_out_of_the_folder_is_refused(
+    make_folder: MakeFolder, tmp_path: Path, name: str
+) -> None:
+    folder = make_folder()
+    (tmp_path / "elsewhere").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    assert f"{name!r} points outside the folder" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("repository", "target", "is_followed"),
+    [
+        ("models--a--b", "blobs", True),
+        ("models--a--b", "refs", False),
+        ("mine", "blobs", False),
+    ],
+)
+def test_a_link_of_a_hub_snapshot_leads_into_its_own_blobs_and_nowhere_else(
+    make_folder: MakeFolder, tmp_path: Path, repository: str, target: str, is_followed: bool
+) -> None:
+    snapshot = tmp_path / repository / "snapshots" / "0123"
+    blobs = tmp_path / repository / target
+    snapshot.mkdir(parents=True)
+    make_folder().rename(blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    if is_followed:
+        load_folder(snapshot)
+    else:
+        assert "points outside the folder" in refusal(snapshot)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("size", [10**6, -4, float("inf")])
+def test_a_size_the_weights_do_not_have_is_refused_before_anything_is_made(
+    make_folder: MakeFolder, key: str, size: float
+) -> None:
+    folder = make_folder(**{key: size})
+    assert f"config.json: {key} is {size}, and no tensor" in refusal(folder)
+
+
+def test_a_config_of_many_megabytes_is_not_read(make_folder: MakeFolder) -> None:
+    assert "has more than 4000000 bytes" in refusal(make_folder(note="a" * 4_000_000))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    arrays = load_arrays(folder / "model.safetensors")
+    name = sorted(arrays)[-1]
+    arrays[name] = arrays[name] * mx.nan
+    save_arrays(folder / "model.safetensors", arrays)
+    assert f"{name} holds NaN or infinite values" in refusal(folder)

@@ -1,0 +1,25 @@
+"""Damaged model files: used or refused in one line, in bounded memory, and never a crash."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.mutations import KINDS
+
+SIZE = int(os.environ.get("MLX_DPO_FAULTS", "60"))
+MOST = 1_500_000_000  # bytes, MLX and transformers among them
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_damage_is_refused_in_one_line_and_bounded_memory(kind: str) -> None:
+    command = [sys.executable, "-m", "tests.faults.mutations", kind, "0", str(SIZE)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = ran.stdout.splitlines()[-1:]
+    assert ran.returncode == 0, f"exit {ran.returncode} at {last}: {ran.stderr[-2000:]}"
+    found = json.loads(last[0])
+    assert found["used"] + found["refused"] == SIZE
+    assert found["refused"] > SIZE // 4
+    assert found["peak_bytes"] < MOST
