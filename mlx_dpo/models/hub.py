@@ -52,16 +52,15 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
             quantised.
     """
     config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
     _refuse_quantised(folder, config)
     if "model_file" in config:
         raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
-    _check_weight_files(folder)
+    _check_weight_files(folder, config)
+    tokenizer = load_tokenizer(folder)
     from mlx_lm.utils import load_model
 
     try:
         config |= tied_entry_of_folder(config, folder)
-        check_sizes(config, _shapes(folder))
         model, _ = load_model(
             folder,
             lazy=True,
@@ -212,12 +211,16 @@ def _shapes(folder: Path) -> list[list[int]]:
     return found
 
 
-def _check_weight_files(folder: Path) -> None:
+def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise UsageError(f"{folder}: no model*.safetensors in it")
     for file in files:
         check_safetensors(file)
+    try:
+        check_sizes(config, _shapes(folder))
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
