@@ -271,7 +271,7 @@ def test_every_format_can_be_named_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no rows"),
+        (b"", "in.jsonl: no rows"),
         (b'{"a": 1}\n', "the shape of its rows is not known"),
         (b"\x1f\x8bnot really", "not a whole gzip file"),
     ],
@@ -284,4 +284,5 @@ def test_what_cannot_be_read_is_one_line_and_leaves_no_file(
     result = invoke("import", source, "--out", tmp_path / "out.jsonl")
     assert said in str(result.exception)
     assert "\n" not in str(result.exception)
+    assert isinstance(result.exception, DataError)
     assert list(tmp_path.iterdir()) == [source]

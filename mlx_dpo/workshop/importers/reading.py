@@ -1,11 +1,11 @@
 """An import: rows of a source, through a format and the project's own checks, into a collection."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.documents import RawRow
 from mlx_dpo.preferences.problems import LEVELS, WARNING
 from mlx_dpo.preferences.reader import KEYS, read_preference
@@ -20,7 +20,7 @@ Place = tuple[Path, RawRow]
 _LOOKED_AT = 100  # rows in which a format must show itself
 
 
-def open_rows(files: Iterable[Path], name: str) -> tuple[Format, Iterator[Place], int]:
+def open_rows(files: Sequence[Path], name: str) -> tuple[Format, Iterator[Place], int]:
     """The rows of some files, and their format.
 
     Args:
@@ -46,10 +46,10 @@ def open_rows(files: Iterable[Path], name: str) -> tuple[Format, Iterator[Place]
         if len(seen) == _LOOKED_AT:
             break
     if not seen:
-        raise DataError("no rows in the file")
+        raise DataError(f"{files[0]}: no rows in the file")
     file, raw = seen[0]
     keys = sorted(raw.value)[:12] if isinstance(raw.value, dict) else "no object"
-    raise UsageError(
+    raise DataError(
         f"{file}: the shape of its rows is not known (the first has {keys}); name it with "
         f"--format: {', '.join(FORMATS)}"
     )
