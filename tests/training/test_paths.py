@@ -50,6 +50,8 @@ def _pairs() -> list[PreferenceExample]:
 
 
 PAIRS = _pairs()
+# Ragged, a prompt of one token, an empty response, two that are alike.
+TRAINED = [*PAIRS[:5], PAIRS[8], PAIRS[10]]
 BATCHES = {
     "one ragged pair": PAIRS[:1],
     "a prompt of one token": PAIRS[1:2],
@@ -110,7 +112,7 @@ def test_sixteen_steps_follow_the_plain_trajectory(name: str) -> None:
         trainer = DPOTrainer(
             architectures.make(name),
             ref_model=architectures.make(name),
-            examples=PAIRS[:5],
+            examples=TRAINED,
             max_seq_len=LENGTH,
             pad_id=0,
             beta=0.1,
