@@ -14,6 +14,7 @@ from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
+from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
 from mlx_dpo.errors import MlxDpoError
 
@@ -52,6 +53,7 @@ cli.add_command(evaluate)
 cli.add_command(score)
 cli.add_command(compare)
 cli.add_command(report)
+cli.add_command(sweep)
 
 
 def main(args: list[str] | None = None) -> Any:

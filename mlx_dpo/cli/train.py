@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,32 @@ from mlx_dpo.runs.keeping.lock import check_free
 from mlx_dpo.runs.keeping.signals import stop_on_signal
 
 
-def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def config_options(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option a setting, made from the dataclass: name, type, default and help stand there."""
-    for setting in reversed(fields(RunConfig)):
-        kind = option_type(setting.name)
-        choices = setting.metadata.get("choices")
-        unset = setting.default is None or kind is bool
-        shown = "" if unset else f" [default: {setting.default}]"
-        value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
-        if not choices:
-            value["metavar"] = _metavar(setting.name, kind)
-        command = click.option(
-            f"--{setting.name.replace('_', '-')}",
-            default=None,
-            help=setting.metadata["help"] + shown,
-            **{"is_flag": True} if kind is bool else value,
-        )(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(fields(RunConfig)):
+            if setting.name not in left_out:
+                command = _option_of(setting)(command)
+        return command
+
+    return add
+
+
+def _option_of(setting: "Field[Any]") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    kind = option_type(setting.name)
+    choices = setting.metadata.get("choices")
+    unset = setting.default is None or kind is bool
+    shown = "" if unset else f" [default: {setting.default}]"
+    value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
+    if not choices:
+        value["metavar"] = _metavar(setting.name, kind)
+    return click.option(
+        f"--{setting.name.replace('_', '-')}",
+        default=None,
+        help=setting.metadata["help"] + shown,
+        **{"is_flag": True} if kind is bool else value,
+    )
 
 
 def _metavar(name: str, kind: type) -> str:
@@ -41,7 +50,7 @@ def _metavar(name: str, kind: type) -> str:
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@_config_options
+@config_options()
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
 @click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")
 @click.option(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -16,7 +16,14 @@ from mlx_dpo.insight.audit import measures
 from mlx_dpo.insight.audit.bias import check_length
 from mlx_dpo.insight.evaluation import GroupScore, score_groups, wilson_interval
 from mlx_dpo.insight.judging.calibration import Calibration, calibrate
-from mlx_dpo.insight.plots.charts import Bars, Reliability, bar_chart, reliability_diagram
+from mlx_dpo.insight.plots.charts import (
+    Bars,
+    Reliability,
+    Series,
+    bar_chart,
+    line_chart,
+    reliability_diagram,
+)
 from mlx_dpo.insight.plots.drawing import STYLE
 from mlx_dpo.insight.report.curves import curves
 from mlx_dpo.insight.report.record import Record, read_run
@@ -24,34 +31,64 @@ from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.loop import RewardWatch
 
+if TYPE_CHECKING:
+    from mlx_dpo.insight.sweep import Outcome
+
 NAME = "report.html"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, sweep: "Sequence[Outcome]" = ()
+) -> Path:
     """Write the page of one run, or of some one after the other.
 
     Args:
         folders: Run folders, at least one.
         out: The file; by default `report.html` in the first folder.
+        sweep: What each beta came to, where the runs are a sweep.
 
     Raises:
         UsageError: If a folder holds no run.
         DiskError: If the page can't be written.
     """
     path = out or folders[0] / NAME
-    write_file(path, render([read_run(folder) for folder in folders]))
+    write_file(path, render([read_run(folder) for folder in folders], sweep))
     return path
 
 
-def render(runs: Sequence[Record]) -> str:
+def render(runs: Sequence[Record], sweep: "Sequence[Outcome]" = ()) -> str:
     """The page as text. Whatever comes from data or a model is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        runs=[_parts(run) for run in runs], plot_style=Markup(STYLE)
+        runs=[_parts(run) for run in runs],
+        plot_style=Markup(STYLE),
+        sweep=[Markup(svg) for svg in _against_beta(sweep)] if sweep else [],
+        outcomes=sweep,
     )
     # A lone surrogate, which JSON may hold, is no text that a file can.
     return page.encode("utf-8", "replace").decode()
+
+
+def _against_beta(outcomes: "Sequence[Outcome]") -> list[str]:
+    """Margin, accuracy, drift and length of a sweep."""
+    by_beta = sorted(outcomes, key=lambda one: one.beta)
+    pictures: list[tuple[str, str, list[float]]] = [
+        ("Log-ratio margin, held out", "nats", [o.score.margin / o.beta for o in by_beta]),
+        ("Reward accuracy, held out", "share", [o.score.reward_accuracy for o in by_beta]),
+        ("Drift: KL a token", "nats", [o.drift.kl_per_token for o in by_beta]),
+        ("Answer length", "tokens", [o.drift.policy_length for o in by_beta]),
+    ]
+    return [
+        line_chart(
+            title,
+            [Series("", [(o.beta, v) for o, v in zip(by_beta, values, strict=True)], (), True)],
+            x_label="\u03b2, logarithmic",
+            y_label=unit,
+            is_log=True,
+        )
+        for title, unit, values in pictures
+    ]
 
 
 def _parts(run: Record) -> dict[str, Any]:
