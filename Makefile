@@ -1,6 +1,7 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
 # make notebook  the eight experiments of notebooks/dpo.ipynb, in small
+# make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ endif
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test test-torch notebook check fix install dev
+.PHONY: help demo test torture test-torch notebook check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -32,6 +33,9 @@ test-torch: $(VENV)/.torch
 
 notebook: $(VENV)/.notebook
 	@MLX_DPO_FAST=1 $(FAST) $(BIN)/jupyter execute notebooks/dpo.ipynb
+
+torture: dev
+	@$(FAST) $(BIN)/python -m tests.faults.torture --write
 
 check: dev
 	@$(BIN)/ruff check .

@@ -1,0 +1,157 @@
+"""Real runs through the command line, ended in every way and continued until they finish."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.faults.forks import run_child, start_child, wait
+from tests.runs.conftest import ORACLE, ROWS
+
+ARGUMENTS = (
+    *("train", "--model", str(ORACLE), "--data", "pairs.json", "--out", "out"),
+    *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2", "--steps", "6"),
+    *("--grad-accumulation", "2", "--eval-every", "3", "--save-every", "2", "--sample-every", "3"),
+)
+
+
+def preload() -> None:
+    """Import what a run imports, without computing: a fork can't inherit MLX's threads."""
+    import transformers.models.auto.tokenization_auto  # noqa: F401
+
+    import mlx_dpo.cli.screen
+    import mlx_dpo.runs.loop
+    import mlx_dpo.runs.run
+
+    for module in (mlx_dpo.runs.run, mlx_dpo.runs.loop):
+        module.ANSWER_TOKENS = 4  # type: ignore[attr-defined]  # most of such a short run would be spent on answers
+
+
+def workplace(folder: Path) -> Path:
+    """A new folder with pairs in it."""
+    folder.mkdir(parents=True)
+    (folder / "pairs.json").write_text(json.dumps(ROWS[:8]))
+    return folder
+
+
+def live(folder: Path, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """A life of the run in `folder`: begins it, or continues it."""
+
+    def life() -> None:
+        from mlx_dpo.cli import main
+
+        os.chdir(folder)
+        before()
+        main(
+            [*ARGUMENTS, "--resume", "--run-dir", "run"]
+            if not Path("run/config.toml").exists()
+            else ["train", "--resume", "--run-dir", "run"]
+        )
+
+    return life
+
+
+def signal_after(seconds: float, number: int) -> Callable[[], object]:
+    """Sends this process a signal, from a thread, so that it comes in the middle of anything."""
+
+    def begin() -> None:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    return begin
+
+
+def signal_when(target: Any, name: str, *numbers: int) -> Callable[[], object]:
+    """Sends this process signals when a function is first called."""
+
+    def begin() -> None:
+        real = getattr(target, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            setattr(target, name, real)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            return real(*args, **options)
+
+        setattr(target, name, watched)
+
+    return begin
+
+
+def results(folder: Path) -> dict[str, str]:
+    """sha256 of everything a finished run must share with one that was never stopped."""
+    files = [*("out/model.safetensors", "run/metrics.jsonl", "run/samples.jsonl")]
+    files += ["run/held_out.json", "run/step-000006/optimizer.safetensors"]
+    files += ["run/step-000006/weights.safetensors"]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+
+
+def straight(folder: Path) -> dict[str, str]:
+    """The results of a run that nobody stops."""
+    assert run_child(live(workplace(folder)), quiet=True) == 0
+    return results(folder)
+
+
+def killed_lives(
+    folder: Path, expected: dict[str, str], lives: int, longest: float, choose: random.Random
+) -> tuple[int, str]:
+    """Kill a run at random moments until it has lived `lives` times or is done; then finish it.
+
+    Returns:
+        Kills that hit, and what is not as promised.
+    """
+    workplace(folder)
+    kills = 0
+    for _ in range(lives):
+        before = signal_after(choose.uniform(0.02, longest), signal.SIGKILL)
+        code = run_child(live(folder, before), quiet=True)
+        if code == 0:
+            break
+        if code != -signal.SIGKILL:
+            return kills, f"{folder}: exit {code} after {kills} kills"
+        kills += 1
+    return kills, finish(folder, expected)
+
+
+def stopped_once(
+    folder: Path, expected: dict[str, str], before: Callable[[], object]
+) -> tuple[int, str]:
+    """Stop a run by a signal, then finish it.
+
+    Returns:
+        The exit code of the stopped life, and what is not as promised.
+    """
+    code = run_child(live(workplace(folder), before), quiet=True)
+    if code not in (0, 75):
+        return code, f"{folder}: exit {code}, not 75"
+    return code, finish(folder, expected)
+
+
+def finish(folder: Path, expected: dict[str, str]) -> str:
+    """Continue to the end; what is not as promised, empty if nothing."""
+    if (code := run_child(live(folder), quiet=True)) != 0:
+        return f"{folder}: the last life ended with {code}"
+    found = results(folder)
+    different = [name for name in expected if found[name] != expected[name]]
+    return f"{folder}: {different} differ from the straight run" if different else ""
+
+
+def start_together(folder: Path, count: int) -> list[int]:
+    """Exit codes of `count` processes that begin the same run at the same moment."""
+    workplace(folder)
+    wait_here, go = os.pipe()
+
+    def before() -> None:
+        os.close(go)
+        os.read(wait_here, 1)  # ends when the parent closes its side
+
+    children = [start_child(live(folder, before), quiet=True) for _ in range(count)]
+    os.close(wait_here)
+    os.close(go)
+    return [wait(child) for child in children]

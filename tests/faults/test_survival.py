@@ -1,0 +1,72 @@
+"""A small size of what `make torture` tries in full, in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# By name, not imported: forks must come from a process in which MLX has computed nothing.
+ROW = [sys.executable, "-m", "tests.faults.torture", "--here", "--seed", "3"]
+PHASES = """
+import sys, tempfile, signal
+from pathlib import Path
+from tests.faults import lives
+from tests.faults.forks import run_child
+
+lives.preload()
+import mlx_dpo.runs.run as run
+from mlx_dpo.runs.loop import Loop
+from mlx_dpo.training.trainer import DPOTrainer
+
+PHASES = {
+    "reference pass": (run, "score_in_batches", 75),
+    "step": (DPOTrainer, "_accumulate", 75),
+    "evaluation": (Loop, "_evaluate_if_due", 75),
+    "export": (run, "export_folder", 75),
+}
+folder = Path(tempfile.mkdtemp())
+expected = lives.straight(folder / "straight")
+for number, (phase, (target, name, code)) in enumerate(PHASES.items()):
+    which = (signal.SIGTERM, signal.SIGINT)[number % 2]
+    before = lives.signal_when(target, name, which)
+    found = lives.stopped_once(folder / str(number), expected, before)
+    assert found == (code, ""), (phase, found)
+
+# A second one leaves at once, and what is on disk is whole.
+twice = lives.signal_when(Loop, "_sample_if_due", signal.SIGINT, signal.SIGINT)
+place = lives.workplace(folder / "twice")
+assert run_child(lives.live(place, twice), quiet=True) == -signal.SIGINT
+assert lives.finish(place, expected) == ""
+print("all phases")
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "count"), [("save-kill", 1), ("save-power", 1), ("save-full", 1), ("damage", 100)]
+)
+def test_an_interrupted_save_or_damaged_checkpoint_costs_nothing_before_it(
+    row: str, count: int
+) -> None:
+    done = subprocess.run([*ROW, f"{row}={count}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tries, good, _ = json.loads(done.stdout)
+    assert good == tries >= 18, done.stderr
+
+
+@pytest.mark.parametrize(("row", "count"), [("kills", 2), ("starts", 3)])
+def test_real_runs_that_are_killed_or_begun_together_end_as_one_straight_run(
+    row: str, count: int
+) -> None:
+    done = subprocess.run([*ROW, f"{row}={count}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tries, good, _ = json.loads(done.stdout)
+    assert good == tries >= count, done.stderr
+
+
+def test_a_stop_in_any_phase_exits_75_and_costs_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PHASES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all phases\n"
