@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
 
+# As in `training.optimizers`, which needs MLX: the command line's help should not.
+OPTIMIZERS = ("adamw", "lion", "adafactor")
 EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
 
@@ -49,8 +51,20 @@ class RunConfig:
     learning_rate: float = _option(1e-5, "Learning rate after warm-up.", above=0)
     min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)
     warmup_steps: int = _option(10, "Steps of linear warm-up.", at_least=0)
-    weight_decay: float = _option(0.0, "Decoupled weight decay of AdamW.", at_least=0)
-    grad_clip: float = _option(1.0, "Largest global gradient norm; 0 never clips.", at_least=0)
+    weight_decay: float = _option(0.0, "Decoupled weight decay.", at_least=0)
+    grad_clip: float = _option(
+        1.0,
+        "Largest global gradient norm; 0 never clips, and frees gradients as they are used.",
+        at_least=0,
+    )
+    optimizer: str = _option(
+        "adamw",
+        "AdamW; Lion, half its state; or Adafactor, next to none.",
+        choices=OPTIMIZERS,
+    )
+    checkpoint_layers: bool = _option(
+        False, "Compute layers again for the gradient: much less memory, about a third more time."
+    )
     batch_size: int = _option(4, "Pairs per forward and backward pass.", at_least=1)
     grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
     epochs: int = _option(1, "Times each pair is seen.", at_least=1)

@@ -30,6 +30,7 @@ from mlx_dpo.runs.keeping.signals import Stop, stop_on_signal
 from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop
 from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.metrics import pair_metrics
+from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path as ScoringPath
 from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
@@ -157,8 +158,14 @@ def _check_ours(path: Path, *, resume: bool) -> None:
 def _choose_path(job: Job) -> Choice:
     max_seq_len, pad_id = job.config.max_length, pad_id_of(job.chat.tokenizer)
     if job.config.plain:
-        return Choice(PlainPath(max_seq_len, pad_id))
-    return choose_path(job.policy, job.train.examples, max_seq_len=max_seq_len, pad_id=pad_id)
+        return Choice(PlainPath(max_seq_len, pad_id, job.config.checkpoint_layers))
+    return choose_path(
+        job.policy,
+        job.train.examples,
+        max_seq_len=max_seq_len,
+        pad_id=pad_id,
+        checkpoint=job.config.checkpoint_layers,
+    )
 
 
 def _make_trainer(
@@ -180,8 +187,13 @@ def _make_trainer(
         max_lr=config.learning_rate,
         min_lr=config.min_learning_rate,
         warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
+        optimizer=make_optimizer(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        ),
         grad_clip=config.grad_clip or None,
+        fused_update=config.grad_clip == 0,
         seed=config.seed,
         path=path,
     )

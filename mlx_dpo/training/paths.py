@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.checkpointed import checkpointed
 from mlx_dpo.training.fast.head import hidden_states, token_logprobs
 from mlx_dpo.training.fast.layout import Layout, Work, lay_out
 from mlx_dpo.training.fast.prompts import PromptKeys, continue_prompts
@@ -45,14 +46,17 @@ class PlainPath:
     Args:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
+        checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
     """
 
     max_seq_len: int
     pad_id: int
+    checkpoint: bool = False
     name: ClassVar[str] = "plain"
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B)."""
+        model = checkpointed(model) if self.checkpoint else model
         return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
@@ -72,10 +76,12 @@ class JoinedPath:
     Args:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
+        checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
     """
 
     max_seq_len: int
     pad_id: int
+    checkpoint: bool = False
     name: ClassVar[str] = "joined"
 
     def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
@@ -84,7 +90,8 @@ class JoinedPath:
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B)."""
-        return _logprobs(model, self.layout(examples), len(examples), self.pad_id)
+        layered = checkpointed(model) if self.checkpoint else model
+        return _logprobs(layered, model, self.layout(examples), len(examples), self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""
@@ -98,11 +105,13 @@ class SharedPromptPath:
     Args:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
+        checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
         one_length: Whether rows go together only where their prompts are of one length.
     """
 
     max_seq_len: int
     pad_id: int
+    checkpoint: bool = False
     one_length: bool = False
 
     @property
@@ -121,18 +130,22 @@ class SharedPromptPath:
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B)."""
-        return _logprobs(model, self.layout(examples), len(examples), self.pad_id)
+        layered = checkpointed(model) if self.checkpoint else model
+        return _logprobs(layered, model, self.layout(examples), len(examples), self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""
         return self.layout(examples).work()
 
 
-def _logprobs(model: nn.Module, layout: Layout, num_pairs: int, pad_id: int) -> mx.array:
+def _logprobs(
+    layered: nn.Module, model: nn.Module, layout: Layout, num_pairs: int, pad_id: int
+) -> mx.array:
+    """Log-probs (2, B), the trunk of `layered` below the head of `model`."""
     if not layout.rows:
         return mx.zeros((2, num_pairs))
     recorded = [
-        _read_prompts(model, [layout.contexts[i] for i in group.members], group.width, pad_id)
+        _read_prompts(layered, [layout.contexts[i] for i in group.members], group.width, pad_id)
         for group in layout.context_groups
     ]
     place_of = {
@@ -151,7 +164,9 @@ def _logprobs(model: nn.Module, layout: Layout, num_pairs: int, pad_id: int) -> 
                 [place_of[context] for context in contexts],
                 [len(layout.contexts[context]) for context in contexts],
             )
-        states = hidden_states(model, _padded([r.inputs for r in rows], group.width, pad_id), cache)
+        states = hidden_states(
+            layered, _padded([r.inputs for r in rows], group.width, pad_id), cache
+        )
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])

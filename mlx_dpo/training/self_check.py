@@ -48,7 +48,12 @@ class Choice:
 
 
 def choose_path(
-    model: nn.Module, examples: Sequence[PreferenceExample], *, max_seq_len: int, pad_id: int
+    model: nn.Module,
+    examples: Sequence[PreferenceExample],
+    *,
+    max_seq_len: int,
+    pad_id: int,
+    checkpoint: bool = False,
 ) -> Choice:
     """Compare each fast path with the plain one on a few of the user's own pairs.
 
@@ -60,6 +65,7 @@ def choose_path(
         examples: Training pairs, at least one.
         max_seq_len: Longest prompt + response in tokens.
         pad_id: Token id to pad with.
+        checkpoint: Whether layers are to compute again for the gradient.
     """
     batch, longest = _sample(examples)
     plain = PlainPath(max_seq_len, pad_id)
@@ -67,9 +73,9 @@ def choose_path(
     gradient = _gradient_norms(plain, model, batch[:2])
     refused = []
     candidates: tuple[Path, ...] = (
-        SharedPromptPath(max_seq_len, pad_id),
-        SharedPromptPath(max_seq_len, pad_id, one_length=True),
-        JoinedPath(max_seq_len, pad_id),
+        SharedPromptPath(max_seq_len, pad_id, checkpoint),
+        SharedPromptPath(max_seq_len, pad_id, checkpoint, one_length=True),
+        JoinedPath(max_seq_len, pad_id, checkpoint),
     )
     for path in candidates:
         try:

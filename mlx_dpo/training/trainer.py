@@ -1,6 +1,7 @@
 """The training loop of DPO. It knows arrays and pairs; no files, no tokenizer, no printing."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from mlx_dpo.training.metrics import (
     as_floats,
     pair_metrics,
 )
+from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path, PlainPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 from mlx_dpo.training.schedule import warmup_cosine
@@ -39,6 +41,8 @@ HISTORY = (
 )
 
 
+# Up to and with a layer's number; the whole name elsewhere.
+_LAYER = re.compile(r".*?\.\d+(?=\.)|.*")
 PHASES = ("data", "reference", "forward_backward", "update")
 
 
@@ -72,6 +76,9 @@ class DPOTrainer:
         optimizer: Any MLX optimizer; by default AdamW with bias correction, betas (0.9, 0.999),
             eps 1e-8. Its learning rate is set at each step.
         path: How log-probs are computed; by default the plain path, the definition.
+        fused_update: Whether a step of one batch updates each tensor as soon as its gradient is
+            there: less memory, but a gradient that is not finite is noticed after the update. Not
+            together with `grad_clip`, which needs the whole gradient first.
 
     Attributes:
         seconds: Of the last step, by phase: ``data`` (fetching the pairs), ``reference``,
@@ -109,6 +116,7 @@ class DPOTrainer:
         reference: Reference | None = None,
         optimizer: optim.Optimizer | None = None,
         path: Path | None = None,
+        fused_update: bool = False,
     ) -> None:
         _check_positive(
             batch_size=batch_size,
@@ -121,6 +129,8 @@ class DPOTrainer:
         )
         if not examples:
             raise ValueError("no training examples")
+        if fused_update and grad_clip is not None:
+            raise ValueError("fused_update and grad_clip: clipping needs the whole gradient first")
         if max_lr < 0:
             raise ValueError(f"max_lr must not be negative, got {max_lr}")
         if max_seq_len <= 1:
@@ -142,6 +152,7 @@ class DPOTrainer:
         self.min_lr = min_lr
         self.warmup_steps = warmup_steps
         self.grad_clip = grad_clip
+        self.fused_update = fused_update
         self.eval_every = eval_every
         self.log_every = log_every
         self.step = 0
@@ -156,13 +167,8 @@ class DPOTrainer:
             reference = frozen_reference(ref_model, self.score)
         assert reference is not None
         self.reference = reference
-        # MLX's AdamW leaves bias correction off by default, which differs from PyTorch at step 1.
-        self.optimizer = optimizer or optim.AdamW(
-            learning_rate=max_lr,
-            betas=[0.9, 0.999],
-            eps=1e-8,
-            weight_decay=weight_decay,
-            bias_correction=True,
+        self.optimizer = optimizer or make_optimizer(
+            "adamw", learning_rate=max_lr, weight_decay=weight_decay
         )
         self.optimizer.init(model.trainable_parameters())
         self._value_and_grad = nn.value_and_grad(model, self._loss)
@@ -195,7 +201,8 @@ class DPOTrainer:
 
         Raises:
             NonFiniteError: If the loss or the gradient norm is not finite. Weights, optimizer,
-                cursor and step are as they were.
+                cursor and step are as they were; a fused update does not wait for the norm, and
+                where only that is not finite weights and optimizer are lost.
             ValueError: If `examples` is empty.
         """
         if examples is not None and not examples:
@@ -205,29 +212,86 @@ class DPOTrainer:
         if examples is None:
             with self._timed("data"):
                 examples = [self.examples[i] for i in self.order.next_batch()]
+        one_batch = len(examples) <= self.batch_size
+        take = self._fused_step if self.fused_update and one_batch else self._whole_step
         try:
-            metrics, grads = self._accumulate(examples)
-        except BaseException:
+            metrics, grad_norm = take(examples)
+        except BaseException:  # also a stop between two batches
             self.order.restore(cursor)
             raise
+        lr = self.lr()
+        self.step += 1
+        return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
+
+    def _whole_step(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, float]:
+        """Gradient first, and an update once its norm is known."""
+        metrics, grads = self._accumulate(examples)
         with self._timed("update"):
             grad_norm = _global_norm(grads)
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
-            self.order.restore(cursor)
-            raise NonFiniteError(
-                f"step {self.step}: loss {metrics['loss']}, gradient norm {grad_norm}; nothing was "
-                "applied. Try a lower --learning-rate, and check the weights the run starts from"
-            )
+        self._check_finite(metrics["loss"], grad_norm, "nothing was applied")
         if self.grad_clip is not None and grad_norm > self.grad_clip:
             scale = self.grad_clip / (grad_norm + 1e-6)
             grads = tree_map(lambda g: g * scale, grads)
-        lr = self.lr()
         with self._timed("update"):
-            self.optimizer.learning_rate = lr
+            self.optimizer.learning_rate = self.lr()
             self.optimizer.update(self.model, grads)
             mx.eval(self.model.parameters(), self.optimizer.state)
-        self.step += 1
-        return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
+        return metrics, grad_norm
+
+    def _fused_step(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, float]:
+        """Each tensor updated as soon as its gradient is there, which is freed at once.
+
+        The norm is known when all is done: where it is not finite the weights are lost.
+        """
+        self.before_batch()
+        self.work += self.path.work(examples)
+        with self._timed("reference"):
+            reference = self.reference(examples)
+            mx.eval(reference)
+        with self._timed("forward_backward"):
+            (loss, metrics), grads = self._value_and_grad(examples, reference)
+            mx.eval(loss, metrics)
+            found = as_floats(loss, metrics)
+            self._check_finite(found["loss"], 0.0, "nothing was applied")
+            self.optimizer.learning_rate = self.lr()
+            self.optimizer.update(self.model, grads)
+            flat = named_arrays(grads)
+            del grads, loss, metrics
+            squares = [
+                self._evaluate_layer({name: flat.pop(name) for name in names})
+                for names in _by_layer(list(flat))
+            ]
+            mx.eval(self.model.parameters(), self.optimizer.state)
+        grad_norm = math.sqrt(math.fsum(squares))
+        self._check_finite(
+            found["loss"],
+            grad_norm,
+            "the weights in memory are spoilt; the last checkpoint is not: --resume goes on from "
+            "it, and with --grad-clip a step is checked before it is applied",
+        )
+        return found, grad_norm
+
+    def _evaluate_layer(self, grads: dict[str, mx.array]) -> float:
+        """Evaluate some gradients, then the updates that wait for them; the sum of their squares.
+
+        In this order: MLX would begin an update's other products before the gradient is there.
+        """
+        mx.eval(grads)
+        squares = mx.stack([mx.square(g.astype(mx.float32)).sum() for g in grads.values()]).sum()
+        parameters = named_arrays(self.model.trainable_parameters())
+        moments = named_arrays(self.optimizer.state)
+        updated = [moments[m] for m in moments if m.rpartition(".")[0] in grads]
+        for name in grads:
+            mx.eval(parameters[name])
+        mx.eval(squares, updated)
+        return float(squares)
+
+    def _check_finite(self, loss: float, grad_norm: float, outcome: str) -> None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteError(
+                f"step {self.step}: loss {loss}, gradient norm {grad_norm}; {outcome}. Try a lower "
+                "--learning-rate, and check the weights the run starts from"
+            )
 
     def evaluate(self, eval_examples: Sequence[PreferenceExample]) -> Metrics:
         """Loss, both rewards, margin and accuracy over every pair once, without gradient.
@@ -396,3 +460,11 @@ def _without_loss(metrics: Metrics) -> Metrics:
 def _append(history: dict[str, list[float]], **values: float) -> None:
     for name, value in values.items():
         history[name].append(value)
+
+
+def _by_layer(names: list[str]) -> list[list[str]]:
+    """Names of parameters by layer, the last layer first: as gradients become known."""
+    layers: dict[str, list[str]] = {}
+    for name in reversed(names):
+        layers.setdefault(_LAYER.match(name)[0], []).append(name)  # type: ignore[index]
+    return list(layers.values())

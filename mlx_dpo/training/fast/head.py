@@ -30,9 +30,9 @@ def hidden_states(model: nn.Module, ids: mx.array, cache: Sequence[Any] | None) 
     Raises:
         UnknownStructureError: If the trunk can't be told from the head.
     """
-    path = _trunk_path(model)
-    recorder = _Recorder(_at(model, path))
-    whole = _with_trunk(model, path, recorder)
+    path = trunk_path(model)
+    recorder = _Recorder(at(model, path))
+    whole = with_trunk(model, path, recorder)
     # The logits that come back are never evaluated.
     whole(ids) if cache is None else whole(ids, cache=cache)
     return recorder.output
@@ -52,10 +52,10 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
     Returns:
         float32 (S,).
     """
-    path = _trunk_path(model)
-    trunk = _at(model, path)
+    path = trunk_path(model)
+    trunk = at(model, path)
     probe = _StandIn(trunk, hidden[None, :1])
-    vocabulary = _call(_with_trunk(model, path, probe), probe).shape[-1]
+    vocabulary = _call(with_trunk(model, path, probe), probe).shape[-1]
     parameters = {
         "head": _without(model.parameters(), path),
         # A tied output layer is a part of the trunk; what the head asked for shows which.
@@ -67,9 +67,9 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
     }
 
     def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
-        tied = {name: _replaced(trunk[name], p) for name, p in parameters["trunk"].items()}
+        tied = {name: replaced(trunk[name], p) for name, p in parameters["trunk"].items()}
         stand_in = _StandIn(trunk, hidden[None], tied)
-        head = _with_trunk(_replaced(model, parameters["head"]), path, stand_in)
+        head = with_trunk(replaced(model, parameters["head"]), path, stand_in)
         logits = _call(head, stand_in)[0].astype(mx.float32)
         picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
         return picked - mx.logsumexp(logits, axis=-1)
@@ -123,7 +123,7 @@ class _StandIn:
         return self._parts[name] if name in self._parts else getattr(self._trunk, name)
 
 
-def _trunk_path(model: nn.Module) -> list[str]:
+def trunk_path(model: nn.Module) -> list[str]:
     """Names that lead from a model to its trunk: the module that holds the token embedding."""
     path: list[str] = []
     module = model
@@ -142,19 +142,20 @@ def _trunk_path(model: nn.Module) -> list[str]:
     return path
 
 
-def _at(model: nn.Module, path: Sequence[str]) -> nn.Module:
+def at(model: nn.Module, path: Sequence[str]) -> nn.Module:
+    """The module that names lead to."""
     for name in path:
         model = model[name]
     return model
 
 
-def _with_trunk(model: nn.Module, path: Sequence[str], trunk: Any) -> Any:
+def with_trunk(model: nn.Module, path: Sequence[str], trunk: Any) -> Any:
     """A copy of the model with another trunk; everything else is shared with it."""
     if not path:
         return trunk
     outer = copy.copy(model)
     # A plain attribute, found before the module's own entry of this name.
-    object.__setattr__(outer, path[0], _with_trunk(model[path[0]], path[1:], trunk))
+    object.__setattr__(outer, path[0], with_trunk(model[path[0]], path[1:], trunk))
     return outer
 
 
@@ -170,13 +171,13 @@ def _without(parameters: Parameters, path: Sequence[str]) -> Parameters:
     return {**kept, first: _without(parameters[first], rest)} if rest else kept
 
 
-def _replaced(module: Any, parameters: Any) -> Any:
+def replaced(module: Any, parameters: Any) -> Any:
     """A copy of a module that computes with other parameters; those not named are shared."""
     if isinstance(parameters, mx.array):
         return parameters
     if isinstance(parameters, list):
-        return [_replaced(m, p) for m, p in zip(module, parameters, strict=True)]
+        return [replaced(m, p) for m, p in zip(module, parameters, strict=True)]
     changed = copy.copy(module)
     for name, value in parameters.items():
-        changed[name] = _replaced(module[name], value)
+        changed[name] = replaced(module[name], value)
     return changed

@@ -32,6 +32,22 @@ class PromptKeys:
         self.keys, self.values = keys, values
         return keys, values
 
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What a layer that is computed again must be given: nothing."""
+        return ()
+
+    def with_arrays(self) -> "PromptKeys":
+        """Another cache, to compute with."""
+        return PromptKeys()
+
+    def recorded(self) -> tuple[mx.array, ...]:
+        """What the layer left in it."""
+        return self.keys, self.values
+
+    def record(self, keys: mx.array, values: mx.array) -> None:
+        """Take over what `recorded` gave elsewhere."""
+        self.keys, self.values = keys, values
+
 
 class AfterPrompt:
     """Cache of one layer for the second pass: rows that each continue a prompt.
@@ -58,6 +74,21 @@ class AfterPrompt:
             mx.concatenate([self.keys, keys], axis=2),
             mx.concatenate([self.values, values], axis=2),
         )
+
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What a layer that is computed again must be given."""
+        return self.keys, self.values
+
+    def with_arrays(self, keys: mx.array, values: mx.array) -> "AfterPrompt":
+        """The same cache on other arrays, to compute with."""
+        return AfterPrompt(keys, values, self._lengths.tolist())
+
+    def recorded(self) -> tuple[mx.array, ...]:
+        """What the layer left in it: nothing."""
+        return ()
+
+    def record(self) -> None:
+        """Nothing to take over."""
 
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None

@@ -1,0 +1,76 @@
+"""Layers that compute again for the gradient instead of keeping what it needs: less memory.
+
+mlx-lm's own checkpointing changes the class of the layers, and with it the reference, and takes a
+cache for a constant. Here a shallow copy of one model gets stand-ins for its layers, and a prompt's
+keys and values go in and out of the function whose gradient is recomputed.
+"""
+
+import copy
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.training.fast.head import at, replaced, trunk_path, with_trunk
+from mlx_dpo.training.fast.prompts import AfterPrompt, PromptKeys
+
+
+def checkpointed(model: nn.Module) -> Any:
+    """A model of the same parameters whose layers keep nothing but their inputs.
+
+    Args:
+        model: A model of mlx-lm's kind: a trunk that holds the token embedding and a list of
+            layers. It is not changed.
+
+    Raises:
+        UnknownStructureError: If trunk or layers can't be found.
+    """
+    path = trunk_path(model)
+    trunk = copy.copy(at(model, path))
+    names = [name for name, child in trunk.children().items() if _is_layers(child, model)]
+    for name in names:
+        trunk[name] = [_Layer(layer) for layer in trunk[name]]
+    return with_trunk(model, path, trunk)
+
+
+def _is_layers(child: Any, model: nn.Module) -> bool:
+    layers = list(model.layers)
+    return (
+        isinstance(child, list)
+        and len(child) == len(layers)
+        and all(a is b for a, b in zip(child, layers, strict=True))
+    )
+
+
+class _Layer:
+    """Stands for a layer: calls it under `mx.checkpoint`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        caches = [c for c in (*args, *kwargs.values()) if isinstance(c, PromptKeys | AfterPrompt)]
+        cache = caches[0] if caches else None
+
+        # What else the layer is given (masks, offsets) is closed over: it has no gradient, and
+        # mx.checkpoint would look for one.
+        def run(parameters: Any, x: mx.array, *prompt: mx.array) -> Any:
+            layer = replaced(self._layer, parameters)
+            if cache is None:
+                return (layer(x, *args, **kwargs),)
+            inner = cache.with_arrays(*prompt)
+            output = layer(
+                x,
+                *(inner if a is cache else a for a in args),
+                **{name: inner if a is cache else a for name, a in kwargs.items()},
+            )
+            return (output, *inner.recorded())
+
+        prompt = () if cache is None else cache.arrays()
+        output, *recorded = mx.checkpoint(run)(self._layer.parameters(), x, *prompt)
+        if cache is not None:
+            cache.record(*recorded)
+        return output

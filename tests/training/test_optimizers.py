@@ -1,0 +1,111 @@
+"""Optimizers by name, and updates that don't wait for the whole gradient."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.runs import checkpoint, config
+from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.trainer import DPOTrainer
+from tests.training import architectures
+from tests.training.test_paths import LENGTH, PAIRS
+
+
+def trainer(name: str = "adamw", **options: Any) -> DPOTrainer:
+    return DPOTrainer(
+        architectures.make("llama"),
+        ref_model=architectures.make("llama"),
+        examples=PAIRS[:6],
+        max_seq_len=LENGTH,
+        pad_id=0,
+        beta=0.1,
+        batch_size=2,
+        max_steps=8,
+        max_lr=1e-3,
+        optimizer=make_optimizer(name, learning_rate=1e-3, weight_decay=0.01),
+        path=SharedPromptPath(LENGTH, 0),
+        **options,
+    )
+
+
+def bytes_of(tree: Any) -> dict[str, bytes]:
+    return {name: np.array(array).tobytes() for name, array in named_arrays(tree).items()}
+
+
+@pytest.mark.parametrize("name", config.OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(name: str) -> None:
+    tuned = trainer(name)
+    first = tuned.evaluate(PAIRS[:6])["loss"]
+    tuned.train()
+    assert tuned.evaluate(PAIRS[:6])["loss"] < first
+
+
+@pytest.mark.parametrize("name", config.OPTIMIZERS)
+def test_every_optimizer_resumes_to_the_byte(name: str, tmp_path: Path) -> None:
+    straight = trainer(name)
+    straight.train()
+    first = trainer(name)
+    for _ in range(3):
+        first.train_step()
+    checkpoint.save(tmp_path, first, {})
+    second = trainer(name)
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    checkpoint.restore(saved, second)
+    second.train()
+    assert bytes_of(second.model.parameters()) == bytes_of(straight.model.parameters())
+    assert bytes_of(second.optimizer.state) == bytes_of(straight.optimizer.state)
+
+
+@pytest.mark.parametrize("name", config.OPTIMIZERS)
+def test_a_fused_update_is_the_update(name: str) -> None:
+    """No rounding apart: the same operations, in another order of evaluation."""
+    whole, fused = trainer(name), trainer(name, fused_update=True)
+    for _ in range(4):
+        expected, found = whole.train_step(), fused.train_step()
+        assert found.pop("grad_norm") == pytest.approx(expected.pop("grad_norm"), rel=1e-6)
+        assert found == expected
+    assert bytes_of(fused.model.parameters()) == bytes_of(whole.model.parameters())
+    assert bytes_of(fused.optimizer.state) == bytes_of(whole.optimizer.state)
+
+
+def test_a_fused_update_keeps_fewer_gradients_alive() -> None:
+    peaks = []
+    for fused in (False, True):
+        tuned = trainer(fused_update=fused)
+        tuned.train_step()
+        mx.synchronize()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        tuned.train_step()
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < peaks[0]
+
+
+def test_a_loss_that_is_not_finite_is_noticed_before_a_fused_update() -> None:
+    tuned = trainer(fused_update=True)
+    before = bytes_of(tuned.model.parameters())
+    tuned.reference = lambda batch: mx.full((2, len(batch)), math.nan)
+    with pytest.raises(NonFiniteError, match="nothing was applied"):
+        tuned.train_step()
+    assert bytes_of(tuned.model.parameters()) == before
+    assert tuned.step == 0
+
+
+def test_fusing_and_clipping_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="clipping needs the whole gradient"):
+        trainer(fused_update=True, grad_clip=1.0)
+
+
+def test_there_is_no_other_optimizer() -> None:
+    with pytest.raises(ValueError, match="no optimizer 'sgd'"):
+        make_optimizer("sgd", learning_rate=1.0, weight_decay=0.0)
+    for name in config.OPTIMIZERS:
+        make_optimizer(name, learning_rate=1.0, weight_decay=0.0)
