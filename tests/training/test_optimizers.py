@@ -10,7 +10,7 @@ import pytest
 
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.runs import checkpoint, config
+from mlx_dpo.runs import config
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
@@ -54,11 +54,9 @@ def test_every_optimizer_resumes_to_the_byte(name: str, tmp_path: Path) -> None:
     first = trainer(name)
     for _ in range(3):
         first.train_step()
-    checkpoint.save(tmp_path, first, {})
+    saved = Checkpoints(tmp_path).save(first, {})
     second = trainer(name)
-    saved = checkpoint.latest(tmp_path)
-    assert saved is not None
-    checkpoint.restore(saved, second)
+    restore(saved, second)
     second.train()
     assert bytes_of(second.model.parameters()) == bytes_of(straight.model.parameters())
     assert bytes_of(second.optimizer.state) == bytes_of(straight.optimizer.state)
