@@ -11,6 +11,7 @@ import pytest
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.runs import config
+from mlx_dpo.runs.keeping.checkpoint import Checkpoints, restore
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
