@@ -1,12 +1,15 @@
 """Optimizers by name, and updates that don't wait for the whole gradient."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.models.llama import Model, ModelArgs
 
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
@@ -19,10 +22,21 @@ from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
 
 
-def trainer(name: str = "adamw", **options: Any) -> DPOTrainer:
+def llama() -> nn.Module:
+    return architectures.make("llama")
+
+
+def heavy() -> nn.Module:
+    """Whose weights, 7 MB, take far more than what a few short pairs activate."""
+    return Model(ModelArgs("llama", 128, 8, 384, 4, 1e-5, architectures.VOCAB))
+
+
+def trainer(
+    name: str = "adamw", make: Callable[[], nn.Module] = llama, **options: Any
+) -> DPOTrainer:
     return DPOTrainer(
-        architectures.make("llama"),
-        ref_model=architectures.make("llama"),
+        make(),
+        ref_model=make(),
         examples=PAIRS[:6],
         max_seq_len=LENGTH,
         pad_id=0,
@@ -78,14 +92,14 @@ def test_a_fused_update_is_the_update(name: str) -> None:
 def test_a_fused_update_keeps_fewer_gradients_alive() -> None:
     peaks = []
     for fused in (False, True):
-        tuned = trainer(fused_update=fused)
+        tuned = trainer(make=heavy, fused_update=fused)
         tuned.train_step()
         mx.synchronize()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         tuned.train_step()
         peaks.append(mx.get_peak_memory() - before)
-    assert peaks[1] < peaks[0]
+    assert peaks[1] < 0.8 * peaks[0]
 
 
 def test_a_loss_that_is_not_finite_is_noticed_before_a_fused_update() -> None:
