@@ -13,6 +13,7 @@ import pytest
 
 import mlx_dpo
 from mlx_dpo.cli import cli, main
+from mlx_dpo.errors import DiskError
 from tests.runs.conftest import ORACLE, ROWS
 
 MODEL = str(ORACLE)
@@ -97,8 +98,8 @@ def test_the_surface_of_train_is_a_decision() -> None:
         *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
         *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
         *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),
-        "--sample-every",
-        *("--reference", "--plain", "--resume", "--dry-run"),
+        *("--sample-every", "--optimizer", "--checkpoint-layers", "--skip-nonfinite"),
+        *("--allow-sleep", "--reference", "--plain", "--resume", "--dry-run", "--supervise"),
     }
 
 
@@ -167,6 +168,49 @@ def test_resuming_a_finished_run_says_done(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert exit_code("train", "--resume", "--run-dir", "run") == 0
     assert "run: done" in capsys.readouterr().out
+
+
+def test_a_finished_run_leaves_its_report_and_says_where(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run") == 0
+    assert "The report is run/report.html." in capsys.readouterr().out
+    assert "<h1>run</h1>" in Path("run/report.html").read_text()
+
+
+def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DiskError(f"{path}: No space left on device")
+
+    monkeypatch.setattr("mlx_dpo.insight.report.page.write_file", full)
+    assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run", "--out", "out") == 0
+    shown = capsys.readouterr().err
+    assert "warning: no report: run/report.html: No space left on device\n" in shown
+    assert Path("run/result.json").is_file()
+    assert Path("out/model.safetensors").is_file()
+
+
+def test_a_run_that_ended_before_it_began_to_train_has_no_report_and_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlx_dpo.runs.run.environment", end)
+        assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run") == 75
+    assert Path("run/config.toml").is_file()
+    capsys.readouterr()
+    assert exit_code("report", "run") == 2
+    assert capsys.readouterr().err == (
+        "mlx_dpo: run: ended before it began to train (no environment.json); "
+        "mlx_dpo train --resume --run-dir run goes on\n"
+    )
+    assert not Path("run/report.html").exists()
+    assert exit_code("train", "--resume", "--run-dir", "run") == 0
+    assert Path("run/report.html").is_file()
 
 
 def test_a_run_of_so_many_steps_is_resumed_by_its_folder_alone(

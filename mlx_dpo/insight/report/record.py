@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,17 @@ def read_run(folder: Path) -> Record:
     """Read a run's folder, finished or not.
 
     Raises:
-        UsageError: If no run made it, or a file of it can't be read.
+        UsageError: If no run made it, if the run ended before it began to train, or if a file of
+            it can't be read.
     """
     if not (folder / "config.toml").is_file():
         raise UsageError(f"{folder}: no run there (no config.toml); give a folder below runs/")
+    for name in ("environment.json", "split.json"):  # written before the first step
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{folder}: ended before it began to train (no {name}); "
+                f"mlx_dpo train --resume --run-dir {quote(str(folder))} goes on"
+            )
     metrics = _lines(folder / "metrics.jsonl")
     held_out = _json(folder / "held_out.json")
     result = _json(folder / "result.json")

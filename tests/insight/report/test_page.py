@@ -76,6 +76,13 @@ def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
     assert "no pair was held out" in page
 
 
+@pytest.mark.parametrize("name", ["environment.json", "split.json"])
+def test_a_run_without_what_is_written_before_the_first_step_has_none(run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(UsageError, match=f"ended before it began to train \\(no {name}\\)"):
+        write_report([run])
+
+
 def test_runs_stand_on_one_page_and_a_folder_without_a_run_is_refused(run: Path) -> None:
     out = write_report([run, run], run / "both.html")
     assert out.read_text().count("<h1>") == 2
