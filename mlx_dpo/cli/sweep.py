@@ -14,7 +14,8 @@ from mlx_dpo.runs.config import RunConfig, resolve
 
 _READING = """\
 log-ratio: mean of log-ratio chosen minus rejected in nats, margin / beta: the margin itself
-grows with beta. KL and length: sampled answers to held-out prompts, KL on the policy's own."""
+grows with beta. KL, and length in tokens: sampled answers to held-out prompts, KL on the
+policy's own."""
 
 
 @click.command()
@@ -47,8 +48,12 @@ def sweep(config: Path | None, beta: str, **options: Any) -> None:
         raise UsageError("a sweep compares on held-out pairs, and --eval-fraction 0 leaves none")
     folder = Path(settings.run_dir)
     for number, each in enumerate(betas, 1):
-        click.echo(f"beta {each:g} ({number} of {len(betas)})", err=True)
-        _train(_settings_of(settings, folder, each), folder)
+        one = _settings_of(settings, folder, each)
+        is_done = _is_finished(one)
+        kept = ": finished earlier" if is_done else ""
+        click.echo(f"beta {each:g} ({number} of {len(betas)}){kept}", err=True)
+        if not is_done:
+            _train(one, folder)
         gc.collect()
     _show(folder, [folder / f"beta-{each:g}" for each in betas])
 
@@ -70,16 +75,20 @@ def _settings_of(settings: RunConfig, folder: Path, beta: float) -> RunConfig:
     )
 
 
+def _is_finished(settings: RunConfig) -> bool:
+    run = Path(str(settings.run_dir))
+    if not (run / "result.json").is_file():
+        return False
+    if resolve(run / "config.toml", {}) != settings:
+        raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
+    return True
+
+
 def _train(settings: RunConfig, folder: Path) -> None:
     from mlx_dpo.cli.screen import Screen
     from mlx_dpo.runs.run import train
 
     run = Path(str(settings.run_dir))
-    if (run / "result.json").is_file():
-        found = resolve(run / "config.toml", {})
-        if found != settings:
-            raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
-        return
     with Screen(settings, sys.stderr.isatty()) as screen:
         try:
             train(settings, resume=(run / "config.toml").is_file(), hooks=screen)
@@ -105,8 +114,8 @@ def _show(folder: Path, places: list[Path]) -> None:
         "margin",
         "log-ratio",
         "KL/token",
-        "tokens",
-        "SFT",
+        "length",
+        "SFT length",
     )
     rows = [list(names)]
     for one in found:

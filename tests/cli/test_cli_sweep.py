@@ -30,10 +30,13 @@ def test_each_beta_is_trained_once_and_shown(
     page = Path("s/report.html").read_text()
     assert "Sweep of" in page
     assert page.count("<h1>") == 3
+    assert "<h1>beta-0.1/run</h1>" in page
+    assert "<tr><td>0.1</td>" in page
     model = Path("s/beta-0.1/model/model.safetensors")
     made = model.stat().st_mtime_ns
     assert exit_code(*ARGS, "--beta", "0.1,1") == 0
     assert model.stat().st_mtime_ns == made
+    assert capsys.readouterr().err.count(": finished earlier") == 2
     assert exit_code(*ARGS, "--beta", "0.1", "--seed", "3") == 2
     assert "made with other settings" in capsys.readouterr().err
 

@@ -60,8 +60,10 @@ def render(runs: Sequence[Record], sweep: "Sequence[Outcome]" = ()) -> str:
     """The page as text. Whatever comes from data or a model is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
+    names = _names([run.folder for run in runs])
     page = environment.from_string(source).render(
         runs=[_parts(run) for run in runs],
+        names=names,
         plot_style=Markup(STYLE),
         sweep=[Markup(svg) for svg in _against_beta(sweep)] if sweep else [],
         outcomes=sweep,
@@ -70,24 +72,31 @@ def render(runs: Sequence[Record], sweep: "Sequence[Outcome]" = ()) -> str:
     return page.encode("utf-8", "replace").decode()
 
 
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What the page calls each run: its folder, with the one above where the names are one."""
+    names = [folder.name for folder in folders]
+    is_clear = len(set(names)) == len(set(folders))
+    return names if is_clear else [f"{folder.parent.name}/{folder.name}" for folder in folders]
+
+
 def _against_beta(outcomes: "Sequence[Outcome]") -> list[str]:
     """Margin, accuracy, drift and length of a sweep."""
     by_beta = sorted(outcomes, key=lambda one: one.beta)
-    pictures: list[tuple[str, str, list[float]]] = [
-        ("Log-ratio margin, held out", "nats", [o.score.margin / o.beta for o in by_beta]),
-        ("Reward accuracy, held out", "share", [o.score.reward_accuracy for o in by_beta]),
-        ("Drift: KL a token", "nats", [o.drift.kl_per_token for o in by_beta]),
-        ("Answer length", "tokens", [o.drift.policy_length for o in by_beta]),
-    ]
+    sft_length = by_beta[0].drift.reference_length
+
+    def chart(title: str, unit: str, values: list[float], **options: Any) -> str:
+        points = [(one.beta, value) for one, value in zip(by_beta, values, strict=True)]
+        lines = [Series("", points, has_dots=True)]
+        x_label = "\u03b2, logarithmic"
+        return line_chart(title, lines, x_label=x_label, y_label=unit, is_log=True, **options)
+
+    accuracy = [one.score.reward_accuracy for one in by_beta]
+    length = [one.drift.policy_length for one in by_beta]
     return [
-        line_chart(
-            title,
-            [Series("", [(o.beta, v) for o, v in zip(by_beta, values, strict=True)], (), True)],
-            x_label="\u03b2, logarithmic",
-            y_label=unit,
-            is_log=True,
-        )
-        for title, unit, values in pictures
+        chart("Log-ratio margin, held out", "nats", [o.score.margin / o.beta for o in by_beta]),
+        chart("Reward accuracy, held out", "share of pairs", accuracy, y_range=(0.0, 1.0)),
+        chart("Drift: KL a token", "nats", [o.drift.kl_per_token for o in by_beta]),
+        chart("Answer length", "tokens", length, levels=[(sft_length, "SFT")]),
     ]
 
 
