@@ -101,12 +101,11 @@ def _train(settings: RunConfig, folder: Path) -> None:
 def _show(folder: Path, places: list[Path]) -> None:
     from mlx_dpo.cli.figures import progress, table
     from mlx_dpo.insight.report.page import write_report
-    from mlx_dpo.insight.sweep import look
+    from mlx_dpo.insight.sweep import NUM_PROMPTS, look
 
     with progress() as done:
-        found = [
-            look(place, lambda more: done("answers", 20 * len(places), more)) for place in places
-        ]
+        total = NUM_PROMPTS * len(places)
+        found = [look(place, lambda more: done("answers", total, more)) for place in places]
     names = (
         "beta",
         "reward acc",

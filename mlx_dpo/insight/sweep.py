@@ -13,7 +13,7 @@ from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.runs.loop import ANSWER_TOKENS, RewardWatch
 
-NUM_PROMPTS = 20
+NUM_PROMPTS = 50  # with 20, chance put the drift of two betas in the wrong order
 
 
 @dataclass(frozen=True)
