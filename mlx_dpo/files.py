@@ -3,6 +3,7 @@
 And files of a folder that are really in it.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,20 @@ from typing import BinaryIO, cast
 from mlx_dpo import disk as disks
 from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
+
+
+def flaw_of_name(name: str | os.PathLike[str]) -> str | None:
+    """Why nothing can have this name, whether it is there or not; None where something can."""
+    if not os.fspath(name):
+        return "the name is empty"
+    try:
+        os.lstat(name)
+    except ValueError:
+        return "a zero byte can't be in a name"
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{len(os.fspath(name))} characters are too long for a name"
+    return None
 
 
 def write_file(path: Path, content: str | bytes) -> None:

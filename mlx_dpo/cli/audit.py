@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import DataError
 from mlx_dpo.runs.config import RunConfig
 
@@ -21,11 +22,17 @@ _BAR_WIDTH = 40
 
 
 @click.command()
-@click.argument("data", metavar="DATA", type=click.Path())
-@click.option("--model", metavar="FOLDER", help="Whose tokens to count; only its tokenizer loads.")
+@click.argument("data", metavar="DATA", type=Name())
+@click.option(
+    "--model",
+    metavar="FOLDER",
+    type=Name(),
+    help="Whose tokens to count; only its tokenizer loads.",
+)
 @click.option(
     "--eval-data",
     metavar="FILE",
+    type=Name(),
     help="Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
 @click.option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", type=Name())
+@click.argument("b", metavar="B", type=Name())
 @click.option(
     "--prompts",
-    type=click.Path(path_type=Path),
+    type=Name(path_type=Path),
     metavar="FILE",
     help="A prompt a line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
     "embedded pairs, unseen, and off-topic.",

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from mlx_dpo.cli.names import Name
+
 
 @click.command(short_help="PyTorch to MLX and back, proven.")
-@click.argument("src", metavar="SRC")
-@click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("src", metavar="SRC", type=Name())
+@click.argument("dst", metavar="DST", type=Name(path_type=Path))
 @click.option(
     "--to", type=click.Choice(["mlx", "torch"]), help="Direction, where SRC leaves it open."
 )

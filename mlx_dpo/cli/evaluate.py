@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
 
@@ -20,13 +21,18 @@ log-prob acc: log p(chosen) > log p(rejected) under the model itself, before -> 
 
 
 @click.command(name="eval")
-@click.option("--model", required=True, metavar="FOLDER", help="The trained model (policy).")
+@click.option(
+    "--model", required=True, metavar="FOLDER", type=Name(), help="The trained model (policy)."
+)
 @click.option(
     "--reference",
     metavar="FOLDER",
+    type=Name(),
     help="The model it was trained from. Default: the one its dpo.json names.",
 )
-@click.option("--data", required=True, metavar="FILE", help="Preference pairs, .json or .jsonl.")
+@click.option(
+    "--data", required=True, metavar="FILE", type=Name(), help="Preference pairs, .json or .jsonl."
+)
 @click.option(
     "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
 )

@@ -2,9 +2,13 @@
 
 import click
 
+from mlx_dpo.cli.names import Name
+
 
 @click.command()
-@click.option("--model", required=True, metavar="FOLDER", help="A model folder or hub id.")
+@click.option(
+    "--model", required=True, metavar="FOLDER", type=Name(), help="A model folder or hub id."
+)
 @click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
 @click.option(
     "--max-tokens",

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import click
 
+from mlx_dpo.cli.names import Name
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=Name(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Name(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="The page. Default: report.html in the first run's folder.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli.evaluate import reference_of, setting_of_run
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.runs.config import RunConfig
 
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="FOLDER", help="The trained model (policy).")
+@click.option(
+    "--model", required=True, metavar="FOLDER", type=Name(), help="The trained model (policy)."
+)
 @click.option(
     "--reference",
     metavar="FOLDER",
+    type=Name(),
     help="The model it was trained from. Default: the one its dpo.json names.",
 )
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
-@click.option("--data", metavar="FILE", help="Preference pairs to score instead.")
+@click.option("--data", metavar="FILE", type=Name(), help="Preference pairs to score instead.")
 @click.option("--per-token", is_flag=True, help="Also what each token adds.")
 @click.option(
     "--beta",

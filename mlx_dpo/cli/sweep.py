@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.cli.train import config_options
 from mlx_dpo.errors import StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, resolve
@@ -19,7 +20,7 @@ policy's own."""
 
 
 @click.command()
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=Name(path_type=Path))
 @config_options("beta", "out", "overwrite")
 @click.option(
     "--beta",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, option_type, resolve
 from mlx_dpo.runs.keeping.lock import check_free
@@ -49,7 +50,7 @@ def _metavar(name: str, kind: type) -> str:
 
 
 @click.command()
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=Name(path_type=Path))
 @config_options()
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
 @click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")

@@ -13,6 +13,7 @@ from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn
 from mlx_dpo.records import Message
 from mlx_dpo.runs.answers import Answer, answer
+from mlx_dpo.runs.sources import find
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,8 @@ def compare(
     Raises:
         UsageError: If a model can't be loaded.
     """
+    for name in names:  # a slip in B is told before A has answered everything
+        find(name)
 
     def use(judged: Judged) -> list[tuple[Answer, Answer]]:
         found = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import flaw_of_name
 
 # As in `training.optimizers`, which needs MLX: the command line's help should not.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
@@ -198,6 +199,8 @@ def _check_value(place: str, key: str, value: Any) -> Any:
             )
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{place}: must be {' or '.join(rules['choices'])}, found {value!r}")
+    if isinstance(value, str) and "choices" not in rules and (flaw := flaw_of_name(value)):
+        raise UsageError(f"{place}: {flaw}")
     return value
 
 

@@ -167,12 +167,17 @@ def check_places(source: Path, out: Path, run: Path, *, overwrite: bool) -> None
         overwrite: Whether an `out` that a run made may be replaced.
 
     Raises:
-        UsageError: If they overlap, or `out` is there and may not be replaced.
+        UsageError: If they overlap, or would lie under a file, or `out` is there and may not be
+            replaced.
     """
     named = [("--model", source), ("--out", out), ("--run-dir", run)]
     for (one, a), (other, b) in combinations([(n, p.resolve()) for n, p in named], 2):
         if a == b or a in b.parents or b in a.parents:
             raise UsageError(f"{other} {b} and {one} {a} overlap; the three folders must be apart")
+    for option, place in (("--out", out), ("--run-dir", run)):
+        above = next((p for p in place.parents if os.path.lexists(p)), Path())
+        if not above.is_dir():
+            raise UsageError(f"{place}: {above} is a file; {option} takes a folder")
     if not os.path.lexists(out):
         return
     if not overwrite:

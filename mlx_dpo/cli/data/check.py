@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.cli.terminal import counted, printable
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="All that is wrong with a file, in one pass.")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=Name(path_type=Path))
 @click.option(
     "--model",
     metavar="FOLDER",
+    type=Name(),
     help="Whose tokenizer and template: checks lengths and special tokens too.",
 )
 @click.option(
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     help="Longest prompt + response in tokens.",
 )
 @click.option(
-    "--log", metavar="FILE", type=click.Path(path_type=Path), help="Write every problem, as JSONL."
+    "--log", metavar="FILE", type=Name(path_type=Path), help="Write every problem, as JSONL."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def check(file: Path, model: str | None, max_length: int, log: Path | None, as_json: bool) -> None:

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
+from mlx_dpo.cli.names import Name
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.tokens import ChatFormat
 
 
 @click.command("filter", short_help="Leave out pairs by length or kind.")
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=Name())
 @out_option("The file of pairs to write.")
 @click.option(
     "--max-length-ratio",
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     help="Leave out pairs with one answer more than R times as long as the other.",
 )
 @click.option(
-    "--model", metavar="FOLDER", help="Count lengths in this model's tokens, not in characters."
+    "--model",
+    metavar="FOLDER",
+    type=Name(),
+    help="Count lengths in this model's tokens, not in characters.",
 )
 @click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
 @click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")

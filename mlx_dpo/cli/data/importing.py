@@ -3,12 +3,13 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
+from mlx_dpo.cli.names import Name
 
 NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
 
 
 @click.command("import", short_help="Public data sets and other tools' files to pairs.")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", type=Name())
 @out_option("The file of pairs to write.", default="preferences.jsonl")
 @click.option(
     "--format",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import DataError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class _Options(NamedTuple):
 
 
 @click.command(short_help="Let a rule or a model decide between answers.")
-@click.argument("candidates", metavar="CANDIDATES", type=click.Path())
+@click.argument("candidates", metavar="CANDIDATES", type=Name())
 @click.option(
     "--judge",
     "judge_name",
@@ -36,13 +37,19 @@ class _Options(NamedTuple):
     help="rule:NAME, a model's folder or hub id, or http://HOST/v1.",
 )
 @click.option(
-    "--out", default="preferences.jsonl", show_default=True, metavar="FILE", help="Where pairs go."
+    "--out",
+    default="preferences.jsonl",
+    show_default=True,
+    metavar="FILE",
+    type=Name(),
+    help="Where pairs go.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace --out where it is there.")
 @click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
 @click.option(
     "--rubrics",
     metavar="FOLDER",
+    type=Name(),
     help="What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
 )
 @click.option(

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import UsageError
 
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
-@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=click.Path())
+@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=Name())
 @click.option(
-    "--out", default="preferences.jsonl", show_default=True, metavar="FILE", help="Where pairs go."
+    "--out",
+    default="preferences.jsonl",
+    show_default=True,
+    metavar="FILE",
+    type=Name(),
+    help="Where pairs go.",
 )
 @click.option(
     "--port",

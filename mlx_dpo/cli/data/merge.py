@@ -3,10 +3,11 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
+from mlx_dpo.cli.names import Name
 
 
 @click.command(short_help="Several files of pairs into one.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=Name())
 @out_option("The file of pairs to write.")
 @overwrite_option
 def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:

@@ -2,12 +2,15 @@
 
 import click
 
+from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="One pair as the model sees it.")
-@click.argument("file", metavar="FILE", type=click.Path())
-@click.option("--model", required=True, metavar="FOLDER", help="Whose tokenizer and template.")
+@click.argument("file", metavar="FILE", type=Name())
+@click.option(
+    "--model", required=True, metavar="FOLDER", type=Name(), help="Whose tokenizer and template."
+)
 @click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")
 @click.option(
     "--max-length",

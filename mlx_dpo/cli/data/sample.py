@@ -3,15 +3,18 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option
+from mlx_dpo.cli.names import Name
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
-@click.option("--model", required=True, metavar="FOLDER", help="A model folder or hub id.")
+@click.option(
+    "--model", required=True, metavar="FOLDER", type=Name(), help="A model folder or hub id."
+)
 @click.option(
     "--prompts",
     required=True,
     metavar="FILE",
-    type=click.Path(),
+    type=Name(),
     help="A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
 )
 @out_option("The file of candidates.", default="candidates.jsonl")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.names import Name
+
 if TYPE_CHECKING:
     from mlx_dpo.preferences.problems import Problems
     from mlx_dpo.workshop.collection import Collection
@@ -20,7 +22,7 @@ def out_option(about: str, *, default: str | None = None) -> Callable[[Any], Any
     return click.option(
         "--out",
         metavar="FILE",
-        type=click.Path(dir_okay=False),
+        type=Name(dir_okay=False),
         default=default,
         required=default is None,
         show_default=default is not None,

@@ -3,10 +3,11 @@
 import click
 
 from mlx_dpo.cli.data.screen import overwrite_option
+from mlx_dpo.cli.names import Name
 
 
 @click.command(short_help="Training and test pairs, no prompt in both.")
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=Name())
 @click.option(
     "--test",
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
@@ -18,6 +19,7 @@ from mlx_dpo.cli.data.screen import overwrite_option
 @click.option(
     "--out",
     metavar="PREFIX",
+    type=Name(),
     help="Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",
 )
 @overwrite_option

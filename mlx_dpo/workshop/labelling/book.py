@@ -56,6 +56,8 @@ class Book:
     def __init__(self, out: Path, tasks: Sequence[Task]) -> None:
         self.out = out
         self.tasks = tasks
+        if not journal_path(out).exists():
+            self._refuse_foreign([""])
         self._journal = Journal(journal_path(out))
         try:
             self._open()
@@ -86,7 +88,7 @@ class Book:
             is_foreign = True
         if is_foreign:
             raise DataError(
-                f"{self.out}: holds something other than {self._journal.path.name} beside it "
+                f"{self.out}: holds something other than {journal_path(self.out).name} beside it "
                 "says; move it away, or choose another --out"
             )
 

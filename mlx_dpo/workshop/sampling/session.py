@@ -23,6 +23,8 @@ from mlx_dpo.preferences.encoding import special_tokens
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.workshop.candidates import Answer, Candidates, candidates_line, load_candidates
 
+_ROW = b'{"id": '  # how each line begins that `candidates_line` writes
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -177,6 +179,7 @@ class Session:
     def _read_begun(self) -> list[Candidates]:
         if not self._path.exists():
             return []
+        self._refuse_foreign()
         cut_torn_line(self._path)
         if not self._path.stat().st_size:
             return []
@@ -191,6 +194,13 @@ class Session:
             if row.sampling != self._sampling:
                 raise self._other(f"was made with other settings ({self._difference(row)})")
         return rows
+
+    def _refuse_foreign(self) -> None:
+        """Only a file of candidates may lose what looks like a torn line."""
+        with self._path.open("rb") as file:
+            for line in file:
+                if not line.startswith(_ROW[: len(line)]):
+                    raise self._other("holds something other than candidates")
 
     def _difference(self, row: Candidates) -> str:
         keys = {**row.sampling, **self._sampling}
