@@ -87,6 +87,17 @@ def test_machines_read_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> N
     assert found["first"][0]["code"] == "wrong-type"
 
 
+def test_candidates_are_named_as_such_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Question {i}", "answers": ["a", "b"]} for i in range(24)]
+    Path("candidates.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert check("candidates.jsonl") == 3
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert "holds candidates" in shown.err
+    assert "`mlx_dpo data label`" in shown.err
+    assert "drop-bad" not in shown.err
+
+
 def test_the_log_never_replaces_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("bad.jsonl").read_bytes()
     assert check("bad.jsonl", "--log", "./bad.jsonl") == 2

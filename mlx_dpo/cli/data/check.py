@@ -53,6 +53,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
+    candidates = _holds_candidates(file)
     tokenising = _tokenising(model, max_length) if model else None
     try:
         with _opened(log) as lines:
@@ -62,12 +63,26 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
         raise DiskError(f"{log}: not written: {error.strerror or error}") from None
     if as_json:
         click.echo(json.dumps(_as_json(file, found, problems)))
-    else:
+    elif not candidates:
         _show(found, problems, model, log)
+    if candidates:
+        raise DataError(
+            f"{file}: holds candidates, which nobody has chosen between yet: "
+            "`mlx_dpo data label` or `mlx_dpo data judge` makes pairs of them"
+        )
     if problems.num_errors:
         count = counted(problems.num_errors, "error")
         way_out = "mend it" if problems.cut_short else "mend it, or leave such rows out: --drop-bad"
         raise DataError(f"{file}: {count}; train refuses the file: {way_out}")
+
+
+def _holds_candidates(file: Path) -> bool:
+    """Whether the first row has answers and no choice: every row would be an error of its own."""
+    from mlx_dpo.preferences.documents import raw_rows
+
+    first = next(raw_rows(file), None)
+    row = first.value if first else None
+    return isinstance(row, dict) and "answers" in row and "chosen" not in row
 
 
 def _opened(log: Path | None) -> AbstractContextManager[TextIO | None]:

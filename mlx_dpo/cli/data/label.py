@@ -1,5 +1,6 @@
 """`mlx_dpo data label`: a page in the browser where a person decides."""
 
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +31,8 @@ from mlx_dpo.errors import UsageError
 def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
     """Label pairs in the browser: which of two answers is better?
 
-    Keys: 1 and 2 choose, t is a tie, s skips, e edits the answers, u takes the last one back, w
-    writes a pair from scratch. Where a file has prompts and no answers, you write both.
+    Keys: 1 and 2 choose, t is a tie, s skips, e edits the answers until Esc, u takes the last one
+    back, w writes a pair from scratch. Where a file has prompts and no answers, you write both.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
     any time, and give the same command again to go on. The page is seen by this computer alone.
@@ -46,14 +47,17 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
             "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
             "pip install -e '.[label]'"
         )
-    from mlx_dpo.cli.terminal import counted
+    from mlx_dpo.cli.terminal import counted, program
     from mlx_dpo.workshop.candidates import load_candidates
-    from mlx_dpo.workshop.labelling.book import PAIR, Book
+    from mlx_dpo.workshop.labelling.book import PAIR, SKIP, Book
     from mlx_dpo.workshop.labelling.server import serve
     from mlx_dpo.workshop.labelling.tasks import tasks_of
 
     tasks = tasks_of(row for file in files for row in load_candidates(file))
     book = Book(Path(out), tasks)
+    command = shlex.join(
+        [program(), "data", "label", *files, "--out", out, *(["--port", str(port)] if port else [])]
+    )
 
     def announce(address: str) -> None:
         left = len(tasks) - book.num_done()
@@ -65,8 +69,15 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
             click.launch(address)
 
     try:
-        serve(book, port=port, announce=announce)
+        serve(book, port=port, command=command, announce=announce)
     finally:
         book.close()
     left = len(tasks) - book.num_done()
-    click.echo(f"\n{counted(book.counts[PAIR], 'pair')} in {out}; {counted(left, 'task')} to do.")
+    pairs, skipped = book.counts[PAIR], book.counts[SKIP]
+    of_them = f", {skipped} of them skipped" if skipped else ""
+    click.echo(f"\n{counted(pairs, 'pair')} in {out}; {counted(left, 'task')} to do{of_them}.")
+    if left:
+        click.echo(f"Go on:\n  {command}")
+    if pairs:
+        click.echo(f"Next:\n  {shlex.join([program(), 'data', 'check', out])}")
+        click.echo(f"  {shlex.join([program(), 'train', '--data', out])}")

@@ -23,8 +23,8 @@ _PAGE = {
 }
 
 
-def make_app(book: Book, *, port: int, token: str) -> ASGIApp:
-    """The guarded application.
+def make_app(book: Book, *, port: int, token: str, command: str) -> ASGIApp:
+    """The guarded application; `command` is what the page tells a person to start it again with.
 
     Handlers are coroutines that never wait, so requests are served one after the other and the
     book needs no lock.
@@ -32,7 +32,7 @@ def make_app(book: Book, *, port: int, token: str) -> ASGIApp:
     routes = [Route(path, _file(*what)) for path, what in _PAGE.items()]
 
     async def state(request: Request) -> Response:
-        return JSONResponse(view(book))
+        return JSONResponse({**view(book), "command": command})
 
     routes.append(Route("/api/state", state))
     for name, act in {"label": _label, "write": _write, "undo": _undo}.items():

@@ -56,6 +56,7 @@ class Book:
     def __init__(self, out: Path, tasks: Sequence[Task]) -> None:
         self.out = out
         self.tasks = tasks
+        self._undone: list[str] = []
         if not journal_path(out).exists():
             self._refuse_foreign([""])
         self._journal = Journal(journal_path(out))
@@ -108,14 +109,33 @@ class Book:
         return Counter(decision.event for decision in self.decisions)
 
     def next_task(self) -> Task | None:
-        """The first task that is not decided."""
+        """What to ask: the task whose decision was undone last, or else the first not decided."""
         done = {decision.task for decision in self.decisions}
-        return next((task for task in self.tasks if task.id not in done), None)
+        left = {task.id: task for task in self.tasks if task.id not in done}
+        undone = (left[name] for name in reversed(self._undone) if name in left)
+        return next(undone, next(iter(left.values()), None))
 
     def num_done(self) -> int:
-        """Tasks that are decided."""
-        done = {decision.task for decision in self.decisions}
+        """Tasks that are decided; one that is skipped is not, for it will be asked again."""
+        done = {decision.task for decision in self.decisions if decision.event != SKIP}
         return sum(task.id in done for task in self.tasks)
+
+    def shares(self) -> dict[str, int]:
+        """How many decisions of which origin stand.
+
+        ``pairs`` and ``ties`` are those of the tasks at hand and add up to the tasks done; pairs
+        beside them were written ``by_hand``, or decided ``elsewhere``: in files not given now.
+        """
+        known = {task.id for task in self.tasks}
+        here = Counter(one.event for one in self.decisions if one.task in known)
+        pairs = [one for one in self.decisions if one.event == PAIR]
+        by_hand = sum(not one.task for one in pairs)
+        return {
+            "pairs": here[PAIR],
+            "ties": here[TIE],
+            "by_hand": by_hand,
+            "elsewhere": len(pairs) - here[PAIR] - by_hand,
+        }
 
     def add_pair(self, pair: dict[str, Any], *, task: str = "", shown: str = "") -> None:
         """Take down a pair.
@@ -140,10 +160,12 @@ class Book:
 
     def undo(self) -> str | None:
         """Take back the last decision; returns its event, None where there is none."""
-        last = self.decisions[-1].event if self.decisions else None
-        if last is not None:
-            self._add({"event": UNDO})
-        return last
+        if not self.decisions:
+            return None
+        last = self.decisions[-1]
+        self._add({"event": UNDO})
+        self._undone.append(last.task)
+        return last.event
 
     def close(self) -> None:
         """Let another session have it."""

@@ -12,12 +12,13 @@ from mlx_dpo.workshop.labelling.app import make_app
 from mlx_dpo.workshop.labelling.book import Book
 
 
-def serve(book: Book, *, port: int, announce: Callable[[str], None]) -> None:
+def serve(book: Book, *, port: int, command: str, announce: Callable[[str], None]) -> None:
     """Serve until Ctrl-C.
 
     Args:
         book: What is labelled.
         port: 0 for any that is free.
+        command: What starts the same again, for a page that gets no answer.
         announce: Told of the page's address, with its token, once it can be opened.
 
     Raises:
@@ -32,17 +33,17 @@ def serve(book: Book, *, port: int, announce: Callable[[str], None]) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(24)
-        # The part after # never leaves the browser: not in a request, a log or a Referer.
-        announce(f"http://127.0.0.1:{port}/#{token}")
-        server = make_server(book, port=port, token=token)
+        server = make_server(book, port=port, token=token, command=command)
         with suppress(KeyboardInterrupt):  # uvicorn ends in good order, then passes it on
+            # The part after # never leaves the browser: not in a request, a log or a Referer.
+            announce(f"http://127.0.0.1:{port}/#{token}")
             server.run(sockets=[listener])
 
 
-def make_server(book: Book, *, port: int, token: str) -> uvicorn.Server:
+def make_server(book: Book, *, port: int, token: str, command: str) -> uvicorn.Server:
     """The server, not yet running."""
     config = uvicorn.Config(
-        make_app(book, port=port, token=token),
+        make_app(book, port=port, token=token, command=command),
         log_level="warning",
         access_log=False,
         lifespan="off",

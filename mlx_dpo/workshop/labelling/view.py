@@ -4,10 +4,11 @@ from typing import Any
 
 from mlx_dpo.preferences.audit import LOPSIDED
 from mlx_dpo.records import Preference
-from mlx_dpo.workshop.labelling.book import PAIR, SKIP, TIE, Book
+from mlx_dpo.workshop.labelling.book import SKIP, Book
 from mlx_dpo.workshop.labelling.tasks import is_shown_swapped
 
 ENOUGH_PAIRS = 20  # that differ in length; under this many, a lopsided share is often chance
+ENOUGH_TO_SHOW = 10  # the same; under this many, one decision moves the mark by a tenth or more
 
 
 def view(book: Book) -> dict[str, Any]:
@@ -26,15 +27,13 @@ def view(book: Book) -> dict[str, Any]:
             "a": a,
             "b": b,
         }
-    counts = book.counts
     return {
         "revision": book.revision,
         "task": shown,
         "done": book.num_done(),
         "total": len(book.tasks),
-        "pairs": counts[PAIR],
-        "ties": counts[TIE],
-        "skipped": counts[SKIP],
+        **book.shares(),
+        "skipped": book.counts[SKIP],
         "can_undo": bool(book.decisions),
         "lengths": length_meter(book.pairs),
         "out": str(book.out),
@@ -52,6 +51,7 @@ def length_meter(pairs: list[Preference]) -> dict[str, Any]:
         "longer": longer,
         "shorter": shorter,
         "share": share,
+        "enough": ENOUGH_TO_SHOW,
         "leans": ("longer" if share > 0.5 else "shorter") if leans else "",
     }
 

@@ -54,6 +54,7 @@ def test_a_later_session_goes_on_and_asks_again_what_was_skipped(out: Path) -> N
     book.add(SKIP, book.tasks[1].id)
     book.add(TIE, book.tasks[2].id)
     assert book.next_task() == book.tasks[3]
+    assert book.num_done() == 2
     salt = book.salt
     book.close()
     again = Book(out, tasks())
@@ -74,6 +75,32 @@ def test_undo_takes_back_one_after_the_other_and_survives_a_restart(out: Path) -
     assert [book.undo(), book.undo()] == [PAIR, None]
     assert out.read_text() == ""
     assert book.next_task() == book.tasks[0]
+    book.close()
+
+
+def test_what_was_undone_is_shown_before_what_was_skipped(out: Path) -> None:
+    book = Book(out, tasks())
+    book.add(SKIP, book.tasks[0].id)
+    choose(book)
+    book.close()
+    book = Book(out, tasks())
+    assert book.next_task() == book.tasks[0]
+    assert book.undo() == PAIR
+    assert book.next_task() == book.tasks[1]
+    choose(book)
+    assert book.next_task() == book.tasks[0]
+    book.close()
+
+
+def test_pairs_by_hand_and_of_other_files_are_counted_apart(out: Path) -> None:
+    book = Book(out, tasks(2))
+    choose(book)
+    book.add(TIE, book.tasks[1].id)
+    book.add_pair({"prompt": "Is it far?", "chosen": "No", "rejected": "Yes", "kind": ""})
+    assert book.shares() == {"pairs": 1, "ties": 1, "by_hand": 1, "elsewhere": 0}
+    book.close()
+    book = Book(out, [])
+    assert book.shares() == {"pairs": 0, "ties": 0, "by_hand": 1, "elsewhere": 1}
     book.close()
 
 

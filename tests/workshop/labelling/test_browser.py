@@ -57,6 +57,11 @@ class Page:
         found: int = self.browser.execute_script("return busy ? -1 : state.revision")
         return found
 
+    def hints(self) -> list[str]:
+        """The keys that buttons name."""
+        keys = self.browser.find_elements("css selector", "nav kbd")
+        return [key.text for key in keys if key.is_displayed()]
+
     def focused(self) -> str:
         """Id of what has the focus."""
         found: str = self.browser.execute_script("return document.activeElement.id")
@@ -99,7 +104,7 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
         choose_the_good_one()
     page.decide("t")
     page.decide("s")
-    assert page.text("progress-text") == "10 of 22 done, 8 pairs saved, 1 tie, 1 skipped"
+    assert page.text("progress-text") == "9 of 22 done, 8 pairs saved, 1 tie, 1 skipped"
 
     # A wrong one, taken back: the same task is shown again, in the same order.
     before = page.text("conversation"), page.text("a-text")
@@ -109,16 +114,20 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
 
     page.press("e")
     assert page.focused() == "a-editor"
+    assert page.hints() == ["Esc"]  # the other keys would go into the text
     page.press(Keys.END, " and 1 2 t s u", Keys.ESCAPE)
     page.decide("1")
     assert page.text("status") == "Saved: first is better."
 
     page.browser.refresh()
-    page.wait(lambda: page.text("progress-text").startswith("11 of 22"))
+    page.wait(lambda: page.text("progress-text").startswith("10 of 22"))
     choose_the_good_one()
     served.kill()
     page.press("1")
     page.wait(lambda: "does not answer" in page.text("error"))
+    assert page.text("status") == ""
+    assert page.text("error").startswith("This decision was not saved.")
+    assert "data label candidates.jsonl b.jsonl --out preferences.jsonl` " in page.text("error")
 
     page.open(serve(*command))
     # What was skipped is asked again.
@@ -128,6 +137,7 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
     page.decide("t")
     assert page.text("progress-text") == "22 of 22 done, 20 pairs saved, 2 ties"
     assert "You have been through all 22" in page.text("finished-text")
+    assert "skipped" not in page.text("finished-text")
 
     pairs = read_preferences(tmp_path / "preferences.jsonl")
     assert len(pairs) == 20
@@ -160,6 +170,7 @@ def test_a_pair_is_written_from_scratch_and_answers_to_a_prompt(
     rejected.clear()
     rejected.send_keys("Maybe it is not.", Keys.CONTROL + Keys.ENTER)
     page.wait(lambda: page.text("status") == "Saved: your own pair.")
+    assert page.text("progress-text") == "1 of 1 done, 1 pair saved, 1 pair written by hand"
     pairs = read_preferences(tmp_path / "mine.jsonl")
     assert [(p.question, p.chosen[0].content, p.rejected[0].content, p.kind) for p in pairs] == [
         ("Write a line about snow.", "Snow falls.", "It is cold.", "format"),

@@ -1,15 +1,22 @@
 """`mlx_dpo data label` where it can't start: one line, the right code, nothing written."""
 
+import json
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
+from mlx_dpo.workshop.candidates import load_candidates
 from mlx_dpo.workshop.journal import Journal
-from mlx_dpo.workshop.labelling.book import journal_path
+from mlx_dpo.workshop.labelling.book import SKIP, Book, journal_path
+from mlx_dpo.workshop.labelling.tasks import tasks_of
 from tests.cli.test_cli import exit_code
+from tests.workshop.labelling.served import Served
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +59,24 @@ def test_a_port_that_is_taken_and_a_book_that_is_open_are_refused(
     assert label() == 6
     assert "in use by another mlx_dpo" in capsys.readouterr().err
     journal.close()
+
+
+def test_ctrl_c_says_what_is_left_and_which_commands_come_next(
+    serve: Callable[..., Served],
+) -> None:
+    rows = [{"prompt": f"Question {i}", "answers": ["Yes", "No"]} for i in range(3)]
+    Path("my rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    book = Book(Path("mine.jsonl"), tasks_of(load_candidates("my rows.jsonl")))
+    book.add_pair({"prompt": "Is it far?", "chosen": "No", "rejected": "Yes", "kind": ""})
+    book.add(SKIP, book.tasks[0].id)
+    book.close()
+    served = serve("my rows.jsonl", "--no-open", "--out", "mine.jsonl")
+    with urlopen(f"http://127.0.0.1:{served.port}/"):  # it has begun to answer
+        pass
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.stdout is not None
+    said = served.process.stdout.read()
+    assert "1 pair in mine.jsonl; 3 tasks to do.\n" in said
+    assert "data label 'my rows.jsonl' --out mine.jsonl\n" in said
+    assert "data check mine.jsonl\n" in said
+    assert "train --data mine.jsonl\n" in said

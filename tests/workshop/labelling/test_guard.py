@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     book = Book(tmp_path_factory.mktemp("guard") / "pairs.jsonl", [])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = make_server(book, port=port, token=TOKEN)
+        server = make_server(book, port=port, token=TOKEN, command="mlx_dpo data label")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield Client(port, book)
@@ -144,9 +144,9 @@ def test_bodies_that_are_too_long_or_nonsense_are_refused(client: Client) -> Non
 def test_the_page_may_write_and_a_page_that_missed_it_may_not(client: Client) -> None:
     said = own_pair(client)
     status, _, body = client("POST", "/api/write", said, origin=f"http://127.0.0.1:{client.port}")
-    assert (status, json.loads(body)["pairs"]) == (200, 1)
+    assert (status, json.loads(body)["by_hand"]) == (200, 1)
     status, _, body = client("POST", "/api/write", {**said, "chosen": "Maybe"})
-    assert (status, json.loads(body)["pairs"]) == (409, 1)
+    assert (status, json.loads(body)["by_hand"]) == (409, 1)
     assert len(client.book.pairs) == 1
     client.book.undo()
     assert client.book.pairs == []

@@ -5,6 +5,7 @@
 const $ = (id) => document.getElementById(id);
 const token = location.hash.slice(1);
 let state = null;     // what the server said last
+let command = "mlx_dpo data label";  // what starts the program again
 let texts = null;     // the two answers as they read now
 let editing = false;
 let writing = false;  // whether the person asked to write a pair from scratch
@@ -22,8 +23,9 @@ async function ask(path, body) {
     response = await fetch(path, options);
     found = await response.json();
   } catch {
-    throw new Error("The program does not answer: start `mlx_dpo data label` again and open the " +
-      "address it prints. All that was saved is still there.");
+    const lost = path === "api/undo" ? "Nothing was undone. " : "This decision was not saved. ";
+    throw new Error(`${body ? lost : ""}The program does not answer. Start it again: \`${command}\` ` +
+      "and open the address it prints. All that was saved is still there.");
   }
   if (response.status === 409) show(found);
   if (!response.ok) throw new Error(found.error);
@@ -41,6 +43,7 @@ async function send(path, body) {
     $("status").textContent = found.saved;
     $("error").textContent = "";
   } catch (error) {
+    $("status").textContent = "";
     $("error").textContent = error.message;
   } finally {
     busy = false;
@@ -54,11 +57,15 @@ function show(found) {
   texts = task && { a: task.a, b: task.b };
   $("progress").max = Math.max(1, state.total);
   $("progress").value = state.total ? state.done : 1;
-  const extra = [[state.ties, state.ties === 1 ? "tie" : "ties"], [state.skipped, "skipped"]].filter(([n]) => n);
+  const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
   $("progress-text").textContent = [
-    ...(state.total ? [`${state.done} of ${state.total} done`] : []),
-    `${state.pairs} ${state.pairs === 1 ? "pair" : "pairs"} saved`,
-    ...extra.map(([n, what]) => `${n} ${what}`)].join(", ");
+    state.total && `${state.done} of ${state.total} done`,
+    state.total && `${counted(state.pairs, "pair")} saved`,
+    state.ties && counted(state.ties, "tie"),
+    state.skipped && `${state.skipped} skipped`,
+    (state.by_hand || !state.total) && `${counted(state.by_hand, "pair")} written by hand`,
+    state.elsewhere && `${counted(state.elsewhere, "pair")} from other files`,
+  ].filter(Boolean).join(", ");
   showLengths(state.lengths);
   draw();
   focusTask();
@@ -66,14 +73,15 @@ function show(found) {
 
 function showLengths(lengths) {
   const decided = lengths.longer + lengths.shorter;
-  let text = decided
-    ? `Length: the better answer is longer in ${lengths.longer} of ${decided}`
-    : "Length: no difference yet";
+  const enough = decided >= lengths.enough;
+  let text = enough
+    ? `Length in characters: the better answer is longer in ${lengths.longer} of ${decided}`
+    : `Length in characters: shown from ${lengths.enough} pairs that differ, ${decided} so far`;
   if (lengths.leans) text += `. A model would learn “${lengths.leans}” from this`;
   $("lengths-text").textContent = text;
-  const percent = Math.round(100 * lengths.share);
+  const percent = enough ? Math.round(100 * lengths.share) : 50;
   $("lengths").setAttribute("aria-valuenow", percent);
-  $("lengths-mark").hidden = !decided;
+  $("lengths-mark").hidden = !enough;
   $("lengths-mark").style.left = `${percent}%`;
   $("lengths").parentElement.classList.toggle("leans", Boolean(lengths.leans));
 }
@@ -94,15 +102,19 @@ function draw() {
   if (onForm) drawForm(writeTask ? task : null);
   $("finished-text").textContent = state.total
     ? `You have been through all ${state.total}. Your pairs are in ${state.out}; you may close ` +
-      "this page, or write pairs of your own. What was skipped comes again when the program is " +
-      "started again."
+      "this page, or write pairs of your own." +
+      (state.skipped ? " What was skipped comes again when the program is started again." : "")
     : `Write a pair of your own: press w. Pairs go to ${state.out}.`;
   $("finished-title").textContent = state.total ? "Nothing left to choose" : "No file was given";
 }
 
 function drawChoice(task) {
   drawConversation($("conversation"), task.prompt);
+  $("actions").classList.toggle("editing", editing);
   $("do-edit").setAttribute("aria-pressed", String(editing));
+  $("do-edit").setAttribute("aria-keyshortcuts", editing ? "Escape" : "e");
+  $("do-edit-name").textContent = editing ? "Done editing:" : "Edit";
+  $("do-edit-key").textContent = editing ? "Esc" : "e";
   for (const side of ["a", "b"]) {
     $(`${side}-text`).textContent = texts[side];
     $(`${side}-text`).hidden = editing;
@@ -232,7 +244,10 @@ $("write-skip").addEventListener("click", () => decide("skip"));
 document.addEventListener("keydown", onKey);
 window.addEventListener("beforeunload", (event) => { if (hasUnsaved()) event.preventDefault(); });
 window.addEventListener("hashchange", () => location.reload());
-ask("api/state").then(show, (error) => {
+ask("api/state").then((found) => {
+  command = found.command;
+  show(found);
+}, (error) => {
   $("progress-text").textContent = "Not connected";
   $("error").textContent = error.message;
 });
