@@ -1,7 +1,6 @@
 """The training loop of DPO. It knows arrays and pairs; no files, no tokenizer, no printing."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path, PlainPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 from mlx_dpo.training.schedule import warmup_cosine
+from mlx_dpo.training.update import by_layer, evaluate_layer, global_norm
 
 AfterStep = Callable[[int, Metrics], None]
 
@@ -41,8 +41,6 @@ HISTORY = (
 )
 
 
-# Up to and with a layer's number; the whole name elsewhere.
-_LAYER = re.compile(r".*?\.\d+(?=\.)|.*")
 PHASES = ("data", "reference", "forward_backward", "update")
 
 
@@ -227,7 +225,7 @@ class DPOTrainer:
         """Gradient first, and an update once its norm is known."""
         metrics, grads = self._accumulate(examples)
         with self._timed("update"):
-            grad_norm = _global_norm(grads)
+            grad_norm = global_norm(grads)
         self._check_finite(metrics["loss"], grad_norm, "nothing was applied")
         if self.grad_clip is not None and grad_norm > self.grad_clip:
             scale = self.grad_clip / (grad_norm + 1e-6)
@@ -258,8 +256,8 @@ class DPOTrainer:
             flat = named_arrays(grads)
             del grads, loss, metrics
             squares = [
-                self._evaluate_layer({name: flat.pop(name) for name in names})
-                for names in _by_layer(list(flat))
+                evaluate_layer(self.model, self.optimizer, {name: flat.pop(name) for name in names})
+                for names in by_layer(list(flat))
             ]
             mx.eval(self.model.parameters(), self.optimizer.state)
         grad_norm = math.sqrt(math.fsum(squares))
@@ -270,21 +268,6 @@ class DPOTrainer:
             "it, and with --grad-clip a step is checked before it is applied",
         )
         return found, grad_norm
-
-    def _evaluate_layer(self, grads: dict[str, mx.array]) -> float:
-        """Evaluate some gradients, then the updates that wait for them; the sum of their squares.
-
-        In this order: MLX would begin an update's other products before the gradient is there.
-        """
-        mx.eval(grads)
-        squares = mx.stack([mx.square(g.astype(mx.float32)).sum() for g in grads.values()]).sum()
-        parameters = named_arrays(self.model.trainable_parameters())
-        moments = named_arrays(self.optimizer.state)
-        updated = [moments[m] for m in moments if m.rpartition(".")[0] in grads]
-        for name in grads:
-            mx.eval(parameters[name])
-        mx.eval(squares, updated)
-        return float(squares)
 
     def _check_finite(self, loss: float, grad_norm: float, outcome: str) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -341,7 +324,7 @@ class DPOTrainer:
         policy, reference = self.score_pairs(examples)
         return {
             "loss": metrics["loss"],
-            "grad_norm": _global_norm(grads),
+            "grad_norm": global_norm(grads),
             "largest_reward": self.beta * float(np.abs(policy - reference).max()),
             "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
         }
@@ -448,11 +431,6 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
-def _global_norm(grads: Any) -> float:
-    squares = [mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
-    return float(mx.sqrt(mx.stack(squares).sum()))
-
-
 def _without_loss(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if name != "loss"}
 
@@ -460,11 +438,3 @@ def _without_loss(metrics: Metrics) -> Metrics:
 def _append(history: dict[str, list[float]], **values: float) -> None:
     for name, value in values.items():
         history[name].append(value)
-
-
-def _by_layer(names: list[str]) -> list[list[str]]:
-    """Names of parameters by layer, the last layer first: as gradients become known."""
-    layers: dict[str, list[str]] = {}
-    for name in reversed(names):
-        layers.setdefault(_LAYER.match(name)[0], []).append(name)  # type: ignore[index]
-    return list(layers.values())
