@@ -94,16 +94,18 @@ def train(
     """
     hooks = hooks or Hooks()
     mx.reset_peak_memory()
-    if config.run_dir and not dry_run:
-        check_free(Path(config.run_dir))
     with stop_on_signal(hooks.stopping) as stop, ExitStack() as held:
+        path = _given_run_dir(config, resume=resume)
+        if path is not None and not dry_run:  # before the data is read, which may take minutes
+            held.enter_context(locked(path))
+            _check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
         job = prepare(
             config, keep=not dry_run, tokenizing=hooks.tokenizing, problems=hooks.data_checked
         )
-        path = _run_dir(job, resume=resume, dry_run=dry_run)
-        if path is not None and not dry_run:
+        if path is None and not dry_run:
+            path = new_run_dir(job.name)
             held.enter_context(locked(path))
-            _check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
+        if not dry_run:
             check_writable(job.out)
         checkpoints = Checkpoints(path or Path())
         found = checkpoints.newest_whole() if resume and path else Found(None, [])
@@ -136,11 +138,12 @@ def train(
             return _finish(loop, sft_answers)
 
 
-def _run_dir(job: Job, *, resume: bool, dry_run: bool) -> Path | None:
-    """The run's folder, chosen before anything is computed; None for a dry run without one."""
-    if job.config.run_dir is None:
-        return None if dry_run else new_run_dir(job.name)
-    path = Path(job.config.run_dir)
+def _given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
+    """The folder that the settings name for the run, which must be free or its own."""
+    if config.run_dir is None:
+        return None
+    path = Path(config.run_dir)
+    check_free(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: is a file; --run-dir takes a folder")
     _check_ours(path, resume=resume)

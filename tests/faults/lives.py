@@ -13,16 +13,21 @@ from typing import Any
 from tests.faults.forks import run_child, start_child, wait
 from tests.runs.conftest import ORACLE, ROWS
 
+STEPS = 24
 ARGUMENTS = (
     *("train", "--model", str(ORACLE), "--data", "pairs.json", "--out", "out"),
-    *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2", "--steps", "6"),
-    *("--grad-accumulation", "2", "--eval-every", "3", "--save-every", "2", "--sample-every", "3"),
+    *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2"),
+    *("--grad-accumulation", "2", "--steps", str(STEPS)),
+    *("--eval-every", "6", "--save-every", "2", "--sample-every", "8"),
 )
 
 
 def preload() -> None:
     """Import what a run imports, without computing: a fork can't inherit MLX's threads."""
-    import transformers.models.auto.tokenization_auto  # noqa: F401
+    from transformers import AutoConfig, models
+
+    assert models.auto.tokenization_auto
+    AutoConfig.for_model("llama")  # what it imports takes longer than the run
 
     import mlx_dpo.cli.screen
     import mlx_dpo.runs.loop
@@ -67,8 +72,8 @@ def signal_after(seconds: float, number: int) -> Callable[[], object]:
     return begin
 
 
-def signal_when(target: Any, name: str, *numbers: int) -> Callable[[], object]:
-    """Sends this process signals when a function is first called."""
+def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Callable[[], object]:
+    """Sends this process signals when a function is first called, or some seconds after."""
 
     def begin() -> None:
         real = getattr(target, name)
@@ -76,7 +81,7 @@ def signal_when(target: Any, name: str, *numbers: int) -> Callable[[], object]:
         def watched(*args: Any, **options: Any) -> Any:
             setattr(target, name, real)
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal_after(seconds, number)() if seconds else os.kill(os.getpid(), number)
             return real(*args, **options)
 
         setattr(target, name, watched)
@@ -84,11 +89,29 @@ def signal_when(target: Any, name: str, *numbers: int) -> Callable[[], object]:
     return begin
 
 
+def phases() -> dict[str, tuple[Any, str]]:
+    """A function that each phase of a run begins with."""
+    import mlx_dpo.runs.run as run
+    from mlx_dpo.runs.loop import Loop
+    from mlx_dpo.training.trainer import DPOTrainer
+
+    return {
+        "data": (run, "prepare"),
+        "reference pass": (run, "score_in_batches"),
+        "first answers": (run, "_answers"),
+        "step": (DPOTrainer, "_accumulate"),
+        "evaluation": (Loop, "_evaluate_if_due"),
+        "sampling": (Loop, "_sample_if_due"),
+        "save": (Loop, "_save"),
+        "export": (run, "export_folder"),
+    }
+
+
 def results(folder: Path) -> dict[str, str]:
     """sha256 of everything a finished run must share with one that was never stopped."""
     files = [*("out/model.safetensors", "run/metrics.jsonl", "run/samples.jsonl")]
-    files += ["run/held_out.json", "run/step-000006/optimizer.safetensors"]
-    files += ["run/step-000006/weights.safetensors"]
+    files += ["run/held_out.json", f"run/step-{STEPS:06d}/optimizer.safetensors"]
+    files += [f"run/step-{STEPS:06d}/weights.safetensors"]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
 
 
@@ -108,8 +131,10 @@ def killed_lives(
     """
     workplace(folder)
     kills = 0
-    for _ in range(lives):
-        before = signal_after(choose.uniform(0.02, longest), signal.SIGKILL)
+    for number in range(lives):
+        # Mostly soon, so that a run is not done before it was killed often.
+        latest = longest * (0.3 if number % 10 < 9 else 1)
+        before = signal_after(choose.uniform(0.02, latest), signal.SIGKILL)
         code = run_child(live(folder, before), quiet=True)
         if code == 0:
             break

@@ -21,6 +21,7 @@ from typing import Any
 from mlx_dpo.errors import MlxDpoError
 
 ORACLE = Path(__file__).parent.parent / "oracle" / "llama" / "model"
+MOST_MEMORY = 1_500_000_000  # bytes resident, MLX and transformers among them
 LIMIT = 8 * 2**30  # bytes of address space; MLX maps a few by itself
 NUMBERS: list[Any] = [-1, 0, 1, 3, 2**31, 2**63, 10**6, 10**18, 1e308, -0.5, True]
 NUMBERS += [None, "8", [], {}, [4], "x"]

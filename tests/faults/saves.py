@@ -24,10 +24,10 @@ BEFORE, DURING = (2, 3), 4  # steps whose checkpoints are there, and the one bei
 class Tiny(nn.Module):
     """Two parameters are enough for every kind of file."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.embed = nn.Embedding(7, 3)
-        self.head = nn.Linear(3, 7)
+        self.embed = nn.Embedding(7, width)
+        self.head = nn.Linear(width, 7)
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Logits."""
@@ -35,11 +35,11 @@ class Tiny(nn.Module):
         return logits
 
 
-def trainer_at(step: int) -> DPOTrainer:
+def trainer_at(step: int, width: int = 3) -> DPOTrainer:
     """A trainer whose weights, optimizer and cursor follow from the step."""
     trainer = DPOTrainer(
-        Tiny(),
-        ref_model=Tiny(),
+        Tiny(width),
+        ref_model=Tiny(width),
         examples=[PreferenceExample([1], [2], [3])] * 9,
         max_seq_len=4,
         pad_id=0,
@@ -56,9 +56,11 @@ def put_at(trainer: DPOTrainer, step: int) -> None:
     """Move a trainer to a step, as if it had trained."""
     for index, name in enumerate(("embed", "head")):
         layer = trainer.model[name]
-        layer.weight = mx.arange(21, dtype=mx.float32).reshape(layer.weight.shape) + step + index
+        shape, size = layer.weight.shape, layer.weight.size
+        layer.weight = mx.arange(size, dtype=mx.float32).reshape(shape) + step + index
     trainer.model["head"].bias = mx.ones(7) * step
-    trainer.optimizer.state["embed"]["weight"]["m"] = mx.ones((7, 3)) * step
+    moment = mx.ones_like(trainer.model["embed"].weight) * step
+    trainer.optimizer.state["embed"]["weight"]["m"] = moment
     trainer.step, trainer.order.position = step, step
     mx.eval(trainer.model.parameters(), trainer.optimizer.state)
 

@@ -8,6 +8,7 @@ from mlx_dpo.runs.keeping.checkpoint import Checkpoints
 from tests.faults.forks import run_child
 from tests.faults.saves import IDENTITY, trainer_at
 
+WIDTH = 1200  # a checkpoint has about 270 KiB, and a tmpfs hands out 4 at a time
 ROOMY = 4096  # KiB; enough for every checkpoint of the test
 
 
@@ -32,7 +33,7 @@ def fill(run: Path, first: int) -> None:
     checkpoints.newest_whole()
     for step in range(first, first + 8):
         try:
-            checkpoints.save(trainer_at(step), IDENTITY)
+            checkpoints.save(trainer_at(step, WIDTH), IDENTITY)
         except DiskError as error:
             found = Checkpoints(run).newest_whole()
             assert not found.problems, found

@@ -15,26 +15,16 @@ from tests.faults import lives
 from tests.faults.forks import run_child
 
 lives.preload()
-import mlx_dpo.runs.run as run
-from mlx_dpo.runs.loop import Loop
-from mlx_dpo.training.trainer import DPOTrainer
-
-PHASES = {
-    "reference pass": (run, "score_in_batches", 75),
-    "step": (DPOTrainer, "_accumulate", 75),
-    "evaluation": (Loop, "_evaluate_if_due", 75),
-    "export": (run, "export_folder", 75),
-}
 folder = Path(tempfile.mkdtemp())
 expected = lives.straight(folder / "straight")
-for number, (phase, (target, name, code)) in enumerate(PHASES.items()):
+for number, (phase, (target, name)) in enumerate(lives.phases().items()):
     which = (signal.SIGTERM, signal.SIGINT)[number % 2]
     before = lives.signal_when(target, name, which)
     found = lives.stopped_once(folder / str(number), expected, before)
-    assert found == (code, ""), (phase, found)
+    assert found == (75, ""), (phase, found)
 
 # A second one leaves at once, and what is on disk is whole.
-twice = lives.signal_when(Loop, "_sample_if_due", signal.SIGINT, signal.SIGINT)
+twice = lives.signal_when(*lives.phases()["sampling"], signal.SIGINT, signal.SIGINT)
 place = lives.workplace(folder / "twice")
 assert run_child(lives.live(place, twice), quiet=True) == -signal.SIGINT
 assert lives.finish(place, expected) == ""

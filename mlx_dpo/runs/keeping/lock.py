@@ -17,13 +17,13 @@ NAME = ".lock"
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder; it is made where it is not there, and goes if nothing came into it.
+    """Hold a run's folder; what is made of it here goes again if nothing came into it.
 
     Raises:
         LockedError: At once, if another process holds it; the message names it.
         DiskError: If the folder or the lock can't be made.
     """
-    new = not run.exists()
+    new = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = _take(run)
@@ -32,10 +32,11 @@ def locked(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if new and {entry.name for entry in run.iterdir()} == {NAME}:
+        if {entry.name for entry in run.iterdir()} == {NAME}:
             (run / NAME).unlink(missing_ok=True)
             with suppress(OSError):  # somebody came in
-                run.rmdir()
+                for folder in new:
+                    folder.rmdir()
         else:
             file.truncate(0)  # host and process are nobody's business afterwards
         file.close()

@@ -47,7 +47,19 @@ def test_a_folder_into_which_nothing_came_is_gone_afterwards(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_left_in_an_empty_folder_or_of_the_folders_made_above_a_new_one(
+    tmp_path: Path,
+) -> None:
+    with locked(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_who_held_a_folder_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
     with locked(tmp_path):
         assert (tmp_path / NAME).read_text()
     assert (tmp_path / NAME).read_text() == ""
