@@ -1,6 +1,15 @@
 """True epochs: each pair once an epoch, in an order that follows from the seed alone."""
 
 import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+
+# Pairs are sorted within so many micro-batches of a shuffled epoch: enough to find pairs of like
+# length, few enough that which pairs meet stays mostly chance.
+POOL = 16
+# Prompts count as equally long within so many tokens; the longer response decides there.
+PROMPT_STEP = 32
 
 
 class EpochOrder:
@@ -10,13 +19,26 @@ class EpochOrder:
     all a resumed run needs. The last batch of an epoch is smaller where the sizes don't divide;
     it is kept. A batch never holds pairs of two epochs.
 
+    With `lengths`, pairs of like length make a micro-batch: little padding and few forwards. It is
+    no curriculum: micro-batches come in random order, see `_formed`.
+
     Args:
         num_pairs: Pairs in the data set, at least 1.
         batch_size: Pairs per batch, at least 1.
         seed: Decides the order.
+        lengths: int (N, 3), tokens of prompt, chosen and rejected; None for a plain shuffle.
+        micro_batch: Pairs of a batch that go through the model together; by default all.
     """
 
-    def __init__(self, num_pairs: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_pairs: int,
+        batch_size: int,
+        seed: int,
+        *,
+        lengths: Rows | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
         if num_pairs < 1 or batch_size < 1:
             raise ValueError(
                 f"need at least one pair and one per batch, got {num_pairs}, {batch_size}"
@@ -26,6 +48,9 @@ class EpochOrder:
         self.seed = seed
         self.epoch = 0
         self.position = 0
+        self._lengths = lengths
+        self._micro_batch = micro_batch or batch_size
+        self._order: tuple[int, Rows] | None = None  # of the epoch last asked for
 
     @property
     def batches_per_epoch(self) -> int:
@@ -34,8 +59,8 @@ class EpochOrder:
 
     def next_batch(self) -> list[int]:
         """Indices of the next batch; moves the cursor."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_pairs)
-        batch: list[int] = order[self.position : self.position + self.batch_size].tolist()
+        end = self.position + self.batch_size
+        batch: list[int] = self._epoch_order()[self.position : end].tolist()
         self.position += len(batch)
         if self.position >= self.num_pairs:
             self.epoch, self.position = self.epoch + 1, 0
@@ -48,3 +73,28 @@ class EpochOrder:
     def restore(self, state: dict[str, int]) -> None:
         """Continue from a cursor that `state` returned."""
         self.epoch, self.position = state["epoch"], state["position"]
+
+    def _epoch_order(self) -> Rows:
+        if self._order is None or self._order[0] != self.epoch:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            order = rng.permutation(self.num_pairs)
+            if self._lengths is not None:
+                order = _formed(order, self._lengths, self._micro_batch, rng)
+            self._order = self.epoch, order
+        return self._order[1]
+
+
+def _formed(shuffled: Rows, lengths: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """Form micro-batches of like length: sort each pool of a shuffle, cut it, shuffle the pieces.
+
+    What does not fill the last micro-batch stays as shuffled, at the end: pairs of any length.
+    """
+    whole = len(shuffled) - len(shuffled) % size
+    prompt = lengths[:, 0] // PROMPT_STEP
+    longer = lengths[:, 1:].max(axis=1)
+    parts = []
+    for start in range(0, whole, POOL * size):
+        pool = shuffled[start : min(start + POOL * size, whole)]
+        pool = pool[np.lexsort((longer[pool], prompt[pool]))]
+        parts.append(rng.permutation(pool.reshape(-1, size)).reshape(-1))
+    return np.concatenate([*parts, shuffled[whole:]])

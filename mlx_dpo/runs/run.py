@@ -15,6 +15,7 @@ from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, remove_leftovers
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.preferences.tokens import pad_id_of
 from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
@@ -198,6 +199,7 @@ def _make_trainer(
         grad_clip=config.grad_clip or None,
         fused_update=config.grad_clip == 0,
         seed=config.seed,
+        lengths=lengths(job.train.examples),
         path=path,
     )
 

@@ -69,6 +69,8 @@ class DPOTrainer:
         eval_every: Steps between evaluations in `train`.
         log_every: Steps between records in the history of `train`.
         seed: Decides the order of the pairs.
+        lengths: int (N, 3), tokens of prompt, chosen and rejected of each of `examples`, by which
+            batches of like length are formed within the shuffle; None for a plain shuffle.
         grad_accumulation: Batches per optimizer step. The result equals one undivided batch.
         reference: ``reference(examples) -> float32 (2, B)``, instead of `ref_model`.
         optimizer: Any MLX optimizer; by default AdamW with bias correction, betas (0.9, 0.999),
@@ -110,6 +112,7 @@ class DPOTrainer:
         eval_every: int = 100,
         log_every: int = 10,
         seed: int = 0,
+        lengths: npt.NDArray[np.int64] | None = None,
         grad_accumulation: int = 1,
         reference: Reference | None = None,
         optimizer: optim.Optimizer | None = None,
@@ -157,7 +160,13 @@ class DPOTrainer:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.work = Work(0, 0, 0)
         self.before_batch: Callable[[], None] = lambda: None
-        self.order = EpochOrder(len(examples), batch_size * grad_accumulation, seed)
+        self.order = EpochOrder(
+            len(examples),
+            batch_size * grad_accumulation,
+            seed,
+            lengths=lengths,
+            micro_batch=batch_size,
+        )
         # Dropout in the policy alone would start the loss anywhere but at log 2.
         model.eval()
         self.ref_model = ref_model
