@@ -14,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# Logits alive at a time: one chunk of this size and its gradient are all there is of them.
-CHUNK_BYTES = 64 * 2**20
+# Logits alive at a time: one chunk of this size and its gradient are all there is of them. Smaller
+# chunks cost time (each is computed twice) and a piece of gradient the size of the output layer.
+CHUNK_BYTES = 256 * 2**20
 
 Parameters = dict[str, Any]
 
