@@ -1,6 +1,6 @@
 """What was tried to make a step faster and is not built: ``python -m benchmarks.tried``.
 
-Prints what docs/engine.md says of it: batches formed by length, a compiled step, a compiled update.
+Prints what docs/engine.md says of it: a compiled step and a compiled update.
 About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny model.
 """
 
@@ -19,40 +19,10 @@ from benchmarks.measure import now
 from benchmarks.step import gradient
 from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SHAPES, Shape, make_batches, make_model
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import SharedPromptPath
 
 PATH = SharedPromptPath(MAX_SEQ_LEN, 0)
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
-
-Batch = list[PreferenceExample]
-
-
-def formed(batches: list[Batch]) -> list[Batch]:
-    """The same pairs, those of like length together: (prompt length // 32, longer response)."""
-    pairs = sorted(
-        (pair for batch in batches for pair in batch),
-        key=lambda p: (len(p.prompt_ids) // 32, max(len(p.chosen_ids), len(p.rejected_ids))),
-    )
-    return [pairs[i : i + PAIRS_PER_STEP] for i in range(0, len(pairs), PAIRS_PER_STEP)]
-
-
-def forming(shape: Shape, num_batches: int) -> str:
-    """Seconds of batches in random order and of batches formed by length, by turns."""
-    model, batches = make_model(shape), make_batches(shape, num_batches)
-    reference = mx.zeros((2, PAIRS_PER_STEP))
-    spent = [0.0, 0.0]
-    mx.eval(gradient(model, PATH, batches[0], reference))
-    for pair_of_batches in zip(batches, formed(batches), strict=True):
-        for side, batch in enumerate(pair_of_batches):
-            mx.clear_cache()
-            start = now()
-            mx.eval(gradient(model, PATH, batch, reference))
-            spent[side] += now() - start
-    return (
-        f"batches formed by length, {num_batches} of {PAIRS_PER_STEP} pairs: {spent[0]:.1f} s in "
-        f"random order, {spent[1]:.1f} s formed, {1 - spent[1] / spent[0]:.1%} less"
-    )
 
 
 def num_layouts(shape: Shape, num_batches: int) -> str:
@@ -140,7 +110,6 @@ def main() -> None:
     quick = parser.parse_args().quick
     shape = TINY if quick else SHAPES["A"]
     half = replace(shape, layers=shape.layers // 2)
-    print(forming(shape, 4 if quick else 32), flush=True)
     print(num_layouts(shape, 250), flush=True)
     print(compiled_update(half), flush=True)
     print(compiled_step(half), flush=True)

@@ -7,6 +7,7 @@ from mlx_lm import load
 
 from benchmarks.contenders.job import Job, Outcome, answer
 from benchmarks.measure import now
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.reference import cached_reference, score_in_batches
@@ -47,6 +48,7 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
         max_lr=job.learning_rate,
         min_lr=job.learning_rate,
         path=path,
+        lengths=lengths(examples),
     )
 
 

@@ -10,6 +10,8 @@ Rows = npt.NDArray[np.int64]
 POOL = 16
 # Prompts count as equally long within so many tokens; the longer response decides there.
 PROMPT_STEP = 32
+# What a checkpoint calls the order that follows from these: in another, its cursor means nothing.
+ORDER = f"formed by length in pools of {POOL}"
 
 
 class EpochOrder:

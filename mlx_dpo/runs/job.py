@@ -15,7 +15,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
-from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.documents import check_readable
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.preferences.store import JoinedExamples, lengths
@@ -74,6 +74,7 @@ class Job:
         """What a resumed run must share with the one it continues."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in PLACES}
         settings |= {"epochs": None, "steps": self.max_steps}
+        settings |= {"order_of_pairs": ORDER}
         return {**settings, "model": self.model, "data": self.data.digest}
 
     def split(self) -> dict[str, list[str]]:
@@ -102,11 +103,7 @@ def prepare(
     """
     assert config.model is not None
     assert config.data is not None
-    given = find(config.model)
     name = name_of(config.model)
-    out = Path(config.out or f"checkpoints/{name}-dpo")
-    run = Path(config.run_dir or f"runs/{name}")
-    check_places(given, out, run, overwrite=config.overwrite or is_result_of(config, out))
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
     source = find_mlx(config.model)
@@ -120,7 +117,7 @@ def prepare(
         config=config,
         name=name,
         source=source,
-        out=out,
+        out=_out(config),
         policy=policy,
         weights=fingerprint(policy),
         model=model_digest(policy, source),
@@ -130,6 +127,25 @@ def prepare(
     )
     _check_ids(job)
     return job
+
+
+def check_folders(config: RunConfig) -> None:
+    """Refuse folders of a run that would write into one another, or over somebody's work.
+
+    Raises:
+        UsageError: See `check_places`; also if the model is not there.
+    """
+    assert config.model is not None
+    given = find(config.model)
+    out = _out(config)
+    run = Path(config.run_dir or f"runs/{name_of(config.model)}")
+    overwrite = config.overwrite or is_result_of(config, out)
+    check_places(given, out, run, overwrite=overwrite)
+
+
+def _out(config: RunConfig) -> Path:
+    assert config.model is not None
+    return Path(config.out or f"checkpoints/{name_of(config.model)}-dpo")
 
 
 def is_result_of(config: RunConfig, out: Path) -> bool:

@@ -21,7 +21,7 @@ from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
-from mlx_dpo.runs.job import Job, is_result_of, prepare
+from mlx_dpo.runs.job import Job, check_folders, is_result_of, prepare
 from mlx_dpo.runs.keeping.awake import keep_awake
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
 from mlx_dpo.runs.keeping.lock import NAME as LOCK
@@ -95,6 +95,7 @@ def train(
     """
     hooks = hooks or Hooks()
     mx.reset_peak_memory()
+    check_folders(config)
     with stop_on_signal(hooks.stopping) as stop, ExitStack() as held:
         path = _given_run_dir(config, resume=resume)
         if path is not None and not dry_run:  # before the data is read, which may take minutes

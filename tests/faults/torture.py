@@ -43,7 +43,9 @@ def measure(name: str, count: int, seed: int, jobs: int) -> Record:
     found = []
     for shard in shards:
         text, _ = shard.communicate()
-        found.append(Outcome(*json.loads(text)) if shard.returncode == 0 else Outcome(1, 0, {"died": 1}))
+        found.append(
+            Outcome(*json.loads(text)) if shard.returncode == 0 else Outcome(1, 0, {"died": 1})
+        )
     return {
         "row": name,
         "full": count == ROWS[name].full,

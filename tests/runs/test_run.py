@@ -208,6 +208,8 @@ def test_model_run_and_output_never_write_into_one_another(
 ) -> None:
     with pytest.raises(UsageError, match="overlap; the three folders must be apart"):
         train(settings(**places))
+    assert not (ORACLE / ".lock").exists()
+    assert not (ORACLE / "run").exists()
 
 
 def test_a_folder_that_no_run_made_is_not_taken_for_a_run(workplace: Path) -> None:

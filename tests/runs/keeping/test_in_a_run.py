@@ -55,10 +55,11 @@ def test_what_was_not_finite_is_named_by_step_pair_and_log_prob(
 def test_a_step_that_is_not_finite_can_be_left_out_and_is_counted(
     workplace: Path, spoiled: int
 ) -> None:
-    assert train(settings(run_dir="run", skip_nonfinite=1)) is not None
+    # An epoch of six steps, in which the pair comes once.
+    assert train(settings(run_dir="run", skip_nonfinite=1, steps=6)) is not None
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "skipped" in row] == [spoiled]
-    assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3, 5, 6, 7]
+    assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3, 5]
 
 
 def test_a_stop_inside_an_accumulated_step_gives_the_step_up_and_makes_it_again(
