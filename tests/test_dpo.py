@@ -544,6 +544,30 @@ def test_trainer_check_of_the_start_finds_nothing_but_rounding(
     assert (fingerprint(trainer.model), trainer.state()) == before
 
 
+@pytest.mark.parametrize("options", [{}, {"fused_update": True}, {"grad_accumulation": 2}])
+def test_trainer_check_of_the_start_takes_the_largest_batch_of_the_first_epoch(
+    make_trainer: MakeTrainer, ragged_pairs: Pairs, options: dict[str, Any]
+) -> None:
+    """So that a machine without the memory for it says so before the first step."""
+    reference = RecordingReference()
+    make_trainer(reference=reference, batch_size=1, max_steps=10, **options).check_start()
+    by_length = sorted(
+        range(10),
+        key=lambda i: (
+            -len(ragged_pairs[i].prompt_ids * 2)
+            - len(ragged_pairs[i].chosen_ids + ragged_pairs[i].rejected_ids)
+        ),
+    )
+    taken = [[row] for row in by_length[: options.get("grad_accumulation", 1)]]
+    assert reference.batches == taken * 2
+
+
+def test_trainer_check_of_the_start_is_the_same_layer_by_layer(make_trainer: MakeTrainer) -> None:
+    whole, layered = make_trainer().check_start(), make_trainer(fused_update=True).check_start()
+    assert layered.pop("grad_norm") == pytest.approx(whole.pop("grad_norm"), rel=1e-6)
+    assert layered == whole
+
+
 def test_trainer_check_of_the_start_finds_a_reference_that_is_another_model(
     make_trainer: MakeTrainer, make_model: Callable[[], nn.Module]
 ) -> None:

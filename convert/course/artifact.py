@@ -85,15 +85,15 @@ def export_artifact(folder: Path, out: Path) -> str:
         return write_artifact(checkpoint, temporary)
 
 
-def load_course_folder(folder: Path) -> tuple[nn.Module, Any]:
-    """Load an MLX folder of a course model as float32, with its tokenizer.
+def load_course_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
+    """Load an MLX folder of a course model with its tokenizer.
 
     Raises:
         UsageError: If it is not as it must be.
     """
     checkpoint = read_course_folder(folder)
     model = CourseModel(checkpoint.args)
-    model.load_weights([(k, v.astype(mx.float32)) for k, v in checkpoint.arrays.items()])
+    model.load_weights([(k, v.astype(dtype)) for k, v in checkpoint.arrays.items()])
     model.eval()
     mx.eval(model.state)
     return model, load_course_tokenizer(folder)

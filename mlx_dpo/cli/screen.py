@@ -77,7 +77,7 @@ class Screen(Hooks):
         size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
         held_out = f", {len(job.held_out.examples) or 'none'} held out"
         length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
-        self._line("model", f"{config.model}  ({size:.1f} M parameters, float32)")
+        self._line("model", f"{config.model}  ({size:.1f} M parameters, {config.dtype})")
         self._line(
             "data",
             f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",
@@ -142,7 +142,7 @@ class Screen(Hooks):
         why = f" ({by_code(account.dropped)})" if account.dropped else ""
         self._line(
             "self-check",
-            f"loss {start['loss']:.6f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
+            f"loss {start['loss']:.4f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
             f"{job.chat.closing_text} closes {account.num_closed} of {2 * len(job.examples)} "
             f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
             f"{account.num_cut} cut, {account.num_merged} merged at the boundary",

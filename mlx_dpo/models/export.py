@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from mlx_dpo.files import inside, new_folder
 from mlx_dpo.models.hub import normalised, read_config
-from mlx_dpo.models.parameters import save_arrays
+from mlx_dpo.models.parameters import named_arrays, save_arrays
 
 # What travels beside the weights: tokenizer, chat template, generation settings.
 _COMPANIONS = (
@@ -35,7 +35,7 @@ def export_folder(
     """Save `model` with the tokenizer and config of the folder it came from.
 
     Args:
-        model: Trained weights, float32.
+        model: Trained weights, all of one dtype.
         source: The folder it was loaded from; only read.
         out: The new folder; it appears whole or not at all.
         record: Where the model came from and how, written as ``dpo.json``.
@@ -47,7 +47,9 @@ def export_folder(
     config = read_config(source)
     # Both spellings, because mlx-lm reads one and transformers 5 the other.
     config |= normalised(config)
-    config |= {key: "float32" for key in ("torch_dtype", "dtype") if key in config}
+    dtype = str(next(iter(named_arrays(model.parameters()).values())).dtype)
+    named = dtype.removeprefix("mlx.core.")
+    config |= {key: named for key in ("torch_dtype", "dtype") if key in config}
     beside = companions(source)
     with new_folder(out, replace=replace) as folder:
         for file in beside:

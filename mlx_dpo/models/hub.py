@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
@@ -35,14 +34,13 @@ _TOKENS = (
 )
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, Any]:
-    """Load a model folder as float32 MLX arrays.
-
-    float32 whatever the file holds: at DPO learning rates an update is smaller than half a step of
-    bfloat16, and most weights would never move.
+def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
+    """Load a model folder as MLX arrays.
 
     Args:
         folder: Holds ``config.json``, ``model*.safetensors`` and a tokenizer.
+        dtype: Of the parameters, whatever the file holds. At DPO learning rates an update is
+            smaller than half a step of bfloat16: that wants `mlx_dpo.training.rounding`.
 
     Returns:
         The model, and mlx-lm's tokenizer wrapper.
@@ -67,7 +65,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Any]:
             model_config=config | mlx_config(config, normalised(config)),
             get_model_classes=model_classes,
         )
-        model.update(tree_map(_as_float32, model.parameters()))
+        model.set_dtype(dtype)
         mx.eval(model.parameters())
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
@@ -231,10 +229,6 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
     return config.get("eos_token_id")
-
-
-def _as_float32(value: mx.array) -> mx.array:
-    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
 
 
 def _one_line(error: BaseException) -> str:

@@ -62,11 +62,16 @@ class EpochOrder:
     def next_batch(self) -> list[int]:
         """Indices of the next batch; moves the cursor."""
         end = self.position + self.batch_size
-        batch: list[int] = self._epoch_order()[self.position : end].tolist()
+        batch: list[int] = self._epoch_order(self.epoch)[self.position : end].tolist()
         self.position += len(batch)
         if self.position >= self.num_pairs:
             self.epoch, self.position = self.epoch + 1, 0
         return batch
+
+    def first_epoch(self) -> list[list[int]]:
+        """Indices of each micro-batch of the first epoch, in turn; the cursor stays."""
+        order, size = self._epoch_order(0).tolist(), self._micro_batch
+        return [order[i : i + size] for i in range(0, len(order), size)]
 
     def state(self) -> dict[str, int]:
         """The cursor, as plain numbers for a checkpoint."""
@@ -76,13 +81,13 @@ class EpochOrder:
         """Continue from a cursor that `state` returned."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def _epoch_order(self) -> Rows:
-        if self._order is None or self._order[0] != self.epoch:
-            rng = np.random.default_rng([self.seed, self.epoch])
+    def _epoch_order(self, epoch: int) -> Rows:
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
             order = rng.permutation(self.num_pairs)
             if self._lengths is not None:
                 order = _formed(order, self._lengths, self._micro_batch, rng)
-            self._order = self.epoch, order
+            self._order = epoch, order
         return self._order[1]
 
 
@@ -100,3 +105,15 @@ def _formed(shuffled: Rows, lengths: Rows, size: int, rng: np.random.Generator) 
         pool = pool[np.lexsort((longer[pool], prompt[pool]))]
         parts.append(rng.permutation(pool.reshape(-1, size)).reshape(-1))
     return np.concatenate([*parts, shuffled[whole:]])
+
+
+def by_need(batches: list[list[int]], tokens: Rows) -> list[list[int]]:
+    """Batches in order of the memory they need, the largest first.
+
+    Args:
+        batches: Indices of pairs.
+        tokens: int (N, 2), tokens of each pair's two rows, prompts included.
+    """
+    # Layers keep so much a token, attention so much a pair of tokens; about here they are even.
+    need = (tokens * (tokens + 1024)).sum(axis=1)
+    return sorted(batches, key=lambda rows: -int(need[rows].sum()))

@@ -14,6 +14,7 @@ from mlx_dpo.files import flaw_of_name
 
 # As in `training.optimizers`, which needs MLX: the command line's help should not.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
+DTYPES = ("float32", "bfloat16")
 EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
 
@@ -62,6 +63,12 @@ class RunConfig:
         "adamw",
         "AdamW; Lion, half its state; or Adafactor, next to none.",
         choices=OPTIMIZERS,
+    )
+    dtype: str = _option(
+        "float32",
+        "Of weights, gradients and optimizer state. bfloat16 halves them; updates are then rounded "
+        "up or down by chance, because the small ones would be lost by rounding to the nearest.",
+        choices=DTYPES,
     )
     checkpoint_layers: bool = _option(
         False, "Compute layers again for the gradient: much less memory, about a third more time."

@@ -110,7 +110,7 @@ def prepare(
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source))
     data = load_data(config, chat, keep=keep, progress=tokenizing, told=problems)
-    policy, _ = load_folder(source)
+    policy, _ = load_folder(source, config.dtype)
     per_step = config.batch_size * config.grad_accumulation
     order = EpochOrder(len(data.train.examples), per_step, config.seed)
     job = Job(

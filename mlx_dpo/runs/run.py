@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+from mlx.optimizers import Optimizer
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, remove_leftovers
@@ -29,12 +29,13 @@ from mlx_dpo.runs.keeping.lock import check_free, locked
 from mlx_dpo.runs.keeping.room import check_room, run_needs
 from mlx_dpo.runs.keeping.signals import Stop, stop_on_signal
 from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop
+from mlx_dpo.runs.reference_pass import cached_by_policy
 from mlx_dpo.runs.sources import load_folder
 from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path as ScoringPath
 from mlx_dpo.training.paths import PlainPath
-from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
+from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -180,8 +181,8 @@ def _make_trainer(
     copy = config.reference == "copy"
     return DPOTrainer(
         job.policy,
-        ref_model=load_folder(job.source)[0] if copy else None,
-        reference=None if copy else _cached(job, path, hooks, stop, keep=keep),
+        ref_model=load_folder(job.source, config.dtype)[0] if copy else None,
+        reference=None if copy else cached_by_policy(job, path, hooks, stop, keep=keep),
         examples=job.train.examples,
         max_seq_len=config.max_length,
         pad_id=pad_id_of(job.chat.tokenizer),
@@ -192,11 +193,7 @@ def _make_trainer(
         max_lr=config.learning_rate,
         min_lr=config.min_learning_rate,
         warmup_steps=config.warmup_steps,
-        optimizer=make_optimizer(
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        ),
+        optimizer=_make_optimizer(config),
         grad_clip=config.grad_clip or None,
         fused_update=config.grad_clip == 0,
         seed=config.seed,
@@ -205,31 +202,15 @@ def _make_trainer(
     )
 
 
-def _cached(job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool) -> Reference:
-    """Reference log-probs of every pair: from disk, or by the policy while it is untrained."""
-    examples = job.examples
-    file = reference_cache.cache_file(job.model, examples, job.config.batch_size, path.name)
-    logprobs = reference_cache.read(file, examples)
-    if logprobs is None:
-        done = 0
-
-        def after_batch(count: int) -> None:
-            nonlocal done
-            done += count
-            hooks.scoring(done, len(examples))
-            stop.check()
-
-        logprobs = score_in_batches(
-            partial(path, job.policy),
-            examples,
-            batch_size=job.config.batch_size,
-            after_batch=after_batch,
-        )
-        if keep:
-            reference_cache.write(file, examples, logprobs)
-    else:
-        hooks.reference_found(len(examples))
-    return cached_reference(examples, logprobs)
+def _make_optimizer(config: RunConfig) -> Optimizer:
+    optimizer = make_optimizer(
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    if config.dtype == "float32":
+        return optimizer
+    return StochasticRounding(optimizer, seed=config.seed % 2**32)
 
 
 def _check_start(job: Job, trainer: DPOTrainer, hooks: Hooks) -> None:

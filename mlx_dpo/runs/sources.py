@@ -30,14 +30,15 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
     return load_folder(find_mlx(path))
 
 
-def load_folder(folder: Path) -> "tuple[nn.Module, Any]":
-    """The same for a folder that `find_mlx` gave."""
+def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]":
+    """The same for a folder that `find_mlx` gave, as ``float32`` or ``bfloat16``."""
+    import mlx.core as mx
+
     from mlx_dpo.convert.course import artifact as course
     from mlx_dpo.models import hub
 
-    if course.is_course_folder(folder):
-        return course.load_course_folder(folder)
-    return hub.load_folder(folder)
+    load = course.load_course_folder if course.is_course_folder(folder) else hub.load_folder
+    return load(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -5,7 +5,7 @@ one needs no second model in memory, because before the first update the policy 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -74,24 +74,26 @@ def score_in_batches(
     examples: Sequence[PreferenceExample],
     *,
     batch_size: int,
+    batches: Iterable[Sequence[int]] | None = None,
     after_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Score every pair once, without gradient.
 
-    Pairs of like length go into a batch together, so that little is spent on padding; the result
-    comes back in the order given.
+    By default pairs of like length go into a batch together, so that little is spent on padding;
+    the result comes back in the order given.
 
     Args:
         score: Log-probs (2, B) of a batch, of the policy or the reference.
         examples: N pairs.
         batch_size: Pairs per forward.
+        batches: Indices of the pairs of each forward, instead.
         after_batch: Called with the number of pairs just scored.
 
     Returns:
         float32 (2, N).
     """
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
-    for rows in _rows_by_length(examples, batch_size):
+    for rows in batches or _rows_by_length(examples, batch_size):
         logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
         if after_batch is not None:
             after_batch(len(rows))

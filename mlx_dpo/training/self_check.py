@@ -11,13 +11,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx.utils import tree_map
 
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.fast.head import replaced
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
 
-# What rounding in float32 explains of a difference between two sums of log-probs.
+# What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
 ABSOLUTE, RELATIVE = 1e-4, 1e-6
+ROUNDED_ABSOLUTE, ROUNDED_RELATIVE = 1.0, 1e-2
 # The same of the norm of one tensor's gradient; a gradient that is not followed through the prompt
 # or counted twice is off by far more.
 GRADIENT_RELATIVE = 2e-3
@@ -59,6 +62,7 @@ def choose_path(
 
     Log-probs are compared on short and middling pairs in one batch and on the longest alone, where
     windows and stretched positions show; gradients, by the norm of each tensor, on two short pairs.
+    All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
 
     Args:
         model: The policy.
@@ -71,6 +75,7 @@ def choose_path(
     plain = PlainPath(max_seq_len, pad_id)
     expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
     gradient = _gradient_norms(plain, model, batch[:2])
+    rounded = None if _is_float32(model) else np.array(plain(model, batch))
     refused = []
     candidates: tuple[Path, ...] = (
         SharedPromptPath(max_seq_len, pad_id, checkpoint),
@@ -82,6 +87,9 @@ def choose_path(
             found = [_evaluated(path, model, pairs) for pairs in (batch, [longest])]
             largest = max(map(_compare_logprobs, found, expected))
             _compare_gradients(_gradient_norms(path, model, batch[:2]), gradient)
+            if rounded is not None:
+                as_it_is = np.array(path(model, batch))
+                _compare_logprobs(as_it_is, rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
         except Exception as error:  # a model's code may fail in any way when called in parts
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refused.append((path.name, reason))
@@ -100,7 +108,19 @@ def _sample(
 
 
 def _evaluated(path: Path, model: nn.Module, examples: Sequence[PreferenceExample]) -> Scores:
-    return np.array(path(model, examples))
+    return np.array(path(in_float32(model), examples))
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """The model, computing in float32 from the weights it has; each is cast where it is used."""
+    if _is_float32(model):
+        return model
+    wide: nn.Module = replaced(model, tree_map(lambda a: a.astype(mx.float32), model.parameters()))
+    return wide
+
+
+def _is_float32(model: nn.Module) -> bool:
+    return all(a.dtype == mx.float32 for a in named_arrays(model.parameters()).values())
 
 
 def _gradient_norms(
@@ -109,7 +129,7 @@ def _gradient_norms(
     """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs."""
 
     def objective() -> mx.array:
-        chosen, rejected = path(model, examples)
+        chosen, rejected = path(in_float32(model), examples)
         # Unequal weights: where the two responses are alike, the gradient would be zero.
         return (chosen - 0.7 * rejected).sum()
 
@@ -124,9 +144,11 @@ def _gradient_norms(
     return {name: float(norm) for name, norm in norms.items()}
 
 
-def _compare_logprobs(found: Scores, expected: Scores) -> float:
+def _compare_logprobs(
+    found: Scores, expected: Scores, absolute: float = ABSOLUTE, relative: float = RELATIVE
+) -> float:
     difference = np.abs(found - expected)
-    if not (difference <= ABSOLUTE + RELATIVE * np.abs(expected)).all():  # also where it is NaN
+    if not (difference <= absolute + relative * np.abs(expected)).all():  # also where it is NaN
         raise _DisagreesError(
             f"its log-probs are off by {difference.max():.2g} from the plain path's"
         )

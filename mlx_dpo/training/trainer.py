@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +16,8 @@ from mlx.utils import tree_map
 
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.preferences.batches import EpochOrder, by_need
+from mlx_dpo.preferences.store import lengths as lengths_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.fast.layout import Work
 from mlx_dpo.training.loss import dpo_loss
@@ -154,6 +156,7 @@ class DPOTrainer:
         self.warmup_steps = warmup_steps
         self.grad_clip = grad_clip
         self.fused_update = fused_update
+        self.grad_accumulation = grad_accumulation
         self.eval_every = eval_every
         self.log_every = log_every
         self.step = 0
@@ -321,19 +324,31 @@ class DPOTrainer:
         )
 
     def check_start(self) -> Metrics:
-        """Loss and gradient norm of the first pairs of the file, without an update.
+        """Loss and gradient norm of the first epoch's largest batch, without an update.
+
+        Whoever has no memory for a step fails here, before the first: the optimizer's state is
+        made, and with `grad_accumulation` a second batch adds its gradient to the first's.
 
         Returns:
             ``loss``, ``grad_norm``, ``largest_reward`` (absolute) and ``allowed_reward``: what
             rounding explains. Before the first update the loss is log 2 and every reward 0, unless
             policy and reference are not the same model.
         """
-        examples = self.examples[: self.batch_size]
-        metrics, grads = self._accumulate(examples)
-        policy, reference = self.score_pairs(examples)
+        mx.eval(self.optimizer.state)
+        batches = self._largest_batches()
+        if self.fused_update and len(batches) == 1:
+            loss, grad_norm = self._layerwise_norm(batches[0])
+        else:
+            metrics, grads = self._accumulate([e for batch in batches for e in batch])
+            loss, grad_norm = metrics["loss"], global_norm(grads)
+            del grads
+        policy, reference = (
+            np.concatenate([np.array(score(batch)) for batch in batches], axis=1)
+            for score in (partial(self.score, self.model), self.reference)
+        )
         return {
-            "loss": metrics["loss"],
-            "grad_norm": global_norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "largest_reward": self.beta * float(np.abs(policy - reference).max()),
             "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
         }
@@ -405,6 +420,30 @@ class DPOTrainer:
         policy = self.score(self.model, examples)
         return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
 
+    def _largest_batches(self) -> list[list[PreferenceExample]]:
+        """The first epoch's batch that needs most memory; with accumulation, the one after it too.
+
+        Full ones before a smaller last one, so that they are split as they are here.
+        """
+        batches = self.order.first_epoch()
+        prompt, *responses = lengths_of(self.examples).T
+        tokens = np.minimum(prompt[:, None] + np.stack(responses, axis=1), self.max_seq_len)
+        largest = by_need(batches[: self.max_steps * self.grad_accumulation], tokens)
+        largest = sorted(largest[: min(2, self.grad_accumulation)], key=len, reverse=True)
+        return [[self.examples[row] for row in rows] for rows in largest]
+
+    def _layerwise_norm(self, examples: Sequence[PreferenceExample]) -> tuple[float, float]:
+        """Loss and gradient norm, a layer's gradient freed before the next one's is there."""
+        reference = self.reference(examples)
+        (loss, _), grads = self._value_and_grad(examples, reference)
+        mx.eval(loss)
+        flat = named_arrays(grads)
+        del grads
+        norms = [
+            global_norm({name: flat.pop(name) for name in names}) for names in by_layer(list(flat))
+        ]
+        return float(loss), math.hypot(*norms)
+
     def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
         """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
         total = dict.fromkeys(PAIR_METRICS, 0.0)
@@ -420,12 +459,13 @@ class DPOTrainer:
                 mx.eval(reference)
             with self._timed("forward_backward"):
                 (loss, metrics), grads = self._value_and_grad(batch, reference)
-                if weight != 1:
-                    grads = tree_map(lambda g, w=weight: g * w, grads)
+                if weight != 1:  # in float32: sums of many small parts are lost in bfloat16
+                    grads = tree_map(lambda g, w=weight: g.astype(mx.float32) * w, grads)
                 summed = grads if summed is None else tree_map(mx.add, summed, grads)
                 mx.eval(loss, metrics, summed)
             add_weighted(total, as_floats(loss, metrics), weight)
-        return total, summed
+        parameters = self.model.trainable_parameters()
+        return total, tree_map(lambda g, p: g.astype(p.dtype), summed, parameters)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

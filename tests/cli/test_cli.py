@@ -98,8 +98,16 @@ def test_the_surface_of_train_is_a_decision() -> None:
         *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
         *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
         *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),
-        *("--sample-every", "--optimizer", "--checkpoint-layers", "--skip-nonfinite"),
-        *("--allow-sleep", "--reference", "--plain", "--resume", "--dry-run", "--supervise"),
+        *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
+        *(
+            "--skip-nonfinite",
+            "--allow-sleep",
+            "--reference",
+            "--plain",
+            "--resume",
+            "--dry-run",
+            "--supervise",
+        ),
     }
 
 
@@ -123,7 +131,7 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     args = [*TRAIN, "--steps", "4", "--learning-rate", "1e-3", "--out", "out", "--log-every", "2"]
     assert exit_code(*args) == 0
     shown = capsys.readouterr()
-    assert "loss 0.693147 = log 2; gradient norm" in shown.err
+    assert "loss 0.6931 = log 2; gradient norm" in shown.err
     assert "<|end|> closes 28 of 28 answers; 14 pairs read, 0 dropped, 0 cut" in shown.err
     assert "chosen longer in" in shown.err
     for part in ("step 2/4", "loss", "margin", "accuracy", "pairs/s", "ETA", "peak"):

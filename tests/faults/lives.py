@@ -91,13 +91,14 @@ def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Ca
 
 def phases() -> dict[str, tuple[Any, str]]:
     """A function that each phase of a run begins with."""
+    import mlx_dpo.runs.reference_pass as reference_pass
     import mlx_dpo.runs.run as run
     from mlx_dpo.runs.loop import Loop
     from mlx_dpo.training.trainer import DPOTrainer
 
     return {
         "data": (run, "prepare"),
-        "reference pass": (run, "score_in_batches"),
+        "reference pass": (reference_pass, "score_in_batches"),
         "first answers": (run, "_answers"),
         "step": (DPOTrainer, "_accumulate"),
         "evaluation": (Loop, "_evaluate_if_due"),

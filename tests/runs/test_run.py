@@ -137,10 +137,15 @@ def test_resume_cuts_what_was_logged_after_the_checkpoint(workplace: Path) -> No
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"beta": 0.2}, "beta"), ({"steps": 9}, "steps"), ({"learning_rate": 2e-3}, "learning rate")],
+    [
+        ({"beta": 0.2}, "beta"),
+        ({"steps": 9}, "steps"),
+        ({"learning_rate": 2e-3}, "learning rate"),
+        ({"dtype": "bfloat16"}, "dtype"),
+    ],
 )
 def test_resume_refuses_another_trajectory_and_names_the_difference(
-    workplace: Path, changes: dict[str, float], named: str
+    workplace: Path, changes: dict[str, object], named: str
 ) -> None:
     with pytest.raises(StoppedError):
         train(settings(run_dir="run"), hooks=StopAfter(4))
