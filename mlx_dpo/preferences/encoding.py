@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.strict_json import Finding
+from mlx_dpo.preferences.templates import render
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
 
@@ -138,16 +139,7 @@ def _render(
 ) -> list[str | DataError]:
     """The text of each conversation, or the error where the template refuses it."""
     if chat.has_template:
-        try:
-            texts = chat.tokenizer.apply_chat_template(
-                [[turn._asdict() for turn in turns] for turns in conversations],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-            if isinstance(texts, list) and len(texts) == len(conversations):
-                return texts
-        except Exception:  # one by one, to see which of them it refuses
-            pass
+        return render(chat.tokenizer, conversations, add_generation_prompt=add_generation_prompt)
     found: list[str | DataError] = []
     for turns in conversations:
         try:

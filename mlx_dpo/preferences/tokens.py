@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.preferences.templates import render
 from mlx_dpo.records import Message, Preference, PreferenceExample
 
 _PROBE = "mlxdpoprobe"
@@ -196,16 +197,10 @@ def _course_closing_id(tokenizer: Tokenizer) -> int | None:
 def _render(
     tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> str:
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [message._asdict() for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-        return text
-    except Exception as error:  # a template is a program, and can fail in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(f"the chat template refuses the conversation: {reason}") from None
+    (found,) = render(tokenizer, [messages], add_generation_prompt=add_generation_prompt)
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:

@@ -55,8 +55,8 @@ class Checkpoints:
         """
         latest, problems = self._read_latest()
         found = list(reversed(_checkpoints(self.run)))
-        if latest and all(_step(path) != latest["step"] for path in found):
-            problems.append(f"{self.run}: the checkpoint of step {latest['step']} is missing")
+        if latest and (wrong := _wrong_with_latest(latest, found)):
+            problems.append(f"{self.run}: {wrong}")
         for path in found:
             wrong = self._problem(path, latest)
             if wrong is None:
@@ -218,6 +218,19 @@ def _checkpoints(run: Path) -> list[Path]:
         return []
     found = [(int(m[1]), p) for p in run.iterdir() if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
+
+
+def _wrong_with_latest(latest: dict[str, Any], found: list[Path]) -> str | None:
+    """A step that is not there, or a digest that is not its; a newer one may well be there."""
+    named = next((path for path in found if _step(path) == latest["step"]), None)
+    if named is None:
+        return f"the checkpoint of step {latest['step']} is missing"
+    if named == found[0]:
+        return None  # compared when it is looked at
+    with suppress(OSError):
+        if manifest.digest((named / manifest.NAME).read_bytes()) == latest["manifest"]:
+            return None
+    return f"{LATEST} is not of the {manifest.NAME} of {named.name}, which it names"
 
 
 def _step(path: Path) -> int:
