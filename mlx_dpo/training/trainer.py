@@ -32,7 +32,12 @@ from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path, PlainPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 from mlx_dpo.training.schedule import warmup_cosine
-from mlx_dpo.training.update import by_layer, evaluate_layer, global_norm
+from mlx_dpo.training.update import (
+    evaluate_gradients,
+    evaluate_update,
+    evaluated_layers,
+    sum_of_squares,
+)
 
 AfterStep = Callable[[int, Metrics], None]
 
@@ -237,7 +242,7 @@ class DPOTrainer:
         """Gradient first, and an update once its norm is known."""
         metrics, grads = self._accumulate(examples)
         with self._timed("update"):
-            grad_norm = global_norm(grads)
+            grad_norm = math.sqrt(sum_of_squares(grads))
         self._check_finite(metrics["loss"], grad_norm, "nothing was applied")
         if self.grad_clip is not None and grad_norm > self.grad_clip:
             scale = self.grad_clip / (grad_norm + 1e-6)
@@ -245,6 +250,10 @@ class DPOTrainer:
         with self._timed("update"):
             self.optimizer.learning_rate = self.lr()
             self.optimizer.update(self.model, grads)
+            flat = named_arrays(grads)
+            del grads
+            for layer in evaluated_layers(self.model, flat):
+                evaluate_update(self.model, self.optimizer, layer)
             mx.eval(self.model.parameters(), self.optimizer.state)
         return metrics, grad_norm
 
@@ -267,10 +276,10 @@ class DPOTrainer:
             self.optimizer.update(self.model, grads)
             flat = named_arrays(grads)
             del grads, loss, metrics
-            squares = [
-                evaluate_layer(self.model, self.optimizer, {name: flat.pop(name) for name in names})
-                for names in by_layer(list(flat))
-            ]
+            squares = []
+            for layer in evaluated_layers(self.model, flat):
+                squares.append(sum_of_squares(layer))
+                evaluate_update(self.model, self.optimizer, layer)
             mx.eval(self.model.parameters(), self.optimizer.state)
         grad_norm = math.sqrt(math.fsum(squares))
         self._check_finite(
@@ -340,7 +349,7 @@ class DPOTrainer:
             loss, grad_norm = self._layerwise_norm(batches[0])
         else:
             metrics, grads = self._accumulate([e for batch in batches for e in batch])
-            loss, grad_norm = metrics["loss"], global_norm(grads)
+            loss, grad_norm = metrics["loss"], math.sqrt(sum_of_squares(grads))
             del grads
         policy, reference = (
             np.concatenate([np.array(score(batch)) for batch in batches], axis=1)
@@ -439,10 +448,8 @@ class DPOTrainer:
         mx.eval(loss)
         flat = named_arrays(grads)
         del grads
-        norms = [
-            global_norm({name: flat.pop(name) for name in names}) for names in by_layer(list(flat))
-        ]
-        return float(loss), math.hypot(*norms)
+        squares = [sum_of_squares(layer) for layer in evaluated_layers(self.model, flat)]
+        return float(loss), math.sqrt(math.fsum(squares))
 
     def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
         """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
@@ -462,7 +469,8 @@ class DPOTrainer:
                 if weight != 1:  # in float32: sums of many small parts are lost in bfloat16
                     grads = tree_map(lambda g, w=weight: g.astype(mx.float32) * w, grads)
                 summed = grads if summed is None else tree_map(mx.add, summed, grads)
-                mx.eval(loss, metrics, summed)
+                mx.eval(loss, metrics)
+                evaluate_gradients(self.model, summed)
             add_weighted(total, as_floats(loss, metrics), weight)
         parameters = self.model.trainable_parameters()
         return total, tree_map(lambda g, p: g.astype(p.dtype), summed, parameters)

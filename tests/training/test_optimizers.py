@@ -18,6 +18,7 @@ from mlx_dpo.runs.keeping.checkpoint import Checkpoints, restore
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
+from mlx_dpo.training.update import by_layer
 from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
 
@@ -88,6 +89,21 @@ def test_a_fused_update_is_the_update(name: str) -> None:
         assert found == expected
     assert bytes_of(fused.model.parameters()) == bytes_of(whole.model.parameters())
     assert bytes_of(fused.optimizer.state) == bytes_of(whole.optimizer.state)
+
+
+def test_gradients_are_evaluated_from_the_last_layer_to_the_embedding() -> None:
+    """By number, not by name: layer 9 does not come before layer 10."""
+    model = nn.Module()
+    model.lm_head = nn.Linear(2, 3, bias=False)
+    model.trunk = nn.Module()
+    model.trunk.embed = nn.Embedding(3, 2)
+    model.trunk.layers = [nn.Linear(2, 2) for _ in range(11)]
+    names = by_layer(model)
+    assert names[0] == ["lm_head.weight"]
+    assert names[1] == ["trunk.layers.10.bias", "trunk.layers.10.weight"]
+    assert names[2] == ["trunk.layers.9.bias", "trunk.layers.9.weight"]
+    assert names[-1] == ["trunk.embed.weight"]
+    assert len(names) == 13
 
 
 def test_a_fused_update_keeps_fewer_gradients_alive() -> None:

@@ -146,7 +146,8 @@ def trunk_path(model: nn.Module) -> list[str]:
 def at(model: nn.Module, path: Sequence[str]) -> nn.Module:
     """The module that names lead to."""
     for name in path:
-        model = model[name]
+        # What `with_trunk` put in the place of the module's own entry counts.
+        model = getattr(model, name)
     return model
 
 
