@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_dpo.preferences import documents
 from mlx_dpo.preferences import ingest as ingest_module
 from mlx_dpo.preferences.encoding import fit
 from mlx_dpo.preferences.ingest import Ingested, Tokenising, ingest
-from mlx_dpo.preferences.problems import CODES, Problems
+from mlx_dpo.preferences.problems import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.store import CHOSEN_CLOSED, CUT, REJECTED_CLOSED
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format
@@ -139,3 +140,75 @@ def test_progress_rises_to_the_end(tmp_path: Path, chat: ChatFormat) -> None:
     assert shares == sorted(shares)
     assert len(shares) == len(ROWS) // 3 + 1
     assert shares[-1] == 1.0
+
+
+GOOD = json.dumps(row(1))
+IMPORTED = {"no-common-prompt", "no-pair", "tie"}  # of rows that `data import` makes pairs of
+IN_A_RUN = {"leak"}  # takes two files
+# What earns each code; the good row before it is kept.
+EARNS: dict[str, str | bytes | dict[str, Any]] = {
+    "bad-utf8": b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}',
+    "bad-json": "{",
+    "line-too-long": row(2, chosen="y" * 900),
+    "not-object": "[]",
+    "duplicate-key": '{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}',
+    "nan": '{"prompt": "p", "chosen": "a", "rejected": "b", "id": NaN}',
+    "missing-key": {"prompt": "p", "chosen": "a"},
+    "wrong-type": row(2, chosen=1),
+    "lone-surrogate": row(2, chosen="\ud800"),
+    "duplicate-id": GOOD[:-1] + ', "id": "1"}',
+    "contradiction": row(1, chosen="No.", rejected="A lantern."),
+    "special-token": row(2, chosen="It <|assistant|> goes on."),
+    "template": row(2, prompt="Say it in Latin."),
+    "equal": row(2, chosen="A lantern " * 20 + "a", rejected="A lantern " * 20 + "b"),
+    "too-long": row(2, prompt="Why? " * 60),
+    "response-cut": row(2, chosen="A lantern is bright. " * 20),
+    "empty": row(2, rejected=""),
+    "whitespace-only": row(2, rejected=" "),
+    "bom": b"",
+    "unknown-key": row(2, score=1),
+    "control-character": row(2, chosen="a\x07b"),
+    "duplicate-pair": GOOD,
+}
+
+
+@pytest.fixture(scope="module")
+def without_latin() -> ChatFormat:
+    tokenizer = load_tokenizer(ORACLE)
+    refuse = "{% if 'Latin' in messages[0].content %}{{ raise_exception('no Latin') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    return chat_format(tokenizer)
+
+
+@pytest.mark.parametrize("code", EARNS)
+def test_each_code_has_a_row_that_earns_it(
+    tmp_path: Path, without_latin: ChatFormat, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(documents, "MAX_ROW", 560)
+    second = EARNS[code]
+    text = json.dumps(second) if isinstance(second, dict) else second
+    line = text if isinstance(text, bytes) else text.encode()
+    first = GOOD[:-1] + ', "id": "1"}' if code == "duplicate-id" else GOOD
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes((b"\xef\xbb\xbf" if code == "bom" else b"") + first.encode() + b"\n" + line)
+    found, _, problems = run(file, without_latin, max_length=64)
+    assert problems.counts[code] == 1
+    assert bool(problems.num_errors) == (LEVELS[code] == ERROR)
+    assert found.read == found.kept + found.dropped.total()
+    if LEVELS[code] != WARNING:
+        assert found.dropped[code] == (2 if code == "contradiction" else 1)
+
+
+def test_no_code_is_without_such_a_row() -> None:
+    assert EARNS.keys() == set(CODES) - IMPORTED - IN_A_RUN
+
+
+def test_answers_that_differ_only_beyond_the_length_are_equal_and_say_what_to_do(
+    tmp_path: Path, chat: ChatFormat
+) -> None:
+    file = write(tmp_path, [EARNS["equal"]])
+    _, _, problems = run(file, chat, max_length=64)
+    (problem,) = problems.shown()
+    assert problem.reason == "chosen equals rejected once cut to 64 tokens"
+    assert problem.hint == "raise --max-length"
+    assert not run(file, chat, max_length=256)[2].counts
