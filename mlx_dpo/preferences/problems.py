@@ -6,7 +6,9 @@ where there is a log, written to it.
 
 import json
 from collections import Counter
-from typing import NamedTuple, TextIO
+from collections.abc import Iterable
+from mmap import ACCESS_READ, mmap
+from typing import IO, NamedTuple, TextIO
 
 ERROR = "error"  # the file is refused; with drop_bad the row is left out instead
 LEFT_OUT = "left out"  # the row teaches nothing: always left out, always counted
@@ -102,17 +104,17 @@ class Problems:
             line = {**problem._asdict(), "level": problem.level}
             self._log.write(json.dumps(line) + "\n")
 
-    def add_log(self, log: str, file: str) -> None:
+    def add_log(self, lines: Iterable[bytes], file: str) -> None:
         """Take note of the problems that another collection wrote to its log.
 
         Args:
-            log: The log.
+            lines: The log's, one after the other.
             file: How the file is named now.
 
         Raises:
             ValueError: If it is not such a log.
         """
-        for line in log.splitlines():
+        for line in lines:
             self.add(read_problem(line)._replace(file=file))
 
     @property
@@ -125,7 +127,17 @@ class Problems:
         return [problem for first in self._first.values() for problem in first][:SHOWN]
 
 
-def read_problem(line: str) -> Problem:
+def mapped(log: IO[bytes]) -> mmap | None:
+    """A log that is on disk and not in memory; readable when the file is closed or has no name.
+
+    Returns:
+        None where nothing was wrong: nothing can't be mapped.
+    """
+    has_lines = log.seek(0, 2)
+    return mmap(log.fileno(), 0, access=ACCESS_READ) if has_lines else None
+
+
+def read_problem(line: bytes) -> Problem:
     """A line of a log as a problem again.
 
     Raises:

@@ -16,6 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mlx_dpo.preferences.problems import CODES, Problems
+from mlx_dpo.preferences.problems import CODES, Problems, mapped
 from mlx_dpo.records import PreferenceExample
 
 CUT, MERGED, CHOSEN_CLOSED, REJECTED_CLOSED = 1, 2, 4, 8  # flags of a row
@@ -175,7 +176,7 @@ class TokenStore:
         read: Rows of the file.
         unusable: Rows of the file that are not in the table, by code.
         cut_short: Whether the file has more rows, which could not be read.
-        log: What is wrong with the file, a line a problem.
+        log: What is wrong with the file, a line a problem, on disk; None where nothing is.
         token_digest: sha256 of the ids.
         largest_id: Largest token id; -1 where there is none.
     """
@@ -186,7 +187,7 @@ class TokenStore:
     read: int
     unusable: Counter[str]
     cut_short: bool
-    log: str
+    log: mmap | None
     token_digest: str
     largest_id: int
 
@@ -225,7 +226,9 @@ class TokenStore:
 
     def tell(self, problems: Problems, file: str) -> None:
         """Pass on what is wrong with the file, which may have had another name then."""
-        problems.add_log(self.log, file)
+        if self.log is not None:
+            self.log.seek(0)
+            problems.add_log(iter(self.log.readline, b""), file)
         problems.cut_short |= self.cut_short
 
 
@@ -269,7 +272,8 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
         if record["key"] != key or {n: f[0] for n, f in found.items()} != record["files"]:
             return None
         columns = load((folder / "rows.safetensors").read_bytes())
-        log = (folder / "problems.jsonl").read_text(encoding="utf-8")
+        with (folder / "problems.jsonl").open("rb") as file:
+            log = mapped(file)
         token_record, largest_id = found["tokens.bin"]
         size = token_record["size"]
         if not _is_sound(columns, len(record["kinds"]), size // 4):

@@ -3,15 +3,17 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from io import StringIO
+from dataclasses import dataclass, replace
+from io import TextIOWrapper
+from mmap import mmap
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.problems import Problem, Problems, by_code
+from mlx_dpo.errors import DataError, DiskError
+from mlx_dpo.preferences.problems import Problem, Problems, by_code, mapped
 from mlx_dpo.preferences.reader import read_some, refuse_errors
 from mlx_dpo.preferences.repeats import text_digest
 from mlx_dpo.preferences.split import held_out_rows
@@ -56,7 +58,7 @@ class Data:
         account: What became of the rows of the files.
         shown: A few held-out pairs as text, of different kinds as far as there are any.
         problems: What is wrong with the files.
-        log: All of it, a line a problem.
+        log: All of it, a line a problem, on disk; None where nothing is.
         digest: sha256 that stands for the token ids of every pair, in order.
         largest_id: Largest token id.
     """
@@ -66,7 +68,7 @@ class Data:
     account: Account
     shown: list[Preference]
     problems: Problems
-    log: str
+    log: mmap | None
     digest: str
     largest_id: int
 
@@ -113,10 +115,26 @@ def load_data(
     Raises:
         UsageError: If a file is not there.
         DataError: If a file has errors and ``config.drop_bad`` is off, or no pair is left.
+        DiskError: If there is no room for what is wrong with the files.
     """
+    try:
+        with TextIOWrapper(TemporaryFile(), encoding="utf-8") as log:
+            data = _load(config, chat, Problems(log), keep, progress, told)
+            log.flush()
+            return replace(data, log=mapped(log.buffer))
+    except OSError as error:
+        raise DiskError(f"{gettempdir()}: not written: {error.strerror or error}") from None
+
+
+def _load(
+    config: RunConfig,
+    chat: ChatFormat,
+    problems: Problems,
+    keep: bool,
+    progress: Progress | None,
+    told: Callable[[Problems], None] | None,
+) -> Data:
     assert config.data is not None
-    log = StringIO()
-    problems = Problems(log)
 
     def read(name: str) -> _Side:
         file = Path(name)
@@ -167,7 +185,7 @@ def load_data(
         ),
         shown=_shown(held if len(held.rows) else train),
         problems=problems,
-        log=log.getvalue(),
+        log=None,
         digest=hashlib.sha256(b"".join(side.digest() for side in sides)).hexdigest(),
         largest_id=max(side.store.largest_id for side in sides),
     )

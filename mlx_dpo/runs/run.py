@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlx.optimizers import Optimizer
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
-from mlx_dpo.files import check_writable, remove_leftovers
+from mlx_dpo.files import check_writable, new_file, remove_leftovers
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.store import lengths
@@ -235,8 +235,9 @@ def _describe(job: Job, folder: RunFolder) -> None:
     folder.write_text("config.toml", job.config.to_toml())
     folder.write_json("environment.json", environment())
     folder.write_json("split.json", job.split())
-    if job.data.log:
-        folder.write_text("problems.jsonl", job.data.log)
+    if job.data.log is not None:
+        with new_file(folder.path / "problems.jsonl", replace=True) as file:
+            file.write(job.data.log)
 
 
 def _answers(job: Job, stop: Stop) -> list[str]:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections import Counter
+from io import StringIO
+from mmap import mmap
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -73,9 +75,16 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
     assert store.read == store.is_kept.sum() + store.dropped.total()
 
 
-def test_ids_stay_on_the_disk(tmp_path: Path) -> None:
+def test_ids_and_problems_stay_on_the_disk(tmp_path: Path) -> None:
     write(tmp_path)
-    assert isinstance(opened(tmp_path).tokens, np.memmap)
+    store, log = opened(tmp_path), StringIO()
+    assert isinstance(store.tokens, np.memmap)
+    assert isinstance(store.log, mmap)
+    for _ in range(2):
+        store.tell(Problems(log), "new.json")
+    first, second = log.getvalue().splitlines()
+    assert first == second
+    assert json.loads(first)["file"] == "new.json"
 
 
 def test_its_problems_are_told_under_the_name_the_file_has_now(tmp_path: Path) -> None:

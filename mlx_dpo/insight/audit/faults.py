@@ -14,6 +14,7 @@ from mlx_dpo.insight.audit.verdicts import (
     MANY_CUT,
     MANY_LEAKS,
     OK,
+    STOP,
     UNCHECKED,
     Check,
     Finding,
@@ -137,18 +138,21 @@ def check_truncation(measures: Measures, max_length: int) -> Check:
 
 
 def check_template(measures: Measures) -> Check:
-    """Does the text meet the model's markers as it should?"""
+    """Words that are tokens, which training refuses, and tokens across prompt and answer."""
     if measures.unit != "tokens":
         return Check("template", UNCHECKED, "a model's markers need --model")
     findings = [
-        Finding((row + 1,), "an answer holds the closing token inside") for row in measures.marked
+        Finding((row + 1,), f"{part} holds {text!r}, a token of this model")
+        for row, part, text in measures.special
     ] + [Finding((row + 1,), "a token spans prompt and answer") for row in measures.merged]
     reason = (
-        f"{len(measures.marked)} pairs with the closing token inside an answer, "
-        f"{len(measures.merged)} with a token across the boundary of prompt and answer"
+        f"{len(measures.special)} of {len(measures.lengths.T)} pairs hold the text of a special "
+        f"token, which training refuses; {len(measures.merged)} have a token across the boundary "
+        "of prompt and answer"
     )
-    figures = {"marked": len(measures.marked), "merged": len(measures.merged)}
-    return Check("template", LOOK if findings else OK, reason, findings, figures)
+    figures = {"special": len(measures.special), "merged": len(measures.merged)}
+    verdict = STOP if measures.special else LOOK if findings else OK
+    return Check("template", verdict, reason, findings, figures)
 
 
 def _leaks(

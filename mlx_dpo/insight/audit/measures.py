@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.insight.audit.shortcuts import num_words, text_of
-from mlx_dpo.preferences.encoding import encode_pairs
+from mlx_dpo.preferences.encoding import encode_pairs, find_special, special_tokens
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import Preference
 
@@ -26,13 +26,14 @@ class Measures:
         unit: "tokens" or "words".
         lengths: int (3, N): prompt, chosen, rejected.
         merged: Rows where a token spans the boundary of prompt and answer; tokens only.
-        marked: Rows whose answer holds the closing token before its end; tokens only.
+        special: Rows whose words hold the text of a token of the model's own: the row, the part
+            (prompt, chosen or rejected) and the text; tokens only.
     """
 
     unit: str
     lengths: Lengths
     merged: list[int] = field(default_factory=list)
-    marked: list[int] = field(default_factory=list)
+    special: list[tuple[int, str, str]] = field(default_factory=list)
 
     @property
     def gaps(self) -> Lengths:
@@ -74,9 +75,10 @@ def in_tokens(
         DataError: If the chat template refuses a row.
     """
     rows: list[list[int]] = []
-    merged, marked = [], []
+    merged, special, pattern = [], [], special_tokens(chat)
     for start in range(0, len(preferences), _BATCH):
-        found = encode_pairs(preferences[start : start + _BATCH], chat)
+        batch = preferences[start : start + _BATCH]
+        found = encode_pairs(batch, chat)
         for row, encoded in enumerate(found, start):
             if isinstance(encoded, DataError):
                 raise DataError(f"row {row + 1}: {encoded}")
@@ -84,10 +86,10 @@ def in_tokens(
             rows.append([len(ids) for ids in example])
             if has_merge:
                 merged.append(row)
-            if any(chat.closing_id in ids[:-1] for ids in example[1:]):
-                marked.append(row)
+            if pattern and (words := find_special(batch[row - start], pattern)):
+                special.append((row, *words))
         after_rows(len(found))
-    return Measures("tokens", np.array(rows, dtype=np.int64).T, merged, marked)
+    return Measures("tokens", np.array(rows, dtype=np.int64).T, merged, special)
 
 
 def histogram(gaps: npt.NDArray[Any], bars_each_side: int = 4) -> list[Bar]:

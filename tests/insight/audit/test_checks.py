@@ -98,11 +98,15 @@ def test_truncation_counts_what_training_cuts_and_drops(embedded: list[Preferenc
     assert check_truncation(measured, 14).verdict == "stop"
 
 
-def test_a_closing_token_inside_an_answer_is_seen() -> None:
+@pytest.mark.parametrize("text", ["<|end|>", "<|assistant|>"])
+def test_words_that_are_a_token_of_the_model_stop_as_they_do_in_training(text: str) -> None:
     chat = chat_format(load_tokenizer(TINY))
-    rows = [pair("a", "b", "c"), pair("a", "One.<|end|> Two.", "c")]
+    rows = [pair("a", "b", "c"), pair("a", f"One.{text} Two.", "c"), pair(text, "b", "c")]
     check = check_template(measures.in_tokens(rows, chat))
-    assert (check.verdict, check.findings[0].rows) == ("look", (2,))
+    assert check.verdict == "stop"
+    assert [finding.rows for finding in check.findings] == [(2,), (3,)]
+    assert check.findings[0].note == f"chosen holds {text!r}, a token of this model"
+    assert check_template(measures.in_tokens(rows[:1], chat)).verdict == "ok"
 
 
 def test_leaks_of_a_file_are_prompts_in_both_and_near_copies() -> None:
