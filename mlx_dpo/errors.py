@@ -22,6 +22,12 @@ class DataError(MlxDpoError):
     exit_code = 3
 
 
+class MemoryShortError(MlxDpoError):
+    """Memory ran out; what was saved before is whole."""
+
+    exit_code = 4
+
+
 class NonFiniteError(MlxDpoError):
     """A loss or gradient was NaN or infinite; no update was applied."""
 
@@ -44,3 +50,21 @@ class StoppedError(MlxDpoError):
     """A signal ended the run after its state was saved; it can be resumed."""
 
     exit_code = 75
+
+
+# What MLX and Metal say when memory has run out, in lower case.
+_SHORTAGES = (
+    "unable to allocate",  # [malloc], [malloc_or_wait]
+    "[metal::malloc]",  # larger than a buffer may be, or too many of them
+    "insufficient memory",  # a command buffer that failed
+    "outofmemory",
+    "bad_alloc",
+)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of Python or MLX says that memory has run out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(mark in said for mark in _SHORTAGES)
+    )

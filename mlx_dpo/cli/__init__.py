@@ -16,7 +16,7 @@ from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
-from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.errors import MlxDpoError, is_shortage
 
 _EPILOG = """\b
 Exit codes
@@ -71,7 +71,10 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
     except Exception as error:  # the net under the errors we foresaw
-        code = _fail(f"{type(error).__name__}: {error}", 1)
+        if is_shortage(error):
+            code = _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
+        else:
+            code = _fail(f"{type(error).__name__}: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

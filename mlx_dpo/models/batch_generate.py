@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.models.hub import num_positions
+from mlx_dpo.models.limits import pin_a_share
 
 Sampler = Callable[[mx.array], mx.array]
 
@@ -118,6 +119,7 @@ def _batch(
         completion_batch_size=len(limited),
         prefill_batch_size=len(limited),
     )
+    pin_a_share()  # it has pinned all that the device recommends; closed, it puts back what was
     try:
         uids = generator.insert(
             [list(ask.prompt_ids) for ask, _ in limited],

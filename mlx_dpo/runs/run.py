@@ -14,6 +14,7 @@ from mlx.optimizers import Optimizer
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, new_file, remove_leftovers
 from mlx_dpo.models.export import export_folder
+from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.preferences.tokens import pad_id_of
@@ -21,6 +22,7 @@ from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
+from mlx_dpo.runs.holding.shortage import shortage_explained
 from mlx_dpo.runs.job import Job, check_folders, is_result_of, prepare
 from mlx_dpo.runs.keeping.awake import keep_awake
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
@@ -98,13 +100,16 @@ def train(
     mx.reset_peak_memory()
     check_folders(config)
     with stop_on_signal(hooks.stopping) as stop, ExitStack() as held:
+        held.enter_context(limited_memory())
+        held.enter_context(shortage_explained(config))
         path = _given_run_dir(config, resume=resume)
         if path is not None and not dry_run:  # before the data is read, which may take minutes
             held.enter_context(locked(path))
             _check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
-        job = prepare(
-            config, keep=not dry_run, tokenizing=hooks.tokenizing, problems=hooks.data_checked
-        )
+        with shortage_explained(config, loading=True):
+            job = prepare(
+                config, keep=not dry_run, tokenizing=hooks.tokenizing, problems=hooks.data_checked
+            )
         if path is None and not dry_run:
             path = new_run_dir(job.name)
             held.enter_context(locked(path))
