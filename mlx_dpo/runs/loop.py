@@ -13,6 +13,7 @@ from mlx_dpo.errors import DiskError, NonFiniteError, StoppedError
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import RunFolder
+from mlx_dpo.runs.holding.pressure import PressureWatch, Probe, read_pressure
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.keeping.awake import StepClock
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints
@@ -104,6 +105,7 @@ class Loop:
         hooks: Told what happens.
         stop: Looked at before every batch and answer.
         checkpoints: Where the state is saved.
+        probe: Tells how much memory the machine has left.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Loop:
         hooks: Hooks,
         stop: Stop,
         checkpoints: Checkpoints,
+        probe: Probe = read_pressure,
     ) -> None:
         self.job = job
         self.trainer = trainer
@@ -126,13 +129,14 @@ class Loop:
         self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._rewards = RewardWatch()
         self._clock = StepClock()
+        self._pressure = PressureWatch(probe)
         self._skipped = 0  # in a row, up to now
 
     def run(self) -> None:
         """Go on to the last step, and end earlier only with everything saved.
 
         Raises:
-            StoppedError: If a signal came.
+            StoppedError: If a signal came, or the machine runs out of memory.
             NonFiniteError: If a loss or gradient is not finite; nothing was applied.
             DiskError: If something can't be written.
         """
@@ -146,11 +150,12 @@ class Loop:
                     self.trainer.train(after_step=self._after_step)
                 except NonFiniteError as error:
                     self._skip(error)
-        except StoppedError:
+        except StoppedError as error:
             self._save()
+            why = "" if self.stop.asked else f": {error}"
             raise StoppedError(
-                f"stopped after step {self.trainer.step} of {self.trainer.max_steps}; continue "
-                f"with: mlx_dpo train --resume --run-dir {self.folder.path}"
+                f"stopped after step {self.trainer.step} of {self.trainer.max_steps}{why}; "
+                f"continue with: mlx_dpo train --resume --run-dir {self.folder.path}"
             ) from None
         finally:
             self.stop.waits = False
@@ -179,6 +184,8 @@ class Loop:
         if (warning := self._rewards.after(step, metrics)) is not None:
             self.hooks.warned(warning)
         self._end_step(step)
+        if (warning := self._pressure.look()) is not None:
+            self.hooks.warned(warning)
         self._clock.restart()
 
     def _end_step(self, step: int) -> None:

@@ -22,6 +22,7 @@ from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
+from mlx_dpo.runs.holding.pressure import Probe, read_pressure
 from mlx_dpo.runs.holding.shortage import shortage_explained
 from mlx_dpo.runs.job import Job, check_folders, is_result_of, prepare
 from mlx_dpo.runs.keeping.awake import keep_awake
@@ -80,7 +81,12 @@ class RunResult:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, dry_run: bool = False, hooks: Hooks | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    hooks: Hooks | None = None,
+    probe: Probe = read_pressure,
 ) -> RunResult | None:
     """Run DPO from settings to a finished checkpoint.
 
@@ -89,6 +95,7 @@ def train(
         resume: Go on from the newest checkpoint of ``config.run_dir``.
         dry_run: Check everything up to the first gradient, write nothing, and return.
         hooks: Told what happens.
+        probe: Tells how much memory the machine has left.
 
     Returns:
         The result; None after a dry run.
@@ -140,7 +147,7 @@ def train(
         if resume:
             hooks.resumed(trainer.step)
         folder.cut_to(trainer.step)
-        loop = Loop(job, trainer, folder, hooks, stop, checkpoints)
+        loop = Loop(job, trainer, folder, hooks, stop, checkpoints, probe)
         with nullcontext() if config.allow_sleep else keep_awake():
             loop.run()
             return _finish(loop, sft_answers)
