@@ -87,7 +87,7 @@ def compare(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            after_question=lambda more: done("answers", 2 * len(questions), more),
+            after_questions=lambda more: done("answers", 2 * len(questions), more),
         )
     # Unseeded: the sides of a second look should not be known from the first.
     tally = comparison.judge(compared, _ask, random.Random()) if blind else None
@@ -143,7 +143,7 @@ def _side_by_side(name: str, left: str, right: str) -> str:
 def _print_habits(compared: "list[Compared]") -> None:
     from mlx_dpo.cli.figures import table
     from mlx_dpo.cli.terminal import printable
-    from mlx_dpo.insight.comparison import habits
+    from mlx_dpo.insight.comparison import habits, signs
 
     rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "different greedy"]]
     for kind, members in _groups(compared):
@@ -166,6 +166,8 @@ def _print_habits(compared: "list[Compared]") -> None:
         "repetition: share of word triples that came before in the same answer; ended: before "
         f"--max-tokens.\nThe greedy answers are the same in {same} of {len(compared)} prompts."
     )
+    for sign in signs(compared):
+        click.echo(f"warning: B beside A: {sign}")
 
 
 def _groups(compared: "list[Compared]") -> "list[tuple[str, list[Compared]]]":
@@ -188,13 +190,17 @@ def _print_tally(tally: "Tally") -> None:
 
 
 def _as_record(compared: "list[Compared]", tally: "Tally | None") -> dict[str, Any]:
-    from mlx_dpo.insight.comparison import habits
+    from mlx_dpo.insight.comparison import habits, signs
 
     groups = [
         {"kind": kind, "a": asdict(habits(own, 0)), "b": asdict(habits(own, 1))}
         for kind, own in _groups(compared)
     ]
-    record: dict[str, Any] = {"prompts": [asdict(one) for one in compared], "habits": groups}
+    record: dict[str, Any] = {
+        "prompts": [asdict(one) for one in compared],
+        "habits": groups,
+        "warnings": signs(compared),
+    }
     if tally is not None:
         record["blind"] = {**asdict(tally), "b_share": tally.b_share, "interval": tally.interval}
     return record

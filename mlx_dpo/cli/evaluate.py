@@ -192,6 +192,7 @@ def _as_record(names: dict[str, Any], which: str, found: "Assessment") -> dict[s
         "lengths": [asdict(group) for group in found.lengths],
         "calibration": asdict(found.calibration),
         "drift": asdict(found.drift) if found.drift else None,
+        "warnings": found.drift.signs if found.drift else [],
     }
 
 
@@ -283,6 +284,10 @@ def _print_drift(found: "Assessment") -> None:
         f"{drift.kl_per_answer:.3f} an answer\n"
         f"length     policy {drift.policy_length:.1f}, reference {drift.reference_length:.1f} "
         f"tokens an answer{limit}\n"
+        f"repetition policy {drift.policy_repetition:.3f}, reference "
+        f"{drift.reference_repetition:.3f} of word triples came before in the answer\n"
         f"over {drift.num_prompts} prompts, answers sampled at temperature 1; KL on the policy's "
         f"own {drift.num_tokens} tokens."
     )
+    for sign in drift.signs:
+        click.echo(f"warning: {sign}")

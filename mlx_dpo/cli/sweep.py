@@ -4,19 +4,28 @@ import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_dpo.cli.names import Name
 from mlx_dpo.cli.train import config_options
-from mlx_dpo.errors import StoppedError, UsageError
+from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, resolve
+
+if TYPE_CHECKING:
+    from mlx_dpo.insight.sweep import Failed, Outcome
 
 _READING = """\
 log-ratio: mean of log-ratio chosen minus rejected in nats, margin / beta: the margin itself
-grows with beta. KL, and length in tokens: sampled answers to held-out prompts, KL on the
-policy's own."""
+grows with beta, as do the rewards. KL, and length in tokens: sampled answers to held-out
+prompts, KL on the policy's own."""
+
+
+_COLUMNS = (
+    *("beta", "reward acc", "log-prob acc", "margin", "log-ratio", "chosen", "rejected"),
+    *("KL/token", "length", "SFT length"),
+)
 
 
 @click.command()
@@ -29,12 +38,21 @@ policy's own."""
     metavar="LIST",
     help="Numbers with commas between.",
 )
-def sweep(config: Path | None, beta: str, **options: Any) -> None:
+@click.option(
+    "--num-prompts",
+    type=click.IntRange(min=1),
+    # With 20, chance put the drift of two betas in the wrong order.
+    default=50,
+    show_default=True,
+    help="Held-out prompts that each model answers, to measure drift and length.",
+)
+def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> None:
     """Train once for each beta of a list, and set the results beside each other.
 
     Takes the options of `train`, with a list for --beta. --run-dir is the folder of the whole
-    sweep: a run and a model for each beta, and report.html. Given again, finished runs are kept
-    and a stopped one goes on. The reference is computed once.
+    sweep: a run and a model for each beta, and report.html. Given again, finished runs and what
+    was measured of them are kept, and a stopped one goes on. The reference is computed once.
+    A beta whose loss is not finite is told in the table, and the others go on.
 
     \b
     Example:
@@ -48,15 +66,34 @@ def sweep(config: Path | None, beta: str, **options: Any) -> None:
     if settings.eval_fraction == 0 and settings.eval_data is None:
         raise UsageError("a sweep compares on held-out pairs, and --eval-fraction 0 leaves none")
     folder = Path(settings.run_dir)
+    places, failed = _train_all(settings, folder, betas)
+    if not places:
+        raise NonFiniteError(f"no beta came to its end: {failed[0].reason}")
+    _show(folder, places, failed, num_prompts)
+    if failed:
+        raise NonFiniteError(f"{len(failed)} of {len(betas)} betas did not come to their end")
+
+
+def _train_all(
+    settings: RunConfig, folder: Path, betas: list[float]
+) -> "tuple[list[Path], list[Failed]]":
+    from mlx_dpo.insight.sweep import Failed
+
+    places, failed = [], []
     for number, each in enumerate(betas, 1):
         one = _settings_of(settings, folder, each)
         is_done = _is_finished(one)
         kept = ": finished earlier" if is_done else ""
         click.echo(f"beta {each:g} ({number} of {len(betas)}){kept}", err=True)
-        if not is_done:
-            _train(one, folder)
+        try:
+            if not is_done:
+                _train(one, folder)
+            places.append(_place(folder, each))
+        except NonFiniteError as error:
+            click.echo(f"beta {each:g}: {error}", err=True)
+            failed.append(Failed(each, str(error)))
         gc.collect()
-    _show(folder, [folder / f"beta-{each:g}" for each in betas])
+    return places, failed
 
 
 def _betas(text: str) -> list[float]:
@@ -69,8 +106,12 @@ def _betas(text: str) -> list[float]:
     return betas
 
 
+def _place(folder: Path, beta: float) -> Path:
+    return folder / f"beta-{beta:g}"
+
+
 def _settings_of(settings: RunConfig, folder: Path, beta: float) -> RunConfig:
-    place = folder / f"beta-{beta:g}"
+    place = _place(folder, beta)
     return replace(
         settings, beta=beta, run_dir=str(place / "run"), out=str(place / "model"), overwrite=False
     )
@@ -99,25 +140,34 @@ def _train(settings: RunConfig, folder: Path) -> None:
             ) from None
 
 
-def _show(folder: Path, places: list[Path]) -> None:
-    from mlx_dpo.cli.figures import progress, table
+def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts: int) -> None:
+    from mlx_dpo.cli.figures import progress
     from mlx_dpo.insight.report.page import write_report
-    from mlx_dpo.insight.sweep import NUM_PROMPTS, look
+    from mlx_dpo.insight.sweep import look
+
+    def begin(place: Path, count: int) -> None:
+        click.echo(f"{place.name}: answers to {count} held-out prompts", err=True)
 
     with progress() as done:
-        total = NUM_PROMPTS * len(places)
-        found = [look(place, lambda more: done("answers", total, more)) for place in places]
-    names = (
-        "beta",
-        "reward acc",
-        "log-prob acc",
-        "margin",
-        "log-ratio",
-        "KL/token",
-        "length",
-        "SFT length",
-    )
-    rows = [list(names)]
+        total = num_prompts * len(places)
+        found = look(
+            places,
+            num_prompts,
+            begin=begin,
+            after_prompts=lambda more: done("answers", total, more),
+        )
+    _print_table(found, failed)
+    for one in found:
+        for warning in one.warnings:
+            click.echo(f"warning: beta {one.beta:g}: {warning}")
+    runs = [place / "run" for place in places]
+    click.echo(f"The report is {write_report(runs, folder / 'report.html', found, failed)}.")
+
+
+def _print_table(found: "list[Outcome]", failed: "list[Failed]") -> None:
+    from mlx_dpo.cli.figures import table
+
+    rows = [list(_COLUMNS)]
     for one in found:
         score, drift = one.score, one.drift
         rows.append(
@@ -125,13 +175,12 @@ def _show(folder: Path, places: list[Path]) -> None:
                 *(f"{one.beta:g}", f"{score.reward_accuracy:.2f}"),
                 f"{score.logprob_accuracy_before:.2f} -> {score.logprob_accuracy_after:.2f}",
                 *(f"{score.margin:+.3f}", f"{score.margin / one.beta:+.2f}"),
+                *(f"{score.chosen_reward:+.3f}", f"{score.rejected_reward:+.3f}"),
                 *(f"{drift.kl_per_token:.4f}", f"{drift.policy_length:.1f}"),
                 f"{drift.reference_length:.1f}",
             ]
         )
-    click.echo(f"{table(rows)}\n{_READING}")
-    for one in found:
-        for warning in one.warnings:
-            click.echo(f"warning: beta {one.beta:g}: {warning}")
-    page = write_report([place / "run" for place in places], folder / "report.html", found)
-    click.echo(f"The report is {page}.")
+    click.echo(table(rows))
+    for failure in failed:
+        click.echo(f"{failure.beta:g}  not finite: {failure.reason}")
+    click.echo(_READING)

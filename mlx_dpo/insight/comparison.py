@@ -9,10 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
+from mlx_dpo.insight.judging.answering import answer_all
 from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn
 from mlx_dpo.records import Message
-from mlx_dpo.runs.answers import Answer, answer
+from mlx_dpo.runs.answers import Answer
 from mlx_dpo.runs.sources import find
 
 
@@ -131,7 +133,7 @@ def compare(
     max_tokens: int,
     temperature: float,
     seed: int,
-    after_question: Done = lambda count: None,
+    after_questions: Done = lambda count: None,
 ) -> list[Compared]:
     """Answers of both models, one of them in memory at a time.
 
@@ -141,7 +143,7 @@ def compare(
         max_tokens: Longest answer.
         temperature: Of the sampled answers.
         seed: Prompt i is sampled with seed + i, by both models.
-        after_question: Called with 1 after each prompt and model.
+        after_questions: Called with how many more prompts a model has answered.
 
     Raises:
         UsageError: If a model can't be loaded.
@@ -150,19 +152,12 @@ def compare(
         find(name)
 
     def use(judged: Judged) -> list[tuple[Answer, Answer]]:
-        found = []
-        for number, question in enumerate(questions):
-            say = partial(
-                answer,
-                judged.model,
-                judged.chat,
-                (Message("user", question.prompt),),
-                max_tokens=max_tokens,
-            )
-            greedy, drawn = say(), say(temperature=temperature, seed=seed + number)
-            found.append((greedy, drawn))
-            after_question(1)
-        return found
+        prompts = [judged.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
+        say = partial(answer_all, judged, prompts, max_tokens=max_tokens, seed=seed)
+        greedy = say(temperature=0.0)
+        return list(
+            zip(greedy, say(temperature=temperature, after_prompts=after_questions), strict=True)
+        )
 
     return [
         Compared(question, (a[0], b[0]), (a[1], b[1]))
@@ -174,14 +169,23 @@ def habits(compared: Sequence[Compared], side: int) -> Habits:
     """How model A (side 0) or B (side 1) answers some prompts, at least one."""
     greedy = [c.greedy[side] for c in compared]
     answers = greedy + [c.sampled[side] for c in compared]
-    triples = [_triples(answer.text) for answer in answers]
-    repeated = sum(len(own) - len(set(own)) for own in triples)
     return Habits(
         num_answers=len(answers),
         mean_length=sum(len(a.ids) for a in answers) / len(answers),
-        repetition=repeated / max(1, sum(map(len, triples))),
+        repetition=repetition(answer.text for answer in answers),
         num_closed=sum(a.closed for a in answers),
         num_different=len({a.text for a in greedy}),
+    )
+
+
+def signs(compared: Sequence[Compared]) -> list[str]:
+    """What is suspicious about model B's answers beside model A's."""
+    a, b = habits(compared, 0), habits(compared, 1)
+    return answer_signs(
+        b.num_answers,
+        length=(b.mean_length, a.mean_length),
+        cut=(b.num_answers - b.num_closed, a.num_answers - a.num_closed),
+        repeated=(b.repetition, a.repetition),
     )
 
 
@@ -230,8 +234,3 @@ def _question(place: str, line: str) -> Question:
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(kind, str):
         raise DataError(f"{place}: needs 'prompt' as text, and 'kind', if there, as text")
     return Question(kind, prompt)
-
-
-def _triples(text: str) -> list[tuple[str, str, str]]:
-    words = text.casefold().split()
-    return list(zip(words, words[1:], words[2:], strict=False))

@@ -1,19 +1,23 @@
 """What each run of a beta sweep came to."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mlx_dpo.files import write_file
+from mlx_dpo.insight.collapse import reward_signs
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
 from mlx_dpo.insight.judging.assessment import spread_prompts
-from mlx_dpo.insight.judging.drift import Drift, measure_drift
-from mlx_dpo.insight.judging.scoring import open_model
+from mlx_dpo.insight.judging.drift import Drift, drift_along, sample
+from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn, open_model
 from mlx_dpo.insight.report.record import Record, read_run
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.preferences.reader import read_rows
-from mlx_dpo.runs.loop import ANSWER_TOKENS, RewardWatch
+from mlx_dpo.runs.loop import ANSWER_TOKENS
 
-NUM_PROMPTS = 50  # with 20, chance put the drift of two betas in the wrong order
+_FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -33,36 +37,79 @@ class Outcome:
     warnings: list[str]
 
 
-def look(place: Path, after_prompt: Callable[[int], None] = lambda count: None) -> Outcome:
-    """Judge a finished run of a sweep: `place` holds its `run` and its `model`.
+@dataclass(frozen=True)
+class Failed:
+    """A beta whose run ended in a loss or gradient that is not finite, and where."""
+
+    beta: float
+    reason: str
+
+
+def look(
+    places: Sequence[Path],
+    num_prompts: int,
+    *,
+    begin: Callable[[Path, int], None] = lambda place, count: None,
+    after_prompts: Done = lambda count: None,
+) -> list[Outcome]:
+    """Judge the finished runs of a sweep, which are alike but for beta.
+
+    The reference answers once for all of them. What was measured before is read, not measured.
+
+    Args:
+        places: Each holds a `run` and its `model`.
+        num_prompts: Held-out prompts that are answered.
+        begin: Called before a run's answers are sampled, with how many.
+        after_prompts: Called with how many more prompts a policy has answered.
 
     Raises:
         UsageError: If a file or model is not there.
     """
-    run = read_run(place / "run")
-    config = run.config
-    policy, reference = open_model(str(place / "model")), open_model(str(config.model))
+    runs = {place: read_run(place / "run") for place in places}
+    asked = {"num_prompts": num_prompts, "max_tokens": ANSWER_TOKENS, "seed": _SEED}
+    drifts = {place: _read(place, asked) for place in places}
+    if missing := [place for place in places if drifts[place] is None]:
+        reference = open_model(str(runs[missing[0]].config.model))
+        prompts = _held_out_prompts(runs[missing[0]], reference, num_prompts)
+        others = sample(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
+        waiting = iter(missing)
+
+        def measure(policy: Judged) -> None:
+            place = next(waiting)
+            begin(place, len(prompts))
+            answers = sample(
+                *(policy, prompts),
+                max_tokens=ANSWER_TOKENS,
+                seed=_SEED,
+                after_prompts=after_prompts,
+            )
+            drift = drift_along(policy.model, reference.model, prompts, answers, others)
+            drifts[place] = drift
+            record = {"asked": asked, "drift": asdict(drift)}
+            write_file(place / "run" / _FILE, json.dumps(record, indent=2) + "\n")
+
+        in_turn([str(place / "model") for place in missing], measure)
+    return [_outcome(runs[place], drift) for place in places if (drift := drifts[place])]
+
+
+def _read(place: Path, asked: dict[str, int]) -> Drift | None:
+    """The drift of a run where it was measured as it is now asked for."""
+    try:
+        record = json.loads((place / "run" / _FILE).read_text(encoding="utf-8"))
+        return Drift(**record["drift"]) if record["asked"] == asked else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _held_out_prompts(run: Record, judged: Judged, count: int) -> list[list[int]]:
     held_out = set(run.split["held_out"])
-    rows = read_rows(config.eval_data or str(config.data), Problems(), compare=False)
+    source = run.config.eval_data or str(run.config.data)
+    rows = read_rows(source, Problems(), compare=False)
     kept = [row.preference for row in rows if row.preference and row.preference.id in held_out]
-    drift = measure_drift(
-        policy,
-        reference,
-        [policy.chat.prompt_ids(row.prompt) for row in spread_prompts(kept, NUM_PROMPTS)],
-        max_tokens=ANSWER_TOKENS,
-        seed=0,
-        after_prompt=after_prompt,
-    )
-    score = score_groups(run.policy, run.reference, ["all"] * len(run.kinds), beta=config.beta)[0]
-    return Outcome(config.beta, score, drift, _warnings(run, drift))
+    return [judged.chat.prompt_ids(row.prompt) for row in spread_prompts(kept, count)]
 
 
-def _warnings(run: Record, drift: Drift) -> list[str]:
-    watch = RewardWatch()
-    found = [w for row in run.steps if (w := watch.after(row["step"], row)) is not None]
-    ratio = drift.policy_length / max(1.0, drift.reference_length)
-    if not 0.5 <= ratio <= 2:
-        found.append(f"answers are {ratio:.1f} times as long as before")
-    if drift.policy_cut > drift.reference_cut + drift.num_prompts // 4:
-        found.append(f"{drift.policy_cut} of {drift.num_prompts} answers never end")
-    return found
+def _outcome(run: Record, drift: Drift) -> Outcome:
+    beta = run.config.beta
+    score = score_groups(run.policy, run.reference, ["all"] * len(run.kinds), beta=beta)[0]
+    return Outcome(beta, score, drift, [*reward_signs(run.steps), *drift.signs])

@@ -1,9 +1,14 @@
 """A sweep trains once for each beta, keeps what is finished, and sets the results side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.insight import sweep
+from mlx_dpo.runs import run
+from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
 from tests.runs.conftest import ORACLE, workplace
 
@@ -11,7 +16,7 @@ __all__ = ["workplace"]  # a fixture, used by its name
 
 ARGS = [
     *("sweep", "--model", str(ORACLE), "--data", "pairs.json", "--steps", "2", "--run-dir", "s"),
-    *("--learning-rate", "1e-3", "--warmup-steps", "0"),
+    *("--learning-rate", "1e-3", "--warmup-steps", "0", "--num-prompts", "2"),
 ]
 
 
@@ -39,6 +44,46 @@ def test_each_beta_is_trained_once_and_shown(
     assert capsys.readouterr().err.count(": finished earlier") == 2
     assert exit_code(*ARGS, "--beta", "0.1", "--seed", "3") == 2
     assert "made with other settings" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_not_measured_again_unless_it_is_asked_otherwise(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_code(*ARGS, "--beta", "0.1,1") == 0
+    first = capsys.readouterr()
+    assert first.err.count("answers to 2 held-out prompts") == 2
+    Path("s/beta-1/run/drift.json").write_text("torn")
+    assert exit_code(*ARGS, "--beta", "0.1,1") == 0
+    second = capsys.readouterr()
+    assert "beta-1: answers to 2" in second.err
+    assert "beta-0.1: answers" not in second.err
+    assert second.out == first.out
+    assert exit_code(*ARGS, "--beta", "0.1,1", "--num-prompts", "1") == 0
+    assert capsys.readouterr().err.count("answers to 1 held-out prompts") == 2
+    monkeypatch.setattr(sweep, "open_model", None)  # nothing is loaded where all is known
+    assert exit_code(*ARGS, "--beta", "0.1,1", "--num-prompts", "1") == 0
+
+
+def test_a_beta_that_is_not_finite_is_told_and_the_others_go_on(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = run.train
+
+    def fails_at_small_beta(config: RunConfig, **options: Any) -> object:
+        if config.beta < 1:
+            raise NonFiniteError("loss is nan at step 1")
+        return train(config, **options)
+
+    monkeypatch.setattr(run, "train", fails_at_small_beta)
+    assert exit_code(*ARGS, "--beta", "0.1,1") == 5
+    shown = capsys.readouterr()
+    assert "0.1  not finite: loss is nan at step 1" in shown.out
+    assert "1 of 2 betas did not come to their end" in shown.err
+    page = Path("s/report.html").read_text()
+    assert "Not finite: loss is nan" in page
+    assert "<tr><td>1.0</td>" in page
+    assert exit_code(*ARGS, "--beta", "0.1") == 5
+    assert "no beta came to its end" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

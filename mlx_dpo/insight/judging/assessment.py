@@ -100,7 +100,7 @@ def assess(
             [policy.chat.prompt_ids(row.prompt) for row in prompts],
             max_tokens=max_tokens,
             seed=seed,
-            after_prompt=lambda count: progress("answers", len(prompts), count),
+            after_prompts=lambda count: progress("answers", len(prompts), count),
         )
     return Assessment(
         pairs=pairs,

@@ -10,6 +10,7 @@ chance.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.insight.collapse import answer_signs, repetition
+from mlx_dpo.insight.judging.answering import answer_all
 from mlx_dpo.insight.judging.scoring import Judged, next_logprobs
-from mlx_dpo.runs.answers import Answer, answer_ids
+from mlx_dpo.runs.answers import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Drift:
         reference_length: The same of the reference.
         policy_cut: Answers of the policy that reached the limit.
         reference_cut: The same of the reference.
+        policy_repetition: Share of word triples that came before in the same answer.
+        reference_repetition: The same of the reference.
     """
 
     num_prompts: int
@@ -44,6 +49,18 @@ class Drift:
     reference_length: float
     policy_cut: int
     reference_cut: int
+    policy_repetition: float
+    reference_repetition: float
+
+    @property
+    def signs(self) -> list[str]:
+        """What is suspicious about the policy's answers."""
+        return answer_signs(
+            self.num_prompts,
+            length=(self.policy_length, self.reference_length),
+            cut=(self.policy_cut, self.reference_cut),
+            repeated=(self.policy_repetition, self.reference_repetition),
+        )
 
 
 def measure_drift(
@@ -53,7 +70,7 @@ def measure_drift(
     *,
     max_tokens: int,
     seed: int,
-    after_prompt: Callable[[int], None] = lambda count: None,
+    after_prompts: Callable[[int], None] = lambda count: None,
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
 
@@ -65,25 +82,43 @@ def measure_drift(
         prompts: Ids of at least one prompt.
         max_tokens: Longest answer.
         seed: Prompt i is sampled with seed + i, by both.
-        after_prompt: Called with 1 after each.
+        after_prompts: Called with how many more are answered by both.
 
     Raises:
         UsageError: If the models' vocabularies differ in size.
     """
-    answers: list[Answer] = []
-    others: list[Answer] = []
-    divergence = 0.0
-    for number, prompt in enumerate(prompts):
-        mine, other = (
-            answer_ids(
-                j.model, j.chat, prompt, max_tokens=max_tokens, temperature=1.0, seed=seed + number
-            )
-            for j in (policy, reference)
-        )
-        divergence += float(token_kl(policy.model, reference.model, prompt, mine.ids).sum())
-        answers.append(mine)
-        others.append(other)
-        after_prompt(1)
+    others = sample(reference, prompts, max_tokens=max_tokens, seed=seed)
+    answers = sample(policy, prompts, max_tokens=max_tokens, seed=seed, after_prompts=after_prompts)
+    return drift_along(policy.model, reference.model, prompts, answers, others)
+
+
+# At temperature 1, as the definition has it.
+sample = partial(answer_all, temperature=1.0)
+
+
+def drift_along(
+    policy: nn.Module,
+    reference: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Answer],
+    others: Sequence[Answer],
+) -> Drift:
+    """Compare two models along the policy's answers.
+
+    Args:
+        policy: The trained model.
+        reference: The model it was trained from.
+        prompts: Ids of at least one prompt.
+        answers: Sampled from the policy, one a prompt.
+        others: Sampled from the reference.
+
+    Raises:
+        UsageError: If the models' vocabularies differ in size.
+    """
+    divergence = sum(
+        float(token_kl(policy, reference, prompt, answer.ids).sum())
+        for prompt, answer in zip(prompts, answers, strict=True)
+    )
     num_tokens = sum(len(a.ids) for a in answers)
     return Drift(
         num_prompts=len(prompts),
@@ -94,6 +129,8 @@ def measure_drift(
         reference_length=sum(len(a.ids) for a in others) / len(prompts),
         policy_cut=sum(not a.closed for a in answers),
         reference_cut=sum(not a.closed for a in others),
+        policy_repetition=repetition(a.text for a in answers),
+        reference_repetition=repetition(a.text for a in others),
     )
 
 

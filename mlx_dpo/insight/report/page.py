@@ -14,6 +14,7 @@ from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.audit import measures
 from mlx_dpo.insight.audit.bias import check_length
+from mlx_dpo.insight.collapse import reward_signs
 from mlx_dpo.insight.evaluation import GroupScore, score_groups, wilson_interval
 from mlx_dpo.insight.judging.calibration import Calibration, calibrate
 from mlx_dpo.insight.plots.charts import (
@@ -29,16 +30,18 @@ from mlx_dpo.insight.report.curves import curves
 from mlx_dpo.insight.report.record import Record, read_run
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.loop import RewardWatch
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.sweep import Outcome
+    from mlx_dpo.insight.sweep import Failed, Outcome
 
 NAME = "report.html"
 
 
 def write_report(
-    folders: Sequence[Path], out: Path | None = None, sweep: "Sequence[Outcome]" = ()
+    folders: Sequence[Path],
+    out: Path | None = None,
+    sweep: "Sequence[Outcome]" = (),
+    failed: "Sequence[Failed]" = (),
 ) -> Path:
     """Write the page of one run, or of some one after the other.
 
@@ -46,17 +49,20 @@ def write_report(
         folders: Run folders, at least one.
         out: The file; by default `report.html` in the first folder.
         sweep: What each beta came to, where the runs are a sweep.
+        failed: Betas of it without a finished run.
 
     Raises:
         UsageError: If a folder holds no run.
         DiskError: If the page can't be written.
     """
     path = out or folders[0] / NAME
-    write_file(path, render([read_run(folder) for folder in folders], sweep))
+    write_file(path, render([read_run(folder) for folder in folders], sweep, failed))
     return path
 
 
-def render(runs: Sequence[Record], sweep: "Sequence[Outcome]" = ()) -> str:
+def render(
+    runs: Sequence[Record], sweep: "Sequence[Outcome]" = (), failed: "Sequence[Failed]" = ()
+) -> str:
     """The page as text. Whatever comes from data or a model is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -67,6 +73,7 @@ def render(runs: Sequence[Record], sweep: "Sequence[Outcome]" = ()) -> str:
         plot_style=Markup(STYLE),
         sweep=[Markup(svg) for svg in _against_beta(sweep)] if sweep else [],
         outcomes=sweep,
+        failed=failed,
     )
     # A lone surrogate, which JSON may hold, is no text that a file can.
     return page.encode("utf-8", "replace").decode()
@@ -189,10 +196,7 @@ def _span(bar: measures.Bar) -> str:
 
 
 def _warnings(run: Record) -> list[str]:
-    watch, found = RewardWatch(), []
-    for row in run.steps:
-        if (warning := watch.after(row["step"], row)) is not None:
-            found.append(warning)
+    found = reward_signs(run.steps)
     if not run.is_finished:
         found.append(f"the run is not finished: {len(run.steps)} steps are recorded")
     if not run.policy.size:

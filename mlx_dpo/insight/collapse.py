@@ -1,0 +1,55 @@
+"""Signs that a policy has collapsed, in its answers and in its rewards."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mlx_dpo.runs.loop import RewardWatch
+
+_REPEATS = 0.1  # of an answer's word triples, more than the reference repeats
+_NEVER_END = 0.25  # of the answers, more than of the reference's
+
+Both = tuple[float, float]
+
+
+def repetition(texts: Iterable[str]) -> float:
+    """Share of word triples that came before in the same text; 0 where there is none."""
+    triples = [_triples(text) for text in texts]
+    repeated = sum(len(own) - len(set(own)) for own in triples)
+    return repeated / max(1, sum(map(len, triples)))
+
+
+def answer_signs(num_answers: int, *, length: Both, cut: Both, repeated: Both) -> list[str]:
+    """What is suspicious about a policy's answers beside its reference's.
+
+    Args:
+        num_answers: Answers of each.
+        length: Mean tokens of an answer, of the policy and of the reference.
+        cut: Answers that reached the limit.
+        repeated: Their `repetition`.
+    """
+    found = []
+    ratio = length[0] / max(1.0, length[1])
+    if not 0.5 <= ratio <= 2:
+        found.append(f"answers are {ratio:.1f} times as long as before")
+    if cut[0] > cut[1] + _NEVER_END * num_answers:
+        found.append(
+            f"{cut[0]:.0f} of {num_answers} answers never end, {cut[1]:.0f} of them before"
+        )
+    if repeated[0] > repeated[1] + _REPEATS:
+        found.append(
+            f"answers repeat themselves: {repeated[0]:.0%} of their word triples, "
+            f"{repeated[1]:.0%} before"
+        )
+    return found
+
+
+def reward_signs(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is suspicious about the rewards of a run: a warning, once, where both fall far."""
+    watch = RewardWatch()
+    found = [watch.after(row["step"], dict(row)) for row in steps]
+    return [warning for warning in found if warning is not None]
+
+
+def _triples(text: str) -> list[tuple[str, str, str]]:
+    words = text.casefold().split()
+    return list(zip(words, words[1:], words[2:], strict=False))

@@ -1,0 +1,34 @@
+"""Answers made in batches are those made one by one."""
+
+import pytest
+
+from mlx_dpo.insight.judging import answering
+from mlx_dpo.insight.judging.answering import answer_all
+from mlx_dpo.insight.judging.scoring import open_model
+from mlx_dpo.runs.answers import answer_ids
+from tests.runs.conftest import ORACLE
+
+PROMPTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("is_batchable", [True, False])
+def test_each_prompt_gets_the_answer_it_gets_alone_from_its_own_seed(
+    temperature: float, is_batchable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "BATCH", 2)
+    monkeypatch.setattr(answering, "batches_exactly", lambda model, prompts: is_batchable)
+    model = open_model(str(ORACLE))
+    told: list[int] = []
+    found = answer_all(
+        *(model, PROMPTS), max_tokens=9, temperature=temperature, seed=3, after_prompts=told.append
+    )
+    alone = [
+        answer_ids(
+            model.model, model.chat, ids, max_tokens=9, temperature=temperature, seed=3 + place
+        )
+        for place, ids in enumerate(PROMPTS)
+    ]
+    assert found == alone
+    assert len({tuple(one.ids) for one in found}) > 1, "equal answers would prove little"
+    assert told == ([2, 2, 1] if is_batchable else [1] * 5)
