@@ -14,12 +14,17 @@ from tests.faults.forks import run_child, start_child, wait
 from tests.runs.conftest import ORACLE, ROWS
 
 STEPS = 24
-ARGUMENTS = (
-    *("train", "--model", str(ORACLE), "--data", "pairs.json", "--out", "out"),
-    *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2"),
-    *("--grad-accumulation", "2", "--steps", str(STEPS)),
-    *("--eval-every", "6", "--save-every", "2", "--sample-every", "8"),
-)
+
+
+def arguments() -> list[str]:
+    """The command line of the run."""
+    return [
+        *("train", "--model", str(ORACLE), "--data", "pairs.json", "--out", "out"),
+        *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2"),
+        *("--grad-accumulation", "2", "--steps", str(STEPS)),
+        *("--eval-every", "6", "--save-every", "2", "--sample-every", "8"),
+        *("--resume", "--run-dir", "run"),
+    ]
 
 
 def preload() -> None:
@@ -52,11 +57,8 @@ def live(folder: Path, before: Callable[[], object] = lambda: None) -> Callable[
 
         os.chdir(folder)
         before()
-        main(
-            [*ARGUMENTS, "--resume", "--run-dir", "run"]
-            if not Path("run/config.toml").exists()
-            else ["train", "--resume", "--run-dir", "run"]
-        )
+        has_begun = Path("run/config.toml").exists()
+        main(["train", "--resume", "--run-dir", "run"] if has_begun else arguments())
 
     return life
 

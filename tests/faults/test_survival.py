@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.faults import lives
 from tests.faults.forks import run_child
 
+lives.STEPS = 8
 lives.preload()
 folder = Path(tempfile.mkdtemp())
 expected = lives.straight(folder / "straight")
