@@ -1,0 +1,1 @@
+"""Memory of a run before it: what a step will hold, and the settings that fit a budget."""

@@ -1,0 +1,266 @@
+"""The graph of a computation, from shapes alone: traced, and never evaluated.
+
+MLX builds every computation as a graph before it runs it. `mx.export_function` hands that graph
+over, operation by operation, with the shape of every array. So what is looked at is the very code
+that trains, whatever the architecture, and no formula for one.
+
+`mx.checkpoint` can't be exported. While a graph is traced it is replaced by marks on what goes into
+a function and what comes out, and the graph is rewritten to what `mx.checkpoint` would have built:
+between the marks, what the gradient needs is computed again once the gradient of the outputs is
+there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+# Constants that mark: bfloat16 numbers, so that every float type holds them, too large to be met.
+_FIRST_MARK = 0x6F00
+
+
+@dataclass(eq=False, slots=True)
+class Array:
+    """An array of a graph.
+
+    Attributes:
+        shape: Its shape.
+        itemsize: Bytes of an element.
+        node: The operation it comes from; None for what is there before.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    node: "Node | None" = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, were they all stored."""
+        return prod(self.shape) * self.itemsize
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """An operation of a graph.
+
+    Attributes:
+        name: Name of MLX's primitive.
+        inputs: What it reads, in order.
+        outputs: What it makes.
+        arguments: Its state: axes, shapes.
+    """
+
+    name: str
+    inputs: list[Array]
+    outputs: list[Array]
+    arguments: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced computation.
+
+    Attributes:
+        inputs: Arrays it was traced on, in order.
+        constants: Arrays made on the way that hold data: token ids, numbers.
+        outputs: What the function returned, in order.
+    """
+
+    inputs: list[Array]
+    constants: list[Array]
+    outputs: list[Array]
+
+    def arrays(self) -> Iterator[Array]:
+        """Every array that an operation makes."""
+        seen: set[Node] = set()
+        stack = [a.node for a in self.outputs]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                yield from node.outputs
+                stack += [a.node for a in node.inputs]
+
+
+def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array]) -> Graph:
+    """Trace a function of arrays; nothing is evaluated.
+
+    Args:
+        function: Called with as many arrays as `inputs`.
+        inputs: Arrays of the right shape and type; they may be unevaluated.
+    """
+    found: list[dict[str, Any]] = []
+    with _marked_checkpoints():
+        mx.export_function(found.append, function, *inputs)
+    arrays: dict[str, Array] = {}
+    ends: dict[str, list[Array]] = {"inputs": [], "outputs": []}
+    marks: dict[Array, int] = {}
+    nodes = []
+
+    def array(name: str, shape: Sequence[int], dtype: Any) -> Array:
+        return arrays.setdefault(name, Array(tuple(shape), dtype.size))
+
+    for entry in found:
+        kind = entry["type"]
+        if kind in ends:
+            ends[kind] = [array(*one) for one in entry[kind]]
+        elif kind == "constants":
+            for name, value in entry["constants"]:
+                made = array(name, value.shape, value.dtype)
+                if (mark := _mark_of(value)) is not None:
+                    marks[made] = mark
+        elif kind == "primitive":
+            node = Node(
+                entry["name"],
+                [array(*one) for one in entry["inputs"]],
+                [array(*one) for one in entry["outputs"]],
+                entry["arguments"],
+            )
+            for output in node.outputs:
+                output.node = node
+            nodes.append(node)
+    given = set(ends["inputs"])
+    constants = [a for a in arrays.values() if a.node is None and a not in given]
+    outputs = _with_recomputation(nodes, marks, ends["outputs"]) if marks else ends["outputs"]
+    return Graph(ends["inputs"], constants, outputs)
+
+
+@contextmanager
+def _marked_checkpoints() -> Iterator[None]:
+    """Put marks in place of `mx.checkpoint`."""
+    original = mx.checkpoint
+    count = 0
+
+    def checkpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            nonlocal count
+            region, count = count, count + 1
+            marked = tree_map(lambda x: _marked(x, 2 * region), args)
+            return tree_map(lambda x: _marked(x, 2 * region + 1), function(*marked))
+
+        return call
+
+    mx.checkpoint = checkpoint  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        mx.checkpoint = original
+
+
+def _marked(x: mx.array, number: int) -> mx.array:
+    """A product and a sum, whose gradient is the product alone."""
+    bits = np.array([(_FIRST_MARK + number) << 16], np.uint32)
+    mark = mx.array(bits.view(np.float32)[0]).astype(x.dtype)
+    return mark * x + mark
+
+
+def _mark_of(value: mx.array) -> int | None:
+    if value.size != 1 or value.dtype != mx.float32:
+        return None
+    bits = int(np.array(value).view(np.uint32).item()) >> 16
+    return bits - _FIRST_MARK if _FIRST_MARK <= bits < 0x7F80 else None
+
+
+class _Marks:
+    """The marks of a graph, found again.
+
+    Attributes:
+        same: What each marked array was before it was marked; the marks are taken away by it.
+        entries: Arrays as a function saw them, by region.
+        results: Arrays as a function gave them, by region.
+        cotangents: Gradients of its results, by region.
+    """
+
+    def __init__(self, nodes: Sequence[Node], marks: dict[Array, int]) -> None:
+        self.same: dict[Array, Array] = {}
+        self.entries: dict[int, list[Array]] = {}
+        self.results: dict[int, list[Array]] = {}
+        self.cotangents: dict[int, list[Array]] = {}
+        marks = dict(marks)
+        for node in nodes:  # a mark takes the shape of what it marks
+            if len(node.inputs) == 1 and node.inputs[0] in marks:
+                marks[node.outputs[0]] = marks[node.inputs[0]]
+        products = {}
+        for node in nodes:
+            known = [a for a in node.inputs if a in marks]
+            other = [a for a in node.inputs if a not in marks]
+            if not known or len(other) != 1:
+                continue
+            mark, output = marks[known[0]], node.outputs[0]
+            if node.name == "Multiply":
+                products[output] = (mark, other[0])
+            elif node.name == "Add" and other[0] in products:
+                self.same[output] = products.pop(other[0])[1]
+                if mark % 2:
+                    self.results.setdefault(mark // 2, []).append(self.same[output])
+                else:
+                    self.entries.setdefault(mark // 2, []).append(output)
+        for output, (mark, other_one) in products.items():
+            self.same[output] = other_one
+            if mark % 2:
+                self.cotangents.setdefault(mark // 2, []).append(other_one)
+
+    def unmarked(self, array: Array) -> Array:
+        """The array without its marks."""
+        while array in self.same:
+            array = self.same[array]
+        return array
+
+
+def _with_recomputation(
+    nodes: Sequence[Node], marks: dict[Array, int], outputs: Sequence[Array]
+) -> list[Array]:
+    """Rewrite a marked graph to what `mx.checkpoint` builds; returns its outputs."""
+    found = _Marks(nodes, marks)
+    owner = _owners(nodes, found)
+    again: dict[Array, Array] = {}  # what is computed a second time
+    for region, entries in found.entries.items():
+        sources = [found.unmarked(a) for a in entries]
+        waits = [found.unmarked(a) for a in found.cotangents.get(region, [])]
+        repeated = [Array(a.shape, a.itemsize) for a in entries]
+        gate = Node("Depends", [*sources, *waits], repeated)
+        for entry, copy in zip(entries, repeated, strict=True):
+            copy.node, again[entry] = gate, copy
+
+    def seen_from(node: Node, array: Array) -> Array:
+        region = owner.get(array.node) if array.node is not None else None
+        outside = region is not None and owner.get(node) != region
+        return again[array] if outside else found.unmarked(array)
+
+    for node in nodes:
+        if node in owner:
+            copies = [Array(a.shape, a.itemsize) for a in node.outputs]
+            inputs = [again.get(a) or found.unmarked(a) for a in node.inputs]
+            second = Node(node.name, inputs, copies, node.arguments)
+            for output, copy in zip(node.outputs, copies, strict=True):
+                copy.node, again[output] = second, copy
+    for node in nodes:
+        node.inputs = [
+            found.unmarked(a) if a in found.same else seen_from(node, a) for a in node.inputs
+        ]
+    return [found.unmarked(a) for a in outputs]
+
+
+def _owners(nodes: Sequence[Node], found: _Marks) -> dict[Node, int]:
+    """Operations between the marks of a region: from its results back to its entries."""
+    owner: dict[Node, int] = {}
+    for region, entries in found.entries.items():
+        below: set[Node] = set()
+        stack = [a.node for a in found.results.get(region, [])]
+        inside = set(entries)
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in below:
+                below.add(node)
+                stack += [a.node for a in node.inputs if a not in inside]
+        reached = set(inside)
+        for node in nodes:
+            if node in below and any(a in reached for a in node.inputs):
+                reached.update(node.outputs)
+                owner[node] = region
+    return owner

@@ -1,0 +1,178 @@
+"""One step of training on paper: the code that trains is traced, then evaluated as the trainer does.
+
+What `DPOTrainer` hands to `mx.eval`, in which order, and what it still holds meanwhile is written
+down once more here; the rest follows from the graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_dpo.memory.graph import Array, Graph, trace
+from mlx_dpo.memory.replay import Replay
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.loss import dpo_loss
+from mlx_dpo.training.paths import Path
+from mlx_dpo.training.update import by_layer
+
+Batch = Sequence[PreferenceExample]
+WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A traced step.
+
+    Attributes:
+        graph: Its inputs are the parameters, then the optimizer's state.
+        names: Names of the parameters; gradients and the like are in this order.
+        state_names: Names of the optimizer's arrays.
+        parts: The graph's outputs: ``loss 0``, ``gradients 0`` and so on for each micro-batch,
+            ``squares``, ``clipped``, ``updated``, ``state``.
+    """
+
+    graph: Graph
+    names: list[str]
+    state_names: list[str]
+    parts: dict[str, list[Array]]
+
+
+def trace_step(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    path: Path,
+    batches: Sequence[Batch],
+    *,
+    clip: bool,
+) -> Step:
+    """Trace a step; nothing is evaluated, and model and optimizer are left as they were.
+
+    Args:
+        model: The policy; its arrays may be unevaluated.
+        optimizer: Of the run.
+        path: How log-probs are computed.
+        batches: The micro-batches, at most two: a third adds nothing to the peak.
+        clip: Whether the gradient is clipped.
+    """
+    optimizer.init(model.trainable_parameters())
+    parameters = named_arrays(model.trainable_parameters())
+    state = named_arrays(optimizer.state)
+    counts: dict[str, int] = {}
+
+    def step(*arrays: mx.array) -> list[mx.array]:
+        model.update(tree_unflatten(list(zip(parameters, arrays, strict=False))))
+        optimizer.state = tree_unflatten(list(zip(state, arrays[len(parameters) :], strict=True)))
+        parts = _outputs(model, optimizer, path, batches, clip=clip)
+        counts.update({name: len(part) for name, part in parts.items()})
+        return [array for part in parts.values() for array in part]
+
+    try:
+        graph = trace(step, [*parameters.values(), *state.values()])
+    finally:
+        model.update(tree_unflatten(list(parameters.items())))
+        optimizer.state = tree_unflatten(list(state.items()))
+    outputs = iter(graph.outputs)
+    parts = {name: [next(outputs) for _ in range(count)] for name, count in counts.items()}
+    return Step(graph, list(parameters), list(state), parts)
+
+
+def _outputs(
+    model: nn.Module, optimizer: optim.Optimizer, path: Path, batches: Sequence[Batch], *, clip: bool
+) -> dict[str, list[mx.array]]:
+    def loss(batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+        policy = path(model, batch)
+        reference = mx.zeros(policy.shape)
+        return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=0.1)
+
+    parts: dict[str, list[mx.array]] = {}
+    summed = None
+    for number, batch in enumerate(batches):
+        (value, metrics), grads = nn.value_and_grad(model, loss)(batch)
+        if len(batches) > 1:
+            grads = tree_map(lambda g: g * 0.5, grads)
+        summed = grads if summed is None else tree_map(mx.add, summed, grads)
+        parts[f"loss {number}"] = [value, *metrics.values()]
+        parts[f"gradients {number}"] = list(named_arrays(grads).values())
+        if number:
+            parts["sum"] = list(named_arrays(summed).values())
+    flat = named_arrays(summed).values()
+    parts["squares"] = [mx.square(g.astype(mx.float32)).sum() for g in flat]
+    if clip:
+        summed = tree_map(lambda g: g * 0.5, summed)
+        parts["clipped"] = list(named_arrays(summed).values())
+    optimizer.update(model, summed)
+    parts["updated"] = list(named_arrays(model.trainable_parameters()).values())
+    parts["state"] = list(named_arrays(optimizer.state).values())
+    return parts
+
+
+def replay_step(step: Step, *, fused: bool, vocabulary: int) -> Replay:
+    """Evaluate a step on paper.
+
+    Args:
+        step: The step.
+        fused: Whether each layer is updated as its gradient is there.
+        vocabulary: Width of the logits, to call them so.
+    """
+    held = [WEIGHTS] * len(step.names) + [OPTIMIZER] * len(step.state_names)
+    replay = Replay(step.graph, held, _named(step, vocabulary))
+    (_fused if fused else _whole)(replay, step)
+    return replay
+
+
+def _named(step: Step, vocabulary: int) -> dict[Array, str]:
+    """What is what: logits by their width, gradients and updates by the shape of a matrix."""
+    matrices = {a.shape for a in step.graph.inputs if len(a.shape) > 1}
+    names: dict[Array, str] = {}
+    for array in step.graph.arrays():
+        if array.shape in matrices:
+            names[array] = GRADIENTS
+        elif array.shape and array.shape[-1] == vocabulary and len(array.shape) > 1:
+            names[array] = LOGITS
+    names |= dict.fromkeys(step.parts["updated"], WEIGHTS)
+    return names | dict.fromkeys(step.parts["state"], OPTIMIZER)
+
+
+def _fused(replay: Replay, step: Step) -> None:
+    """As `DPOTrainer._fused_step` and `training.update.evaluate_layer` do."""
+    parts = step.parts
+    gradients, squares, updated = (
+        dict(zip(step.names, parts[part], strict=True))
+        for part in ("gradients 0", "squares", "updated")
+    )
+    replay.evaluate(parts["loss 0"])
+    replay.drop([*parts["loss 0"], *step.graph.inputs])
+    for names in by_layer(step.names):
+        replay.evaluate([gradients[name] for name in names])
+        for name in names:
+            replay.evaluate([updated[name]])
+        state = [
+            array
+            for name, array in zip(step.state_names, parts["state"], strict=True)
+            if name.rpartition(".")[0] in names
+        ]
+        replay.evaluate([*(squares[name] for name in names), *state])
+        replay.drop([one[name] for name in names for one in (gradients, squares)])
+    replay.evaluate([*parts["updated"], *parts["state"]])
+
+
+def _whole(replay: Replay, step: Step) -> None:
+    """As `DPOTrainer._accumulate` and `_whole_step` do."""
+    parts = step.parts
+    replay.evaluate([*parts["loss 0"], *parts["gradients 0"]])
+    last = parts["gradients 0"]
+    if "sum" in parts:
+        replay.drop(last)
+        replay.evaluate([*parts["loss 1"], *parts["sum"]])
+        replay.drop(parts["gradients 1"])
+        last = parts["sum"]
+    replay.evaluate(parts["squares"])
+    replay.drop([*parts["squares"], *step.graph.inputs])
+    if "clipped" in parts:  # the trainer holds what it updates with to the end
+        replay.drop(last)
+    replay.evaluate([*parts["updated"], *parts["state"]])
