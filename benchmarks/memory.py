@@ -1,98 +1,156 @@
-"""Peak memory of a step on a 360-million-parameter shape: `python -m benchmarks.memory`.
+"""Peak memory of a step, measured and predicted: `python -m benchmarks.memory`.
 
-Llama with random weights, hidden 960, 32 layers, 15 query and 5 key-value heads, MLP 2560,
-vocabulary 49159, output layer tied to the embedding; four pairs of about 110 tokens, float32. Each
-row is measured in a process of its own, over two steps, as MLX counts: what its buffer cache holds
-beside is not in it.
+Twelve named cells on the shape of a 360-million-parameter llama, and a grid on the two smaller
+models of the other benchmarks: frozen copy or cached reference, three optimizers, layer
+checkpointing or not, one pair or four, short pairs or long. Weights are random, float32.
+
+Each cell is a process of its own that first predicts, as `mlx_dpo plan` does, and then measures two
+steps, as MLX counts: what its buffer cache holds beside is not in it. Results are kept as they come
+in ``runs/memory.jsonl``, and a cell that is there is not measured again.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from benchmarks.measure import now, one_thread_environment
 from benchmarks.report import PAGE, publish, table
-from benchmarks.workload import Shape, machine, make_model
+from benchmarks.workload import SHAPES, Shape, machine, make_model
+from mlx_dpo.memory.step import replay_step, trace_step
+from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
 
-SHAPE = Shape(960, 32, 15, 5, 2560, 49159)
-TINY = Shape(64, 4, 4, 2, 128, 512)
-LENGTHS = ((60, 50, 40), (60, 45, 55), (60, 60, 30), (60, 52, 48))  # prompt, chosen, rejected
+MODELS = {
+    **SHAPES,
+    "360M": Shape(960, 32, 15, 5, 2560, 49159),
+    "tiny": Shape(64, 4, 4, 2, 128, 512),
+}
+# Prompt, chosen, rejected.
+LENGTHS = {
+    "short": ((16, 24, 16), (14, 20, 24), (18, 12, 20), (16, 24, 22)),
+    "middling": ((60, 50, 40), (60, 45, 55), (60, 60, 30), (60, 52, 48)),
+    "long": ((160, 120, 96), (144, 100, 128), (176, 128, 72), (152, 112, 104)),
+}
 MEMORY_PAGE = PAGE.with_name("memory.md")
+RESULTS = PAGE.parent.parent / "runs" / "memory.jsonl"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table.
+    """What is measured.
 
     Attributes:
-        title: As in the table.
+        model: Of `MODELS`.
         optimizer: Its name; "" where only the forwards are measured.
         copy: Whether the reference is a second model.
         checkpoint: Whether layers compute again for the gradient.
         clip: Whether the gradient is clipped, and so whole in memory.
+        lengths: Of `LENGTHS`.
+        batch: Pairs of a micro-batch.
+        accumulation: Micro-batches of a step.
     """
 
-    title: str
+    model: str
     optimizer: str = "adamw"
     copy: bool = False
-    checkpoint: bool = True
+    checkpoint: bool = False
     clip: bool = False
+    lengths: str = "middling"
+    batch: int = 4
+    accumulation: int = 1
+
+    def key(self) -> str:
+        """The cell as text, which finds its result."""
+        return json.dumps(asdict(self), sort_keys=True)
 
 
-CELLS = (
-    Cell("forwards of policy and frozen copy alone", optimizer="", copy=True, checkpoint=False),
-    Cell("frozen copy, AdamW, checkpointing", copy=True),
-    Cell("cached reference, AdamW", checkpoint=False),
-    Cell("cached reference, AdamW, clipping", checkpoint=False, clip=True),
-    Cell("cached reference, AdamW, checkpointing"),
-    Cell("cached reference, AdamW, checkpointing, clipping", clip=True),
-    Cell("cached reference, Lion, checkpointing", optimizer="lion"),
-    Cell("cached reference, Adafactor, checkpointing", optimizer="adafactor"),
-)
+NAMED = {
+    "forwards of policy and frozen copy alone": Cell("360M", optimizer="", copy=True),
+    "frozen copy, AdamW, checkpointing": Cell("360M", copy=True, checkpoint=True),
+    "cached reference, AdamW": Cell("360M"),
+    "cached reference, AdamW, clipping": Cell("360M", clip=True),
+    "cached reference, AdamW, checkpointing": Cell("360M", checkpoint=True),
+    "cached reference, AdamW, checkpointing, clipping": Cell("360M", checkpoint=True, clip=True),
+    "cached reference, AdamW, checkpointing, one pair": Cell("360M", checkpoint=True, batch=1),
+    "cached reference, AdamW, checkpointing, two batches of two": Cell(
+        "360M", checkpoint=True, batch=2, accumulation=2
+    ),
+    "cached reference, Lion, checkpointing": Cell("360M", "lion", checkpoint=True),
+    "cached reference, Adafactor, checkpointing": Cell("360M", "adafactor", checkpoint=True),
+    "cached reference, Adafactor": Cell("360M", "adafactor"),
+    "cached reference, Adafactor, checkpointing, clipping": Cell(
+        "360M", "adafactor", checkpoint=True, clip=True
+    ),
+}
+
+
+def grid(model: str) -> Iterator[Cell]:
+    """Every combination of what changes memory, for one model."""
+    for copy, optimizer, checkpoint, batch, lengths in product(
+        (False, True), ("adamw", "lion", "adafactor"), (False, True), (1, 4), ("short", "long")
+    ):
+        yield Cell(model, optimizer, copy, checkpoint, lengths=lengths, batch=batch)
 
 
 def main() -> None:
-    """Measure each row and publish, or measure one."""
+    """Measure each cell that was not measured yet, and publish; or measure one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny model; prints only")
-    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("A", "B", "360M", "tiny"), help="cells of one model")
+    parser.add_argument("--publish", action="store_true", help="write docs/memory.md")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell is not None:
-        print(json.dumps(measure(CELLS[options.cell], TINY if options.quick else SHAPE)))
+        print(json.dumps(measure(Cell(**json.loads(options.cell)))))
         return
-    found: list[dict[str, float]] = []
-    for number, cell in enumerate(CELLS):
-        found.append(_in_process(number, options.quick))
-        print(f"{cell.title}: {found[-1]['peak'] / 2**30:.2f} GiB", file=sys.stderr)
-    body = _table(found)
-    print(body)
-    if not options.quick:
-        publish("memory", f"{machine()}, 1 BLAS thread.\n\n{body}", MEMORY_PAGE)
+    wanted = [options.only] if options.only else ["360M", "A", "B"]
+    found = _results()
+    for name in wanted:
+        for cell in NAMED.values() if name == "360M" else grid(name):
+            if cell.key() not in found:
+                found[cell.key()] = _in_process(cell)
+            print(cell, found[cell.key()], file=sys.stderr, flush=True)
+    if options.publish:
+        body = f"{machine()}, 1 BLAS thread.\n\n{named_table(found)}"
+        publish("memory", body, MEMORY_PAGE)
+        for name in SHAPES:
+            publish(f"grid {name}", grid_table(name, found), MEMORY_PAGE)
 
 
-def measure(cell: Cell, shape: Shape) -> dict[str, float]:
-    """Bytes held between steps, peak bytes within two steps, and seconds of the second."""
-    model = make_model(shape)
-    pairs = _pairs(shape)
+def measure(cell: Cell) -> dict[str, float]:
+    """Predicted peak, bytes held between steps, measured peak, and seconds of the second step."""
+    shape = MODELS[cell.model]
+    pairs = _pairs(shape, cell.lengths, cell.batch * cell.accumulation)
     path = SharedPromptPath(512, 0, checkpoint=cell.checkpoint)
+    model = make_model(shape)
+    size = sum(a.nbytes for a in named_arrays(model.parameters()).values())
     if not cell.optimizer:
         other = make_model(shape)
         mx.reset_peak_memory()
         begin = now()
         mx.eval(path(model, pairs))
         mx.eval(path(other, pairs))
-        return {"held": 0, "peak": mx.get_peak_memory(), "seconds": now() - begin}
+        return {"peak": mx.get_peak_memory(), "seconds": now() - begin}
+    step = trace_step(
+        model,
+        make_optimizer(cell.optimizer, learning_rate=1e-6, weight_decay=0.0),
+        path,
+        [pairs[i : i + cell.batch] for i in range(0, len(pairs), cell.batch)],
+        clip=cell.clip,
+    )
+    fused = not cell.clip and cell.accumulation == 1
+    predicted = replay_step(step, fused=fused, vocabulary=shape.vocabulary).peak
     trainer = DPOTrainer(
         model,
         ref_model=make_model(shape) if cell.copy else None,
@@ -101,12 +159,13 @@ def measure(cell: Cell, shape: Shape) -> dict[str, float]:
         max_seq_len=512,
         pad_id=0,
         beta=0.1,
-        batch_size=len(pairs),
+        batch_size=cell.batch,
+        grad_accumulation=cell.accumulation,
         max_steps=2,
         max_lr=1e-6,
         path=path,
         optimizer=make_optimizer(cell.optimizer, learning_rate=1e-6, weight_decay=0.0),
-        grad_clip=1.0 if cell.clip else None,
+        grad_clip=1e-3 if cell.clip else None,
         fused_update=not cell.clip,
     )
     mx.eval(model.parameters(), trainer.optimizer.state)
@@ -115,7 +174,12 @@ def measure(cell: Cell, shape: Shape) -> dict[str, float]:
     trainer.train_step()
     begin = now()
     trainer.train_step()
-    return {"held": held, "peak": mx.get_peak_memory(), "seconds": now() - begin}
+    return {
+        "predicted": predicted + size * cell.copy,
+        "held": held,
+        "peak": mx.get_peak_memory(),
+        "seconds": now() - begin,
+    }
 
 
 def _cached(batch: Sequence[PreferenceExample]) -> mx.array:
@@ -123,38 +187,74 @@ def _cached(batch: Sequence[PreferenceExample]) -> mx.array:
     return mx.full((2, len(batch)), -300.0)
 
 
-def _pairs(shape: Shape) -> list[PreferenceExample]:
+def _pairs(shape: Shape, lengths: str, count: int) -> list[PreferenceExample]:
     rng = np.random.default_rng(0)
     return [
         PreferenceExample(*(rng.integers(3, shape.vocabulary, n).tolist() for n in each))
-        for each in LENGTHS
+        for each in LENGTHS[lengths][:count]
     ]
 
 
-def _in_process(number: int, quick: bool) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--cell", str(number)]
+def _in_process(cell: Cell) -> dict[str, float]:
     ran = subprocess.run(
-        command + ["--quick"] * quick,
-        cwd=Path(__file__).resolve().parent.parent,
+        [sys.executable, "-m", "benchmarks.memory", "--cell", cell.key()],
+        cwd=PAGE.parent.parent,
         env=one_thread_environment(),
         check=True,
         stdout=subprocess.PIPE,
     )
     found: dict[str, float] = json.loads(ran.stdout)
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"cell": cell.key(), **found}) + "\n")
     return found
 
 
-def _table(found: list[dict[str, float]]) -> str:
-    rows = [
-        [
-            cell.title,
-            f"{one['held'] / 2**30:.2f}" if one["held"] else "",
-            f"{one['peak'] / 2**30:.2f}",
-            f"{one['seconds']:.1f}",
-        ]
-        for cell, one in zip(CELLS, found, strict=True)
-    ]
-    return table(["one step of four pairs", "held GiB", "peak GiB", "CPU s"], rows)
+def _results() -> dict[str, dict[str, Any]]:
+    if not RESULTS.exists():
+        return {}
+    rows = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
+    return {row.pop("cell"): row for row in rows}
+
+
+def named_table(found: dict[str, dict[str, Any]]) -> str:
+    """The cells with names."""
+    rows = []
+    for title, cell in NAMED.items():
+        one = found[cell.key()]
+        predicted = one.get("predicted")
+        rows.append(
+            [
+                title,
+                f"{one['held'] / 2**30:.2f}" if predicted else "",
+                f"{one['peak'] / 2**30:.2f}",
+                f"{predicted / 2**30:.2f}" if predicted else "",
+                f"{one['peak'] / predicted:.3f}" if predicted else "",
+                f"{one['seconds']:.1f}",
+            ]
+        )
+    head = ["one step of four pairs", "held GiB", "peak GiB", "predicted", "ratio", "CPU s"]
+    return table(head, rows)
+
+
+def grid_table(model: str, found: dict[str, dict[str, Any]]) -> str:
+    """The grid of a model, and how far predictions are off."""
+    rows, ratios = [], []
+    for cell in grid(model):
+        one = found[cell.key()]
+        ratios.append(one["peak"] / one["predicted"])
+        words = (
+            "copy" if cell.copy else "cached",
+            cell.optimizer,
+            "checkpointing" if cell.checkpoint else "",
+            f"{cell.batch} {cell.lengths}",
+        )
+        figures = [one["held"] / 2**20, one["peak"] / 2**20, one["predicted"] / 2**20]
+        rows.append(
+            [", ".join(filter(None, words)), *(f"{f:.0f}" for f in figures), f"{ratios[-1]:.3f}"]
+        )
+    text = f"Model {model}: measured ÷ predicted from {min(ratios):.3f} to {max(ratios):.3f}."
+    return text + "\n\n" + table(["step", "held MiB", "peak MiB", "predicted", "ratio"], rows)
 
 
 if __name__ == "__main__":

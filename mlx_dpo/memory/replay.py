@@ -112,7 +112,12 @@ class Replay:
         temporaries = self._make(node)
         for output in node.outputs:  # one that nobody asked for goes as it came
             self._uses[output] += 1
-        flying = [*held, *temporaries]
+        # What the output shares is held by it alone, so that the next operation may write there.
+        mine = self._buffers[node.outputs[0]]
+        for buffer in held:
+            if buffer is mine:
+                buffer.holds -= 1
+        flying = [*(buffer for buffer in held if buffer is not mine), *temporaries]
         self._dispatched += 1 + (node.name not in _VIEWS) + len(temporaries)
         self._flying.append((self._dispatched, flying))
         for output in node.outputs:

@@ -6,6 +6,7 @@ down once more here; the rest follows from the graph.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +15,6 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_dpo.memory.graph import Array, Graph, trace
 from mlx_dpo.memory.replay import Replay
-from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import dpo_loss
 from mlx_dpo.training.paths import Path
@@ -60,8 +60,8 @@ def trace_step(
         clip: Whether the gradient is clipped.
     """
     optimizer.init(model.trainable_parameters())
-    parameters = named_arrays(model.trainable_parameters())
-    state = named_arrays(optimizer.state)
+    # In the trees' own order, which is the order of their evaluation.
+    parameters, state = _leaves(model.trainable_parameters()), _leaves(optimizer.state)
     counts: dict[str, int] = {}
 
     def step(*arrays: mx.array) -> list[mx.array]:
@@ -97,18 +97,22 @@ def _outputs(
             grads = tree_map(lambda g: g * 0.5, grads)
         summed = grads if summed is None else tree_map(mx.add, summed, grads)
         parts[f"loss {number}"] = [value, *metrics.values()]
-        parts[f"gradients {number}"] = list(named_arrays(grads).values())
+        parts[f"gradients {number}"] = list(_leaves(grads).values())
         if number:
-            parts["sum"] = list(named_arrays(summed).values())
-    flat = named_arrays(summed).values()
+            parts["sum"] = list(_leaves(summed).values())
+    flat = _leaves(summed).values()
     parts["squares"] = [mx.square(g.astype(mx.float32)).sum() for g in flat]
     if clip:
         summed = tree_map(lambda g: g * 0.5, summed)
-        parts["clipped"] = list(named_arrays(summed).values())
+        parts["clipped"] = list(_leaves(summed).values())
     optimizer.update(model, summed)
-    parts["updated"] = list(named_arrays(model.trainable_parameters()).values())
-    parts["state"] = list(named_arrays(optimizer.state).values())
+    parts["updated"] = list(_leaves(model.trainable_parameters()).values())
+    parts["state"] = list(_leaves(optimizer.state).values())
     return parts
+
+
+def _leaves(tree: Any) -> dict[str, mx.array]:
+    return dict(tree_flatten(tree))
 
 
 def replay_step(step: Step, *, fused: bool, vocabulary: int) -> Replay:
@@ -147,7 +151,7 @@ def _fused(replay: Replay, step: Step) -> None:
     )
     replay.evaluate(parts["loss 0"])
     replay.drop([*parts["loss 0"], *step.graph.inputs])
-    for names in by_layer(step.names):
+    for names in by_layer(sorted(step.names)):
         replay.evaluate([gradients[name] for name in names])
         for name in names:
             replay.evaluate([updated[name]])
@@ -171,7 +175,8 @@ def _whole(replay: Replay, step: Step) -> None:
         replay.evaluate([*parts["loss 1"], *parts["sum"]])
         replay.drop(parts["gradients 1"])
         last = parts["sum"]
-    replay.evaluate(parts["squares"])
+    by_name = dict(zip(step.names, parts["squares"], strict=True))
+    replay.evaluate([by_name[name] for name in sorted(by_name)])
     replay.drop([*parts["squares"], *step.graph.inputs])
     if "clipped" in parts:  # the trainer holds what it updates with to the end
         replay.drop(last)
