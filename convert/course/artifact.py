@@ -26,11 +26,12 @@ from mlx_dpo.convert.course.files import (
 from mlx_dpo.convert.course.manifest import dpo_manifest
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import new_folder
-from mlx_dpo.models.course import MODEL_TYPE, CourseModel
+from mlx_dpo.models.course import MODEL_TYPE, CourseArgs, CourseModel
 from mlx_dpo.models.hub import load_tokenizer
 
 __all__ = [
     "CourseCheckpoint",
+    "course_shell",
     "export_artifact",
     "hf_folders",
     "import_artifact",
@@ -97,6 +98,18 @@ def load_course_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.M
     model.eval()
     mx.eval(model.state)
     return model, load_course_tokenizer(folder)
+
+
+def course_shell(folder: Path) -> nn.Module:
+    """The module of a course folder, its weights random and unevaluated.
+
+    Raises:
+        UsageError: If its config is not as it must be.
+    """
+    try:
+        return CourseModel(CourseArgs.from_dict(read_json(folder / CONFIG)))
+    except ValueError as error:
+        raise UsageError(f"{folder / CONFIG}: {error}") from None
 
 
 def load_course_tokenizer(folder: Path) -> Any:

@@ -49,10 +49,7 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
         UsageError: If a file is missing or damaged, the architecture is unknown, or the model is
             quantised.
     """
-    config = read_config(folder)
-    _refuse_quantised(folder, config)
-    if "model_file" in config:
-        raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
+    config = trainable_config(folder)
     _check_weight_files(folder, config)
     tokenizer = load_tokenizer(folder)
     from mlx_lm.utils import load_model
@@ -110,6 +107,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not readable as JSON: {_one_line(error)}") from None
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected a JSON object")
+    return config
+
+
+def trainable_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, of a model that can be trained.
+
+    Raises:
+        UsageError: If it can't be read, the model is quantised, or it names code to run.
+    """
+    config = read_config(folder)
+    _refuse_quantised(folder, config)
+    if "model_file" in config:
+        raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
     return config
 
 
