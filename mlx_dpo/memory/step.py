@@ -23,6 +23,8 @@ from mlx_dpo.training.update import by_layer
 Batch = Sequence[PreferenceExample]
 WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
 
+_NUMBERS = ("step", "learning_rate")  # of an optimizer; they stay numbers while it is traced
+
 
 @dataclass(frozen=True)
 class Step:
@@ -61,12 +63,14 @@ def trace_step(
     """
     optimizer.init(model.trainable_parameters())
     # In the trees' own order, which is the order of their evaluation.
-    parameters, state = _leaves(model.trainable_parameters()), _leaves(optimizer.state)
+    numbers = {n: a for n, a in _leaves(optimizer.state).items() if n in _NUMBERS}
+    parameters, state = _leaves(model.trainable_parameters()), _moments(optimizer)
     counts: dict[str, int] = {}
 
     def step(*arrays: mx.array) -> list[mx.array]:
         model.update(tree_unflatten(list(zip(parameters, arrays, strict=False))))
-        optimizer.state = tree_unflatten(list(zip(state, arrays[len(parameters) :], strict=True)))
+        moments = zip(state, arrays[len(parameters) :], strict=True)
+        optimizer.state = tree_unflatten([*numbers.items(), *moments])
         parts = _outputs(model, optimizer, path, batches, clip=clip)
         counts.update({name: len(part) for name, part in parts.items()})
         return [array for part in parts.values() for array in part]
@@ -75,7 +79,7 @@ def trace_step(
         graph = trace(step, [*parameters.values(), *state.values()])
     finally:
         model.update(tree_unflatten(list(parameters.items())))
-        optimizer.state = tree_unflatten(list(state.items()))
+        optimizer.state = tree_unflatten([*numbers.items(), *state.items()])
     outputs = iter(graph.outputs)
     parts = {name: [next(outputs) for _ in range(count)] for name, count in counts.items()}
     return Step(graph, list(parameters), list(state), parts)
@@ -107,8 +111,13 @@ def _outputs(
         parts["clipped"] = list(_leaves(summed).values())
     optimizer.update(model, summed)
     parts["updated"] = list(_leaves(model.trainable_parameters()).values())
-    parts["state"] = list(_leaves(optimizer.state).values())
+    parts["state"] = list(_moments(optimizer).values())
     return parts
+
+
+def _moments(optimizer: optim.Optimizer) -> dict[str, mx.array]:
+    """What an optimizer keeps of each parameter."""
+    return {n: a for n, a in _leaves(optimizer.state).items() if n not in _NUMBERS}
 
 
 def _leaves(tree: Any) -> dict[str, mx.array]:
@@ -124,22 +133,24 @@ def replay_step(step: Step, *, fused: bool, vocabulary: int) -> Replay:
         vocabulary: Width of the logits, to call them so.
     """
     held = [WEIGHTS] * len(step.names) + [OPTIMIZER] * len(step.state_names)
-    replay = Replay(step.graph, held, _named(step, vocabulary))
+    names = named_by_shape(step.graph, vocabulary)
+    names |= dict.fromkeys(step.parts["updated"], WEIGHTS)
+    names |= dict.fromkeys(step.parts["state"], OPTIMIZER)
+    replay = Replay(step.graph, held, names)
     (_fused if fused else _whole)(replay, step)
     return replay
 
 
-def _named(step: Step, vocabulary: int) -> dict[Array, str]:
+def named_by_shape(graph: Graph, vocabulary: int) -> dict[Array, str]:
     """What is what: logits by their width, gradients and updates by the shape of a matrix."""
-    matrices = {a.shape for a in step.graph.inputs if len(a.shape) > 1}
+    matrices = {a.shape for a in graph.inputs if len(a.shape) > 1}
     names: dict[Array, str] = {}
-    for array in step.graph.arrays():
+    for array in graph.arrays():
         if array.shape in matrices:
             names[array] = GRADIENTS
         elif array.shape and array.shape[-1] == vocabulary and len(array.shape) > 1:
             names[array] = LOGITS
-    names |= dict.fromkeys(step.parts["updated"], WEIGHTS)
-    return names | dict.fromkeys(step.parts["state"], OPTIMIZER)
+    return names
 
 
 def _fused(replay: Replay, step: Step) -> None:

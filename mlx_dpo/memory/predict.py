@@ -1,0 +1,232 @@
+"""What a run will hold at its peak, from shapes and lengths alone.
+
+The peak is that of `mx.get_peak_memory()`: MLX's buffer cache and the rest of the process come on
+top. It is looked for in a step of the largest micro-batch and in the self-check before the first
+step; scoring, evaluation and sampling keep no gradient and stay below them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from mlx_dpo.memory.graph import trace
+from mlx_dpo.memory.replay import OTHER, Replay
+from mlx_dpo.memory.shapes import num_bytes
+from mlx_dpo.memory.step import (
+    GRADIENTS,
+    LOGITS,
+    OPTIMIZER,
+    WEIGHTS,
+    Batch,
+    Step,
+    named_by_shape,
+    replay_step,
+    trace_step,
+)
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.preferences.store import lengths
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+from mlx_dpo.training.rounding import StochasticRounding
+
+REFERENCE = "reference"
+PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
+_EPOCHS_LOOKED_AT = 4  # the largest batch of a fifth is hardly larger
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a run's settings decides its memory; the names are `RunConfig`'s."""
+
+    reference: str = "cached"
+    batch_size: int = 4
+    grad_accumulation: int = 1
+    checkpoint_layers: bool = False
+    dtype: str = "float32"
+    optimizer: str = "adamw"
+    grad_clip: float = 1.0
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on what.
+
+    Attributes:
+        shell: Makes the policy from shapes, in a dtype named as in `Settings`.
+        examples: Training pairs.
+        max_length: Longest prompt + response in tokens.
+        pad_id: Token id to pad with.
+        seed: Decides which pairs meet in a batch.
+        epochs: Times each pair is seen.
+        steps: Optimizer steps, where that is not given by `epochs`.
+    """
+
+    shell: Callable[[str], nn.Module]
+    examples: Sequence[PreferenceExample]
+    max_length: int
+    pad_id: int
+    seed: int = 0
+    epochs: int = 1
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The peak of a run.
+
+    Attributes:
+        settings: For which it is.
+        parts: Bytes at that moment by name, in the order of `PARTS`; they add up to the total.
+        moment: When it is: in a step, or in the self-check.
+        path: How log-probs are computed.
+        pairs: Of the largest micro-batch, tokens of each prompt, chosen and rejected response.
+    """
+
+    settings: Settings
+    parts: dict[str, int]
+    moment: str
+    path: str
+    pairs: list[tuple[int, int, int]]
+
+    @property
+    def total(self) -> int:
+        """Predicted peak in bytes."""
+        return sum(self.parts.values())
+
+
+class Predictor:
+    """Predicts for one workload; what was predicted before is remembered."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._known: dict[Settings, Prediction] = {}
+        self._shells: dict[str, nn.Module] = {}
+
+    def __call__(self, settings: Settings) -> Prediction:
+        """The peak under these settings."""
+        alone = replace(settings, reference="cached")
+        if alone not in self._known:
+            self._known[alone] = self._predict(alone)
+        found = self._known[alone]
+        if settings.reference == "copy":
+            parts = found.parts | {REFERENCE: num_bytes(self._shell(settings.dtype))}
+            found = replace(found, settings=settings, parts=parts)
+        return found
+
+    def held(self, settings: Settings) -> int:
+        """Bytes that stay from step to step: no settings can do with less."""
+        model = self._shell(settings.dtype)
+        optimizer = _optimizer(settings)
+        optimizer.init(model.trainable_parameters())
+        state = sum(a.nbytes for a in named_arrays(optimizer.state).values())
+        return num_bytes(model) * (1 + (settings.reference == "copy")) + state
+
+    def _shell(self, dtype: str) -> nn.Module:
+        if dtype not in self._shells:
+            self._shells[dtype] = self.workload.shell(dtype)
+        return self._shells[dtype]
+
+    def _predict(self, settings: Settings) -> Prediction:
+        model, work = self._shell(settings.dtype), self.workload
+        batches = largest_batches(work, settings)
+        width = _vocabulary(model)
+        path, step = self._traced(model, settings, batches)
+        fused = settings.grad_clip == 0 and settings.grad_accumulation == 1
+        found, moment = replay_step(step, fused=fused, vocabulary=width), "a step"
+        if not settings.plain:
+            check = self._check(model, width)
+            if check.peak > found.peak:
+                found, moment = check, "the self-check before the first step"
+        parts = {name: found.at_peak.get(name, 0) for name in PARTS}
+        sizes = [(len(p), len(c), len(r)) for p, c, r in batches[0]]
+        return Prediction(settings, parts, moment, path.name, sizes)
+
+    def _traced(
+        self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
+    ) -> tuple[Path, Step]:
+        """The fastest path whose step can be traced, as a run takes the fastest that works."""
+        length, pad, again = (
+            self.workload.max_length,
+            self.workload.pad_id,
+            settings.checkpoint_layers,
+        )
+        paths: list[Path] = [PlainPath(length, pad, again)]
+        if not settings.plain:
+            paths = [SharedPromptPath(length, pad, again), JoinedPath(length, pad, again), *paths]
+        while True:
+            path = paths.pop(0)
+            try:
+                optimizer = _optimizer(settings)
+                return path, trace_step(
+                    model, optimizer, path, batches, clip=settings.grad_clip > 0
+                )
+            except Exception:  # a model's code may fail in any way when called in parts
+                if not paths:
+                    raise
+
+    def _check(self, model: nn.Module, width: int) -> Replay:
+        """The plain definition on the longest pair, and its gradient on two: `choose_path`."""
+        work = self.workload
+        path = PlainPath(work.max_length, work.pad_id)
+        order = np.argsort(lengths(work.examples).sum(axis=1), kind="stable")
+        pairs = [work.examples[int(order[(len(order) - 1) * i // 4])] for i in range(2)]
+        longest = [work.examples[int(order[-1])]]
+        parameters = named_arrays(model.trainable_parameters())
+
+        def norms(*arrays: mx.array) -> list[mx.array]:
+            model.update(_tree(parameters, arrays))
+            # Without a gradient asked for, models run compiled parts, which can't be traced.
+            alone, _ = nn.value_and_grad(model, lambda: path(model, longest).sum())()
+            _, grads = nn.value_and_grad(model, lambda: path(model, pairs).sum())()
+            return [alone, *(mx.square(g).sum() for g in named_arrays(grads).values())]
+
+        try:
+            graph = trace(norms, list(parameters.values()))
+        finally:
+            model.update(_tree(parameters, parameters.values()))
+        replay = Replay(graph, [WEIGHTS] * len(parameters), named_by_shape(graph, width))
+        replay.evaluate(graph.outputs[:1])
+        replay.evaluate(graph.outputs[1:])
+        return replay
+
+
+def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:
+    """The micro-batches of a step that need most, the largest first; at most two are looked at."""
+    sizes = lengths(work.examples)
+    tokens = np.minimum(sizes[:, :1] + sizes[:, 1:], work.max_length)
+    # Layers keep so much a token, attention so much a pair of tokens; about here they are even.
+    need = (tokens * (tokens + 1024)).sum(axis=1)
+    size = settings.batch_size
+    order = EpochOrder(len(sizes), size, work.seed, lengths=sizes, micro_batch=size)
+    per_epoch = order.batches_per_epoch
+    count = min(work.epochs, _EPOCHS_LOOKED_AT) * per_epoch
+    if work.steps:
+        count = min(_EPOCHS_LOOKED_AT * per_epoch, work.steps * settings.grad_accumulation)
+    found = sorted((order.next_batch() for _ in range(count)), key=lambda b: -int(need[b].sum()))
+    return [
+        [work.examples[row] for row in rows] for rows in found[: min(2, settings.grad_accumulation)]
+    ]
+
+
+def _optimizer(settings: Settings) -> optim.Optimizer:
+    inner = make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0)
+    return inner if settings.dtype == "float32" else StochasticRounding(inner, seed=0)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Rows of the token embedding: a model's largest."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    return max((int(table.weight.shape[0]) for table in tables), default=0)
+
+
+def _tree(names: Iterable[str], arrays: Iterable[mx.array]) -> Any:
+    return tree_unflatten(list(zip(names, arrays, strict=True)))
