@@ -28,6 +28,12 @@ class MemoryShortError(MlxDpoError):
     exit_code = 4
 
 
+class BudgetError(MlxDpoError):
+    """No settings that may be chosen for the user keep a run within its memory budget."""
+
+    exit_code = 4
+
+
 class NonFiniteError(MlxDpoError):
     """A loss or gradient was NaN or infinite; no update was applied."""
 

@@ -13,6 +13,7 @@ FLOORS = [
     {"cli"},
     {"insight", "workshop"},
     {"runs"},
+    {"memory"},
     {"training", "convert"},
     {"preferences", "models"},
     {"files"},

@@ -12,6 +12,7 @@ from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
 from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.sweep import sweep
@@ -24,6 +25,7 @@ Exit codes
   1  the run failed              6  the run's folder is in use
   2  wrong usage or settings     7  a file could not be written
   3  bad data                   75  stopped by a signal, --resume continues
+  4  nothing fits the memory budget
 """
 
 
@@ -45,6 +47,7 @@ def cli() -> None:
 
 
 cli.add_command(train)
+cli.add_command(plan)
 cli.add_command(convert)
 cli.add_command(data)
 cli.add_command(generate)

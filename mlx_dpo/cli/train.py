@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import click
 
 from mlx_dpo.cli.names import Name
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.runs.config import RunConfig, option_type, resolve
+from mlx_dpo.runs.config import RunConfig, given_names, option_type, resolve
 from mlx_dpo.runs.keeping.lock import check_free
 from mlx_dpo.runs.keeping.signals import stop_on_signal
 
@@ -44,6 +44,8 @@ def _option_of(setting: "Field[Any]") -> Callable[[Callable[..., Any]], Callable
 
 
 def _metavar(name: str, kind: type) -> str:
+    if name == "memory_budget":
+        return "SIZE"
     if kind is str:
         return "FOLDER" if name in ("model", "out", "run_dir") else "FILE"
     return "NUMBER" if kind is float else "N"
@@ -85,6 +87,8 @@ def train(
     if supervise and not dry_run:
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
+        if not _has_begun(settings):
+            settings = _within_budget(settings, given_names(config, given))
         _run(settings, resume=resume, dry_run=dry_run)
 
 
@@ -99,6 +103,30 @@ def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
     else:
         show_result(result)
         _write_report(result.folder)
+
+
+def _has_begun(settings: RunConfig) -> bool:
+    """Whether the run was fitted to its budget when it began; it goes on with what it has."""
+    return bool(settings.run_dir) and (Path(str(settings.run_dir)) / "config.toml").is_file()
+
+
+def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
+    """The settings, changed where they would need more memory than they may."""
+    from mlx_dpo.runs.planning import as_options, budget_of, changes, fit, gigabytes, make_plan
+
+    budget = budget_of(settings)
+    if budget is None:
+        return settings
+    plan = make_plan(settings)
+    chosen = fit(plan, budget, given)
+    found = changes(settings, chosen.settings)
+    if found:
+        click.echo(
+            f"memory: {as_options(found)}, for a peak of {gigabytes(chosen.total)} within "
+            f"{gigabytes(budget)} (without: {gigabytes(plan.prediction.total)}, predicted)",
+            err=True,
+        )
+    return replace(settings, **found)
 
 
 def _supervised(settings: RunConfig, resume: bool) -> int:

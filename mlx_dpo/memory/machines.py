@@ -4,7 +4,6 @@ Apple silicon shares one memory; macOS recommends a part of it for the GPU, abou
 machines of up to 32 GB: 5.3 of 8 and 10.7 of 16 GB by public logs, not measured here.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +46,3 @@ def recommended_here() -> int | None:
     info: dict[str, Any] = mx.device_info()
     found = info.get("max_recommended_working_set_size")
     return int(found) if found else None
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of ``8GB``, ``5.3 GiB`` or ``900MB`` (powers of 1024 either way); None if no size."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])i?B", text.strip(), re.IGNORECASE)
-    if match is None:
-        return None
-    count = float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1)
-    return round(count) or None

@@ -30,12 +30,13 @@ from mlx_dpo.memory.step import (
     trace_step,
 )
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
 from mlx_dpo.training.rounding import StochasticRounding
+from mlx_dpo.training.self_check import in_float32
 
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
@@ -67,7 +68,7 @@ class Workload:
         pad_id: Token id to pad with.
         seed: Decides which pairs meet in a batch.
         epochs: Times each pair is seen.
-        steps: Optimizer steps, where that is not given by `epochs`.
+        steps: Optimizer steps, where fewer.
     """
 
     shell: Callable[[str], nn.Module]
@@ -88,6 +89,7 @@ class Prediction:
         parts: Bytes at that moment by name, in the order of `PARTS`; they add up to the total.
         moment: When it is: in a step, or in the self-check.
         path: How log-probs are computed.
+        num_parameters: Of the policy.
         pairs: Of the largest micro-batch, tokens of each prompt, chosen and rejected response.
     """
 
@@ -95,6 +97,7 @@ class Prediction:
     parts: dict[str, int]
     moment: str
     path: str
+    num_parameters: int
     pairs: list[tuple[int, int, int]]
 
     @property
@@ -147,8 +150,9 @@ class Predictor:
             if check.peak > found.peak:
                 found, moment = check, "the self-check before the first step"
         parts = {name: found.at_peak.get(name, 0) for name in PARTS}
+        count = sum(a.size for a in named_arrays(model.parameters()).values())
         sizes = [(len(p), len(c), len(r)) for p, c, r in batches[0]]
-        return Prediction(settings, parts, moment, path.name, sizes)
+        return Prediction(settings, parts, moment, path.name, count, sizes)
 
     def _traced(
         self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
@@ -185,8 +189,8 @@ class Predictor:
         def norms(*arrays: mx.array) -> list[mx.array]:
             model.update(_tree(parameters, arrays))
             # Without a gradient asked for, models run compiled parts, which can't be traced.
-            alone, _ = nn.value_and_grad(model, lambda: path(model, longest).sum())()
-            _, grads = nn.value_and_grad(model, lambda: path(model, pairs).sum())()
+            alone, _ = nn.value_and_grad(model, lambda: path(in_float32(model), longest).sum())()
+            _, grads = nn.value_and_grad(model, lambda: path(in_float32(model), pairs).sum())()
             return [alone, *(mx.square(g).sum() for g in named_arrays(grads).values())]
 
         try:
@@ -203,15 +207,12 @@ def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceE
     """The micro-batches of a step that need most, the largest first; at most two are looked at."""
     sizes = lengths(work.examples)
     tokens = np.minimum(sizes[:, :1] + sizes[:, 1:], work.max_length)
-    # Layers keep so much a token, attention so much a pair of tokens; about here they are even.
-    need = (tokens * (tokens + 1024)).sum(axis=1)
     size = settings.batch_size
     order = EpochOrder(len(sizes), size, work.seed, lengths=sizes, micro_batch=size)
-    per_epoch = order.batches_per_epoch
-    count = min(work.epochs, _EPOCHS_LOOKED_AT) * per_epoch
+    count = min(work.epochs, _EPOCHS_LOOKED_AT) * order.batches_per_epoch
     if work.steps:
-        count = min(_EPOCHS_LOOKED_AT * per_epoch, work.steps * settings.grad_accumulation)
-    found = sorted((order.next_batch() for _ in range(count)), key=lambda b: -int(need[b].sum()))
+        count = min(count, work.steps * settings.grad_accumulation)
+    found = by_need([order.next_batch() for _ in range(count)], tokens)
     return [
         [work.examples[row] for row in rows] for rows in found[: min(2, settings.grad_accumulation)]
     ]

@@ -162,10 +162,10 @@ class Replay:
                 self._give(output, self._buffers[source], layout if same else _dense(output))
             return True
         output = node.outputs[0]
-        layout = _viewed(node, self._layouts[node.inputs[0]], output)
-        if layout is None:
+        seen = _viewed(node, self._layouts[node.inputs[0]], output)
+        if seen is None:
             return False
-        self._give(output, self._buffers[node.inputs[0]], layout)
+        self._give(output, self._buffers[node.inputs[0]], seen)
         return True
 
     def _is_donatable(self, donor: Array, output: Array) -> bool:

@@ -16,6 +16,7 @@ from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.tying import TIED, is_head
 
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+_MAX_ELEMENTS = 2**48
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -104,7 +105,8 @@ def _header(file: Path) -> dict[str, Any]:
 
 def _shape_of(entry: Any, file: Path) -> tuple[int, ...]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
-    is_shape = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-    if not is_shape or math.prod(shape) >= 2**48:
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise UsageError(f"{file}: not a valid safetensors file: a tensor has no shape")
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise UsageError(f"{file}: a tensor of shape {shape} is larger than any memory")
     return tuple(shape)

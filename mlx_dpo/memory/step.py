@@ -1,4 +1,4 @@
-"""One step of training on paper: the code that trains is traced, then evaluated as the trainer does.
+"""One step of training on paper: the code that trains, traced and evaluated as the trainer does.
 
 What `DPOTrainer` hands to `mx.eval`, in which order, and what it still holds meanwhile is written
 down once more here; the rest follows from the graph.
@@ -35,6 +35,7 @@ class Step:
         names: Names of the parameters; gradients and the like are in this order.
         state_names: Names of the optimizer's arrays.
         parts: The graph's outputs: ``loss 0``, ``gradients 0`` and so on for each micro-batch,
+            ``sum`` where there are two, ``total`` (the gradient in the parameters' type),
             ``squares``, ``clipped``, ``updated``, ``state``.
     """
 
@@ -86,7 +87,12 @@ def trace_step(
 
 
 def _outputs(
-    model: nn.Module, optimizer: optim.Optimizer, path: Path, batches: Sequence[Batch], *, clip: bool
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    path: Path,
+    batches: Sequence[Batch],
+    *,
+    clip: bool,
 ) -> dict[str, list[mx.array]]:
     def loss(batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
         policy = path(model, batch)
@@ -98,13 +104,15 @@ def _outputs(
     for number, batch in enumerate(batches):
         (value, metrics), grads = nn.value_and_grad(model, loss)(batch)
         if len(batches) > 1:
-            grads = tree_map(lambda g: g * 0.5, grads)
+            grads = tree_map(lambda g: g.astype(mx.float32) * 0.5, grads)
         summed = grads if summed is None else tree_map(mx.add, summed, grads)
         parts[f"loss {number}"] = [value, *metrics.values()]
         parts[f"gradients {number}"] = list(_leaves(grads).values())
         if number:
             parts["sum"] = list(_leaves(summed).values())
+    summed = tree_map(lambda g, p: g.astype(p.dtype), summed, model.trainable_parameters())
     flat = _leaves(summed).values()
+    parts["total"] = list(flat)
     parts["squares"] = [mx.square(g.astype(mx.float32)).sum() for g in flat]
     if clip:
         summed = tree_map(lambda g: g * 0.5, summed)
@@ -156,9 +164,9 @@ def named_by_shape(graph: Graph, vocabulary: int) -> dict[Array, str]:
 def _fused(replay: Replay, step: Step) -> None:
     """As `DPOTrainer._fused_step` and `training.update.evaluate_layer` do."""
     parts = step.parts
-    gradients, squares, updated = (
+    gradients, total, squares, updated = (
         dict(zip(step.names, parts[part], strict=True))
-        for part in ("gradients 0", "squares", "updated")
+        for part in ("gradients 0", "total", "squares", "updated")
     )
     replay.evaluate(parts["loss 0"])
     replay.drop([*parts["loss 0"], *step.graph.inputs])
@@ -172,7 +180,7 @@ def _fused(replay: Replay, step: Step) -> None:
             if name.rpartition(".")[0] in names
         ]
         replay.evaluate([*(squares[name] for name in names), *state])
-        replay.drop([one[name] for name in names for one in (gradients, squares)])
+        replay.drop([one[name] for name in names for one in (gradients, total, squares)])
     replay.evaluate([*parts["updated"], *parts["state"]])
 
 
@@ -180,15 +188,13 @@ def _whole(replay: Replay, step: Step) -> None:
     """As `DPOTrainer._accumulate` and `_whole_step` do."""
     parts = step.parts
     replay.evaluate([*parts["loss 0"], *parts["gradients 0"]])
-    last = parts["gradients 0"]
+    replay.drop(parts["gradients 0"])
     if "sum" in parts:
-        replay.drop(last)
         replay.evaluate([*parts["loss 1"], *parts["sum"]])
-        replay.drop(parts["gradients 1"])
-        last = parts["sum"]
+        replay.drop([*parts["gradients 1"], *parts["sum"]])
     by_name = dict(zip(step.names, parts["squares"], strict=True))
     replay.evaluate([by_name[name] for name in sorted(by_name)])
     replay.drop([*parts["squares"], *step.graph.inputs])
     if "clipped" in parts:  # the trainer holds what it updates with to the end
-        replay.drop(last)
+        replay.drop(parts["total"])
     replay.evaluate([*parts["updated"], *parts["state"]])

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, gt, lt
@@ -101,6 +102,13 @@ class RunConfig:
         "frozen model at every step (copy).",
         choices=("cached", "copy"),
     )
+    memory_budget: str | None = _option(
+        None,
+        "Most that MLX may hold at once, such as 4GB: settings that were not given are changed "
+        "until it is kept (mlx_dpo plan says which). On Apple silicon, three quarters of what the "
+        "system recommends for the GPU.",
+        is_size=True,
+    )
     plain: bool = _option(
         False, "Compute log-probs by the plain definition: slower, and nothing to fall back from."
     )
@@ -117,7 +125,7 @@ class RunConfig:
 
 # Settings that say where things go or how often to report, and not what is computed.
 PLACES = frozenset(
-    {"out", "overwrite", "run_dir", "model", "data"}
+    {"out", "overwrite", "run_dir", "model", "data", "memory_budget"}
     | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
 )
 
@@ -156,6 +164,11 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
         if settings.get(key) is None:
             raise UsageError(f"no {key} given: pass --{key}, or name it in the config file")
     return RunConfig(**settings)
+
+
+def given_names(toml: Path | None, options: dict[str, Any]) -> set[str]:
+    """Settings that were given by hand, in a config file or as options."""
+    return set(options) | (set(read_toml(toml)) if toml else set())
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -206,9 +219,19 @@ def _check_value(place: str, key: str, value: Any) -> Any:
             )
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{place}: must be {' or '.join(rules['choices'])}, found {value!r}")
+    if "is_size" in rules and parse_size(str(value)) is None:
+        raise UsageError(f"{place}: expected a size such as 8GB or 900MB, found {value!r}")
     if isinstance(value, str) and "choices" not in rules and (flaw := flaw_of_name(value)):
         raise UsageError(f"{place}: {flaw}")
     return value
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of ``8GB``, ``5.3 GiB`` or ``900MB``, in powers of 1024; None if it is no size."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])i?B", text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    return round(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1)) or None
 
 
 def option_type(key: str) -> type:
