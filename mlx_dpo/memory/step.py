@@ -34,6 +34,7 @@ class Step:
         graph: Its inputs are the parameters, then the optimizer's state.
         names: Names of the parameters; gradients and the like are in this order.
         state_names: Names of the optimizer's arrays.
+        layers: Names of the parameters as they are updated, layer by layer.
         parts: The graph's outputs: ``loss 0``, ``gradients 0`` and so on for each micro-batch,
             ``sum`` where there are two, ``total`` (the gradient in the parameters' type),
             ``squares``, ``clipped``, ``updated``, ``state``.
@@ -42,7 +43,12 @@ class Step:
     graph: Graph
     names: list[str]
     state_names: list[str]
+    layers: list[list[str]]
     parts: dict[str, list[Array]]
+
+    def by_name(self, part: str) -> dict[str, Array]:
+        """A part that has an array for each parameter."""
+        return dict(zip(self.names, self.parts[part], strict=True))
 
 
 def trace_step(
@@ -83,7 +89,7 @@ def trace_step(
         optimizer.state = tree_unflatten([*numbers.items(), *state.items()])
     outputs = iter(graph.outputs)
     parts = {name: [next(outputs) for _ in range(count)] for name, count in counts.items()}
-    return Step(graph, list(parameters), list(state), parts)
+    return Step(graph, list(parameters), list(state), by_layer(model), parts)
 
 
 def _outputs(
@@ -162,39 +168,62 @@ def named_by_shape(graph: Graph, vocabulary: int) -> dict[Array, str]:
 
 
 def _fused(replay: Replay, step: Step) -> None:
-    """As `DPOTrainer._fused_step` and `training.update.evaluate_layer` do."""
+    """As `DPOTrainer._fused_step`."""
     parts = step.parts
-    gradients, total, squares, updated = (
-        dict(zip(step.names, parts[part], strict=True))
-        for part in ("gradients 0", "total", "squares", "updated")
-    )
     replay.evaluate(parts["loss 0"])
-    replay.drop([*parts["loss 0"], *step.graph.inputs])
-    for names in by_layer(sorted(step.names)):
-        replay.evaluate([gradients[name] for name in names])
-        for name in names:
-            replay.evaluate([updated[name]])
-        state = [
-            array
-            for name, array in zip(step.state_names, parts["state"], strict=True)
-            if name.rpartition(".")[0] in names
-        ]
-        replay.evaluate([*(squares[name] for name in names), *state])
-        replay.drop([one[name] for name in names for one in (gradients, total, squares)])
+    replay.drop([*parts["loss 0"], *step.graph.inputs, *parts["gradients 0"]])
+    squares = step.by_name("squares")
+    for names in step.layers:
+        _evaluate_layer(replay, step, "total", names)
+        replay.evaluate([squares[name] for name in names])
+        replay.drop([squares[name] for name in names])
+        _evaluate_update(replay, step, "total", names)
     replay.evaluate([*parts["updated"], *parts["state"]])
 
 
 def _whole(replay: Replay, step: Step) -> None:
-    """As `DPOTrainer._accumulate` and `_whole_step` do."""
+    """As `DPOTrainer._accumulate` and `_whole_step`."""
     parts = step.parts
-    replay.evaluate([*parts["loss 0"], *parts["gradients 0"]])
-    replay.drop(parts["gradients 0"])
+    summed = "gradients 0"
+    replay.evaluate(parts["loss 0"])
+    for names in step.layers:
+        _evaluate_layer(replay, step, summed, names)
     if "sum" in parts:
-        replay.evaluate([*parts["loss 1"], *parts["sum"]])
-        replay.drop([*parts["gradients 1"], *parts["sum"]])
-    by_name = dict(zip(step.names, parts["squares"], strict=True))
-    replay.evaluate([by_name[name] for name in sorted(by_name)])
+        replay.drop(parts[summed])
+        summed = "sum"
+        replay.evaluate(parts["loss 1"])
+        for names in step.layers:
+            _evaluate_layer(replay, step, summed, names)
+        replay.drop(parts["gradients 1"])
+    replay.drop(parts[summed])
+    squares = step.by_name("squares")
+    replay.evaluate([squares[name] for name in sorted(squares)])
     replay.drop([*parts["squares"], *step.graph.inputs])
-    if "clipped" in parts:  # the trainer holds what it updates with to the end
+    used = "total"
+    if "clipped" in parts:
         replay.drop(parts["total"])
+        used = "clipped"
+    for names in step.layers:
+        _evaluate_layer(replay, step, used, names)
+        _evaluate_update(replay, step, used, names)
     replay.evaluate([*parts["updated"], *parts["state"]])
+
+
+def _evaluate_layer(replay: Replay, step: Step, part: str, names: Sequence[str]) -> None:
+    gradients = step.by_name(part)
+    replay.evaluate([gradients[name] for name in names])
+
+
+def _evaluate_update(replay: Replay, step: Step, part: str, names: Sequence[str]) -> None:
+    """As `training.update.evaluate_update`: gradients go, moments come, kind by kind."""
+    gradients, updated = step.by_name(part), step.by_name("updated")
+    kinds: dict[str, list[Array]] = {}
+    state = dict(zip(step.state_names, step.parts["state"], strict=True))
+    for moment in sorted(state):
+        parameter, _, kind = moment.rpartition(".")
+        if parameter in names:
+            kinds.setdefault(kind, []).append(state[moment])
+    replay.drop([gradients[name] for name in names])
+    for moments in kinds.values():
+        replay.evaluate(moments)
+    replay.evaluate([updated[name] for name in names])
