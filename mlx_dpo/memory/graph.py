@@ -124,10 +124,28 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array
             for output in node.outputs:
                 output.node = node
             nodes.append(node)
+    _unshare(nodes)
     given = set(ends["inputs"])
     constants = [a for a in arrays.values() if a.node is None and a not in given]
     outputs = _with_recomputation(nodes, marks, ends["outputs"]) if marks else ends["outputs"]
     return Graph(ends["inputs"], constants, outputs)
+
+
+def _unshare(nodes: Sequence[Node]) -> None:
+    """Give each reader of a filled array one of its own, as it has outside of an export.
+
+    An export merges operations that are alike. Of those, only arrays of zeros are large.
+    """
+    taken: set[Array] = set()
+    for node in nodes:
+        for place, array in enumerate(node.inputs):
+            if array.node is None or array.node.name != "Full":
+                continue
+            if array in taken:
+                copy = Array(array.shape, array.itemsize)
+                copy.node = Node("Full", array.node.inputs, [copy], array.node.arguments)
+                node.inputs[place] = copy
+            taken.add(array)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
 from mlx_dpo.training.rounding import StochasticRounding
-from mlx_dpo.training.self_check import in_float32
+from mlx_dpo.training.self_check import in_float32, sample_pairs
 
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
@@ -181,26 +181,35 @@ class Predictor:
         """The plain definition on the longest pair, and its gradient on two: `choose_path`."""
         work = self.workload
         path = PlainPath(work.max_length, work.pad_id)
-        order = np.argsort(lengths(work.examples).sum(axis=1), kind="stable")
-        pairs = [work.examples[int(order[(len(order) - 1) * i // 4])] for i in range(2)]
-        longest = [work.examples[int(order[-1])]]
+        batch, longest = sample_pairs(work.examples)
         parameters = named_arrays(model.trainable_parameters())
 
-        def norms(*arrays: mx.array) -> list[mx.array]:
+        def score(*arrays: mx.array) -> list[mx.array]:
             model.update(_tree(parameters, arrays))
             # Without a gradient asked for, models run compiled parts, which can't be traced.
-            alone, _ = nn.value_and_grad(model, lambda: path(in_float32(model), longest).sum())()
-            _, grads = nn.value_and_grad(model, lambda: path(in_float32(model), pairs).sum())()
-            return [alone, *(mx.square(g).sum() for g in named_arrays(grads).values())]
+            value, _ = nn.value_and_grad(model, lambda: path(in_float32(model), [longest]).sum())()
+            return [value]
 
-        try:
-            graph = trace(norms, list(parameters.values()))
-        finally:
-            model.update(_tree(parameters, parameters.values()))
-        replay = Replay(graph, [WEIGHTS] * len(parameters), named_by_shape(graph, width))
-        replay.evaluate(graph.outputs[:1])
-        replay.evaluate(graph.outputs[1:])
-        return replay
+        def norms(*arrays: mx.array) -> list[mx.array]:
+            def objective() -> mx.array:
+                chosen, rejected = path(in_float32(model), batch[:2])
+                return (chosen - 0.7 * rejected).sum()
+
+            model.update(_tree(parameters, arrays))
+            _, grads = nn.value_and_grad(model, objective)()
+            squares = (mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values())
+            return [mx.sqrt(one) for one in squares]
+
+        replays = []
+        for function in (score, norms):
+            try:
+                graph = trace(function, list(parameters.values()))
+            finally:
+                model.update(_tree(parameters, parameters.values()))
+            replay = Replay(graph, [WEIGHTS] * len(parameters), named_by_shape(graph, width))
+            replay.evaluate(graph.outputs)
+            replays.append(replay)
+        return max(replays, key=lambda replay: replay.peak)
 
 
 def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:

@@ -72,7 +72,7 @@ def choose_path(
         pad_id: Token id to pad with.
         checkpoint: Whether layers are to compute again for the gradient.
     """
-    batch, longest = _sample(examples)
+    batch, longest = sample_pairs(examples)
     plain = PlainPath(max_seq_len, pad_id)
     expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
     gradient = _gradient_norms(plain, model, batch[:2])
@@ -101,7 +101,7 @@ def choose_path(
     return Choice(plain, 0, 0.0, tuple(refused))
 
 
-def _sample(
+def sample_pairs(
     examples: Sequence[PreferenceExample],
 ) -> tuple[list[PreferenceExample], PreferenceExample]:
     """Three pairs of the shorter half, of different lengths, and the longest."""
@@ -137,7 +137,7 @@ def _gradient_norms(
         return (chosen - 0.7 * rejected).sum()
 
     differentiate: Callable[[], tuple[mx.array, object]] = nn.value_and_grad(model, objective)
-    _, grads = differentiate()
+    grads = differentiate()[1]  # the value, unevaluated, would hold on to all logits
     norms = {
         name: mx.sqrt(mx.square(g.astype(mx.float32)).sum())
         for name, g in named_arrays(grads).items()

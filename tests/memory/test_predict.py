@@ -1,0 +1,179 @@
+"""What is predicted, beside what MLX measures."""
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx_lm.models import gpt2, llama
+
+from mlx_dpo.memory.graph import Array, Node, trace
+from mlx_dpo.memory.predict import Predictor, Settings, Workload, largest_batches
+from mlx_dpo.memory.shapes import emptied, num_bytes
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.self_check import choose_path
+from mlx_dpo.training.trainer import DPOTrainer
+
+VOCABULARY = 4096
+LENGTHS = [(40, 30, 20), (44, 24, 36), (36, 40, 12), (48, 28, 32)]
+PAIRS = [
+    PreferenceExample(*([1 + (7 * i + row) % 4000 for i in range(n)] for n in lengths))
+    for row, lengths in enumerate(LENGTHS)
+]
+BASE = Settings(grad_clip=0.0)
+
+
+def make_llama() -> nn.Module:
+    arguments = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=256,
+        num_hidden_layers=4,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+    )
+    return llama.Model(arguments)
+
+
+def make_gpt2() -> nn.Module:
+    arguments = gpt2.ModelArgs(
+        model_type="gpt2",
+        n_ctx=128,
+        n_embd=256,
+        n_head=4,
+        n_layer=4,
+        n_positions=128,
+        layer_norm_epsilon=1e-5,
+        vocab_size=VOCABULARY,
+    )
+    return gpt2.Model(arguments)
+
+
+def predictor(make: Any, pairs: list[PreferenceExample] = PAIRS) -> Predictor:
+    def shell(dtype: str) -> nn.Module:
+        return emptied(make(), getattr(mx, dtype))
+
+    return Predictor(Workload(shell, pairs, max_length=128, pad_id=0))
+
+
+def measured(make: Any, settings: Settings) -> int:
+    """Peak of a self-check and two steps, less what other tests left in memory."""
+    gc.collect()
+    left = mx.get_active_memory()
+    model = make()
+    mx.eval(model.parameters())
+    mx.reset_peak_memory()
+    choice = choose_path(
+        model, PAIRS, max_seq_len=128, pad_id=0, checkpoint=settings.checkpoint_layers
+    )
+    trainer = DPOTrainer(
+        model,
+        ref_model=None,
+        reference=lambda batch: mx.full((2, len(batch)), -200.0),
+        examples=PAIRS,
+        max_seq_len=128,
+        pad_id=0,
+        beta=0.1,
+        batch_size=settings.batch_size,
+        grad_accumulation=settings.grad_accumulation,
+        max_steps=2,
+        max_lr=1e-6,
+        grad_clip=settings.grad_clip or None,
+        fused_update=settings.grad_clip == 0,
+        optimizer=make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0),
+        path=choice.path,
+    )
+    trainer.train_step()
+    trainer.train_step()
+    return mx.get_peak_memory() - left
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (make_llama, BASE),
+        (make_llama, replace(BASE, checkpoint_layers=True, optimizer="adafactor")),
+        (make_llama, replace(BASE, optimizer="lion", grad_clip=1e-3)),
+        (make_llama, replace(BASE, batch_size=2, grad_accumulation=2)),
+        (make_gpt2, BASE),
+        (make_gpt2, replace(BASE, checkpoint_layers=True)),
+    ],
+)
+def test_the_peak_is_what_mlx_measures(make: Any, settings: Settings) -> None:
+    assert 0.9 <= measured(make, settings) / predictor(make)(settings).total <= 1.05
+
+
+def test_nothing_is_evaluated() -> None:
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = predictor(make_llama)(BASE)
+    assert mx.get_peak_memory() - before < num_bytes(make_llama()) / 20 < found.total
+
+
+def test_parts_add_up_and_each_lever_takes_what_it_names() -> None:
+    predict = predictor(make_llama)
+    size = num_bytes(make_llama())
+    whole = predict(BASE)
+    assert whole.parts["weights"] == size
+    assert whole.parts["optimizer state"] == 2 * size
+    assert whole.parts["reference"] == 0
+    assert predict(replace(BASE, reference="copy")).total == whole.total + size
+    again = predict(replace(BASE, checkpoint_layers=True))
+    assert again.parts["activations"] < whole.parts["activations"]
+    assert predict(replace(BASE, optimizer="lion")).parts["optimizer state"] == size
+    assert predict(replace(BASE, dtype="bfloat16")).parts["weights"] == size / 2
+    assert 4 * size <= predict.held(replace(BASE, reference="copy")) < 4 * size + 100
+
+
+def test_the_batch_is_the_one_that_needs_most() -> None:
+    short = [PreferenceExample([1] * 8, [2] * 4, [3] * 4)] * 9
+    work = Workload(lambda dtype: make_llama(), [*short, *PAIRS], max_length=128, pad_id=0)
+    (batch,) = largest_batches(work, Settings(batch_size=1))
+    assert batch == [PAIRS[3]]
+    assert len(largest_batches(work, Settings(batch_size=2, grad_accumulation=3))) == 2
+
+
+def names(outputs: list[Array]) -> dict[str, int]:
+    found: dict[Node, None] = {}
+    stack = [array.node for array in outputs]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            stack += [array.node for array in node.inputs]
+    return {name: sum(n.name == name for n in found) for name in ("Matmul", "Exp", "Depends")}
+
+
+def test_what_is_checkpointed_is_computed_again_once_its_gradient_is_there() -> None:
+    def loss(function: Any, x: mx.array) -> mx.array:
+        return mx.square(function(x)).sum()
+
+    def layer(x: mx.array) -> mx.array:
+        return mx.exp(x @ x)
+
+    def plain(x: mx.array) -> list[mx.array]:
+        return list(mx.value_and_grad(lambda x: loss(layer, x))(x))
+
+    def checkpointed(x: mx.array) -> list[mx.array]:
+        return list(mx.value_and_grad(lambda x: loss(mx.checkpoint(layer), x))(x))
+
+    x = mx.zeros((4, 4))
+    assert names(trace(plain, [x]).outputs) == {"Matmul": 3, "Exp": 1, "Depends": 0}
+    assert names(trace(checkpointed, [x]).outputs) == {"Matmul": 4, "Exp": 2, "Depends": 1}
+
+
+def test_tracing_leaves_model_and_mlx_as_they_were() -> None:
+    model, before = make_llama(), mx.checkpoint
+    arrays = named_arrays(model.parameters())
+    predict = Predictor(Workload(lambda dtype: model, PAIRS, max_length=128, pad_id=0))
+    predict(replace(BASE, checkpoint_layers=True))
+    assert mx.checkpoint is before
+    assert all(a is arrays[n] for n, a in named_arrays(model.parameters()).items())

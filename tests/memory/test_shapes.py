@@ -1,0 +1,67 @@
+"""A model of the right shapes, made without its weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.memory.shapes import num_bytes, shell
+from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.parameters import named_arrays
+from tests import oracle
+
+MODELS = sorted(path.parent for path in oracle.FOLDER.glob("*/model/config.json"))
+
+
+def emptied(folder: Path, copy: Path) -> Path:
+    """A copy of a model folder whose weight files end after their headers."""
+    shutil.copytree(folder, copy)
+    for file in copy.glob("model*.safetensors"):
+        content = file.read_bytes()
+        file.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    return copy
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.parent.name)
+def test_a_shell_has_the_shapes_of_the_model_without_its_data(folder: Path, tmp_path: Path) -> None:
+    loaded, _ = load_folder(folder)
+    made = shell(emptied(folder, tmp_path / "empty"))
+    expected = {n: (a.shape, a.dtype) for n, a in named_arrays(loaded.parameters()).items()}
+    assert {n: (a.shape, a.dtype) for n, a in named_arrays(made.parameters()).items()} == expected
+    assert num_bytes(made) == num_bytes(loaded)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 10**9}, "vocab_size is 1000000000"),
+        ({"hidden_size": 48}, "cannot be loaded"),
+        ({"quantization": {"bits": 4}}, "quantised"),
+        ({"model_type": "nothing"}, "no architecture 'nothing'"),
+        ({"model_file": "code.py"}, "names code to run"),
+    ],
+)
+def test_what_loading_refuses_is_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(oracle.FOLDER / "llama" / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UsageError, match=message):
+        shell(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"\x0c\0\0\0\0\0\0\0" + b'{"a":{"s":1}'],
+    ids=["empty", "noise", "a list", "cut off"],
+)
+def test_a_broken_header_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(oracle.FOLDER / "llama" / "model", folder)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match="not a valid safetensors file"):
+        shell(folder)
