@@ -25,7 +25,7 @@ Exit codes
   1  the run failed              6  the run's folder is in use
   2  wrong usage or settings     7  a file could not be written
   3  bad data                   75  stopped by a signal, --resume continues
-  4  nothing fits the memory budget
+  4  not enough memory
 """
 
 

@@ -55,7 +55,8 @@ def plan(config: Path | None, as_json: bool, **options: Any) -> None:
 
 
 def _show(settings: RunConfig, found: "Prediction") -> None:
-    from mlx_dpo.memory.machines import machines
+    from mlx_dpo.memory.machines import SHARE, machines
+    from mlx_dpo.models.limits import CACHE_SHARE
     from mlx_dpo.runs.planning import gigabytes
 
     click.echo(f"model      {settings.model}  ({found.num_parameters / 1e6:.1f} M parameters)")
@@ -75,7 +76,10 @@ def _show(settings: RunConfig, found: "Prediction") -> None:
     for machine in machines():
         share = gigabytes(machine.recommended)
         click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(found.total)}")
-    click.echo("(the GPU's share as macOS recommends it by public logs; not measured here)")
+    click.echo(
+        f"(fits: within {SHARE:.0%} of it; MLX's buffer cache takes at most {CACHE_SHARE:.1%} of it "
+        "beside. The share is what macOS recommends by public logs, not measured here)"
+    )
 
 
 def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli.names import Name
-from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.errors import BudgetError, MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, option_type, resolve
 from mlx_dpo.runs.keeping.lock import check_free
 from mlx_dpo.runs.keeping.signals import stop_on_signal
@@ -117,8 +117,14 @@ def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
     budget = budget_of(settings)
     if budget is None:
         return settings
-    plan = make_plan(settings)
-    chosen = fit(plan, budget, given)
+    try:
+        plan = make_plan(settings)
+        chosen = fit(plan, budget, given)
+    except BudgetError as error:
+        if settings.memory_budget is not None:
+            raise
+        click.echo(f"warning: {error}", err=True)  # it was not asked to keep a budget
+        return settings
     found = changes(settings, chosen.settings)
     if found:
         click.echo(

@@ -1,0 +1,113 @@
+"""`mlx_dpo plan` and `train --memory-budget` as they are typed."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.cli import main
+from tests.memory.test_shapes import emptied
+from tests.runs.conftest import ORACLE, ROWS
+
+MODEL = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4"]
+TRAIN = [*MODEL, "--steps", "2", "--run-dir", "run", "--out", "out"]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(args))
+    shown = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, shown.out, shown.err
+
+
+def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:
+    code, out, _ = run(capsys, "plan", "--json", *MODEL, *args)
+    assert code == 0
+    found: dict[str, object] = json.loads(out)
+    return found
+
+
+def test_a_plan_names_what_is_held_and_on_which_machines_it_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "plan", *MODEL, "--reference", "copy")
+    assert code == 0
+    for word in ("weights", "optimizer state", "logits", "copy", "peak", "8 GB", "fits"):
+        assert word in out
+    assert not Path("runs").exists()
+
+
+def test_a_plan_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = planned(capsys)
+    folder = emptied(ORACLE, tmp_path / "empty")
+    assert planned(capsys, "--model", str(folder)) == whole
+
+
+def test_parts_add_up_to_the_peak_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys)
+    parts = found["parts"]
+    assert isinstance(parts, dict)
+    assert sum(parts.values()) == found["peak_bytes"]
+    assert found["chosen"] is None
+
+
+def test_a_budget_is_kept_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    peak = planned(capsys, "--reference", "copy")["peak_bytes"]
+    assert isinstance(peak, int)
+    budget = f"{peak * 3 // 4 // 1024}KB"
+    found = planned(capsys, "--memory-budget", budget)
+    chosen = found["chosen"]
+    assert isinstance(chosen, dict)
+    assert chosen["peak_bytes"] <= peak * 3 // 4 < peak
+    assert chosen["settings"]["batch_size"] == 4  # given by hand
+    code, out, _ = run(capsys, "plan", *MODEL, "--memory-budget", budget)
+    assert code == 0
+    assert "budget" in out
+
+
+def test_where_nothing_fits_the_exit_code_is_four_and_one_line_says_what_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run(capsys, "plan", *MODEL, "--memory-budget", "10KB")
+    assert (code, out) == (4, "")
+    assert err.count("\n") == 1
+    assert "no setting would fit: it takes a larger budget or a smaller model" in err
+
+
+@pytest.mark.parametrize("size", ["8", "much", "0GB", "-1GB", "1e3GB"])
+def test_what_is_no_size_is_wrong_usage(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan", *MODEL, "--memory-budget", size)
+    assert code == 2
+    assert "expected a size such as 8GB" in err
+
+
+def test_a_run_within_a_budget_goes_on_with_the_settings_it_began_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    peak = planned(capsys, "--steps", "2")["peak_bytes"]
+    assert isinstance(peak, int)
+    code, _, err = run(capsys, "train", *TRAIN, "--memory-budget", f"{peak * 4 // 5 // 1024}KB")
+    assert code == 0
+    assert "memory: --checkpoint-layers" in err
+    written = tomllib.loads(Path("run/config.toml").read_text())
+    assert written["checkpoint_layers"] is True
+    Path("run/result.json").unlink()
+    code, _, err = run(capsys, "train", "--resume", "--run-dir", "run", "--overwrite")
+    assert code == 0
+    assert "memory:" not in err
+
+
+def test_a_run_that_does_not_fit_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", *TRAIN, "--memory-budget", "10KB")
+    assert code == 4
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["pairs.json"]
