@@ -111,3 +111,13 @@ def test_a_run_that_does_not_fit_leaves_nothing_behind(capsys: pytest.CaptureFix
     assert code == 4
     assert err.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["pairs.json"]
+
+
+def test_a_device_that_recommends_too_little_is_warned_of_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_dpo.runs.planning.recommended_here", lambda: 1000)
+    code, _, err = run(capsys, "train", *TRAIN)
+    assert code == 0
+    assert "warning: a run needs" in err
+    assert tomllib.loads(Path("run/config.toml").read_text())["optimizer"] == "adamw"
