@@ -77,7 +77,7 @@ def _show(settings: RunConfig, found: "Prediction") -> None:
         share = gigabytes(machine.recommended)
         click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(found.total)}")
     click.echo(
-        f"(fits: within {SHARE:.0%} of it; MLX's buffer cache takes at most {CACHE_SHARE:.1%} of it "
+        f"(fits: within {SHARE:.0%} of it; MLX's buffer cache takes at most {CACHE_SHARE:.1%} "
         "beside. The share is what macOS recommends by public logs, not measured here)"
     )
 

@@ -39,7 +39,8 @@ def make_llama() -> nn.Module:
         vocab_size=VOCABULARY,
         tie_word_embeddings=True,
     )
-    return llama.Model(arguments)
+    model: nn.Module = llama.Model(arguments)
+    return model
 
 
 def make_gpt2() -> nn.Module:
@@ -53,7 +54,8 @@ def make_gpt2() -> nn.Module:
         layer_norm_epsilon=1e-5,
         vocab_size=VOCABULARY,
     )
-    return gpt2.Model(arguments)
+    model: nn.Module = gpt2.Model(arguments)
+    return model
 
 
 def predictor(make: Any, pairs: list[PreferenceExample] = PAIRS) -> Predictor:
