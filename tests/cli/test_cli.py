@@ -97,7 +97,15 @@ def test_the_surface_of_train_is_a_decision() -> None:
         *("--eval-fraction", "--out", "--overwrite"),
         *("--run-dir", "--beta", "--learning-rate", "--min-learning-rate", "--warmup-steps"),
         *("--weight-decay", "--grad-clip", "--batch-size", "--grad-accumulation", "--epochs"),
-        *("--steps", "--max-length", "--seed", "--eval-every", "--save-every", "--log-every"),
+        *(
+            "--steps",
+            "--max-length",
+            "--memory-budget",
+            "--seed",
+            "--eval-every",
+            "--save-every",
+            "--log-every",
+        ),
         *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
         *(
             "--skip-nonfinite",
