@@ -61,6 +61,7 @@ class Contender:
 OURS = Contender("mlx-dpo", "ours", rounds=3)
 CONTENDERS = (
     OURS,
+    Contender("mlx-dpo, plain shuffle", "ours", "shuffled", rounds=3),
     Contender("unsloth-zoo", "unsloth", "eager", rounds=3),
     Contender("unsloth-zoo, checkpointing", "unsloth", "checkpointing"),
     Contender("mlx-lm-lora", "mlx_lm_lora"),
@@ -124,7 +125,7 @@ def _run(contender: Contender, job: Job, folder: Path) -> Outcome:
     job.mode = contender.mode
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     outcome_file.unlink(missing_ok=True)
-    python = sys.executable if contender is OURS else str(python_of(contender.name))
+    python = sys.executable if contender.name == OURS.name else str(python_of(contender.name))
     environment = one_thread_environment()
     if contender.name == "trl":
         environment.pop("LD_PRELOAD", None)  # PyTorch brings its own BLAS

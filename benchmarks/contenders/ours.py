@@ -1,4 +1,7 @@
-"""mlx-dpo: prompts computed once, head only on responses, cached reference."""
+"""mlx-dpo: prompts computed once, head only on responses, cached reference.
+
+Modes: "" forms batches by length, as a run does; "shuffled" takes them as they come, as others do.
+"""
 
 import sys
 
@@ -48,7 +51,7 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
         max_lr=job.learning_rate,
         min_lr=job.learning_rate,
         path=path,
-        lengths=lengths(examples),
+        lengths=None if job.mode == "shuffled" else lengths(examples),
         fused_update=True,  # nobody clips here
     )
 
