@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -17,7 +16,6 @@ class TooLongError(Exception):
 
 def main(handle: int) -> None:
     """Answer requests until the other side closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command that asked
     from transformers.utils.chat_template_utils import render_jinja_template
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -27,7 +25,11 @@ def main(handle: int) -> None:
                 request = line.recv_bytes()
             except EOFError:
                 return
-            line.send_bytes(_answer(render_jinja_template, *json.loads(request)))
+            try:
+                answer = _answer(render_jinja_template, *json.loads(request))
+            except (MemoryError, TooLongError):
+                answer = b'[{"limit": ""}]'
+            line.send_bytes(answer)
 
 
 def _answer(
@@ -38,15 +40,11 @@ def _answer(
     seconds: int,
     memory: int,
 ) -> bytes:
-    """Texts or reasons as JSON; the last is ``limit`` where memory or text went over it."""
+    """For each conversation its text or why it was refused, as JSON."""
     _limit(seconds, memory)
-    found: list[dict[str, str]] = []
-    try:
-        for turns in conversations:
-            found.append(_one(render, template, turns, variables))
-        return json.dumps(found).encode()
-    except (MemoryError, TooLongError):
-        return b'[{"limit": ""}]'
+    return json.dumps(
+        [_one(render, template, turns, variables) for turns in conversations]
+    ).encode()
 
 
 def _one(

@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.records import Message
 
 SECONDS = 5  # of processor time, and one more for every million characters rendered
 MEMORY = 2**29  # bytes above what the process needs itself, and 64 for every character rendered
 LOOK_EVERY = 0.2  # seconds
+PROGRAM = Path(__file__).with_name("template_process.py")
 
 
 class Request(NamedTuple):
@@ -51,6 +53,11 @@ class _Renderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Connection | None = None
 
+    def prepare(self) -> None:
+        """Begin the process if there is none, and go on while it imports what it needs."""
+        with self._lock:
+            self._begin_if_needed()
+
     def ask(self, request: Request) -> list[dict[str, str]]:
         """Its answer: for each conversation ``text`` or ``refused``.
 
@@ -59,6 +66,7 @@ class _Renderer:
         """
         with self._lock:
             try:
+                self._begin_if_needed()
                 answer = self._ask(request)
             except BaseException:  # whatever it would still say, nobody waits for it
                 self.end()
@@ -68,8 +76,6 @@ class _Renderer:
         return answer
 
     def _ask(self, request: Request) -> list[dict[str, str]]:
-        if self._process is None or self._line is None or self._owner != os.getpid():
-            self._begin()
         assert self._line is not None
         assert self._process is not None
         try:
@@ -78,17 +84,32 @@ class _Renderer:
                 if _resident(self._process.pid) > request.memory + MEMORY:
                     raise MemoryError
             answer: list[dict[str, str]] = json.loads(self._line.recv_bytes())
-        except (EOFError, OSError, MemoryError):
+        except MemoryError:
             raise _too_much(request) from None
+        except (EOFError, OSError):
+            if (code := self._process.wait()) < 0:
+                raise _too_much(request) from None
+            raise MlxDpoError(
+                f"{PROGRAM}: ended with exit code {code}; run it with {sys.executable} to see why"
+            ) from None
         return answer
 
-    def _begin(self) -> None:
+    def _begin_if_needed(self) -> None:
+        if self._owner == os.getpid() and self._process and self._process.poll() is None:
+            return
+        self.end()
         self._line, theirs = Pipe()
-        # -P: the folder the command runs in is not searched for modules.
-        command = [sys.executable, "-P", "-m", "mlx_dpo.preferences.template_process"]
         with theirs:
             handle = theirs.fileno()
-            self._process = subprocess.Popen([*command, str(handle)], pass_fds=[handle])
+            # -P: modules are not looked for beside the program.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(PROGRAM), str(handle)],
+                pass_fds=[handle],
+                start_new_session=True,  # Ctrl-C is for the command that asks
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         self._owner = os.getpid()
 
     def end(self) -> None:
@@ -103,6 +124,7 @@ class _Renderer:
 
 _renderer = _Renderer()
 atexit.register(_renderer.end)
+prepare = _renderer.prepare
 
 
 def render(

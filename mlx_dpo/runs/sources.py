@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.preferences.templates import prepare
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -37,8 +38,11 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
     from mlx_dpo.convert.course import artifact as course
     from mlx_dpo.models import hub
 
-    load = course.load_course_folder if course.is_course_folder(folder) else hub.load_folder
-    return load(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
+    wanted = mx.bfloat16 if dtype == "bfloat16" else mx.float32
+    if course.is_course_folder(folder):
+        return course.load_course_folder(folder, wanted)
+    prepare()
+    return hub.load_folder(folder, wanted)
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -49,6 +53,7 @@ def load_tokenizer(path: str | Path) -> Any:
     folder = find_mlx(path)
     if course.is_course_folder(folder):
         return course.load_course_tokenizer(folder)
+    prepare()
     return hub.load_tokenizer(folder)
 
 

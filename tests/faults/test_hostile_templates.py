@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_dpo.cli import main
-from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import templates
 from mlx_dpo.records import Message
 from tests.runs.conftest import ORACLE
@@ -78,6 +78,35 @@ def test_memory_is_looked_at_where_the_kernel_does_not_limit_it(
     monkeypatch.setattr(templates, "_resident", lambda pid: 2**40)
     with pytest.raises(UsageError, match="chat template was ended"):
         render(ENDLESS["loops"])
+
+
+def test_the_process_goes_with_the_one_that_asks() -> None:
+    renderer = templates._Renderer()
+    renderer.prepare()
+    assert renderer._line is not None
+    assert renderer._process is not None
+    renderer._line.close()  # as the kernel does when its owner ends, however
+    assert renderer._process.wait(timeout=60) == 0
+
+
+def test_a_process_that_was_ended_by_somebody_else_is_begun_again() -> None:
+    assert render(PLAIN) == "Who?"
+    process = templates._renderer._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert render(PLAIN) == "Who?"
+
+
+def test_a_process_that_cannot_begin_is_not_blamed_on_the_template(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (program := tmp_path / "program.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(templates, "PROGRAM", program)
+    templates._renderer.end()
+    with pytest.raises(MlxDpoError, match="ended with exit code 3") as caught:
+        render(PLAIN)
+    assert caught.value.exit_code == 1
 
 
 def test_the_command_line_ends_with_one_line_and_exit_2(
