@@ -34,7 +34,7 @@ def test_each_beta_is_trained_once_and_shown(
     assert "found from an earlier run" in shown.err  # the reference, by the second beta
     page = Path("s/report.html").read_text()
     assert "Sweep of" in page
-    assert page.count("<h1>") == 3
+    assert page.count("<h1>") == 4  # the sweep, its runs together, and each
     assert "<h1>beta-0.1/run</h1>" in page
     assert "<tr><td>0.1</td>" in page
     model = Path("s/beta-0.1/model/model.safetensors")

@@ -1,6 +1,7 @@
 """Implicit-reward ranking: do held-out answers of graded quality come out in order?
 
-    python -m tools.experiments.ranking
+    python -m tools.experiments.ranking                    # trains the embedded model first
+    python -m tools.experiments.ranking --trained FOLDER   # a model that a run left on these pairs
 
 Each held-out prompt gets four answers: the chosen one (3), the rejected one (2), the chosen answer
 to another prompt (1), and the chosen answer with its words shuffled (0). Every two of them are a
@@ -84,11 +85,12 @@ def measure(model: str | Path, data: Path) -> list[list[str]]:
 
 
 def main() -> None:
-    """Train, and print the table."""
+    """Train unless a trained model is given, and print the table."""
+    words = sys.argv[1:]
     _, unseen = split()
     pairs = as_pairs(unseen, graded(unseen))
     data = write("graded.jsonl", pairs)
-    model = train("ranking", settings_of(sys.argv[1:]))
+    model = words[1] if words[:1] == ["--trained"] else train("ranking", settings_of(words))
     kinds = dict.fromkeys(pair["kind"] for pair in pairs)
     print(table(["measure", *kinds, "Kendall's tau"], measure(model, data)))
 

@@ -56,17 +56,19 @@ def line_chart(
     levels: Sequence[tuple[float, str]] = (),
     y_range: Interval | None = None,
     is_log: bool = False,
+    has_legend: bool = True,
 ) -> str:
     """Lines over a common x.
 
     Args:
         title: Above the drawing.
-        series: At most four.
+        series: At most `drawing.MOST_COLOURS`.
         x_label: With its unit.
         y_label: With its unit.
         levels: Values of y to mark with a dotted line, and what they are.
         y_range: Least reach of y; by default what the points need.
         is_log: Whether x is logarithmic.
+        has_legend: Whether the lines are named; without, where one key stands by many drawings.
     """
     points = [p for s in series for p in (*s.points, *s.behind) if all(map(math.isfinite, p))]
     if not points:
@@ -82,7 +84,8 @@ def line_chart(
     area = draw.axes(
         x_ticks, y_ticks, x_label=x_label, height=HEIGHT, x_range=(low, high), is_log=is_log
     )
-    marks = [*area.marks, *draw.legend([s.name for s in series])]
+    names = [s.name for s in series] if has_legend else []
+    marks = [*area.marks, *draw.legend(names)]
     for value, name in levels:
         marks.append(draw.line(area.x.start, area.y(value), area.x.end, area.y(value), "level"))
         marks.append(draw.text(area.x.end, area.y(value) - 4, name, anchor="end"))

@@ -1,6 +1,7 @@
 """What every chart is drawn with: a scale from values to pixels, axes, a legend, one style sheet.
 
-Sizes are pixels of a drawing 380 wide, which fits a phone unscaled; wider places scale it.
+Sizes are pixels of a drawing 350 wide, which a phone shows unscaled, so that no letter of it is
+under 12 pixels; wider places scale it.
 """
 
 import math
@@ -10,26 +11,27 @@ from xml.sax.saxutils import escape, quoteattr
 
 from mlx_dpo.insight.plots.ticks import tick_labels
 
-WIDTH = 380
+WIDTH = 350
 TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
-_CHARACTER = 6.1  # mean width of a character of the 11-pixel text, a little too much
-_MOST_COLOURS = 4
+_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
+MOST_COLOURS = 5
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
 # A second difference, dashes or position, always stands beside the colour.
 STYLE = """
 .plot {
   --ink: #1c1e21; --muted: #5b6169; --grid: #e3e5e8;
-  --c1: #0072b2; --c2: #d55e00; --c3: #00805e; --c4: #b0558a;
+  --c1: #0072b2; --c2: #d55e00; --c3: #00805e; --c4: #b0558a; --c5: #1c1e21;
   display: block; width: 100%; height: auto;
-  font: 11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   .plot {
     --ink: #e8eaed; --muted: #a2a8b0; --grid: #34383e;
-    --c1: #56b4e9; --c2: #f0a04b; --c3: #2fc79b; --c4: #e79ac6;
+    --c1: #56b4e9; --c2: #f0a04b; --c3: #2fc79b; --c4: #e79ac6; --c5: #e8eaed;
   }
 }
+.plot.swatch { display: inline-block; width: 32px; height: 8px }
 .plot text { fill: var(--muted) }
 .plot .title { fill: var(--ink); font-size: 13px; font-weight: 600 }
 .plot .name { fill: var(--ink) }
@@ -41,11 +43,13 @@ STYLE = """
 .plot .s2 { stroke: var(--c2); stroke-dasharray: 6 3 }
 .plot .s3 { stroke: var(--c3); stroke-dasharray: 2 3.5 }
 .plot .s4 { stroke: var(--c4); stroke-dasharray: 9 3 2 3 }
+.plot .s5 { stroke: var(--c5); stroke-dasharray: 1 5 }
 .plot .faint { opacity: .3; stroke-width: 1; stroke-dasharray: none }
 .plot .f1 { fill: var(--c1) }
 .plot .f2 { fill: var(--c2) }
 .plot .f3 { fill: var(--c3) }
 .plot .f4 { fill: var(--c4) }
+.plot .f5 { fill: var(--c5) }
 """
 
 
@@ -141,6 +145,14 @@ def drawing(title: str, y_label: str, height: int, marks: Sequence[str]) -> str:
     )
 
 
+def swatch(number: int) -> str:
+    """A piece of the line of a series, counted from 1, for a key in the text of a page."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot swatch" viewBox="0 0 32 8">'
+        f"{line(1, 4, 31, 4, f'line {stroke(number)}')}</svg>"
+    )
+
+
 def standalone(svg: str) -> str:
     """A drawing with the style sheet inside, for a file of its own."""
     head, end, rest = svg.partition(">\n")
@@ -149,12 +161,12 @@ def standalone(svg: str) -> str:
 
 def stroke(number: int) -> str:
     """Class of the line of a series, counted from 1."""
-    return f"s{(number - 1) % _MOST_COLOURS + 1}"
+    return f"s{(number - 1) % MOST_COLOURS + 1}"
 
 
 def fill(number: int) -> str:
     """Class of the area of a series, counted from 1."""
-    return f"f{(number - 1) % _MOST_COLOURS + 1}"
+    return f"f{(number - 1) % MOST_COLOURS + 1}"
 
 
 def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:

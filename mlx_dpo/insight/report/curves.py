@@ -32,6 +32,33 @@ def curves(run: Record) -> list[str]:
     ]
 
 
+def curves_together(runs: Sequence[Record]) -> list[str]:
+    """The curves of several runs in one picture each; a run has one colour in all of them."""
+    unit = "\u03b2 \u00d7 nats"
+
+    def chart(title: str, unit: str, key: str, **options: object) -> str:
+        lines = [Series(run.folder.name, _smooth("", run.steps, key).points) for run in runs]
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False, **options)  # type: ignore[arg-type]
+
+    held_out = [
+        Series(run.folder.name, _points(run.held_out, "accuracy"), has_dots=True) for run in runs
+    ]
+    return [
+        chart("Loss, training", "nats", "loss", levels=[(math.log(2), "log 2: untrained")]),
+        chart("Reward margin, training", unit, "reward_margin"),
+        chart("Chosen reward, training", unit, "chosen_reward"),
+        chart("Rejected reward, training", unit, "rejected_reward"),
+        line_chart(
+            *("Reward accuracy, held out", held_out),
+            x_label=_STEP,
+            y_label="share of pairs",
+            y_range=(0.0, 1.0),
+            has_legend=False,
+        ),
+        chart("Gradient norm, before clipping", "L2", "grad_norm"),
+    ]
+
+
 def _points(rows: Rows, key: str) -> list[Point]:
     return [(row["step"] + 1, float(row[key])) for row in rows]
 

@@ -25,8 +25,9 @@ from mlx_dpo.insight.plots.charts import (
     line_chart,
     reliability_diagram,
 )
-from mlx_dpo.insight.plots.drawing import STYLE
-from mlx_dpo.insight.report.curves import curves
+from mlx_dpo.insight.plots.drawing import MOST_COLOURS, STYLE, swatch
+from mlx_dpo.insight.report.cost import cost_of
+from mlx_dpo.insight.report.curves import curves, curves_together
 from mlx_dpo.insight.report.record import Record, read_run
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.runs.config import RunConfig
@@ -67,9 +68,12 @@ def render(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
     names = _names([run.folder for run in runs])
+    is_overlaid = 1 < len(runs) <= MOST_COLOURS
     page = environment.from_string(source).render(
         runs=[_parts(run) for run in runs],
         names=names,
+        together=[Markup(svg) for svg in curves_together(runs)] if is_overlaid else [],
+        swatches=[Markup(swatch(number)) for number, _ in enumerate(runs, 1)],
         plot_style=Markup(STYLE),
         sweep=[Markup(svg) for svg in _against_beta(sweep)] if sweep else [],
         outcomes=sweep,
@@ -129,9 +133,7 @@ def _parts(run: Record) -> dict[str, Any]:
         "pictures": [Markup(svg) for svg in [*pictures, *histogram]],
         "length": length,
         "warnings": _warnings(run),
-        "seconds": sum(row["seconds"] for row in run.timings),
-        "peak": max((row["peak_bytes"] for row in run.timings), default=0) / 2**30,
-        "pairs": sum(row["pairs"] for row in run.timings),
+        "cost": cost_of(run.timings),
     }
 
 
@@ -156,7 +158,7 @@ def _accuracy_chart(groups: Sequence[GroupScore]) -> str:
             Bars("SFT", [group.logprob_accuracy_before for group in groups]),
             Bars("DPO", [group.logprob_accuracy_after for group in groups]),
         ],
-        label="share of pairs with log p(chosen) > log p(rejected)",
+        label="share with log p(chosen) > log p(rejected)",
         x_range=(0.0, 1.0),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.insight.plots.drawing import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
@@ -40,7 +41,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found = {"step": 59, "held_out": {name: 0.6 for name in metrics}}
     lines = [json.dumps(row) for row in [*steps, found]]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 60, "lo']))
-    timing = [{"step": n, "seconds": 0.5, "pairs": 4, "peak_bytes": 2**30} for n in range(60)]
+    timing = [
+        {
+            **{"step": n, "seconds": 0.5, "pairs": 4, "peak_bytes": 2**30 if n >= 7 else 2**29},
+            **{"data_seconds": 0.0, "reference_seconds": 0.05, "update_seconds": 0.1},
+            **{"forward_backward_seconds": 0.3, "real_tokens": 100},
+            **{"computed_tokens": 125, "unshared_tokens": 150},
+        }
+        for n in range(60)
+    ]
     (folder / "timings.jsonl").write_text("\n".join(map(json.dumps, timing)))
     said = {"prompt": HOSTILE, "kind": "x", "answer": HOSTILE + "halfway"}
     (folder / "samples.jsonl").write_text(json.dumps({"step": 29, "answers": [said]}))
@@ -61,9 +70,14 @@ def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
         assert part in page
     for part in ("2 pairs to train on, 2 held out", "30.0 s of training (8.0 pairs/s)", "1.00 GiB"):
         assert part in page
+    cells = re.findall(r"<tr>(<td>.*)</tr>", page)
+    assert "<td>forward and backward</td><td>18.00</td><td>0.300</td><td>60 %</td>" in cells
+    assert "<td>the rest</td><td>3.00</td><td>0.050</td><td>10 %</td>" in cells
+    assert "first reached at step 8. Padding: 1.25 tokens" in page
+    assert "would have computed 1.20 times as many" in page
     assert "halfway" in page
     assert "right in" in page  # the audit's word on length
-    assert "0.50 → 0.50" in page  # log-prob accuracy of all, by hand
+    assert "0.50\u00a0→ 0.50" in page  # log-prob accuracy of all, by hand
     assert len(page.encode()) < 1_000_000
     assert not re.search(r"<(script|img|link|iframe)|url\(|@import", page)
 
@@ -76,6 +90,23 @@ def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
     assert "no pair was held out" in page
 
 
+def test_runs_are_drawn_together_with_one_colour_each_and_one_key(run: Path) -> None:
+    folders = [run.parent / f"run-{n}" for n in range(1, MOST_COLOURS + 2)]
+    for folder in folders[1:]:
+        shutil.copytree(run, folder)
+    page = write_report(folders[:MOST_COLOURS], run / "five.html").read_text()
+    key, pictures = page[page.index('class="key"') : page.index("<h1>run-1")].split("</p>", 1)
+    assert re.findall(r'line (s\d)"/></svg> (run-\d)', key) == [
+        (f"s{n}", f"run-{n}") for n in range(1, MOST_COLOURS + 1)
+    ]
+    svgs = re.findall("<svg.*?</svg>", pictures, re.DOTALL)
+    assert len(svgs) == 6
+    assert all(f'"line s{n}"' in svg for svg in svgs for n in range(1, MOST_COLOURS + 1))
+    assert "run-2" not in pictures
+    more = write_report(folders, run / "six.html").read_text()
+    assert "runs together" not in more  # there would be two of one colour
+
+
 @pytest.mark.parametrize("name", ["environment.json", "split.json"])
 def test_a_run_without_what_is_written_before_the_first_step_has_none(run: Path, name: str) -> None:
     (run / name).unlink()
@@ -84,8 +115,10 @@ def test_a_run_without_what_is_written_before_the_first_step_has_none(run: Path,
 
 
 def test_runs_stand_on_one_page_and_a_folder_without_a_run_is_refused(run: Path) -> None:
-    out = write_report([run, run], run / "both.html")
-    assert out.read_text().count("<h1>") == 2
+    other = run.parent / "run-2"
+    shutil.copytree(run, other)
+    page = write_report([run, other], run / "both.html").read_text()
+    assert re.findall("<h1>(.*)</h1>", page) == ["2 runs together", "run-1", "run-2"]
     with pytest.raises(UsageError, match="no run there"):
         write_report([run.parent])
     assert exit_code("report", str(run.parent)) == 2
