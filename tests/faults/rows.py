@@ -92,6 +92,7 @@ def kills(folder: Path, count: int, seed: int) -> Outcome:
 
 def stops(folder: Path, count: int, seed: int) -> Outcome:
     """SIGTERM and SIGINT: half of them at any moment, half soon after a phase began."""
+    lives.STEPS = 12  # all phases are in it
     choose, (expected, longest) = random.Random(seed), _straight(folder)
     phases = list(lives.phases().values())
     good = late = 0
