@@ -189,12 +189,11 @@ def _whole(replay: Replay, step: Step) -> None:
     for names in step.layers:
         _evaluate_layer(replay, step, summed, names)
     if "sum" in parts:
-        replay.drop(parts[summed])
+        replay.drop([*parts[summed], *parts["gradients 1"]])
         summed = "sum"
         replay.evaluate(parts["loss 1"])
         for names in step.layers:
             _evaluate_layer(replay, step, summed, names)
-        replay.drop(parts["gradients 1"])
     replay.drop(parts[summed])
     squares = step.by_name("squares")
     replay.evaluate([squares[name] for name in sorted(squares)])

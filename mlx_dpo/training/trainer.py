@@ -469,6 +469,7 @@ class DPOTrainer:
                 if weight != 1:  # in float32: sums of many small parts are lost in bfloat16
                     grads = tree_map(lambda g, w=weight: g.astype(mx.float32) * w, grads)
                 summed = grads if summed is None else tree_map(mx.add, summed, grads)
+                del grads  # each layer's goes into the sum, and is not kept beside it
                 mx.eval(loss, metrics)
                 evaluate_gradients(self.model, summed)
             add_weighted(total, as_floats(loss, metrics), weight)
