@@ -5,17 +5,14 @@ top. It is looked for in a step of the largest micro-batch and in the self-check
 step; scoring, evaluation and sampling keep no gradient and stay below them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_unflatten
 
-from mlx_dpo.memory.graph import trace
+from mlx_dpo.memory.check import replay_check
 from mlx_dpo.memory.replay import OTHER, Replay
 from mlx_dpo.memory.shapes import num_bytes
 from mlx_dpo.memory.step import (
@@ -25,7 +22,6 @@ from mlx_dpo.memory.step import (
     WEIGHTS,
     Batch,
     Step,
-    named_by_shape,
     replay_step,
     trace_step,
 )
@@ -36,7 +32,6 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
 from mlx_dpo.training.rounding import StochasticRounding
-from mlx_dpo.training.self_check import in_float32, sample_pairs
 
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
@@ -111,105 +106,75 @@ class Predictor:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._known: dict[Settings, Prediction] = {}
+        self._steps: dict[Settings, Prediction] = {}
+        self._checks: dict[str, Replay] = {}
         self._shells: dict[str, nn.Module] = {}
 
     def __call__(self, settings: Settings) -> Prediction:
         """The peak under these settings."""
         alone = replace(settings, reference="cached")
-        if alone not in self._known:
-            self._known[alone] = self._predict(alone)
-        found = self._known[alone]
+        if alone not in self._steps:
+            self._steps[alone] = self._predict(alone)
+        found = self._steps[alone]
         if settings.reference == "copy":
             parts = found.parts | {REFERENCE: num_bytes(self._shell(settings.dtype))}
             found = replace(found, settings=settings, parts=parts)
-        return found
+        if settings.plain or (check := self._check(settings.dtype)).peak <= found.total:
+            return found
+        moment = "the self-check before the first step"
+        return replace(found, parts=_parts(check), moment=moment)
 
-    def held(self, settings: Settings) -> int:
-        """Bytes that stay from step to step: no settings can do with less."""
+    def least(self, settings: Settings) -> int:
+        """Bytes that it takes at any rate, found faster: what stays from step to step."""
         model = self._shell(settings.dtype)
         optimizer = _optimizer(settings)
         optimizer.init(model.trainable_parameters())
         state = sum(a.nbytes for a in named_arrays(optimizer.state).values())
-        return num_bytes(model) * (1 + (settings.reference == "copy")) + state
+        held = num_bytes(model) * (1 + (settings.reference == "copy")) + state
+        return held if settings.plain else max(held, self._check(settings.dtype).peak)
 
     def _shell(self, dtype: str) -> nn.Module:
         if dtype not in self._shells:
             self._shells[dtype] = self.workload.shell(dtype)
         return self._shells[dtype]
 
+    def _check(self, dtype: str) -> Replay:
+        if dtype not in self._checks:
+            work, model = self.workload, self._shell(dtype)
+            path = PlainPath(work.max_length, work.pad_id)
+            self._checks[dtype] = replay_check(model, work.examples, path, _vocabulary(model))
+        return self._checks[dtype]
+
     def _predict(self, settings: Settings) -> Prediction:
-        model, work = self._shell(settings.dtype), self.workload
-        batches = largest_batches(work, settings)
-        width = _vocabulary(model)
+        model = self._shell(settings.dtype)
+        batches = largest_batches(self.workload, settings)
         path, step = self._traced(model, settings, batches)
         fused = settings.grad_clip == 0 and settings.grad_accumulation == 1
-        found, moment = replay_step(step, fused=fused, vocabulary=width), "a step"
-        if not settings.plain:
-            check = self._check(model, width)
-            if check.peak > found.peak:
-                found, moment = check, "the self-check before the first step"
-        parts = {name: found.at_peak.get(name, 0) for name in PARTS}
+        found = replay_step(step, fused=fused, vocabulary=_vocabulary(model))
         count = sum(a.size for a in named_arrays(model.parameters()).values())
         sizes = [(len(p), len(c), len(r)) for p, c, r in batches[0]]
-        return Prediction(settings, parts, moment, path.name, count, sizes)
+        return Prediction(settings, _parts(found), "a step", path.name, count, sizes)
 
     def _traced(
         self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
     ) -> tuple[Path, Step]:
         """The fastest path whose step can be traced, as a run takes the fastest that works."""
-        length, pad, again = (
-            self.workload.max_length,
-            self.workload.pad_id,
-            settings.checkpoint_layers,
-        )
-        paths: list[Path] = [PlainPath(length, pad, again)]
-        if not settings.plain:
-            paths = [SharedPromptPath(length, pad, again), JoinedPath(length, pad, again), *paths]
+        work, again = self.workload, settings.checkpoint_layers
+        kinds = [PlainPath] if settings.plain else [SharedPromptPath, JoinedPath, PlainPath]
         while True:
-            path = paths.pop(0)
+            path: Path = kinds.pop(0)(work.max_length, work.pad_id, again)
+            optimizer = _optimizer(settings)
             try:
-                optimizer = _optimizer(settings)
-                return path, trace_step(
-                    model, optimizer, path, batches, clip=settings.grad_clip > 0
-                )
+                step = trace_step(model, optimizer, path, batches, clip=settings.grad_clip > 0)
             except Exception:  # a model's code may fail in any way when called in parts
-                if not paths:
+                if not kinds:
                     raise
+            else:
+                return path, step
 
-    def _check(self, model: nn.Module, width: int) -> Replay:
-        """The plain definition on the longest pair, and its gradient on two: `choose_path`."""
-        work = self.workload
-        path = PlainPath(work.max_length, work.pad_id)
-        batch, longest = sample_pairs(work.examples)
-        parameters = named_arrays(model.trainable_parameters())
 
-        def score(*arrays: mx.array) -> list[mx.array]:
-            model.update(_tree(parameters, arrays))
-            # Without a gradient asked for, models run compiled parts, which can't be traced.
-            value, _ = nn.value_and_grad(model, lambda: path(in_float32(model), [longest]).sum())()
-            return [value]
-
-        def norms(*arrays: mx.array) -> list[mx.array]:
-            def objective() -> mx.array:
-                chosen, rejected = path(in_float32(model), batch[:2])
-                return (chosen - 0.7 * rejected).sum()
-
-            model.update(_tree(parameters, arrays))
-            _, grads = nn.value_and_grad(model, objective)()
-            squares = (mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values())
-            return [mx.sqrt(one) for one in squares]
-
-        replays = []
-        for function in (score, norms):
-            try:
-                graph = trace(function, list(parameters.values()))
-            finally:
-                model.update(_tree(parameters, parameters.values()))
-            replay = Replay(graph, [WEIGHTS] * len(parameters), named_by_shape(graph, width))
-            replay.evaluate(graph.outputs)
-            replays.append(replay)
-        return max(replays, key=lambda replay: replay.peak)
+def _parts(found: Replay) -> dict[str, int]:
+    return {name: found.at_peak.get(name, 0) for name in PARTS}
 
 
 def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:
@@ -236,7 +201,3 @@ def _vocabulary(model: nn.Module) -> int:
     """Rows of the token embedding: a model's largest."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     return max((int(table.weight.shape[0]) for table in tables), default=0)
-
-
-def _tree(names: Iterable[str], arrays: Iterable[mx.array]) -> Any:
-    return tree_unflatten(list(zip(names, arrays, strict=True)))

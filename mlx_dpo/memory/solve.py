@@ -52,7 +52,7 @@ def solve(
     budget: int,
     *,
     predict: Measure,
-    held: Measure,
+    least: Measure,
     fixed: Collection[str] = (),
 ) -> Solution | NoSolution:
     """Find the cheapest settings whose predicted peak is within a budget.
@@ -61,23 +61,26 @@ def solve(
         asked: The settings to begin with.
         budget: In bytes.
         predict: The peak of some settings.
-        held: What they hold from step to step at least; cheap, and asked first.
+        least: What they need at any rate; cheap, and asked first.
         fixed: Names of settings that were given by hand.
     """
     tried: list[tuple[Settings, int]] = []
-    for settings in candidates(asked, fixed):
-        total = held(settings)
+    order = list(candidates(asked, fixed))
+    for number, settings in enumerate(order):
+        total = least(settings)
         if total <= budget:
             total = predict(settings)
         if total <= budget:
             return Solution(settings, total, tried)
         tried.append((settings, total))
-    totals = [(max(total, predict(settings)), settings) for settings, total in _nearest(tried)]
-    total, smallest = min(totals, key=lambda one: one[0])
+        # Before all are tried: does anything fit?
+        if not number and min(map(predict, _nearest(order))) > budget:
+            break
+    smallest = min(_nearest(order), key=predict)
     for change in _changes(smallest, fixed):
         if predict(replace(smallest, **change)) <= budget:
-            return NoSolution(smallest, total, change)
-    return NoSolution(smallest, total, None)
+            return NoSolution(smallest, predict(smallest), change)
+    return NoSolution(smallest, predict(smallest), None)
 
 
 def candidates(asked: Settings, fixed: Collection[str] = ()) -> Iterator[Settings]:
@@ -108,15 +111,10 @@ def changed(asked: Settings, chosen: Settings) -> dict[str, Any]:
     return {name: value for name, value in asdict(chosen).items() if value != before[name]}
 
 
-def _nearest(tried: list[tuple[Settings, int]]) -> list[tuple[Settings, int]]:
-    """The last ones tried, of which one needs least: every lever pulled, batches whole or not."""
-    last = tried[-1][0]
-    return [
-        one
-        for one in tried
-        if replace(one[0], batch_size=1, grad_accumulation=1)
-        == replace(last, batch_size=1, grad_accumulation=1)
-    ]
+def _nearest(order: list[Settings]) -> list[Settings]:
+    """Those with every lever pulled, batches whole or not: one of them needs least of all."""
+    last = replace(order[-1], batch_size=1, grad_accumulation=1)
+    return [one for one in order if replace(one, batch_size=1, grad_accumulation=1) == last]
 
 
 def _changes(smallest: Settings, fixed: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -83,7 +83,7 @@ def fit(plan: Plan, budget: int, given: Collection[str]) -> Prediction:
         plan.prediction.settings,
         budget,
         predict=lambda settings: predictor(settings).total,
-        held=predictor.held,
+        least=predictor.least,
         fixed=given,
     )
     if isinstance(found, NoSolution):
@@ -143,7 +143,7 @@ def _advice(found: NoSolution, plan: Plan, budget: int) -> str:
 
 def _shorter(settings: Settings, plan: Plan, budget: int) -> int | None:
     """The longest of a few lengths to cut pairs to that keeps the budget."""
-    if plan.predictor.held(settings) > budget:
+    if plan.predictor.least(settings) > budget:
         return None
     work = plan.predictor.workload
     sizes = lengths(work.examples)

@@ -18,6 +18,7 @@ from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.fast.head import replaced
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+from mlx_dpo.training.update import evaluated_layers
 
 # What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
 ABSOLUTE, RELATIVE = 1e-4, 1e-6
@@ -137,13 +138,12 @@ def _gradient_norms(
         return (chosen - 0.7 * rejected).sum()
 
     differentiate: Callable[[], tuple[mx.array, object]] = nn.value_and_grad(model, objective)
-    grads = differentiate()[1]  # the value, unevaluated, would hold on to all logits
-    norms = {
-        name: mx.sqrt(mx.square(g.astype(mx.float32)).sum())
-        for name, g in named_arrays(grads).items()
-    }
-    del grads
-    mx.eval(norms)
+    flat = named_arrays(differentiate()[1])  # the value, unevaluated, would hold on to all logits
+    norms: dict[str, mx.array] = {}
+    for layer in evaluated_layers(model, flat):
+        norms |= {name: mx.sqrt(mx.square(g.astype(mx.float32)).sum()) for name, g in layer.items()}
+        layer.clear()
+        mx.eval(norms)
     return {name: float(norm) for name, norm in norms.items()}
 
 

@@ -21,7 +21,7 @@ def peak(settings: Settings) -> int:
 
 
 def solved(budget: int, *fixed: str) -> dict[str, object]:
-    found = solve(ASKED, budget, predict=peak, held=lambda s: 0, fixed=fixed)
+    found = solve(ASKED, budget, predict=peak, least=lambda s: 0, fixed=fixed)
     assert isinstance(found, Solution)
     assert found.total <= budget
     assert found.settings.batch_size * found.settings.grad_accumulation == 4
@@ -51,7 +51,7 @@ def test_what_was_given_by_hand_stays() -> None:
 
 
 def test_clipping_is_offered_and_never_given_up() -> None:
-    found = solve(ASKED, 100, predict=peak, held=lambda s: 0)
+    found = solve(ASKED, 100, predict=peak, least=lambda s: 0)
     assert isinstance(found, NoSolution)
     assert found.change == {"grad_clip": 0.0}
     assert found.smallest.grad_clip == ASKED.grad_clip
@@ -59,13 +59,13 @@ def test_clipping_is_offered_and_never_given_up() -> None:
 
 
 def test_what_would_fit_if_it_were_not_given_is_said_first() -> None:
-    found = solve(ASKED, 310, predict=peak, held=lambda s: 0, fixed=("checkpoint_layers",))
+    found = solve(ASKED, 310, predict=peak, least=lambda s: 0, fixed=("checkpoint_layers",))
     assert isinstance(found, NoSolution)
     assert found.change == {"checkpoint_layers": True}
 
 
 def test_nothing_is_offered_where_nothing_would_fit() -> None:
-    found = solve(ASKED, 10, predict=peak, held=lambda s: 0)
+    found = solve(ASKED, 10, predict=peak, least=lambda s: 0)
     assert isinstance(found, NoSolution)
     assert found.change is None
     assert found.total == peak(replace(found.smallest))
@@ -81,5 +81,5 @@ def test_settings_that_hold_too_much_between_steps_are_not_predicted() -> None:
     def held(settings: Settings) -> int:
         return 0 if settings.optimizer == "adafactor" else 2000
 
-    assert isinstance(solve(ASKED, 900, predict=predict, held=held), Solution)
+    assert isinstance(solve(ASKED, 900, predict=predict, least=held), Solution)
     assert {settings.optimizer for settings in asked} == {"adafactor"}
