@@ -48,7 +48,7 @@ def measure(name: str, count: int, seed: int, jobs: int) -> Record:
         )
     return {
         "row": name,
-        "full": count == ROWS[name].full,
+        "full": count == ROWS[name].full and not any("died" in outcome.among for outcome in found),
         "tries": sum(outcome.tries for outcome in found),
         "good": sum(outcome.good for outcome in found),
         "among": dict(sum((Counter(outcome.among) for outcome in found), Counter())),
@@ -71,8 +71,11 @@ def table(records: dict[str, Record]) -> str:
     lines = ["| accident | tried | as promised | | seconds |", "| --- | ---: | ---: | --- | ---: |"]
     for says, found in rows:
         notes = ", ".join(f"{count} {what}" for what, count in found["among"].items())
+        tries = f"{found['tries']}"
+        if not found["full"]:
+            tries += f" of {ROWS[found['row']].full}"
         lines.append(
-            f"| {says} (`{found['row']}`) | {found['tries']} | {found['good']} | {notes} | "
+            f"| {says} (`{found['row']}`) | {tries} | {found['good']} | {notes} | "
             f"{found['seconds']:.0f} |"
         )
     minutes = sum(found["seconds"] for _, found in rows) / 60
