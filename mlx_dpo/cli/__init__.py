@@ -13,6 +13,7 @@ from mlx_dpo.cli.data import data
 from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.plan import plan
+from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.sweep import sweep
@@ -48,6 +49,7 @@ def cli() -> None:
 
 cli.add_command(train)
 cli.add_command(plan)
+cli.add_command(profile)
 cli.add_command(convert)
 cli.add_command(data)
 cli.add_command(generate)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx.optimizers import Optimizer
@@ -38,6 +39,7 @@ from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path as ScoringPath
 from mlx_dpo.training.paths import PlainPath
+from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
@@ -129,9 +131,9 @@ def train(
         hooks.prepared(job, path)
         for problem in found.problems:
             hooks.warned(f"{problem}; going on from {found.path}, which is whole")
-        path_choice = _choose_path(job)
+        path_choice = path_of(job)
         hooks.path_chosen(path_choice)
-        trainer = _make_trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
+        trainer = _trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
         check_room(run_needs(trainer, path or Path("runs"), job.out))
         sft_answers = [] if dry_run else _answers(job, stop)
         if found.path is not None:
@@ -173,7 +175,8 @@ def _check_ours(path: Path, *, resume: bool) -> None:
         raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
 
 
-def _choose_path(job: Job) -> Choice:
+def path_of(job: Job) -> Choice:
+    """How the log-probs of a job are computed."""
     max_seq_len, pad_id = job.config.max_length, pad_id_of(job.chat.tokenizer)
     if job.config.plain:
         return Choice(PlainPath(max_seq_len, pad_id, job.config.checkpoint_layers))
@@ -186,15 +189,25 @@ def _choose_path(job: Job) -> Choice:
     )
 
 
-def _make_trainer(
-    job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool
+def _trainer(job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
+    if job.config.reference == "copy":
+        return make_trainer(job, path, ref_model=load_folder(job.source, job.config.dtype)[0])
+    return make_trainer(job, path, reference=cached_by_policy(job, path, hooks, stop, keep=keep))
+
+
+def make_trainer(
+    job: Job,
+    path: ScoringPath,
+    *,
+    ref_model: nn.Module | None = None,
+    reference: Reference | None = None,
 ) -> DPOTrainer:
+    """The trainer of a job, with one of the two sources of reference log-probs."""
     config = job.config
-    copy = config.reference == "copy"
     return DPOTrainer(
         job.policy,
-        ref_model=load_folder(job.source, config.dtype)[0] if copy else None,
-        reference=None if copy else cached_by_policy(job, path, hooks, stop, keep=keep),
+        ref_model=ref_model,
+        reference=reference,
         examples=job.train.examples,
         max_seq_len=config.max_length,
         pad_id=pad_id_of(job.chat.tokenizer),

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,7 @@ class DPOTrainer:
         seconds: Of the last step, by phase: ``data`` (fetching the pairs), ``reference``,
             ``forward_backward``, ``update`` (gradient norm included).
         work: Tokens the last step computed.
+        around: Entered around each phase of a step, named as in `seconds`, for whoever measures.
         before_batch: Called before each batch of a step or an evaluation; it may raise, and the
             trainer is then where it was before the step.
 
@@ -168,6 +169,7 @@ class DPOTrainer:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.work = Work(0, 0, 0)
         self.before_batch: Callable[[], None] = lambda: None
+        self.around: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
         self.order = EpochOrder(
             len(examples),
             batch_size * grad_accumulation,
@@ -479,7 +481,8 @@ class DPOTrainer:
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with self.around(phase):
+            yield
         self.seconds[phase] += time.perf_counter() - start
 
 
