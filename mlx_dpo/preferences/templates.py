@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.records import Message
 
-SECONDS = 5  # of processor time, and one more for every million characters rendered
+SECONDS = 2  # of processor time, and one more for every million characters rendered
 MEMORY = 2**29  # bytes above what the process needs itself, and 64 for every character rendered
 LOOK_EVERY = 0.2  # seconds
 PROGRAM = Path(__file__).with_name("template_process.py")
@@ -178,9 +178,9 @@ def _refused(reason: str) -> DataError:
 
 def _too_much(request: Request) -> UsageError:
     return UsageError(
-        f"the model's chat template was ended: {len(request.conversations)} conversations may take "
-        f"{request.seconds} s, {request.memory >> 20} MiB and text of a million characters each; "
-        "such a template is broken or hostile: look at the folder's chat_template.jinja or "
+        f"the model's chat template was ended: it may compute for {request.seconds} s, take "
+        f"{request.memory >> 20} MiB and write a million characters a conversation; one that needs "
+        "more is broken or hostile: look at the folder's chat_template.jinja or "
         "tokenizer_config.json, or choose another model"
     )
 
