@@ -107,24 +107,31 @@ def main() -> None:
     """Measure each cell that was not measured yet, and publish; or measure one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("A", "B", "360M", "tiny"), help="cells of one model")
-    parser.add_argument("--publish", action="store_true", help="write docs/memory.md")
+    parser.add_argument(
+        "--publish", action="store_true", help="write what is measured to docs/memory.md"
+    )
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell is not None:
         print(json.dumps(measure(Cell(**json.loads(options.cell)))))
         return
-    wanted = [options.only] if options.only else ["360M", "A", "B"]
     found = _results()
-    for name in wanted:
-        for cell in NAMED.values() if name == "360M" else grid(name):
-            if cell.key() not in found:
-                found[cell.key()] = _in_process(cell)
-            print(cell, found[cell.key()], file=sys.stderr, flush=True)
+    for cell in _cells(options.only, publishing=options.publish):
+        if cell.key() not in found:
+            found[cell.key()] = _in_process(cell)
+        print(cell, found[cell.key()], file=sys.stderr, flush=True)
     if options.publish:
         body = f"{machine()}, 1 BLAS thread.\n\n{named_table(found)}"
         publish("memory", body, MEMORY_PAGE)
-        for name in SHAPES:
-            publish(f"grid {name}", grid_table(name, found), MEMORY_PAGE)
+        publish("grid", "\n\n".join(grid_table(name, found) for name in SHAPES), MEMORY_PAGE)
+
+
+def _cells(only: str | None, *, publishing: bool) -> list[Cell]:
+    """The cells to measure; publishing takes what there is."""
+    if publishing:
+        return []
+    names = [only] if only else ["360M", *SHAPES]
+    return [c for n in names for c in (NAMED.values() if n == "360M" else grid(n))]
 
 
 def measure(cell: Cell) -> dict[str, float]:
@@ -217,19 +224,17 @@ def _results() -> dict[str, dict[str, Any]]:
 
 
 def named_table(found: dict[str, dict[str, Any]]) -> str:
-    """The cells with names."""
+    """The cells with names; one that was not measured yet has no figures."""
     rows = []
     for title, cell in NAMED.items():
-        one = found[cell.key()]
-        predicted = one.get("predicted")
+        one = found.get(cell.key(), {})
+        held, peak, predicted, seconds = map(one.get, ("held", "peak", "predicted", "seconds"))
         rows.append(
             [
                 title,
-                f"{one['held'] / 2**30:.2f}" if predicted else "",
-                f"{one['peak'] / 2**30:.2f}",
-                f"{predicted / 2**30:.2f}" if predicted else "",
-                f"{one['peak'] / predicted:.3f}" if predicted else "",
-                f"{one['seconds']:.1f}",
+                *(f"{n / 2**30:.2f}" if n else "" for n in (held, peak, predicted)),
+                f"{peak / predicted:.3f}" if peak and predicted else "",
+                f"{seconds:.1f}" if seconds else "",
             ]
         )
     head = ["one step of four pairs", "held GiB", "peak GiB", "predicted", "ratio", "CPU s"]
@@ -237,22 +242,26 @@ def named_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def grid_table(model: str, found: dict[str, dict[str, Any]]) -> str:
-    """The grid of a model, and how far predictions are off."""
+    """The measured cells of a model's grid, and how far predictions are off."""
     rows, ratios = [], []
-    for cell in grid(model):
-        one = found[cell.key()]
+    cells = list(grid(model))
+    for cell in cells:
+        one = found.get(cell.key())
+        if one is None:
+            continue
         ratios.append(one["peak"] / one["predicted"])
-        words = (
+        words = [
             "copy" if cell.copy else "cached",
             cell.optimizer,
-            "checkpointing" if cell.checkpoint else "",
+            *(["checkpointing"] if cell.checkpoint else []),
             f"{cell.batch} {cell.lengths}",
-        )
+        ]
         figures = [one["held"] / 2**20, one["peak"] / 2**20, one["predicted"] / 2**20]
-        rows.append(
-            [", ".join(filter(None, words)), *(f"{f:.0f}" for f in figures), f"{ratios[-1]:.3f}"]
-        )
-    text = f"Model {model}: measured ÷ predicted from {min(ratios):.3f} to {max(ratios):.3f}."
+        rows.append([", ".join(words), *(f"{f:.0f}" for f in figures), f"{ratios[-1]:.3f}"])
+    text = f"Model {model}: {len(rows)} of {len(cells)} cells measured"
+    if not rows:
+        return f"{text}."
+    text += f", measured ÷ predicted from {min(ratios):.3f} to {max(ratios):.3f}."
     return text + "\n\n" + table(["step", "held MiB", "peak MiB", "predicted", "ratio"], rows)
 
 
