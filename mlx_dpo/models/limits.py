@@ -19,7 +19,7 @@ CACHE_BYTES = 512 * 2**20  # where the device recommends nothing, such as a CPU
 @contextmanager
 def limited_memory() -> Iterator[None]:
     """Bound MLX's buffer cache and what it pins; the old limits come back at the end."""
-    cache = mx.set_cache_limit(int(CACHE_SHARE * _recommended()) or CACHE_BYTES)
+    cache = mx.set_cache_limit(_cache_bytes())
     wired = pin_a_share()
     try:
         yield
@@ -28,6 +28,14 @@ def limited_memory() -> Iterator[None]:
         if wired is not None:
             mx.synchronize()  # the limit must not change under a running evaluation
             mx.set_wired_limit(wired)
+
+
+def follow_peak() -> None:
+    """Keep no more freed buffers than were ever in use at once: what a step can ask for again.
+
+    Of a small model the share would be many steps' buffers, of sizes that hardly come back.
+    """
+    mx.set_cache_limit(min(_cache_bytes(), mx.get_peak_memory()))
 
 
 def pin_a_share() -> int | None:
@@ -39,6 +47,10 @@ def pin_a_share() -> int | None:
     if not mx.metal.is_available():
         return None
     return mx.set_wired_limit(int(WIRED_SHARE * _recommended()))
+
+
+def _cache_bytes() -> int:
+    return int(CACHE_SHARE * _recommended()) or CACHE_BYTES
 
 
 def _recommended() -> int:

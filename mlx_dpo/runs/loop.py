@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DiskError, NonFiniteError, StoppedError
+from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import RunFolder
@@ -241,6 +242,7 @@ class Loop:
             **asdict(self.trainer.work),
         }
         self.totals.update(sums)
+        follow_peak()
         timing = {**sums, "peak_bytes": mx.get_peak_memory()}
         timing |= {"slept_seconds": slept} if slept else {}
         self.folder.append("metrics.jsonl", {"step": step, **metrics})

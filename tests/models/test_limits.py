@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.models.limits import CACHE_BYTES, limited_memory
+from mlx_dpo.models.limits import CACHE_BYTES, follow_peak, limited_memory
 
 GIB = 2**30
 
@@ -39,6 +39,17 @@ def test_a_cpu_pins_nothing_and_caches_a_fixed_size(monkeypatch: pytest.MonkeyPa
     device = Device(monkeypatch, None)
     with limited_memory():
         assert device.limits == {"cache": CACHE_BYTES, "wired": 7}
+
+
+@pytest.mark.parametrize("peak", [GIB // 2, GIB, 4 * GIB])
+def test_the_cache_follows_the_peak_up_to_its_share(
+    monkeypatch: pytest.MonkeyPatch, peak: int
+) -> None:
+    device = Device(monkeypatch, 8 * GIB)
+    monkeypatch.setattr(mx, "get_peak_memory", lambda: peak)
+    with limited_memory():
+        follow_peak()
+        assert device.limits["cache"] == min(peak, GIB)
 
 
 @pytest.mark.parametrize("recommended", [None, 10 * GIB])

@@ -26,12 +26,14 @@ def shortage_explained(config: RunConfig, *, loading: bool = False) -> Iterator[
         said = " ".join(str(error).split())[:160] or type(error).__name__
         raise MemoryShortError(
             f"not enough memory ({said}): close other programs, or start again with "
-            f"{advice(config, loading=loading)} (docs/training.md, Less memory)"
+            f"{advice(config, loading=loading)}; mlx_dpo plan says what fits"
         ) from None
 
 
 def advice(config: RunConfig, *, loading: bool = False) -> str:
-    """The next setting to change, what costs least first; never one that is so already."""
+    """The next setting to change, in the order of `mlx_dpo plan`; never one that is so already."""
+    half = max(1, config.batch_size // 2)
+    parts = -(-config.batch_size * config.grad_accumulation // half)
     bfloat16 = (config.dtype == "float32", "--dtype bfloat16")
     smaller = (True, "a smaller model")
     if loading:  # batches and optimizer are not there yet
@@ -39,9 +41,9 @@ def advice(config: RunConfig, *, loading: bool = False) -> str:
     else:
         changes = [
             (config.reference == "copy", "--reference cached, which holds no second model"),
+            (config.batch_size > 1, f"--batch-size {half} --grad-accumulation {parts}"),
             (not config.checkpoint_layers, "--checkpoint-layers"),
             (config.grad_clip > 0, "--grad-clip 0, which frees gradients as they are used"),
-            (config.batch_size > 1, f"--batch-size {config.batch_size // 2}"),
             bfloat16,
             (config.optimizer != "adafactor", "--optimizer adafactor"),
             (config.max_length > 64, f"--max-length {config.max_length // 2}"),

@@ -58,7 +58,7 @@ def test_every_phase_ends_with_advice(
     ) as ended:
         train(settings(sample_every=4))
     assert ended.value.exit_code == 4
-    wanted = "--dtype bfloat16" if phase == "data" else "--checkpoint-layers"
+    wanted = "--dtype bfloat16" if phase == "data" else "--batch-size 1 --grad-accumulation 2"
     assert wanted in str(ended.value)
 
 
@@ -127,9 +127,9 @@ def test_advice_goes_from_what_costs_least_and_never_repeats_itself() -> None:
     config = RunConfig(reference="copy", batch_size=2, max_length=128)
     followed: list[tuple[str, dict[str, Any]]] = [
         ("--reference cached", {"reference": "cached"}),
+        ("--batch-size 1 --grad-accumulation 2", {"batch_size": 1, "grad_accumulation": 2}),
         ("--checkpoint-layers", {"checkpoint_layers": True}),
         ("--grad-clip 0", {"grad_clip": 0.0}),
-        ("--batch-size 1", {"batch_size": 1}),
         ("--dtype bfloat16", {"dtype": "bfloat16"}),
         ("--optimizer adafactor", {"optimizer": "adafactor"}),
         ("--max-length 64", {"max_length": 64}),
