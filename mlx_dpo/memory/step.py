@@ -119,7 +119,8 @@ def _outputs(
     summed = tree_map(lambda g, p: g.astype(p.dtype), summed, model.trainable_parameters())
     flat = _leaves(summed).values()
     parts["total"] = list(flat)
-    parts["squares"] = [mx.square(g.astype(mx.float32)).sum() for g in flat]
+    # The norm has `mx.square`, but AdamW squares too, and a trace makes one of what it finds twice.
+    parts["squares"] = [mx.multiply(f := g.astype(mx.float32), f).sum() for g in flat]
     if clip:
         summed = tree_map(lambda g: g * 0.5, summed)
         parts["clipped"] = list(_leaves(summed).values())
