@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.profile_text import compared_table, compared_verdict, profile_table, verdict
 from mlx_dpo.cli.train import config_options
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.runs.config import RunConfig, resolve
@@ -25,13 +26,6 @@ _COMPARED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "optimizer": ("optimizer", ("adamw", "lion", "adafactor")),
     "dtype": ("dtype", ("float32", "bfloat16")),
 }
-_NOTES = """\
-forward: the policy's scores alone, once more before each step; no part of a run.
-backward: the gradient pass of a step, its own forward included.
-"""
-_NOTES_FUSED = """\
-backward: the gradient pass of a step, its own forward and (--grad-clip 0) the update included.
-"""
 
 
 @click.command()
@@ -45,29 +39,64 @@ backward: the gradient pass of a step, its own forward and (--grad-clip 0) the u
     type=click.Choice(list(_COMPARED)),
     help="Measure each value of this setting, in a process of its own.",
 )
+@click.option(
+    "--out",
+    multiple=True,
+    type=Name(path_type=Path),
+    metavar="FILE",
+    help="A picture too: FILE.html (a page that opens from disk) or FILE.svg. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 def profile(
-    config: Path | None, steps: int, compare: str | None, as_json: bool, **options: Any
+    config: Path | None,
+    steps: int,
+    compare: str | None,
+    out: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure where time and memory of a training run go, by phase.
 
     Takes the settings of `train`, runs a few steps of it (the first with the batch that needs most
-    memory) and throws the result away: no run, cache or checkpoint is written.
+    memory) and throws the result away: nothing is written but --out.
 
     \b
     Examples:
       mlx_dpo profile --model ~/models/my-sft --data pairs.jsonl
       mlx_dpo profile --model ~/models/my-sft --data pairs.jsonl --compare reference
     """
+    from mlx_dpo.insight.memory_page import (
+        check_picture,
+        compared_charts,
+        profile_charts,
+        write_picture,
+    )
+
+    for file in out:
+        check_picture(file)
     settings = resolve(config, {key: v for key, v in options.items() if v is not None})
     if compare is not None:
-        found = _compare(settings, steps, compare)
-        click.echo(json.dumps(found, indent=2)) if as_json else _show_compared(compare, found)
+        rows = _compare(settings, steps, compare)
+        table, last = compared_table(compare, rows), compared_verdict(rows)
+        _say(rows, table, last, as_json)
+        for file in out:
+            write_picture(file, compared_charts(rows), table, last)
         return
     from mlx_dpo.runs.profiling import profile as measure
 
-    measured = measure(settings, steps=steps).as_json()
-    click.echo(json.dumps(measured, indent=2)) if as_json else _show(measured)
+    measured = measure(settings, steps=steps)
+    found = measured.as_json()
+    table, last = profile_table(found), verdict(found)
+    _say(found, table, last, as_json)
+    for file in out:
+        write_picture(file, profile_charts(found, measured.meter.samples), table, last)
+
+
+def _say(found: Mapping[str, Any], table: str, last: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(f"{table}\n\n{textwrap.fill(last, 100)}")
 
 
 def _compare(settings: RunConfig, steps: int, name: str) -> dict[str, Any]:
@@ -112,123 +141,3 @@ def _in_process(settings: RunConfig, steps: int) -> tuple[int, dict[str, Any]]:
         return done.returncode, {"error": said.removeprefix("mlx_dpo: ")}
     found: dict[str, Any] = json.loads(done.stdout)
     return 0, found
-
-
-def size(count: float) -> str:
-    """A number of bytes, in GiB or MiB, as wide as a column needs."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _show(found: Mapping[str, Any]) -> None:
-    click.echo(f"model     {found['model']}, {_said_of(found['settings'])}")
-    pairs = ", ".join(f"{p}+{c}/{r}" for p, c, r in found["largest_batch"])
-    pairs = pairs if len(pairs) <= 46 else pairs[:43] + "..."
-    click.echo(f"largest   {pairs}  (tokens of prompt + chosen/rejected)")
-    click.echo(f"measured  {found['steps']} steps, {found['path']} path, on {_machine(found)}")
-    click.echo()
-    click.echo(
-        f"{'phase':12}{'seconds':>9}{'':3}{'peak':>11}{'live after':>13}{'cache':>12}"
-        f"{'process':>12}"
-    )
-    for name, phase in found["phases"].items():
-        click.echo(
-            f"{name:12}{phase['seconds']:9.2f}{'':3}{size(phase['peak_bytes']):>11}"
-            f"{size(phase['live_bytes']):>13}{size(phase['cache_bytes']):>12}"
-            f"{size(phase['footprint_bytes']):>12}"
-        )
-    click.echo(f"{'between':12}{found['between_seconds']:9.2f}")
-    peak = size(found["peak_bytes"])
-    click.echo(
-        f"{'whole':12}{found['seconds']:9.2f}{'':3}{peak:>11}  "
-        f"plan said {size(found['predicted_peak_bytes'])}: measured / predicted "
-        f"{found['measured_over_predicted']:.2f}"
-    )
-    click.echo(
-        _NOTES.strip()
-        if found["settings"]["grad_clip"]
-        else _NOTES.splitlines()[0] + "\n" + _NOTES_FUSED.strip()
-    )
-    click.echo(f"peak, live, cache: MLX's own figures. process: {found['footprint']}.")
-    click.echo()
-    step = sum(found["held_bytes"].values())
-    click.echo("a step's peak")
-    for name, count in found["held_bytes"].items():
-        bar = "█" * round(40 * count / step)
-        label = {"rest": "rest, as activations"}.get(name, name)
-        click.echo(f"  {label:22}{size(count):>11}  {count / step:5.1%}  {bar}")
-    click.echo()
-    click.echo(textwrap.fill(verdict(found), 100))
-
-
-def _said_of(settings: Mapping[str, Any], without: str = "") -> str:
-    """The settings that decide memory, but for one that is compared."""
-    said = {
-        "optimizer": settings["optimizer"],
-        "dtype": settings["dtype"],
-        "reference": f"reference {settings['reference']}",
-        "batch": f"batch {settings['batch_size']} x {settings['grad_accumulation']}",
-        "checkpoint": "layers checkpointed" if settings["checkpoint_layers"] else "",
-        "clip": f"clip {settings['grad_clip']:g}",
-    }
-    return ", ".join(part for name, part in said.items() if part and name != without)
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    about = found["environment"]
-    return f"{about['system']} {about['device']}, MLX {about['mlx']}"
-
-
-def verdict(found: Mapping[str, Any]) -> str:
-    """What takes most of a step's memory, and what would lower it most."""
-    held = found["held_bytes"]
-    most = max(held, key=lambda name: int(held[name]))
-    share = held[most] / sum(held.values())
-    what = {
-        "weights": "The weights dominate",
-        "reference": "The reference model dominates",
-        "optimizer": "The optimizer's state dominates",
-        "gradients": "The gradients dominate",
-        "rest": "What layers keep for the gradient dominates",
-    }[most]
-    begin = f"{what} ({share:.0%} of a step's peak)"
-    levers = found["levers_predicted_peak_bytes"]
-    least = min(levers, key=lambda name: int(levers[name]), default="")
-    gain = found["predicted_peak_bytes"] - levers[least] if least else 0
-    if gain <= 0:
-        return f"{begin}; of single settings none lowers the peak."
-    return f"{begin}; {least} lowers the peak most, by {size(gain)} as predicted."
-
-
-def _show_compared(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    first = next(found for found in rows.values() if "error" not in found)
-    click.echo(f"model     {first['model']}, {_said_of(first['settings'], without=name)}")
-    click.echo(f"measured  {first['steps']} steps of each, on {_machine(first)}")
-    click.echo()
-    click.echo(
-        f"{'':28}{'peak':>11}{'weights+ref':>13}{'optimizer':>12}{'rest':>11}{'s/step':>8}"
-        f"{'of plan':>9}"
-    )
-    for option, found in rows.items():
-        if "error" in found:
-            click.echo(f"{option:28}  {found['error'][:70]}")
-            continue
-        held = found["held_bytes"]
-        click.echo(
-            f"{option:28}{size(found['peak_bytes']):>11}"
-            f"{size(held['weights'] + held['reference']):>13}{size(held['optimizer']):>12}"
-            f"{size(held['gradients'] + held['rest']):>11}{_step_seconds(found):8.2f}"
-            f"{found['measured_over_predicted']:9.2f}"
-        )
-    click.echo("rest: gradients, activations, logits. of plan: measured / predicted peak.")
-    click.echo()
-    whole = {o: f for o, f in rows.items() if "error" not in f}
-    least = min(whole, key=lambda option: int(whole[option]["peak_bytes"]))
-    saved = max(int(f["peak_bytes"]) for f in whole.values()) - int(whole[least]["peak_bytes"])
-    click.echo(f"{least} holds least: {size(saved)} less than the most.")
-
-
-def _step_seconds(found: Mapping[str, Any]) -> float:
-    """Seconds of a step as a run takes it: without the forward that was only measured."""
-    phases = found["phases"]
-    spent = sum(phases[n]["seconds"] for n in ("backward", "update") if n in phases)
-    return float(spent / found["steps"])

@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import mlx.core as mx
 import pytest
@@ -107,6 +108,29 @@ def test_each_value_of_a_compared_setting_has_a_row(capsys: pytest.CaptureFixtur
     copy, cached = (row["held_bytes"] for row in found.values())
     assert copy["reference"] == copy["weights"]
     assert cached["reference"] == 0
+
+
+def test_pictures_stand_alone(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "profile", *JOB, "--out", "p.svg", "--out", "p.html")
+    assert code == 0, err
+    drawing, page = (workplace / "p.svg").read_text(), (workplace / "p.html").read_text()
+    root = ElementTree.fromstring(drawing)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    for text in (drawing, page):
+        assert "<script" not in text
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "")
+        for name in ("weights", "reference", "optimizer", "gradients", "activations", "backward"):
+            assert name in text
+    assert page.count("<svg") == page.count("</svg>") == 2
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_measured(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "profile", *JOB, "--out", "p.png")
+    assert code == 2
+    assert "--out p.png: expected a name that ends in .html or .svg" in err
+    assert not (workplace / "p.png").exists()
 
 
 def test_what_goes_wrong_is_one_line_with_the_code_of_train(

@@ -62,6 +62,17 @@ ROWS_OF: dict[str, Row] = {
     "compare a": (["compare"], NO_FOLDER, [MODEL]),
     "compare b": (["compare", "--max-tokens", "1", MODEL], NO_FOLDER, []),
     "compare prompts": (["compare", MODEL, MODEL, "--prompts"], NO_FILE, []),
+    **{
+        f"{command} {name}": row
+        for command in ("plan", "profile")
+        for name, row in {
+            "config": ([command], NO_CONFIG, ON),
+            "model": ([command, "--data", "pairs.json", "--model"], NO_FOLDER, []),
+            "data": ([command, "--model", MODEL, "--data"], NO_FILE, []),
+            "eval_data": ([command, *ON, "--eval-data"], NO_FILE, []),
+        }.items()
+    },
+    "profile out": (["profile", *ON, "--out"], NO_PLACE | {"a folder": "folder"}, []),
     "report runs": (["report"], NO_FOLDER, []),
     "report out": (["report", "run", "--out"], NO_PLACE | {"a folder": "folder"}, []),
     "data check file": (["data", "check"], NO_FILE, []),
