@@ -1,5 +1,6 @@
 """What a contender is asked to do and what it answers, as JSON files. Standard library only."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -52,6 +53,11 @@ class Outcome:
     pairs: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
+
+
+def forget() -> None:
+    """Free what the check left: a trainer may hold itself, and would count in the peak measured."""
+    gc.collect()
 
 
 def answer(job_file: str, outcome_file: str, run: Callable[[Job], Outcome]) -> None:

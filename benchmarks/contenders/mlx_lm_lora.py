@@ -26,7 +26,7 @@ from mlx_lm_lora.trainer.dpo_trainer import (
     train_dpo,
 )
 
-from benchmarks.contenders.job import Job, Outcome, answer
+from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
 
 Row = dict[str, Any]
@@ -56,6 +56,7 @@ class _Turns:
 def run(job: Job) -> Outcome:
     """Train with `train_dpo`."""
     check = _train(job, [[_row(pair) for pair in job.check_pairs]] * job.check_steps)
+    forget()
     # As `iterate_dpo_batches` forms them.
     rows = sorted(map(_row, job.pairs), key=lambda row: len(row["chosen"]))
     batches = [rows[i : i + job.batch_size] for i in range(0, len(rows), job.batch_size)]

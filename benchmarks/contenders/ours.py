@@ -8,7 +8,7 @@ import sys
 import mlx.core as mx
 from mlx_lm import load
 
-from benchmarks.contenders.job import Job, Outcome, answer
+from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -21,6 +21,8 @@ def run(job: Job) -> Outcome:
     """Train with `DPOTrainer`."""
     trainer = _trainer(job, job.check_pairs)
     losses = [trainer.train_step()["loss"] for _ in range(job.check_steps)]
+    del trainer
+    forget()
     trainer = _trainer(job, job.pairs)
     mx.reset_peak_memory()
     start = now()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.contenders.job import Job, Outcome, answer
+from benchmarks.contenders.job import Job, Outcome, answer, forget
 
 
 class _Meter(TrainerCallback):  # type: ignore[misc]
@@ -36,6 +36,7 @@ def run(job: Job) -> Outcome:
     """Train with `DPOTrainer`. The peak is that of the process, the library itself included."""
     torch.set_num_threads(1)
     check = _train(job, job.check_pairs, job.check_steps)
+    forget()
     meter = _train(job, job.pairs, -(-len(job.pairs) // job.batch_size))
     unit = 1 if sys.platform == "darwin" else 1024
     return Outcome(

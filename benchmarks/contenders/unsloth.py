@@ -13,7 +13,7 @@ from unittest import mock
 import mlx.core as mx
 from mlx_lm import load
 
-from benchmarks.contenders.job import Job, Outcome, answer
+from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
 
 with (
@@ -47,6 +47,7 @@ class _Meter:
 def run(job: Job) -> Outcome:
     """Train with `MLXDPOTrainer`."""
     check = _train(job, job.check_pairs, job.check_steps)
+    forget()
     meter = _train(job, job.pairs, -(-len(job.pairs) // job.batch_size))
     return Outcome(
         check_losses=check.losses,
