@@ -1,8 +1,9 @@
 """Peak memory of a step, measured and predicted: `python -m benchmarks.memory`.
 
-Twelve named cells on the shape of a 360-million-parameter llama, and a grid on the two smaller
+Thirteen named cells on the shape of a 360-million-parameter llama, and a grid on the two smaller
 models of the other benchmarks: frozen copy or cached reference, three optimizers, layer
-checkpointing or not, one pair or four, short pairs or long. Weights are random, float32.
+checkpointing or not, one pair or four, short pairs or long. Weights are random, float32 but in one
+cell.
 
 Each cell is a process of its own that first predicts, as `mlx_dpo plan` does, and then measures two
 steps, as MLX counts: what its buffer cache holds beside is not in it. Results are kept as they come
@@ -19,6 +20,7 @@ from itertools import product
 from typing import Any
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 
 from benchmarks.measure import now, one_thread_environment
@@ -29,6 +31,7 @@ from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.trainer import DPOTrainer
 
 MODELS = {
@@ -59,6 +62,7 @@ class Cell:
         lengths: Of `LENGTHS`.
         batch: Pairs of a micro-batch.
         accumulation: Micro-batches of a step.
+        dtype: Of weights and moments; bfloat16 is rounded by chance.
     """
 
     model: str
@@ -69,10 +73,19 @@ class Cell:
     lengths: str = "middling"
     batch: int = 4
     accumulation: int = 1
+    dtype: str = "float32"
 
     def key(self) -> str:
         """The cell as text, which finds its result."""
-        return json.dumps(asdict(self), sort_keys=True)
+        words = asdict(self)
+        if self.dtype == "float32":  # as results were written before there was another
+            del words["dtype"]
+        return json.dumps(words, sort_keys=True)
+
+    def optimizer_made(self) -> optim.Optimizer:
+        """Its optimizer, as a run makes it."""
+        inner = make_optimizer(self.optimizer, learning_rate=1e-6, weight_decay=0.0)
+        return inner if self.dtype == "float32" else StochasticRounding(inner, seed=0)
 
 
 NAMED = {
@@ -91,6 +104,9 @@ NAMED = {
     "cached reference, Adafactor": Cell("360M", "adafactor"),
     "cached reference, Adafactor, checkpointing, clipping": Cell(
         "360M", "adafactor", checkpoint=True, clip=True
+    ),
+    "bfloat16 rounded by chance, AdamW, checkpointing": Cell(
+        "360M", checkpoint=True, dtype="bfloat16"
     ),
 }
 
@@ -140,6 +156,8 @@ def measure(cell: Cell) -> dict[str, float]:
     pairs = _pairs(shape, cell.lengths, cell.batch * cell.accumulation)
     path = SharedPromptPath(512, 0, checkpoint=cell.checkpoint)
     model = make_model(shape)
+    model.set_dtype(getattr(mx, cell.dtype))
+    mx.eval(model.parameters())
     size = sum(a.nbytes for a in named_arrays(model.parameters()).values())
     if not cell.optimizer:
         other = make_model(shape)
@@ -150,7 +168,7 @@ def measure(cell: Cell) -> dict[str, float]:
         return {"peak": mx.get_peak_memory(), "seconds": now() - begin}
     step = trace_step(
         model,
-        make_optimizer(cell.optimizer, learning_rate=1e-6, weight_decay=0.0),
+        cell.optimizer_made(),
         path,
         [pairs[i : i + cell.batch] for i in range(0, len(pairs), cell.batch)],
         clip=cell.clip,
@@ -170,7 +188,7 @@ def measure(cell: Cell) -> dict[str, float]:
         max_steps=2,
         max_lr=1e-6,
         path=path,
-        optimizer=make_optimizer(cell.optimizer, learning_rate=1e-6, weight_decay=0.0),
+        optimizer=cell.optimizer_made(),
         grad_clip=1e-3 if cell.clip else None,
         fused_update=not cell.clip,
     )

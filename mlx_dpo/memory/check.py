@@ -17,7 +17,7 @@ from mlx_dpo.memory.step import WEIGHTS, named_by_shape
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import PlainPath
-from mlx_dpo.training.self_check import in_float32, sample_pairs
+from mlx_dpo.training.self_check import beginnings, in_float32, sample_pairs
 from mlx_dpo.training.update import by_layer
 
 Function = Callable[[], list[mx.array]]
@@ -35,9 +35,10 @@ def replay_check(
         vocabulary: Width of the logits, to call them so.
     """
     batch, longest = sample_pairs(examples)
+    short = beginnings(batch[:2])
 
     def objective() -> mx.array:
-        chosen, rejected = path(in_float32(model), batch[:2])
+        chosen, rejected = path(in_float32(model), short)
         return (chosen - 0.7 * rejected).sum()
 
     def score() -> list[mx.array]:

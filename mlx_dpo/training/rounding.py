@@ -10,6 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
+# Numbers updated at a time where each is on its own: their copies in float32 take 16 MiB an array.
+_BLOCK = 2**22
+_ELEMENTWISE = (optim.AdamW, optim.Lion)
 _KEPT_BITS = 0xFFFF0000  # of a float32: sign, exponent and seven of its digits, a bfloat16
 
 
@@ -78,6 +81,28 @@ class StochasticRounding(optim.Optimizer):
         if parameter.dtype != mx.bfloat16:
             untouched: mx.array = self._inner.apply_single(gradient, parameter, state)
             return untouched
+        if parameter.size > _BLOCK and isinstance(self._inner, _ELEMENTWISE):
+            return self._apply_in_blocks(gradient, parameter, state)
+        return self._apply(gradient, parameter, state)
+
+    def _apply_in_blocks(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        """Some rows after the others: the float32 copies of all would be alive at once."""
+        names = sorted(state)
+        rows = max(1, _BLOCK * len(parameter) // parameter.size)
+        blocks: list[list[mx.array]] = []
+        for start in range(0, len(parameter), rows):
+            whole = [gradient, parameter, *(state[name] for name in names)]
+            parts = [array[start : start + rows] for array in whole]
+            if blocks:
+                parts = mx.depends(parts, blocks[-1])
+            moments = dict(zip(names, parts[2:], strict=True))
+            updated = self._apply(parts[0], parts[1], moments)
+            blocks.append([updated, *(moments[name] for name in names)])
+        updated, *joined = (mx.concatenate(list(part)) for part in zip(*blocks, strict=True))
+        state.update(zip(names, joined, strict=True))
+        return updated
+
+    def _apply(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
         wide = {name: value.astype(mx.float32) for name, value in state.items()}
         updated = self._inner.apply_single(
             gradient.astype(mx.float32), parameter.astype(mx.float32), wide

@@ -26,6 +26,7 @@ ROUNDED_ABSOLUTE, ROUNDED_RELATIVE = 1.0, 1e-2
 # The same of the norm of one tensor's gradient; a gradient that is not followed through the prompt
 # or counted twice is off by far more.
 GRADIENT_RELATIVE = 2e-3
+_CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
 
 Scores = npt.NDArray[np.float32]
 Gradient = dict[str, float]
@@ -63,7 +64,8 @@ def choose_path(
     """Compare each fast path with the plain one on a few of the user's own pairs.
 
     Log-probs are compared on short and middling pairs in one batch and on the longest alone, where
-    windows and stretched positions show; gradients, by the norm of each tensor, on two short pairs.
+    windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
+    short, because the plain path keeps all activations and must not need more than a step does.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
 
     Args:
@@ -74,9 +76,10 @@ def choose_path(
         checkpoint: Whether layers are to compute again for the gradient.
     """
     batch, longest = sample_pairs(examples)
+    short = beginnings(batch[:2])
     plain = PlainPath(max_seq_len, pad_id)
     expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
-    gradient = _gradient_norms(plain, model, batch[:2])
+    gradient = _gradient_norms(plain, model, short)
     rounded = None if _is_float32(model) else np.array(plain(model, batch))
     refused = []
     candidates: tuple[Path, ...] = (
@@ -88,7 +91,7 @@ def choose_path(
         try:
             found = [_evaluated(path, model, pairs) for pairs in (batch, [longest])]
             largest = max(map(_compare_logprobs, found, expected))
-            _compare_gradients(_gradient_norms(path, model, batch[:2]), gradient)
+            _compare_gradients(_gradient_norms(path, model, short), gradient)
             if rounded is not None:
                 as_it_is = np.array(path(model, batch))
                 _compare_logprobs(as_it_is, rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
@@ -109,6 +112,14 @@ def sample_pairs(
     order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
     rows = dict.fromkeys(order[(len(order) - 1) * i // 4] for i in range(3))
     return [examples[row] for row in rows], examples[order[-1]]
+
+
+def beginnings(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+    """The pairs, cut to a few tokens around where their responses begin."""
+    return [
+        PreferenceExample(prompt[-_CUT_PROMPT:], chosen[:_CUT_RESPONSE], rejected[:_CUT_RESPONSE])
+        for prompt, chosen, rejected in examples
+    ]
 
 
 def _evaluated(path: Path, model: nn.Module, examples: Sequence[PreferenceExample]) -> Scores:

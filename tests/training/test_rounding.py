@@ -15,8 +15,10 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import rounding
 from mlx_dpo.training.rounding import StochasticRounding, stochastic_round
 from mlx_dpo.training.trainer import DPOTrainer
+from mlx_dpo.training.update import evaluate_update
 
 STEP = 2.0**-7
 DRAWS = 200_000
@@ -75,6 +77,53 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
     rounded = StochasticRounding(adamw(), seed=0)
     assert _descend(rounded, mx.bfloat16) == pytest.approx(exact, abs=1e-3)
     assert {a.dtype for a in named_arrays(rounded.state["weight"]).values()} == {mx.bfloat16}
+
+
+@pytest.mark.parametrize("inner", [optim.AdamW, optim.Lion])
+def test_a_large_array_is_updated_in_blocks_as_it_would_be_whole(
+    inner: Callable[..., optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding draws other noise for blocks; without it they are the same to the bit."""
+
+    def nearest(values: mx.array, key: mx.array) -> mx.array:
+        return values.astype(mx.bfloat16)
+
+    monkeypatch.setattr(rounding, "stochastic_round", nearest)
+
+    def updated(block: int) -> list[mx.array]:
+        monkeypatch.setattr(rounding, "_BLOCK", block)
+        mx.random.seed(5)
+        optimizer = StochasticRounding(inner(learning_rate=0.1, weight_decay=0.1), seed=0)
+        layer = nn.Linear(3, 50, bias=False)
+        layer.set_dtype(mx.bfloat16)
+        for _ in range(3):
+            optimizer.update(layer, {"weight": mx.random.normal((50, 3)).astype(mx.bfloat16)})
+        return [layer.weight, *named_arrays(optimizer.state["weight"]).values()]
+
+    for block, whole in zip(updated(3 * 7), updated(3 * 50), strict=True):
+        assert block.dtype == mx.bfloat16
+        assert mx.array_equal(block, whole)
+
+
+def test_updating_in_blocks_keeps_a_few_of_them_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 2**20
+
+    def peak(block: int) -> int:
+        monkeypatch.setattr(rounding, "_BLOCK", block)
+        optimizer = StochasticRounding(optim.AdamW(learning_rate=0.1), seed=0)
+        layer = nn.Linear(64, size // 64, bias=False)
+        layer.set_dtype(mx.bfloat16)
+        optimizer.init(layer.trainable_parameters())
+        gradient = mx.ones((size // 64, 64), mx.bfloat16)
+        mx.eval(layer.parameters(), optimizer.state, gradient)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        optimizer.update(layer, {"weight": gradient})
+        evaluate_update(layer, optimizer, {"weight": gradient})
+        return mx.get_peak_memory() - before
+
+    # New weights and moments, each once in pieces and once joined, are 12 bytes a number at most.
+    assert peak(size // 32) < 12 * size < 16 * size < peak(size)
 
 
 def test_float32_weights_are_left_to_the_optimizer() -> None:
