@@ -135,8 +135,8 @@ def killed_lives(
     workplace(folder)
     kills = 0
     for number in range(lives):
-        # Mostly soon, so that a run is not done before it was killed often.
-        latest = longest * (0.3 if number % 10 < 9 else 1)
+        # Mostly soon, so that few runs are done before they were killed often.
+        latest = longest * (0.1 if number % 10 < 9 else 0.4)
         before = signal_after(choose.uniform(0.02, latest), signal.SIGKILL)
         code = run_child(live(folder, before), quiet=True)
         if code == 0:

@@ -77,17 +77,17 @@ def damaged(folder: Path, count: int, seed: int) -> Outcome:
 
 
 def kills(folder: Path, count: int, seed: int) -> Outcome:
-    """SIGKILL at random moments of real runs, up to 20 lives a run."""
+    """SIGKILL at random moments of real runs, until enough of them were killed 20 times."""
+    lives.STEPS = 48  # long enough to be killed so often
     choose, (expected, longest) = random.Random(seed), _straight(folder)
-    done = good = runs = often = 0
-    while done < count:
+    often = min(20, count)
+    done = good = runs = whole = 0
+    while whole * often < count:
         runs += 1
-        hit, wrong = lives.killed_lives(
-            folder / str(runs), expected, min(20, count - done), longest, choose
-        )
-        done, good, often = done + hit, good + (0 if wrong else hit), often + (hit == 20)
+        hit, wrong = lives.killed_lives(folder / str(runs), expected, often, longest, choose)
+        done, good, whole = done + hit, good + (0 if wrong else hit), whole + (hit == often)
         tell(wrong)
-    return Outcome(done, good, {"runs": runs, "of them killed 20 times": often})
+    return Outcome(done, good, {"runs": runs, f"of them killed {often} times": whole})
 
 
 def stops(folder: Path, count: int, seed: int) -> Outcome:
