@@ -5,14 +5,20 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mlx_dpo.errors import DiskError, LockedError
 
 NAME = ".lock"
+# Seconds. A holder killed while it was starting a helper leaves that one its lock for an instant:
+# a child has all of its parent's files until it begins its own program.
+PATIENCE = 0.5
+_wait = time.sleep
 
 
 @contextmanager
@@ -20,7 +26,8 @@ def locked(run: Path) -> Iterator[None]:
     """Hold a run's folder; what is made of it here goes again if nothing came into it.
 
     Raises:
-        LockedError: At once, if another process holds it; the message names it.
+        LockedError: If another process holds it, at once; the message names it. One that is
+            already dead is given `PATIENCE` seconds.
         DiskError: If the folder or the lock can't be made.
     """
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -49,22 +56,19 @@ def check_free(run: Path) -> None:
         LockedError: If it is.
     """
     with suppress(OSError), (run / NAME).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _held(run) from None
+        _lock(file, fcntl.LOCK_SH, run)
 
 
 def _take(run: Path) -> io.FileIO:
     while True:
         file = (run / NAME).open("ab", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still_there(file, run / NAME):
-                break
-        except BlockingIOError:
+            _lock(file, fcntl.LOCK_EX, run)
+        except LockedError:
             file.close()
-            raise _held(run) from None
+            raise
+        if _is_still_there(file, run / NAME):
+            break
         file.close()  # its holder deleted it between our two calls
     file.truncate(0)
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
@@ -78,12 +82,46 @@ def _is_still_there(file: io.FileIO, path: Path) -> bool:
     return False
 
 
-def _held(run: Path) -> LockedError:
-    who = "another process"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # it may be writing its name just now
-        holder = json.loads((run / NAME).read_bytes())
-        who = f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
-    return LockedError(f"{run}: in use by {who}; wait for it, or choose another --run-dir")
+def _lock(file: io.IOBase, how: int, run: Path) -> None:
+    """Lock it, or raise LockedError."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file.fileno(), how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(run)
+            if not _is_dead(holder) or time.monotonic() > until:
+                raise _held(run, holder) from None
+        _wait(0.01)
+
+
+def _holder(run: Path) -> dict[str, Any]:
+    """Who wrote its name into the lock; empty where nobody did, or is about to."""
+    with suppress(OSError, ValueError):
+        found = json.loads((run / NAME).read_bytes())
+        if isinstance(found, dict) and {"pid", "host", "started"} <= found.keys():
+            return found
+    return {}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether it certainly is: it was of this host, and no process has its number."""
+    if holder.get("host") != socket.gethostname() or not isinstance(holder["pid"], int):
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's; no number of a process
+        return False
+    return False
+
+
+def _held(run: Path, holder: dict[str, Any]) -> LockedError:
+    who = "process {pid} on {host}, since {started}" if holder else "another process"
+    return LockedError(
+        f"{run}: in use by {who.format(**holder)}; wait for it, or choose another --run-dir"
+    )
 
 
 def _now() -> str:

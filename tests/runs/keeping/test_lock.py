@@ -3,21 +3,26 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mlx_dpo.errors import LockedError
+from mlx_dpo.runs.keeping import lock
 from mlx_dpo.runs.keeping.lock import NAME, check_free, locked
 
 HOLD = """
-import sys
+import os, sys
 from pathlib import Path
 from mlx_dpo.runs.keeping.lock import locked
 with locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    os.write(1, b"held\\n")
     sys.stdin.read()
 """
+# The child has the lock's file open, as any has between fork and exec.
+HOLD_WITH_A_CHILD = HOLD.replace("    os.write", "    os.fork()\n    os.write")
 
 
 def test_a_second_run_is_refused_naming_the_first_which_a_kill_frees(tmp_path: Path) -> None:
@@ -39,6 +44,56 @@ def test_a_second_run_is_refused_naming_the_first_which_a_kill_frees(tmp_path: P
     check_free(run)
     with locked(run):
         assert str(os.getpid()) in (run / NAME).read_text()
+
+
+@contextmanager
+def killed_while_it_forked(run: Path) -> Iterator[Callable[[object], None]]:
+    """A holder that was killed, of which a child is left; yields what ends that one too."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_WITH_A_CHILD, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    with holder.stdout as out, holder.stdin as in_:
+        assert [out.readline(), out.readline()] == [b"held\n"] * 2
+        holder.kill()
+        holder.wait()
+
+        def end_child(seconds: object) -> None:
+            in_.close()
+            out.read()  # ends when the child does
+
+        yield end_child
+
+
+def hold(run: Path) -> None:
+    with locked(run):
+        pass
+
+
+@pytest.mark.parametrize("take", [check_free, hold])
+def test_a_killed_holder_that_left_its_lock_to_a_child_for_a_moment_is_waited_for(
+    tmp_path: Path, take: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_while_it_forked(tmp_path) as end_child:
+        monkeypatch.setattr(lock, "_wait", end_child)
+        take(tmp_path)
+
+
+def test_it_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with killed_while_it_forked(tmp_path), pytest.raises(LockedError, match="in use by process"):
+        check_free(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "7", '{"pid": 1e99}', '{"pid": "x", "host": 3}', "\xff"])
+def test_a_lock_without_a_name_is_held_by_another_process(tmp_path: Path, name: str) -> None:
+    with locked(tmp_path):
+        (tmp_path / NAME).write_text(name)
+        with pytest.raises(LockedError, match="in use by another process"):
+            check_free(tmp_path)
 
 
 def test_a_folder_into_which_nothing_came_is_gone_afterwards(tmp_path: Path) -> None:
