@@ -1,5 +1,6 @@
 """The experiments of docs/experiments.md in small."""
 
+import json
 import math
 from itertools import combinations
 from pathlib import Path
@@ -39,6 +40,15 @@ def test_length_injected_into_chosen_answers_is_stopped_by_audit_and_seen_by_eva
     )
     assert line["audit: length bias"] == "stop"
     assert float(line["answer, tokens"]) > float(line["reference"]) + 2
+
+
+def test_a_run_by_hand_without_a_mistake_is_the_run_that_train_makes() -> None:
+    model = commands.train("right", commands.EMBEDDED, "--steps", "3")
+    metrics = (model.parent / "run/metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, metrics) if "loss" in row]
+    shown: list[float] = []
+    new_run(steps=3).trainer().train(after_step=lambda step, m: shown.append(m["loss"]))
+    assert shown == pytest.approx(losses, abs=1e-5)
 
 
 def test_a_reference_that_trains_along_shows_log_2_for_ever_while_the_policy_moves() -> None:

@@ -14,6 +14,7 @@ from mlx_dpo.models.export import export_folder
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig, resolve
@@ -63,6 +64,7 @@ class Run:
             "warmup_steps": config.warmup_steps,
             "grad_clip": config.grad_clip,
             "seed": config.seed,
+            "lengths": lengths(self.pairs),  # of the right pairs: mistakes share one order
             "path": self.path(),
         }
         return DPOTrainer(self.policy, **{**right, **changed})
