@@ -33,29 +33,50 @@ def curves(run: Record) -> list[str]:
 
 
 def curves_together(runs: Sequence[Record]) -> list[str]:
-    """The curves of several runs in one picture each; a run has one colour in all of them."""
-    unit = "\u03b2 \u00d7 nats"
+    """The curves of several runs in one picture each; a run has one colour in all of them.
+
+    Rewards are in units of beta. Of runs with different betas the log-ratios are drawn instead,
+    which can be compared. Held-out accuracy is drawn where a run was evaluated more than once.
+    """
+    is_one_beta = len({run.config.beta for run in runs}) == 1
+    word, unit = ("reward", "\u03b2 \u00d7 nats") if is_one_beta else ("log-ratio", "nats")
 
     def chart(title: str, unit: str, key: str, **options: object) -> str:
         lines = [Series(run.folder.name, _smooth("", run.steps, key).points) for run in runs]
         return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False, **options)  # type: ignore[arg-type]
 
-    held_out = [
+    def rewards(title: str, key: str) -> str:
+        lines = []
+        for run in runs:
+            scale = 1.0 if is_one_beta else run.config.beta
+            points = [(step, y / scale) for step, y in _smooth("", run.steps, key).points]
+            lines.append(Series(run.folder.name, points))
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False)
+
+    return [
+        chart("Loss, training", "nats", "loss", levels=[(math.log(2), "log 2: untrained")]),
+        rewards(f"{word.capitalize()} margin, training", "reward_margin"),
+        rewards(f"Chosen {word}, training", "chosen_reward"),
+        rewards(f"Rejected {word}, training", "rejected_reward"),
+        *_held_out_accuracy(runs),
+        chart("Gradient norm, before clipping", "L2", "grad_norm"),
+    ]
+
+
+def _held_out_accuracy(runs: Sequence[Record]) -> list[str]:
+    if all(len(run.held_out) < 2 for run in runs):
+        return []  # a dot a run says less than the tables do
+    lines = [
         Series(run.folder.name, _points(run.held_out, "accuracy"), has_dots=True) for run in runs
     ]
     return [
-        chart("Loss, training", "nats", "loss", levels=[(math.log(2), "log 2: untrained")]),
-        chart("Reward margin, training", unit, "reward_margin"),
-        chart("Chosen reward, training", unit, "chosen_reward"),
-        chart("Rejected reward, training", unit, "rejected_reward"),
         line_chart(
-            *("Reward accuracy, held out", held_out),
+            *("Reward accuracy, held out", lines),
             x_label=_STEP,
             y_label="share of pairs",
             y_range=(0.0, 1.0),
             has_legend=False,
-        ),
-        chart("Gradient norm, before clipping", "L2", "grad_norm"),
+        )
     ]
 
 

@@ -100,11 +100,39 @@ def test_runs_are_drawn_together_with_one_colour_each_and_one_key(run: Path) -> 
         (f"s{n}", f"run-{n}") for n in range(1, MOST_COLOURS + 1)
     ]
     svgs = re.findall("<svg.*?</svg>", pictures, re.DOTALL)
-    assert len(svgs) == 6
+    assert len(svgs) == 5  # one evaluation a run: no curve of it
     assert all(f'"line s{n}"' in svg for svg in svgs for n in range(1, MOST_COLOURS + 1))
     assert "run-2" not in pictures
     more = write_report(folders, run / "six.html").read_text()
     assert "runs together" not in more  # there would be two of one colour
+
+
+def test_runs_of_different_beta_are_drawn_in_nats_which_can_be_compared(run: Path) -> None:
+    other = run.parent / "run-2"
+    shutil.copytree(run, other)
+    config = RunConfig(model="m", data="pairs.json", beta=2.0, steps=60)
+    (other / "config.toml").write_text(config.to_toml())
+    lines = (other / "metrics.jsonl").read_text().replace('_reward": 0.5', '_reward": 5.0')
+    (other / "metrics.jsonl").write_text(lines)
+    page = write_report([run, other], run / "both.html").read_text()
+    together = page[page.index("2 runs together") : page.index("<h1>run-1")]
+    (chosen,) = re.findall("<svg[^<]*<[^<]*Chosen log-ratio.*?</svg>", together, re.DOTALL)
+    paths = re.findall(r'<path d="([^"]*)" class="line s\d"', chosen)
+    assert len(paths) == 2
+    assert paths[0] == paths[1]  # 0.5 / 0.2 = 5 / 2
+    assert "reward" not in together.lower()
+
+
+def test_held_out_accuracy_is_drawn_together_once_it_is_a_curve(run: Path) -> None:
+    other = run.parent / "run-2"
+    shutil.copytree(run, other)
+    page = write_report([run, other], run / "both.html").read_text()
+    assert "Reward accuracy, held out" not in page
+    again = {"step": 29, "held_out": dict.fromkeys(("loss", "reward_margin", "accuracy"), 0.6)}
+    lines = (other / "metrics.jsonl").read_text()
+    (other / "metrics.jsonl").write_text(json.dumps(again) + "\n" + lines)
+    page = write_report([run, other], run / "both.html").read_text()
+    assert "Reward accuracy, held out" in page
 
 
 @pytest.mark.parametrize("name", ["environment.json", "split.json"])
