@@ -239,7 +239,9 @@ def _with_recomputation(
     again: dict[Array, Array] = {}  # what is computed a second time
     for region, entries in found.entries.items():
         sources = [found.unmarked(a) for a in entries]
-        waits = [found.unmarked(a) for a in found.cotangents.get(region, [])]
+        # It holds what the function gave, and comes when the gradients of that are there.
+        after = [*found.results.get(region, []), *found.cotangents.get(region, [])]
+        waits = [found.unmarked(a) for a in after]
         repeated = [Array(a.shape, a.itemsize) for a in entries]
         gate = Node("Depends", [*sources, *waits], repeated)
         for entry, copy in zip(entries, repeated, strict=True):

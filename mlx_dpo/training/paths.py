@@ -17,7 +17,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.checkpointed import checkpointed
 from mlx_dpo.training.fast.head import hidden_states, token_logprobs
 from mlx_dpo.training.fast.layout import Layout, Work, lay_out
-from mlx_dpo.training.fast.prompts import PromptKeys, continue_prompts
+from mlx_dpo.training.fast.prompts import AfterPrompt, PromptKeys, continue_prompts
 from mlx_dpo.training.logprobs import pair_logprobs
 
 
@@ -153,20 +153,20 @@ def _logprobs(
         for forward, group in enumerate(layout.context_groups)
         for line, context in enumerate(group.members)
     }
+    # Often all shorter responses go together and all longer ones: the same prompts twice.
+    caches: dict[tuple[int, ...], list[AfterPrompt] | None] = {(): None}
     hidden, targets, slots = [], [], []
     for group in layout.row_groups:
         rows = [layout.rows[number] for number in group.members]
-        contexts = [row.context for row in rows if row.context is not None]
-        cache = None
-        if contexts:
-            cache = continue_prompts(
+        contexts = tuple(row.context for row in rows if row.context is not None)
+        if contexts not in caches:
+            caches[contexts] = continue_prompts(
                 recorded,
                 [place_of[context] for context in contexts],
                 [len(layout.contexts[context]) for context in contexts],
             )
-        states = hidden_states(
-            layered, _padded([r.inputs for r in rows], group.width, pad_id), cache
-        )
+        inputs = _padded([row.inputs for row in rows], group.width, pad_id)
+        states = hidden_states(layered, inputs, caches[contexts])
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])

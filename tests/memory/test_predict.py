@@ -175,6 +175,32 @@ def test_what_is_checkpointed_is_computed_again_once_its_gradient_is_there() -> 
     assert names(trace(checkpointed, [x]).outputs) == {"Matmul": 4, "Exp": 2, "Depends": 1}
 
 
+def test_what_a_checkpointed_function_gave_is_held_until_it_is_computed_again() -> None:
+    def layer(x: mx.array) -> tuple[mx.array, mx.array]:
+        return mx.exp(x @ x), mx.sin(x)
+
+    def loss(x: mx.array) -> mx.array:
+        output, keys = mx.checkpoint(layer)(x)
+        return output.sum() + mx.concatenate([keys, keys]).sum()  # whose gradients need neither
+
+    def step(x: mx.array) -> list[mx.array]:
+        return list(mx.value_and_grad(loss)(x))
+
+    x = mx.zeros((64, 64))
+    mx.eval(x)
+    graph = trace(step, [x])
+    replay = Replay(graph, ["x"], {})
+    replay.evaluate(graph.outputs[:1])
+    gc.collect()
+    before = mx.get_active_memory()
+    value, gradient = step(x)
+    mx.eval(value)
+    held = mx.get_active_memory() - before
+    assert gradient.nbytes == x.nbytes
+    assert held == pytest.approx(replay.active - x.nbytes, abs=64)  # numbers are a few bytes
+    assert held >= 2 * x.nbytes
+
+
 def test_tracing_leaves_model_and_mlx_as_they_were() -> None:
     model, before = make_llama(), mx.checkpoint
     arrays = named_arrays(model.parameters())

@@ -11,7 +11,9 @@ import pytest
 
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import paths
 from mlx_dpo.training.fast import head
+from mlx_dpo.training.fast.prompts import continue_prompts
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.training import architectures
@@ -153,3 +155,23 @@ def test_work_counts_a_shared_prompt_once() -> None:
     assert SHARED.work([pair]).unshared_tokens == (8 + 5) + (8 + 3)
     assert PLAIN.work([pair]).real_tokens == (8 + 5) + (8 + 3)
     assert PLAIN.work([pair]).computed_tokens == 2 * (8 + 5)
+
+
+def test_rows_of_two_lengths_that_continue_the_same_prompts_share_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    def watched(*args: Any) -> Any:
+        made.append(continue_prompts(*args))
+        return made[-1]
+
+    monkeypatch.setattr(paths, "continue_prompts", watched)
+    rng = np.random.default_rng(0)
+    pairs = [PreferenceExample(_ids(rng, 8), _ids(rng, 8), _ids(rng, 200)) for _ in range(2)]
+    path = SharedPromptPath(256, 0)
+    assert len(path.layout(pairs).row_groups) == 2
+    model = architectures.make("llama")
+    found = path(model, pairs)
+    assert len(made) == 1
+    np.testing.assert_allclose(found, PlainPath(256, 0)(model, pairs), rtol=1e-5)
