@@ -73,6 +73,13 @@ class EpochOrder:
         order, size = self._epoch_order(0).tolist(), self._micro_batch
         return [order[i : i + size] for i in range(0, len(order), size)]
 
+    def peek(self) -> list[int]:
+        """Indices of the next batch; the cursor stays."""
+        cursor = self.state()
+        batch = self.next_batch()
+        self.restore(cursor)
+        return batch
+
     def state(self) -> dict[str, int]:
         """The cursor, as plain numbers for a checkpoint."""
         return {"epoch": self.epoch, "position": self.position}
@@ -117,3 +124,20 @@ def by_need(batches: list[list[int]], tokens: Rows) -> list[list[int]]:
     # Layers keep so much a token, attention so much a pair of tokens; about here they are even.
     need = (tokens * (tokens + 1024)).sum(axis=1)
     return sorted(batches, key=lambda rows: -int(need[rows].sum()))
+
+
+def largest_batches(
+    batches: list[list[int]], lengths: Rows, max_seq_len: int, count: int
+) -> list[list[int]]:
+    """The batches of one step that need most memory; full ones before a smaller last one.
+
+    So they are split again as they are here.
+
+    Args:
+        batches: Indices of pairs.
+        lengths: int (N, 3), tokens of prompt, chosen and rejected.
+        max_seq_len: Longest prompt + response; what is beyond it is cut.
+        count: Batches of a step.
+    """
+    tokens = np.minimum(lengths[:, :1] + lengths[:, 1:], max_seq_len)
+    return sorted(by_need(batches, tokens)[:count], key=len, reverse=True)

@@ -53,7 +53,7 @@ class Hooks:
         """The reference log-probs of all pairs were on disk."""
 
     def checked(self, job: Job, start: Metrics) -> None:
-        """The first batch has been scored; see `DPOTrainer.check_start`."""
+        """The first batch has been scored; see `training.start.check_start`."""
 
     def resumed(self, step: int) -> None:
         """The run goes on after `step` updates; 0 where there was no checkpoint yet."""
@@ -237,7 +237,7 @@ class Loop:
         pairs = left if left and self.trainer.order.position == 0 else per_step
         sums = {
             "seconds": seconds,
-            **{f"{phase}_seconds": spent for phase, spent in self.trainer.seconds.items()},
+            **{f"{phase}_seconds": spent for phase, spent in self.trainer.phases.seconds.items()},
             "pairs": pairs,
             **asdict(self.trainer.work),
         }

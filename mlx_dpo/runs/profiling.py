@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_dpo.memory.predict import Prediction
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.batches import EpochOrder, by_need
+from mlx_dpo.preferences.batches import EpochOrder, largest_batches
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
@@ -150,8 +149,7 @@ def _step_batches(job: Job, steps: int) -> list[Batches]:
         micro_batch=config.batch_size,
     )
     batches = order.first_epoch()[: job.max_steps * per_step]
-    tokens = np.minimum(sizes[:, :1] + sizes[:, 1:], config.max_length)
-    largest = sorted(by_need(batches, tokens)[:per_step], key=len, reverse=True)
+    largest = largest_batches(batches, sizes, config.max_length, per_step)
     in_turn = [batches[i : i + per_step] for i in range(0, len(batches), per_step)]
     return [
         [[examples[row] for row in rows] for rows in step]
@@ -197,7 +195,7 @@ def _run_steps(trainer: DPOTrainer, chosen: list[Batches], meter: Meter) -> None
         for batch in step:
             with meter.phase("forward"):
                 mx.eval(trainer.score(trainer.model, batch))
-        trainer.around = lambda name: meter.phase(STEP_PHASES[name])
+        trainer.phases.around = lambda name: meter.phase(STEP_PHASES[name])
         trainer.train_step([example for batch in step for example in batch])
 
 

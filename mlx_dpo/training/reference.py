@@ -75,6 +75,7 @@ def score_in_batches(
     *,
     batch_size: int,
     batches: Iterable[Sequence[int]] | None = None,
+    before_batch: Callable[[], None] | None = None,
     after_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Score every pair once, without gradient.
@@ -87,6 +88,7 @@ def score_in_batches(
         examples: N pairs.
         batch_size: Pairs per forward.
         batches: Indices of the pairs of each forward, instead.
+        before_batch: Called before each forward; it may raise.
         after_batch: Called with the number of pairs just scored.
 
     Returns:
@@ -94,6 +96,8 @@ def score_in_batches(
     """
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
     for rows in batches or _rows_by_length(examples, batch_size):
+        if before_batch is not None:
+            before_batch()
         logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
         if after_batch is not None:
             after_batch(len(rows))

@@ -1,54 +1,34 @@
 """The training loop of DPO. It knows arrays and pairs; no files, no tokenizer, no printing."""
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_map
 
-from mlx_dpo.errors import NonFiniteError
-from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.batches import EpochOrder, by_need
-from mlx_dpo.preferences.store import lengths as lengths_of
+from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import update
 from mlx_dpo.training.fast.layout import Work
+from mlx_dpo.training.finite import check_finite
+from mlx_dpo.training.history import History
 from mlx_dpo.training.loss import dpo_loss
-from mlx_dpo.training.metrics import (
-    PAIR_METRICS,
-    Metrics,
-    add_weighted,
-    as_floats,
-    pair_metrics,
-)
+from mlx_dpo.training.metrics import PAIR_METRICS, Metrics, add_weighted, as_floats, pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.options import check_options, check_reference
 from mlx_dpo.training.paths import Path, PlainPath
+from mlx_dpo.training.phases import Phases
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
 from mlx_dpo.training.schedule import warmup_cosine
-from mlx_dpo.training.update import (
-    evaluate_gradients,
-    evaluate_update,
-    evaluated_layers,
-    sum_of_squares,
-)
+from mlx_dpo.training.start import check_start
+from mlx_dpo.training.update import Gradient
 
 AfterStep = Callable[[int, Metrics], None]
-
-HISTORY = (
-    *("step", "train_loss", "lr", "grad_norm"),
-    *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
-    *("val_step", "val_loss", "val_accuracy", "val_reward_margin"),
-)
-
-
-PHASES = ("data", "reference", "forward_backward", "update")
+Examples = Sequence[PreferenceExample]
+Scores = npt.NDArray[np.float32]
 
 
 class DPOTrainer:
@@ -58,10 +38,9 @@ class DPOTrainer:
     every pair once. Both differ from sampling with replacement, where some pairs are never seen.
 
     Args:
-        model: The policy: an `mlx.nn.Module` called as ``model(ids)`` that returns logits. It
-            trains in place; only its trainable parameters change.
-        ref_model: The reference: a second module of the same dtype, frozen here. None where
-            `reference` supplies the log-probs.
+        model: The policy, an `mlx.nn.Module` called as ``model(ids)`` for logits. It trains in
+            place; only its trainable parameters change.
+        ref_model: The reference, a second module of the same dtype, frozen here; or None.
         examples: Training pairs as token ids.
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
@@ -76,29 +55,25 @@ class DPOTrainer:
         eval_every: Steps between evaluations in `train`.
         log_every: Steps between records in the history of `train`.
         seed: Decides the order of the pairs.
-        lengths: int (N, 3), tokens of prompt, chosen and rejected of each of `examples`, by which
-            batches of like length are formed within the shuffle; None for a plain shuffle.
+        lengths: int (N, 3), tokens of prompt, chosen and rejected of each of `examples`, to form
+            batches of like length within the shuffle; None for a plain shuffle.
         grad_accumulation: Batches per optimizer step. The result equals one undivided batch.
         reference: ``reference(examples) -> float32 (2, B)``, instead of `ref_model`.
-        optimizer: Any MLX optimizer; by default AdamW with bias correction, betas (0.9, 0.999),
-            eps 1e-8. Its learning rate is set at each step.
+        optimizer: Its learning rate is set at each step. By default AdamW with bias correction,
+            betas (0.9, 0.999), eps 1e-8.
         path: How log-probs are computed; by default the plain path, the definition.
         fused_update: Whether a step of one batch updates each tensor as soon as its gradient is
             there: less memory, but a gradient that is not finite is noticed after the update. Not
             together with `grad_clip`, which needs the whole gradient first.
 
     Attributes:
-        seconds: Of the last step, by phase: ``data`` (fetching the pairs), ``reference``,
-            ``forward_backward``, ``update`` (gradient norm included).
+        phases: Seconds of the last step, by phase.
         work: Tokens the last step computed.
-        around: Entered around each phase of a step, named as in `seconds`, for whoever measures.
         before_batch: Called before each batch of a step or an evaluation; it may raise, and the
             trainer is then where it was before the step.
 
     Raises:
-        ValueError: For no examples, ``max_seq_len`` below 2, a number that must be above 0 and is
-            not (batch size, beta, steps, clip), a negative rate, not exactly one of `ref_model` and
-            `reference`, or a `ref_model` that is the policy.
+        ValueError: For options that make no sense: see `check_options` and `check_reference`.
     """
 
     def __init__(
@@ -106,7 +81,7 @@ class DPOTrainer:
         model: nn.Module,
         *,
         ref_model: nn.Module | None,
-        examples: Sequence[PreferenceExample],
+        examples: Examples,
         max_seq_len: int,
         pad_id: int,
         beta: float,
@@ -127,59 +102,24 @@ class DPOTrainer:
         path: Path | None = None,
         fused_update: bool = False,
     ) -> None:
-        _check_positive(
-            batch_size=batch_size,
-            grad_accumulation=grad_accumulation,
-            beta=beta,
-            max_steps=max_steps,
-            eval_every=eval_every,
-            log_every=log_every,
-            grad_clip=1 if grad_clip is None else grad_clip,
-        )
-        if not examples:
-            raise ValueError("no training examples")
-        if fused_update and grad_clip is not None:
-            raise ValueError("fused_update and grad_clip: clipping needs the whole gradient first")
-        if max_lr < 0:
-            raise ValueError(f"max_lr must not be negative, got {max_lr}")
-        if max_seq_len <= 1:
-            raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
-        if (ref_model is None) == (reference is None):
-            raise ValueError("give exactly one of ref_model and reference")
-        if ref_model is model:
-            raise ValueError("ref_model is the policy itself: it would train along; load it twice")
-
-        self.model = model
-        self.examples = examples
-        self.max_seq_len = max_seq_len
-        self.pad_id = pad_id
-        self.path = path or PlainPath(max_seq_len, pad_id)
+        self.model, self.ref_model = model, ref_model
+        self.examples, self.max_seq_len = examples, max_seq_len
         self.beta = beta
-        self.batch_size = batch_size
+        self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
         self.max_steps = max_steps
-        self.max_lr = max_lr
-        self.min_lr = min_lr
-        self.warmup_steps = warmup_steps
-        self.grad_clip = grad_clip
-        self.fused_update = fused_update
-        self.grad_accumulation = grad_accumulation
-        self.eval_every = eval_every
-        self.log_every = log_every
+        self.max_lr, self.min_lr, self.warmup_steps = max_lr, min_lr, warmup_steps
+        self.grad_clip, self.fused_update = grad_clip, fused_update
+        self.eval_every, self.log_every = eval_every, log_every
+        check_options(self)
+        check_reference(model, ref_model, reference)
+
         self.step = 0
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.work = Work(0, 0, 0)
+        self.phases, self.work = Phases(), Work(0, 0, 0)
         self.before_batch: Callable[[], None] = lambda: None
-        self.around: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        self.order = EpochOrder(
-            len(examples),
-            batch_size * grad_accumulation,
-            seed,
-            lengths=lengths,
-            micro_batch=batch_size,
-        )
-        # Dropout in the policy alone would start the loss anywhere but at log 2.
-        model.eval()
-        self.ref_model = ref_model
+        pairs = batch_size * grad_accumulation
+        self.order = EpochOrder(len(examples), pairs, seed, lengths=lengths, micro_batch=batch_size)
+        self.path = path or PlainPath(max_seq_len, pad_id)
+        model.eval()  # dropout in the policy alone would start the loss anywhere but at log 2
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
         assert reference is not None
@@ -190,22 +130,21 @@ class DPOTrainer:
         self.optimizer.init(model.trainable_parameters())
         self._value_and_grad = nn.value_and_grad(model, self._loss)
 
-    def score(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    def score(self, model: nn.Module, examples: Examples) -> mx.array:
         """Log-probs float32 (2, B) of `examples` under `model`, by the path the policy uses."""
         return self.path(model, examples)
 
     def lr(self, step: int | None = None) -> float:
         """Learning rate of a step counted from 0: linear warm-up, cosine, then `min_lr`."""
-        step = self.step if step is None else step
         return warmup_cosine(
-            step,
+            self.step if step is None else step,
             max_lr=self.max_lr,
             min_lr=self.min_lr,
             warmup_steps=self.warmup_steps,
             max_steps=self.max_steps,
         )
 
-    def train_step(self, examples: Sequence[PreferenceExample] | None = None) -> Metrics:
+    def train_step(self, examples: Examples | None = None) -> Metrics:
         """One optimizer step.
 
         Args:
@@ -224,13 +163,13 @@ class DPOTrainer:
         """
         if examples is not None and not examples:
             raise ValueError("no examples to train on")
-        self.seconds, self.work = dict.fromkeys(PHASES, 0.0), Work(0, 0, 0)
+        self.phases.reset()
+        self.work = Work(0, 0, 0)
         cursor = self.order.state()
         if examples is None:
-            with self._timed("data"):
+            with self.phases("data"):
                 examples = [self.examples[i] for i in self.order.next_batch()]
-        one_batch = len(examples) <= self.batch_size
-        take = self._fused_step if self.fused_update and one_batch else self._whole_step
+        take = self._fused_step if self._is_fused(examples) else self._whole_step
         try:
             metrics, grad_norm = take(examples)
         except BaseException:  # also a stop between two batches
@@ -240,66 +179,85 @@ class DPOTrainer:
         self.step += 1
         return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
 
-    def _whole_step(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, float]:
+    def _whole_step(self, examples: Examples) -> tuple[Metrics, float]:
         """Gradient first, and an update once its norm is known."""
         metrics, grads = self._accumulate(examples)
-        with self._timed("update"):
-            grad_norm = math.sqrt(sum_of_squares(grads))
-        self._check_finite(metrics["loss"], grad_norm, "nothing was applied")
+        with self.phases("update"):
+            grad_norm = update.global_norm(grads)
+        check_finite(self.step, metrics["loss"], grad_norm)
         if self.grad_clip is not None and grad_norm > self.grad_clip:
-            scale = self.grad_clip / (grad_norm + 1e-6)
-            grads = tree_map(lambda g: g * scale, grads)
-        with self._timed("update"):
+            grads = update.clipped(grads, grad_norm, self.grad_clip)
+        with self.phases("update"):
             self.optimizer.learning_rate = self.lr()
-            self.optimizer.update(self.model, grads)
-            flat = named_arrays(grads)
-            del grads
-            for layer in evaluated_layers(self.model, flat):
-                evaluate_update(self.model, self.optimizer, layer)
-            mx.eval(self.model.parameters(), self.optimizer.state)
+            update.apply_gradient(self.model, self.optimizer, grads)
         return metrics, grad_norm
 
-    def _fused_step(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, float]:
-        """Each tensor updated as soon as its gradient is there, which is freed at once.
-
-        The norm is known when all is done: where it is not finite the weights are lost.
-        """
-        self.before_batch()
-        self.work += self.path.work(examples)
-        with self._timed("reference"):
-            reference = self.reference(examples)
-            mx.eval(reference)
-        with self._timed("forward_backward"):
-            (loss, metrics), grads = self._value_and_grad(examples, reference)
+    def _fused_step(self, examples: Examples) -> tuple[Metrics, float]:
+        """Each tensor updated as soon as its gradient is there, which is freed at once."""
+        reference = self._reference_of(examples)
+        with self.phases("forward_backward"):
+            loss, metrics, grads = self._gradient(examples, reference)
             mx.eval(loss, metrics)
             found = as_floats(loss, metrics)
-            self._check_finite(found["loss"], 0.0, "nothing was applied")
+            check_finite(self.step, found["loss"])
             self.optimizer.learning_rate = self.lr()
-            self.optimizer.update(self.model, grads)
-            flat = named_arrays(grads)
-            del grads, loss, metrics
-            squares = []
-            for layer in evaluated_layers(self.model, flat):
-                squares.append(sum_of_squares(layer))
-                evaluate_update(self.model, self.optimizer, layer)
-            mx.eval(self.model.parameters(), self.optimizer.state)
-        grad_norm = math.sqrt(math.fsum(squares))
-        self._check_finite(
-            found["loss"],
-            grad_norm,
-            "the weights in memory are spoilt; the last checkpoint is not: --resume goes on from "
-            "it, and with --grad-clip a step is checked before it is applied",
-        )
+            grad_norm = update.apply_and_measure(self.model, self.optimizer, grads)
+        check_finite(self.step, found["loss"], grad_norm, applied=True)
         return found, grad_norm
 
-    def _check_finite(self, loss: float, grad_norm: float, outcome: str) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NonFiniteError(
-                f"step {self.step}: loss {loss}, gradient norm {grad_norm}; {outcome}. Try a lower "
-                "--learning-rate, and check the weights the run starts from"
-            )
+    def _is_fused(self, examples: Examples) -> bool:
+        return self.fused_update and len(examples) <= self.batch_size
 
-    def evaluate(self, eval_examples: Sequence[PreferenceExample]) -> Metrics:
+    def _accumulate(self, examples: Examples) -> tuple[Metrics, Gradient]:
+        """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
+        metrics, grads = dict.fromkeys(PAIR_METRICS, 0.0), Gradient()
+        for start in range(0, len(examples), self.batch_size):
+            batch = examples[start : start + self.batch_size]
+            # By pairs, not by batches: a smaller last batch must not count for more.
+            weight = len(batch) / len(examples)
+            reference = self._reference_of(batch)
+            with self.phases("forward_backward"):
+                loss, found, part = self._gradient(batch, reference)
+                grads = update.added(grads, part, weight)
+                del part  # each layer's goes into the sum, and is not kept beside it
+                mx.eval(loss, found)
+                update.evaluate_gradients(self.model, grads)
+            add_weighted(metrics, as_floats(loss, found), weight)
+        return metrics, update.in_dtype_of(self.model, grads)
+
+    def _reference_of(self, batch: Examples) -> mx.array:
+        """Reference log-probs of a batch of a step, which begins with them."""
+        self.before_batch()
+        self.work += self.path.work(batch)
+        with self.phases("reference"):
+            reference = self.reference(batch)
+            mx.eval(reference)
+        return reference
+
+    def _gradient(
+        self, batch: Examples, reference: mx.array
+    ) -> tuple[mx.array, dict[str, mx.array], Gradient]:
+        """Loss, metrics and gradient of a batch, unevaluated."""
+        (loss, metrics), grads = self._value_and_grad(batch, reference)
+        return loss, metrics, update.flat_gradient(grads)
+
+    def _loss(self, batch: Examples, reference: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        policy = self.score(self.model, batch)
+        return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
+
+    def measure(self, examples: Examples) -> tuple[float, float]:
+        """Loss and gradient norm of a step with these pairs, which is not taken."""
+        if not self._is_fused(examples):
+            metrics, grads = self._accumulate(examples)
+            return metrics["loss"], update.global_norm(grads)
+        loss, _, grads = self._gradient(examples, self.reference(examples))
+        return float(loss), update.evaluate_and_measure(self.model, grads)
+
+    def check_start(self) -> Metrics:
+        """What the first update will find, without making it; see `start.check_start`."""
+        return check_start(self)
+
+    def evaluate(self, eval_examples: Examples) -> Metrics:
         """Loss, both rewards, margin and accuracy over every pair once, without gradient.
 
         Raises:
@@ -308,9 +266,7 @@ class DPOTrainer:
         policy, reference = self.score_pairs(eval_examples)
         return pair_metrics(policy, reference, beta=self.beta)
 
-    def score_pairs(
-        self, examples: Sequence[PreferenceExample]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def score_pairs(self, examples: Examples) -> tuple[Scores, Scores]:
         """Policy and reference log-probs of every pair once, each float32 (2, N).
 
         Both sides score the same batches, so that equal weights give equal numbers.
@@ -320,53 +276,15 @@ class DPOTrainer:
         """
         if not examples:
             raise ValueError("no examples to evaluate")
-
-        def policy(batch: Sequence[PreferenceExample]) -> mx.array:
-            self.before_batch()
-            return self.score(self.model, batch)
-
-        def reference(batch: Sequence[PreferenceExample]) -> mx.array:
-            self.before_batch()
-            return self.reference(batch)
-
-        return (
-            score_in_batches(policy, examples, batch_size=self.batch_size),
-            score_in_batches(reference, examples, batch_size=self.batch_size),
+        score = partial(
+            score_in_batches, batch_size=self.batch_size, before_batch=self.before_batch
         )
-
-    def check_start(self) -> Metrics:
-        """Loss and gradient norm of the first epoch's largest batch, without an update.
-
-        Whoever has no memory for a step fails here, before the first: the optimizer's state is
-        made, and with `grad_accumulation` a second batch adds its gradient to the first's.
-
-        Returns:
-            ``loss``, ``grad_norm``, ``largest_reward`` (absolute) and ``allowed_reward``: what
-            rounding explains. Before the first update the loss is log 2 and every reward 0, unless
-            policy and reference are not the same model.
-        """
-        mx.eval(self.optimizer.state)
-        batches = self._largest_batches()
-        if self.fused_update and len(batches) == 1:
-            loss, grad_norm = self._layerwise_norm(batches[0])
-        else:
-            metrics, grads = self._accumulate([e for batch in batches for e in batch])
-            loss, grad_norm = metrics["loss"], math.sqrt(sum_of_squares(grads))
-            del grads
-        policy, reference = (
-            np.concatenate([np.array(score(batch)) for batch in batches], axis=1)
-            for score in (partial(self.score, self.model), self.reference)
-        )
-        return {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "largest_reward": self.beta * float(np.abs(policy - reference).max()),
-            "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
-        }
+        policy = partial(self.score, self.model)
+        return score(policy, examples), score(self.reference, examples)
 
     def train(
         self,
-        eval_examples: Sequence[PreferenceExample] | None = None,
+        eval_examples: Examples | None = None,
         *,
         after_step: AfterStep | None = None,
         after_eval: AfterStep | None = None,
@@ -383,33 +301,21 @@ class DPOTrainer:
             accuracy``, every `log_every` steps and at the last, and ``val_step val_loss
             val_accuracy val_reward_margin``.
         """
-        history: dict[str, list[float]] = {name: [] for name in HISTORY}
+        history = History()
         while self.step < self.max_steps:
             step = self.step
             last = step + 1 == self.max_steps
             metrics = self.train_step()
             if step % self.log_every == 0 or last:
-                _append(history, step=step, train_loss=metrics["loss"], **_without_loss(metrics))
+                history.add_step(step, metrics)
             if after_step is not None:
                 after_step(step, metrics)
             if eval_examples and ((step + 1) % self.eval_every == 0 or last):
                 found = self.evaluate(eval_examples)
-                _append(history, val_step=step, val_loss=found["loss"])
-                _append(
-                    history,
-                    val_accuracy=found["accuracy"],
-                    val_reward_margin=found["reward_margin"],
-                )
+                history.add_evaluation(step, found)
                 if after_eval is not None:
                     after_eval(step, found)
-        return history
-
-    def next_rows(self) -> list[int]:
-        """Indices into `examples` of the next step's pairs; nothing moves."""
-        cursor = self.order.state()
-        rows = self.order.next_batch()
-        self.order.restore(cursor)
-        return rows
+        return history.lists
 
     def skip_step(self) -> None:
         """Leave the next step's pairs out: cursor and schedule move, weights don't."""
@@ -424,78 +330,3 @@ class DPOTrainer:
         """Continue from what `state` returned."""
         self.step = state["step"]
         self.order.restore(state)
-
-    def _loss(
-        self, examples: Sequence[PreferenceExample], reference: mx.array
-    ) -> tuple[mx.array, dict[str, mx.array]]:
-        policy = self.score(self.model, examples)
-        return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
-
-    def _largest_batches(self) -> list[list[PreferenceExample]]:
-        """The first epoch's batch that needs most memory; with accumulation, the one after it too.
-
-        Full ones before a smaller last one, so that they are split as they are here.
-        """
-        batches = self.order.first_epoch()
-        prompt, *responses = lengths_of(self.examples).T
-        tokens = np.minimum(prompt[:, None] + np.stack(responses, axis=1), self.max_seq_len)
-        largest = by_need(batches[: self.max_steps * self.grad_accumulation], tokens)
-        largest = sorted(largest[: min(2, self.grad_accumulation)], key=len, reverse=True)
-        return [[self.examples[row] for row in rows] for rows in largest]
-
-    def _layerwise_norm(self, examples: Sequence[PreferenceExample]) -> tuple[float, float]:
-        """Loss and gradient norm, a layer's gradient freed before the next one's is there."""
-        reference = self.reference(examples)
-        (loss, _), grads = self._value_and_grad(examples, reference)
-        mx.eval(loss)
-        flat = named_arrays(grads)
-        del grads
-        squares = [sum_of_squares(layer) for layer in evaluated_layers(self.model, flat)]
-        return float(loss), math.sqrt(math.fsum(squares))
-
-    def _accumulate(self, examples: Sequence[PreferenceExample]) -> tuple[Metrics, Any]:
-        """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
-        total = dict.fromkeys(PAIR_METRICS, 0.0)
-        summed: Any = None
-        for start in range(0, len(examples), self.batch_size):
-            self.before_batch()
-            batch = examples[start : start + self.batch_size]
-            # By pairs, not by batches: a smaller last batch must not count for more.
-            weight = len(batch) / len(examples)
-            self.work += self.path.work(batch)
-            with self._timed("reference"):
-                reference = self.reference(batch)
-                mx.eval(reference)
-            with self._timed("forward_backward"):
-                (loss, metrics), grads = self._value_and_grad(batch, reference)
-                if weight != 1:  # in float32: sums of many small parts are lost in bfloat16
-                    grads = tree_map(lambda g, w=weight: g.astype(mx.float32) * w, grads)
-                summed = grads if summed is None else tree_map(mx.add, summed, grads)
-                del grads  # each layer's goes into the sum, and is not kept beside it
-                mx.eval(loss, metrics)
-                evaluate_gradients(self.model, summed)
-            add_weighted(total, as_floats(loss, metrics), weight)
-        parameters = self.model.trainable_parameters()
-        return total, tree_map(lambda g, p: g.astype(p.dtype), summed, parameters)
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        with self.around(phase):
-            yield
-        self.seconds[phase] += time.perf_counter() - start
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-
-
-def _without_loss(metrics: Metrics) -> Metrics:
-    return {name: value for name, value in metrics.items() if name != "loss"}
-
-
-def _append(history: dict[str, list[float]], **values: float) -> None:
-    for name, value in values.items():
-        history[name].append(value)

@@ -1,5 +1,10 @@
-"""The update of a step: the gradient's norm, and a layer updated as its gradient is there."""
+"""The update of a step: the gradient's norm, and a layer updated as its gradient is there.
 
+A gradient is a dict of arrays by parameter name. Whoever evaluates one layer by layer empties it,
+so that a layer's gradient is freed before the next one's is there.
+"""
+
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_dpo.models.parameters import named_arrays
+
+Gradient = dict[str, mx.array]
 
 # What leads to a layer, and its number.
 _LAYER = re.compile(r"(.*?)\.(\d+)\.")
@@ -39,7 +47,7 @@ def by_layer(model: nn.Module) -> list[list[str]]:
     return [groups[place] for place in sorted(groups)]
 
 
-def evaluated_layers(model: nn.Module, grads: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
+def evaluated_layers(model: nn.Module, grads: Gradient) -> Iterator[Gradient]:
     """Gradients by name, evaluated layer by layer; each leaves `grads` when its layer comes.
 
     What a layer kept for its gradient goes with it.
@@ -56,9 +64,74 @@ def evaluate_gradients(model: nn.Module, grads: Any) -> None:
         pass
 
 
-def evaluate_update(
-    model: nn.Module, optimizer: optim.Optimizer, grads: dict[str, mx.array]
-) -> None:
+def flat_gradient(tree: Any) -> Gradient:
+    """A tree of gradients by name, in the tree's order: noise of an update is drawn in turn."""
+    return dict(tree_flatten(tree))
+
+
+def added(total: Gradient, grads: Gradient, weight: float) -> Gradient:
+    """A batch's gradient, weighted by its share of the pairs, and the total so far.
+
+    In float32 where it is a share: sums of many small parts are lost in bfloat16.
+    """
+    if weight == 1:
+        return grads
+    part = {name: g.astype(mx.float32) * weight for name, g in grads.items()}
+    return {name: total[name] + g for name, g in part.items()} if total else part
+
+
+def in_dtype_of(model: nn.Module, grads: Gradient) -> Gradient:
+    """The gradient with the dtype of each parameter."""
+    parameters = named_arrays(model.trainable_parameters())
+    return {name: g.astype(parameters[name].dtype) for name, g in grads.items()}
+
+
+def global_norm(grads: Gradient) -> float:
+    """L2 norm over all parameters."""
+    return math.sqrt(sum_of_squares(grads))
+
+
+def clipped(grads: Gradient, norm: float, limit: float) -> Gradient:
+    """The gradient scaled to a norm of `limit`, as PyTorch does it."""
+    scale = limit / (norm + 1e-6)
+    scaled: Gradient = tree_map(lambda g: g * scale, grads)
+    return scaled
+
+
+def evaluate_and_measure(model: nn.Module, grads: Gradient) -> float:
+    """The norm of a gradient that is evaluated layer by layer; `grads` is emptied."""
+    layers = evaluated_layers(model, grads)
+    return math.sqrt(math.fsum([sum_of_squares(layer) for layer in layers]))
+
+
+def apply_gradient(model: nn.Module, optimizer: optim.Optimizer, grads: Gradient) -> None:
+    """Update a model, layer by layer; `grads` is emptied."""
+    for _ in _updated_layers(model, optimizer, grads):
+        pass
+
+
+def apply_and_measure(model: nn.Module, optimizer: optim.Optimizer, grads: Gradient) -> float:
+    """Update a model, each layer as its gradient is there, and return the gradient's norm.
+
+    The norm is known when all is done: where it is not finite the weights are lost. `grads` is
+    emptied.
+    """
+    layers = _updated_layers(model, optimizer, grads)
+    return math.sqrt(math.fsum([sum_of_squares(layer) for layer in layers]))
+
+
+def _updated_layers(
+    model: nn.Module, optimizer: optim.Optimizer, grads: Gradient
+) -> Iterator[Gradient]:
+    """Gradients of each layer, evaluated; the layer is updated with them when the next is due."""
+    optimizer.update(model, tree_unflatten(list(grads.items())))
+    for layer in evaluated_layers(model, grads):
+        yield layer
+        evaluate_update(model, optimizer, layer)
+    mx.eval(model.parameters(), optimizer.state)
+
+
+def evaluate_update(model: nn.Module, optimizer: optim.Optimizer, grads: Gradient) -> None:
     """Evaluate the updates that wait for some gradients, which go as soon as none waits any more.
 
     One kind of moment after the other and the weights last: evaluated together, the products of all

@@ -26,7 +26,7 @@ def diagnose(trainer: DPOTrainer, pairs: Pairs) -> dict[str, Any]:
         are not finite (the first ten).
     """
     found: list[dict[str, Any]] = []
-    for index in trainer.next_rows():
+    for index in trainer.order.peek():
         example = [pairs.examples[index]]
         policy = np.array(trainer.score(trainer.model, example))
         reference = np.array(trainer.reference(example))

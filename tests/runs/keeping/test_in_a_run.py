@@ -23,7 +23,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> int:
 
     def train_step(self: DPOTrainer, examples: object = None) -> object:
         if self.step == 4 and self.order.position == 4 * 2:
-            victim = self.examples[self.next_rows()[1]]
+            victim = self.examples[self.order.peek()[1]]
             sound = self.reference
 
             def reference(batch: object) -> mx.array:
