@@ -7,14 +7,11 @@ scheduled is held until the device has run it, up to some hundred operations lat
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from mlx_dpo.memory.graph import Array, Graph, Node
+from mlx_dpo.memory.layouts import Layout, dense, fits_gemm, viewed
+from mlx_dpo.memory.order import evaluation_order
 
-_WIDTH = 20  # of the breadth-first order, MLX_BFS_MAX_WIDTH
 _PER_TASK, _TASKS = 10, 10  # dispatches a task, and tasks that may wait for the device
 
 _VIEWS = {
@@ -32,8 +29,6 @@ _INTO_FIRST = {"SliceUpdate", "Scatter", "ScatterAxis"}  # a copy of the first i
 _PRODUCTS = {"Matmul", "AddMM"}
 
 OTHER = "activations"
-
-Layout = npt.NDArray[Any]
 
 
 class _Buffer:
@@ -73,9 +68,9 @@ class Replay:
         self._dispatched = 0
         self._count_uses(graph.outputs)
         for array, tag in zip(graph.inputs, held, strict=True):
-            self._give(array, self._new(array.nbytes, tag), _dense(array))
+            self._give(array, self._new(array.nbytes, tag), dense(array))
         for array in graph.constants:
-            self._give(array, self._new(array.nbytes, OTHER), _dense(array))
+            self._give(array, self._new(array.nbytes, OTHER), dense(array))
         for array in (*graph.inputs, *graph.constants, *graph.outputs):
             self._uses[array] += 1  # a handle
 
@@ -88,7 +83,7 @@ class Replay:
         """What `mx.eval` of these arrays does."""
         for array in arrays:
             self._uses[array] += 1
-        for node in _order(arrays, self._buffers):
+        for node in evaluation_order(arrays, self._buffers):
             self._run(node)
         self._land(self._dispatched)
         for array in arrays:
@@ -134,10 +129,10 @@ class Replay:
         if node.name in _VIEWS and self._view(node):
             return []
         if node.name in _PRODUCTS:
-            sides = [self._new(a.nbytes) for a in node.inputs if not _fits_gemm(self._layouts[a])]
+            sides = [self._new(a.nbytes) for a in node.inputs if not fits_gemm(self._layouts[a])]
             for buffer in sides:
                 buffer.holds += 1
-            self._give(first, self._new(first.nbytes, self._name(first)), _dense(first))
+            self._give(first, self._new(first.nbytes, self._name(first)), dense(first))
             return sides
         donors: Sequence[Array] = ()
         if node.name in _ELEMENTWISE:
@@ -149,7 +144,7 @@ class Replay:
                 self._give(first, self._buffers[donor], self._layouts[donor])
                 return []
         for output in node.outputs:
-            self._give(output, self._new(output.nbytes, self._name(output)), _dense(output))
+            self._give(output, self._new(output.nbytes, self._name(output)), dense(output))
         return []
 
     def _view(self, node: Node) -> bool:
@@ -159,10 +154,10 @@ class Replay:
             for output, source in zip(node.outputs, sources, strict=False):
                 layout = self._layouts[source]
                 same = layout.shape == output.shape
-                self._give(output, self._buffers[source], layout if same else _dense(output))
+                self._give(output, self._buffers[source], layout if same else dense(output))
             return True
         output = node.outputs[0]
-        seen = _viewed(node, self._layouts[node.inputs[0]], output)
+        seen = viewed(node, self._layouts[node.inputs[0]], output)
         if seen is None:
             return False
         self._give(output, self._buffers[node.inputs[0]], seen)
@@ -225,89 +220,3 @@ class Replay:
         while self._flying and self._flying[0][0] <= dispatch:
             for buffer in self._flying.pop(0)[1]:
                 self._unhold(buffer)
-
-
-def _order(outputs: Sequence[Array], done: dict[Array, _Buffer]) -> list[Node]:
-    """Operations in the order `mx.eval` runs them: breadth first from the outputs, reversed."""
-    degree = _degrees(outputs, done)
-    root = Node("Synchronizer", list(outputs), [])
-    tape, at, stack = [root], 0, [(root, 0)]
-    stack.clear()
-    while degree and (at < len(tape) or stack):
-        if at >= len(tape):
-            node, start = stack.pop()
-        else:
-            node, start = tape[at], 0
-            at += 1
-        for place in range(start, len(node.inputs)):
-            array = node.inputs[place]
-            if array in done:
-                continue
-            if len(tape) - at >= _WIDTH:
-                stack.append((node, place))
-                break
-            assert array.node is not None
-            degree[array.node] -= 1
-            if not degree[array.node]:
-                del degree[array.node]
-                tape.append(array.node)
-    return tape[:0:-1]
-
-
-def _degrees(outputs: Sequence[Array], done: dict[Array, _Buffer]) -> dict[Node, int]:
-    degree: dict[Node, int] = {}
-    stack = [a for a in outputs if a not in done]
-    while stack:
-        array = stack.pop()
-        node = array.node
-        assert node is not None
-        if node in degree:
-            degree[node] += 1
-            continue
-        degree[node] = 1
-        stack += [a for a in node.inputs if a not in done]
-    return degree
-
-
-_NOTHING = np.zeros(1, np.uint8)
-
-
-def _dense(array: Array) -> Layout:
-    """A layout in row order, which takes no memory of its own."""
-    strides, step = [], array.itemsize
-    for size in reversed(array.shape):
-        strides.append(step)
-        step *= size
-    whole = np.lib.stride_tricks.as_strided(
-        np.zeros(1, f"V{array.itemsize}"), array.shape, strides[::-1], writeable=False
-    )
-    return whole
-
-
-def _viewed(node: Node, layout: Layout, output: Array) -> Layout | None:
-    """The layout of a view; None where the elements have to be moved."""
-    arguments = node.arguments
-    if node.name == "Transpose":
-        return layout.transpose(arguments[0])
-    if node.name == "Broadcast":
-        return np.broadcast_to(layout, output.shape)
-    if node.name == "Slice":
-        starts, stops, steps = arguments
-        return layout[tuple(map(slice, starts, stops, steps))]
-    if node.name == "Contiguous" and not layout.flags.c_contiguous:
-        return None
-    if layout.shape == output.shape:
-        return layout
-    try:
-        return np.reshape(layout, output.shape, copy=False)
-    except ValueError:
-        return None
-
-
-def _fits_gemm(layout: Layout) -> bool:
-    """Whether a product can read a matrix as it lies, row after row or column after column."""
-    if layout.ndim < 2:
-        return True
-    rows, columns = layout.shape[-2:]
-    down, across = (step // layout.itemsize for step in layout.strides[-2:])
-    return (down == columns and across == 1) or (down == 1 and across == rows)
