@@ -20,7 +20,7 @@ from benchmarks.report import publish, table
 from benchmarks.step import gradient
 from benchmarks.workload import SEED, Shape, machine, make_model
 from mlx_dpo.preferences.batches import EpochOrder
-from mlx_dpo.preferences.store import StoredExamples
+from mlx_dpo.preferences.examples import StoredExamples
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import Path as ScoringPath
 from mlx_dpo.training.paths import PlainPath, SharedPromptPath

@@ -27,7 +27,7 @@ from mlx_dpo.memory.step import (
 )
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder, by_need
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath

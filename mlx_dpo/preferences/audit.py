@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.records import PreferenceExample
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.

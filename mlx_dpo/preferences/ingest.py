@@ -18,14 +18,8 @@ from mlx_dpo.preferences.encoding import (
 from mlx_dpo.preferences.problems import CODES, Problems
 from mlx_dpo.preferences.reader import Row, read_rows
 from mlx_dpo.preferences.repeats import text_digest
-from mlx_dpo.preferences.store import (
-    CHOSEN_CLOSED,
-    CUT,
-    MERGED,
-    REJECTED_CLOSED,
-    RowTable,
-    write_ids,
-)
+from mlx_dpo.preferences.row_table import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED, RowTable
+from mlx_dpo.preferences.store import write_ids
 from mlx_dpo.preferences.strict_json import Finding, offset_of_key
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import Preference, PreferenceExample

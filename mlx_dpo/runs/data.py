@@ -16,8 +16,9 @@ from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.preferences.problems import Problem, Problems, by_code, mapped
 from mlx_dpo.preferences.reader import read_some, refuse_errors
 from mlx_dpo.preferences.repeats import text_digest
+from mlx_dpo.preferences.row_table import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
 from mlx_dpo.preferences.split import held_out_rows
-from mlx_dpo.preferences.store import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED, TokenStore
+from mlx_dpo.preferences.store import TokenStore
 from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.config import RunConfig

@@ -17,8 +17,8 @@ from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.documents import check_readable
+from mlx_dpo.preferences.examples import JoinedExamples, lengths
 from mlx_dpo.preferences.problems import Problems
-from mlx_dpo.preferences.store import JoinedExamples, lengths
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format
 from mlx_dpo.records import Pairs
 from mlx_dpo.runs.config import PLACES, RunConfig

@@ -13,7 +13,7 @@ from mlx_dpo.memory.machines import SHARE, recommended_here
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
 from mlx_dpo.memory.shapes import emptied, shell
 from mlx_dpo.memory.solve import NoSolution, solve
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.preferences.tokens import chat_format, pad_id_of
 from mlx_dpo.runs.config import RunConfig, parse_size
 from mlx_dpo.runs.data import load_data

@@ -11,7 +11,7 @@ from mlx_dpo.memory.predict import Prediction
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder, largest_batches
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import environment

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.keeping.signals import Stop

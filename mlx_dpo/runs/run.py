@@ -1,41 +1,34 @@
 """One run: the only place that wires settings, data, trainer and files together."""
 
 import math
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-import numpy.typing as npt
 from mlx.optimizers import Optimizer
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, new_file, remove_leftovers
-from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.limits import limited_memory
-from mlx_dpo.models.parameters import fingerprint
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.preferences.tokens import pad_id_of
 from mlx_dpo.runs import reference_cache
-from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
 from mlx_dpo.runs.holding.pressure import Probe, read_pressure
 from mlx_dpo.runs.holding.shortage import shortage_explained
-from mlx_dpo.runs.job import Job, check_folders, is_result_of, prepare
+from mlx_dpo.runs.job import Job, check_folders, prepare
 from mlx_dpo.runs.keeping.awake import keep_awake
 from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
 from mlx_dpo.runs.keeping.lock import NAME as LOCK
 from mlx_dpo.runs.keeping.lock import check_free, locked
 from mlx_dpo.runs.keeping.room import check_room, run_needs
 from mlx_dpo.runs.keeping.signals import Stop, stop_on_signal
-from mlx_dpo.runs.loop import ANSWER_TOKENS, Hooks, Loop
+from mlx_dpo.runs.loop import Hooks, Loop
 from mlx_dpo.runs.reference_pass import cached_by_policy
+from mlx_dpo.runs.result import RunResult, finish, shown_answers
 from mlx_dpo.runs.sources import load_folder
-from mlx_dpo.training.metrics import pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import Path as ScoringPath
 from mlx_dpo.training.paths import PlainPath
@@ -43,43 +36,6 @@ from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
-
-Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class BeforeAfter:
-    """One prompt as answered before and after training."""
-
-    prompt: str
-    kind: str
-    sft: str
-    dpo: str
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run leaves.
-
-    Attributes:
-        job: What it worked with; the policy is trained now.
-        folder: The run's folder.
-        policy: float32 (2, N), log-probs of the held-out pairs after training.
-        reference: float32 (2, N), before training.
-        answers: Some prompts, answered by both.
-        seconds: Time spent in steps, of this process.
-        totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
-        peak_bytes: Peak of MLX's memory.
-    """
-
-    job: Job
-    folder: Path
-    policy: Scores
-    reference: Scores
-    answers: list[BeforeAfter]
-    seconds: float
-    totals: Mapping[str, float]
-    peak_bytes: int
 
 
 def train(
@@ -135,7 +91,7 @@ def train(
         hooks.path_chosen(path_choice)
         trainer = _trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
         check_room(run_needs(trainer, path or Path("runs"), job.out))
-        sft_answers = [] if dry_run else _answers(job, stop)
+        sft_answers = [] if dry_run else shown_answers(job, stop)
         if found.path is not None:
             restore(found.path, trainer)
         else:
@@ -152,7 +108,7 @@ def train(
         loop = Loop(job, trainer, folder, hooks, stop, checkpoints, probe)
         with nullcontext() if config.allow_sleep else keep_awake():
             loop.run()
-            return _finish(loop, sft_answers)
+            return finish(loop, sft_answers)
 
 
 def _given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
@@ -263,61 +219,3 @@ def _describe(job: Job, folder: RunFolder) -> None:
     if job.data.log is not None:
         with new_file(folder.path / "problems.jsonl", replace=True) as file:
             file.write(job.data.log)
-
-
-def _answers(job: Job, stop: Stop) -> list[str]:
-    texts = []
-    for row in job.data.shown:
-        stop.check()
-        texts.append(answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS).text)
-    return texts
-
-
-def _scores(job: Job, trainer: DPOTrainer) -> tuple[Scores, Scores]:
-    if not job.held_out.examples:
-        return np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)
-    return trainer.score_pairs(job.held_out.examples)
-
-
-def _finish(loop: Loop, sft_answers: list[str]) -> RunResult:
-    job, trainer, folder = loop.job, loop.trainer, loop.folder
-    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights:
-        raise MlxDpoError("the reference changed during the run: its results can't be trusted")
-    # A run that stopped between its last step and here is resumed with nothing left to train.
-    policy, reference = loop.scores or _scores(job, trainer)
-    dpo_answers = _answers(job, loop.stop)
-    answers = [
-        BeforeAfter(row.question, row.kind, sft, dpo)
-        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
-    ]
-    held_out = {
-        "ids": job.held_out.ids,
-        "kinds": job.held_out.kinds,
-        "reference": reference.tolist(),
-        "policy": policy.tolist(),
-    }
-    results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
-    record = {
-        "trained_from": {"model": str(job.config.model), "fingerprint": job.weights},
-        "data": {"file": str(job.config.data), "digest": job.data.digest, "split": job.split()},
-        "settings": asdict(job.config),
-        "steps": trainer.step,
-        "held_out": results,
-        "environment": environment(),
-    }
-    # It is there where a run was killed right after this: a folder appears whole or not at all.
-    if not is_result_of(job.config, job.out) or job.config.overwrite:
-        export_folder(trainer.model, job.source, job.out, record, replace=job.config.overwrite)
-    folder.write_json("held_out.json", held_out)
-    # Last: its presence says that the run is finished.
-    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
-    return RunResult(
-        job,
-        folder.path,
-        policy,
-        reference,
-        answers,
-        loop.seconds,
-        loop.totals,
-        mx.get_peak_memory(),
-    )

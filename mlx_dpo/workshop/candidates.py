@@ -17,8 +17,9 @@ from typing import Any
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.documents import RawRow, raw_rows
+from mlx_dpo.preferences.fields import read_messages, read_text
 from mlx_dpo.preferences.problems import ERROR, LEVELS, Problem, Problems
-from mlx_dpo.preferences.reader import read_messages, read_text, refuse_errors
+from mlx_dpo.preferences.reader import refuse_errors
 from mlx_dpo.preferences.repeats import text_digest
 from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.writer import json_line, plain

@@ -35,10 +35,12 @@ def preload() -> None:
     AutoConfig.for_model("llama")  # what it imports takes longer than the run
 
     import mlx_dpo.cli.screen
+    import mlx_dpo.cli.train_result
     import mlx_dpo.runs.loop
+    import mlx_dpo.runs.result
     import mlx_dpo.runs.run
 
-    for module in (mlx_dpo.runs.run, mlx_dpo.runs.loop):
+    for module in (mlx_dpo.runs.result, mlx_dpo.runs.loop):
         module.ANSWER_TOKENS = 4  # type: ignore[attr-defined]  # most of such a short run would be spent on answers
 
 
@@ -94,6 +96,7 @@ def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Ca
 def phases() -> dict[str, tuple[Any, str]]:
     """A function that each phase of a run begins with."""
     import mlx_dpo.runs.reference_pass as reference_pass
+    import mlx_dpo.runs.result as result
     import mlx_dpo.runs.run as run
     from mlx_dpo.runs.loop import Loop
     from mlx_dpo.training.trainer import DPOTrainer
@@ -101,12 +104,12 @@ def phases() -> dict[str, tuple[Any, str]]:
     return {
         "data": (run, "prepare"),
         "reference pass": (reference_pass, "score_in_batches"),
-        "first answers": (run, "_answers"),
+        "first answers": (run, "shown_answers"),
         "step": (DPOTrainer, "_accumulate"),
         "evaluation": (Loop, "_evaluate_if_due"),
         "sampling": (Loop, "_sample_if_due"),
         "save": (Loop, "_save"),
-        "export": (run, "export_folder"),
+        "export": (result, "export_folder"),
     }
 
 

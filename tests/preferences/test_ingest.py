@@ -16,7 +16,7 @@ from mlx_dpo.preferences.encoding import fit
 from mlx_dpo.preferences.ingest import Ingested, Tokenising, ingest
 from mlx_dpo.preferences.problems import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.store import CHOSEN_CLOSED, CUT, REJECTED_CLOSED
+from mlx_dpo.preferences.row_table import CHOSEN_CLOSED, CUT, REJECTED_CLOSED
 from mlx_dpo.preferences.tokens import ChatFormat, chat_format
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.sources import load_tokenizer

@@ -28,7 +28,7 @@ from tests.runs.test_run import StopAfter, digest, finished, metrics
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model says is no matter here, and takes longest."""
-    monkeypatch.setattr("mlx_dpo.runs.run.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
 
 
 @pytest.mark.parametrize("reference", ["cached", "copy"])

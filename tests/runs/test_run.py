@@ -17,7 +17,8 @@ from mlx_dpo.errors import DataError, DiskError, StoppedError, UsageError
 from mlx_dpo.models.parameters import load_arrays, save_arrays
 from mlx_dpo.runs.folder import new_run_dir
 from mlx_dpo.runs.loop import FLOOR_WINDOW, Hooks, RewardWatch
-from mlx_dpo.runs.run import RunResult, train
+from mlx_dpo.runs.result import RunResult
+from mlx_dpo.runs.run import train
 from mlx_dpo.training.metrics import Metrics
 from tests.runs.conftest import ORACLE, settings
 

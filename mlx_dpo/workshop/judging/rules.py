@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.documents import raw_rows
-from mlx_dpo.preferences.reader import read_messages, read_text
+from mlx_dpo.preferences.fields import read_messages, read_text
 from mlx_dpo.preferences.repeats import text_digest
 from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.records import Message

@@ -9,8 +9,8 @@ from typing import Any
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.files import write_file
+from mlx_dpo.preferences.fields import read_messages, read_text
 from mlx_dpo.preferences.problems import ERROR, LEVELS
-from mlx_dpo.preferences.reader import read_messages, read_text
 from mlx_dpo.preferences.repeats import Repeats
 from mlx_dpo.preferences.strict_json import Finding
 from mlx_dpo.preferences.writer import plain, preference_line

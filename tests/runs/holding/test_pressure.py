@@ -96,7 +96,7 @@ def test_swap_that_was_full_before_is_not_the_runs() -> None:
 def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.run.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
     monkeypatch.setattr(pressure, "EVERY", 0.0)
     warnings = []
 
