@@ -20,6 +20,7 @@ from itertools import product
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
@@ -153,8 +154,8 @@ def _cells(only: str | None, *, publishing: bool) -> list[Cell]:
 def measure(cell: Cell) -> dict[str, float]:
     """Predicted peak, bytes held between steps, measured peak, and seconds of the second step."""
     shape = MODELS[cell.model]
-    pairs = _pairs(shape, cell.lengths, cell.batch * cell.accumulation)
-    path = SharedPromptPath(512, 0, checkpoint=cell.checkpoint)
+    pairs = make_pairs(shape, cell.lengths, cell.batch * cell.accumulation)
+    path = path_of(cell)
     model = make_model(shape)
     model.set_dtype(getattr(mx, cell.dtype))
     mx.eval(model.parameters())
@@ -175,23 +176,7 @@ def measure(cell: Cell) -> dict[str, float]:
     )
     fused = not cell.clip and cell.accumulation == 1
     predicted = replay_step(step, fused=fused, vocabulary=shape.vocabulary).peak
-    trainer = DPOTrainer(
-        model,
-        ref_model=make_model(shape) if cell.copy else None,
-        reference=None if cell.copy else _cached,
-        examples=pairs,
-        max_seq_len=512,
-        pad_id=0,
-        beta=0.1,
-        batch_size=cell.batch,
-        grad_accumulation=cell.accumulation,
-        max_steps=2,
-        max_lr=1e-6,
-        path=path,
-        optimizer=cell.optimizer_made(),
-        grad_clip=1e-3 if cell.clip else None,
-        fused_update=not cell.clip,
-    )
+    trainer = make_trainer(cell, model, pairs, ref_model=make_model(shape) if cell.copy else None)
     mx.eval(model.parameters(), trainer.optimizer.state)
     held = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -206,12 +191,44 @@ def measure(cell: Cell) -> dict[str, float]:
     }
 
 
+def make_trainer(
+    cell: Cell,
+    model: nn.Module,
+    pairs: Sequence[PreferenceExample],
+    ref_model: nn.Module | None = None,
+) -> DPOTrainer:
+    """The trainer of a cell."""
+    return DPOTrainer(
+        model,
+        ref_model=ref_model,
+        reference=_cached if ref_model is None else None,
+        examples=pairs,
+        max_seq_len=512,
+        pad_id=0,
+        beta=0.1,
+        batch_size=cell.batch,
+        grad_accumulation=cell.accumulation,
+        max_steps=100,
+        max_lr=1e-6,
+        path=path_of(cell),
+        optimizer=cell.optimizer_made(),
+        grad_clip=1e-3 if cell.clip else None,
+        fused_update=not cell.clip,
+    )
+
+
+def path_of(cell: Cell) -> SharedPromptPath:
+    """How a cell computes log-probs."""
+    return SharedPromptPath(512, 0, checkpoint=cell.checkpoint)
+
+
 def _cached(batch: Sequence[PreferenceExample]) -> mx.array:
     """What a cache gives: two numbers a pair. Which ones makes no difference to memory."""
     return mx.full((2, len(batch)), -300.0)
 
 
-def _pairs(shape: Shape, lengths: str, count: int) -> list[PreferenceExample]:
+def make_pairs(shape: Shape, lengths: str, count: int) -> list[PreferenceExample]:
+    """The first pairs of some lengths, their tokens drawn from a fixed seed."""
     rng = np.random.default_rng(0)
     return [
         PreferenceExample(*(rng.integers(3, shape.vocabulary, n).tolist() for n in each))

@@ -101,7 +101,7 @@ _WHY = {
     "reference": "reference scored once by the untrained policy: one model less, no time",
     "batch_size": "smaller batches: the same step, a little slower, a second gradient is held",
     "grad_accumulation": "batches that add up to the same step",
-    "checkpoint_layers": "layers computed again for the gradient: about a third more time",
+    "checkpoint_layers": "layers computed again for the gradient: up to a third more time",
     "dtype": "half the bytes a number; updates are rounded up or down by chance",
     "optimizer": "next to no optimizer state; another trajectory than AdamW's",
 }

@@ -72,7 +72,7 @@ class RunConfig:
         choices=DTYPES,
     )
     checkpoint_layers: bool = _option(
-        False, "Compute layers again for the gradient: much less memory, about a third more time."
+        False, "Compute layers again for the gradient: much less memory, up to a third more time."
     )
     batch_size: int = _option(4, "Pairs per forward and backward pass.", at_least=1)
     grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
