@@ -192,6 +192,7 @@ def test_what_a_checkpointed_function_gave_is_held_until_it_is_computed_again() 
     replay = Replay(graph, ["x"], {})
     replay.evaluate(graph.outputs[:1])
     gc.collect()
+    mx.clear_cache()  # a buffer that is used again may be larger than it had to be
     before = mx.get_active_memory()
     value, gradient = step(x)
     mx.eval(value)
