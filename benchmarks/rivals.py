@@ -32,6 +32,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NUM_STEPS = 5
 CHECK_STEPS = 3
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
+# Freed buffers stay with the process, as MLX keeps them on a GPU. glibc would hand large ones back
+# at once, and the kernel clear each page anew: some 5 % of a step, which comes and goes.
+KEEP_FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**34))
 # How far losses may part through rounding alone in `CHECK_STEPS` steps.
 LOSS_TOLERANCE = 1e-4
 
@@ -126,7 +129,7 @@ def _run(contender: Contender, job: Job, folder: Path) -> Outcome:
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     outcome_file.unlink(missing_ok=True)
     python = sys.executable if contender.name == OURS.name else str(python_of(contender.name))
-    environment = one_thread_environment()
+    environment = {**one_thread_environment(), **KEEP_FREED}
     if contender.name == "trl":
         environment.pop("LD_PRELOAD", None)  # PyTorch brings its own BLAS
     module = f"benchmarks.contenders.{contender.name}"
