@@ -1,7 +1,8 @@
 """What was tried to make a step faster and is not built: ``python -m benchmarks.tried``.
 
-Prints what docs/engine.md says of it: a compiled step and a compiled update.
-About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny model.
+Prints what docs/engine.md says of it: a compiled step, a compiled update, and how many tokens both
+responses of a pair begin with. About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny
+model.
 """
 
 import argparse
@@ -9,20 +10,43 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from tokenizers import Tokenizer
 
 from benchmarks.measure import now
 from benchmarks.step import gradient
 from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SHAPES, Shape, make_batches, make_model
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.training.paths import SharedPromptPath
 
 PATH = SharedPromptPath(MAX_SEQ_LEN, 0)
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODEL, PAIRS = REPOSITORY / "checkpoints" / "tiny-sft", REPOSITORY / "data/dpo/preferences.json"
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
+
+
+def same_beginnings(file: str) -> str:
+    """How much of the responses a prefix that both have in common would save."""
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    saved = total = 0
+    for pair in read_preferences(file):
+        chosen, rejected = (
+            tokenizer.encode(turns[0].content, add_special_tokens=False).ids
+            for turns in (pair.chosen, pair.rejected)
+        )
+        same = takewhile(lambda ids: ids[0] == ids[1], zip(chosen, rejected, strict=False))
+        saved += len(list(same))
+        total += len(chosen) + len(rejected)
+    return (
+        f"{file}: both begin with {saved} of the {total} tokens of responses, {saved / total:.1%}"
+    )
 
 
 def num_layouts(shape: Shape, num_batches: int) -> str:
@@ -107,9 +131,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model")
-    quick = parser.parse_args().quick
+    parser.add_argument("--beginnings", metavar="FILE", help="count in this file, nothing else")
+    options = parser.parse_args()
+    if options.beginnings:
+        print(same_beginnings(options.beginnings))
+        return
+    quick = options.quick
     shape = TINY if quick else SHAPES["A"]
     half = replace(shape, layers=shape.layers // 2)
+    print(same_beginnings(str(PAIRS)), flush=True)
     print(num_layouts(shape, 250), flush=True)
     print(compiled_update(half), flush=True)
     print(compiled_step(half), flush=True)
