@@ -1,7 +1,8 @@
 """`mlx_dpo plan`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
 if TYPE_CHECKING:
     from mlx_dpo.memory.predict import Prediction
+    from mlx_dpo.runs.calibration import Calibration
 
 _PLACES = ("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every")
 
@@ -20,15 +22,19 @@ _PLACES = ("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_ev
 @click.command()
 @click.argument("config", required=False, type=Name(path_type=Path))
 @config_options(*_PLACES, "allow_sleep", "skip_nonfinite")
+@click.option(
+    "--calibrate", is_flag=True, help="Load the model and run a few steps: how long is an epoch?"
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
-def plan(config: Path | None, as_json: bool, **options: Any) -> None:
+def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) -> None:
     """Say what memory a training run will need, before it.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
     weights: the code that trains is traced, and what it would hold is counted. The figure is that
     of mx.get_peak_memory(). With --memory-budget, settings that were not given are chosen so that
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
-    layer checkpointing, bfloat16, Adafactor. Exit code 4 where nothing fits.
+    layer checkpointing, bfloat16, Adafactor. Exit code 4 where nothing fits. With --calibrate, a
+    few steps under those settings are run and thrown away.
 
     \b
     Examples:
@@ -36,7 +42,7 @@ def plan(config: Path | None, as_json: bool, **options: Any) -> None:
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl --memory-budget 4GB
     """
     from mlx_dpo.runs.config import parse_size
-    from mlx_dpo.runs.planning import fit, make_plan
+    from mlx_dpo.runs.planning import changes, fit, make_plan
 
     given = {key: value for key, value in options.items() if value is not None}
     settings = resolve(config, given)
@@ -46,12 +52,22 @@ def plan(config: Path | None, as_json: bool, **options: Any) -> None:
         budget = parse_size(settings.memory_budget)
         assert budget is not None
         chosen = fit(made, budget, given_names(config, given))
+    times = None
+    if calibrate:
+        from mlx_dpo.runs.calibration import calibrate as measure
+
+        changed = {} if chosen is None else changes(settings, chosen.settings)
+        times = measure(replace(settings, **changed, memory_budget=None))
     if as_json:
-        click.echo(json.dumps(_as_json(made.prediction, budget, chosen), indent=2))
+        found = _as_json(made.prediction, budget, chosen)
+        found["calibration"] = None if times is None else asdict(times)
+        click.echo(json.dumps(found, indent=2))
         return
     _show(settings, made.prediction)
     if budget is not None and chosen is not None:
         _show_chosen(settings, budget, chosen)
+    if times is not None:
+        _show_times(times)
 
 
 def _show(settings: RunConfig, found: "Prediction") -> None:
@@ -71,14 +87,17 @@ def _show(settings: RunConfig, found: "Prediction") -> None:
     click.echo(
         f"{'peak':16} {gigabytes(found.total):>10}  as mx.get_peak_memory(), in {found.moment}"
     )
+    click.echo(
+        f"{'buffer cache':16} {'':>10}  beside: {CACHE_SHARE:.1%} of the GPU's share, at most"
+    )
     click.echo()
     click.echo("machine    for the GPU")
     for machine in machines():
         share = gigabytes(machine.recommended)
         click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(found.total)}")
     click.echo(
-        f"(fits: within {SHARE:.0%} of it; MLX's buffer cache takes at most {CACHE_SHARE:.1%} "
-        "beside. The share is what macOS recommends by public logs, not measured here)"
+        f"(fits: within {SHARE:.0%} of it. The share is what macOS recommends by public logs, not "
+        "measured here)"
     )
 
 
@@ -95,6 +114,25 @@ def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None
     )
     for name in found:
         click.echo(f"           {_WHY[name]}")
+
+
+def _show_times(times: "Calibration") -> None:
+    scoring = ""
+    if times.reference_seconds:
+        scoring = f"; before the first, {_clock(times.reference_seconds)} for the reference"
+    click.echo()
+    click.echo(
+        f"an epoch   about {_clock(times.epoch_seconds)}: {times.steps_per_epoch} steps of "
+        f"{times.step_seconds:.2g} s{scoring}"
+    )
+    click.echo(
+        f"           from {times.steps} steps run here just now; evaluation, answers and "
+        "saves come on top"
+    )
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 _WHY = {

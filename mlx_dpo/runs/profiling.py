@@ -108,10 +108,10 @@ def profile(config: RunConfig, *, steps: int) -> Profile:
         inside.enter_context(meter.running())
         with meter.phase("load"), shortage_explained(config, loading=True):
             job = prepare(config, keep=False)
-        chosen = _step_batches(job, steps)
+        chosen = step_batches(job, steps)
         with meter.phase("check"):
             path = path_of(job).path
-        trainer = _with_reference(job, path, chosen, meter)
+        trainer = with_reference(job, path, chosen, meter)
         with meter.phase("check"):
             trainer.check_start()
         _run_steps(trainer, chosen, meter)
@@ -136,7 +136,7 @@ def profile(config: RunConfig, *, steps: int) -> Profile:
     )
 
 
-def _step_batches(job: Job, steps: int) -> list[Batches]:
+def step_batches(job: Job, steps: int) -> list[Batches]:
     """Micro-batches of each step to run."""
     config, examples = job.config, job.train.examples
     sizes = lengths(examples)
@@ -157,7 +157,7 @@ def _step_batches(job: Job, steps: int) -> list[Batches]:
     ]
 
 
-def _with_reference(job: Job, path: Path, chosen: list[Batches], meter: Meter) -> DPOTrainer:
+def with_reference(job: Job, path: Path, chosen: list[Batches], meter: Meter) -> DPOTrainer:
     """The job's trainer, its reference made the way the settings say."""
     if job.config.reference == "copy":
         with meter.phase("reference"):

@@ -46,6 +46,20 @@ def test_a_plan_names_what_is_held_and_on_which_machines_it_fits(
     assert not Path("runs").exists()
 
 
+def test_a_calibrated_plan_says_how_long_an_epoch_takes_under_the_settings_it_chose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "plan", *MODEL, "--calibrate")
+    assert code == 0
+    assert "an epoch   about 0:00:0" in out
+    assert "for the reference" in out
+    assert planned(capsys)["calibration"] is None
+    copied = planned(capsys, "--calibrate", "--reference", "copy")["calibration"]
+    assert isinstance(copied, dict)
+    assert copied["reference_seconds"] == 0
+    assert not Path("runs").exists()
+
+
 def test_a_plan_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = planned(capsys)
     folder = emptied(ORACLE, tmp_path / "empty")
