@@ -83,7 +83,7 @@ def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "
 
     if model is None:
         return measures.in_words(preferences)
-    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.cli.screen.figures import progress
     from mlx_dpo.preferences.tokens import chat_format
     from mlx_dpo.runs.sources import load_tokenizer
 
@@ -111,7 +111,7 @@ def _print_checks(
     measures: "Measures",
     checks: "list[Check]",
 ) -> None:
-    from mlx_dpo.cli.terminal import counted, printable
+    from mlx_dpo.cli.screen.terminal import counted, printable
 
     kinds = {p.kind for p in preferences}
     unit = f"tokens of {model}" if model else "words (tokens with --model)"
@@ -149,7 +149,7 @@ def _print_histogram(measures: "Measures") -> None:
 
 
 def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
-    from mlx_dpo.cli.terminal import printable
+    from mlx_dpo.cli.screen.terminal import printable
 
     if not check.findings:
         return

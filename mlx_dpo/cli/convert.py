@@ -40,7 +40,7 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
-    from mlx_dpo.cli.terminal import printable
+    from mlx_dpo.cli.screen.terminal import printable
     from mlx_dpo.convert.conversion import convert as run
     from mlx_dpo.convert.options import Options
     from mlx_dpo.runs.sources import find

@@ -84,8 +84,8 @@ def evaluate(
     Example:
       mlx_dpo eval --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
     """
-    from mlx_dpo.cli.evaluate_text import as_record, print_assessment
-    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.cli.screen.evaluation import as_record, print_assessment
+    from mlx_dpo.cli.screen.figures import progress
     from mlx_dpo.insight.judging.assessment import assess
     from mlx_dpo.insight.judging.scoring import open_model
     from mlx_dpo.preferences.reader import read_preferences

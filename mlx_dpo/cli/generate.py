@@ -38,7 +38,7 @@ def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed:
     Example:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
     """
-    from mlx_dpo.cli.terminal import printable
+    from mlx_dpo.cli.screen.terminal import printable
     from mlx_dpo.preferences.tokens import chat_format
     from mlx_dpo.records import Message
     from mlx_dpo.runs.answers import answer

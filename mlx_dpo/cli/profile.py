@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli.names import Name
-from mlx_dpo.cli.profile_text import compared_table, compared_verdict, profile_table, verdict
+from mlx_dpo.cli.screen.profile import compared_table, compared_verdict, profile_table, verdict
 from mlx_dpo.cli.train import config_options
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.runs.config import RunConfig, resolve

@@ -107,7 +107,7 @@ def _score_file(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.cli.screen.figures import progress
     from mlx_dpo.insight.judging.assessment import held_out_of_run
     from mlx_dpo.insight.judging.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
@@ -161,7 +161,7 @@ def _score_file(
 def _summarise(
     name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
 ) -> None:
-    from mlx_dpo.cli.figures import share
+    from mlx_dpo.cli.screen.figures import share
 
     num = len(rewards)
     by_reward = sum(c.reward > r.reward for c, r in rewards)

@@ -127,7 +127,7 @@ def _is_finished(settings: RunConfig) -> bool:
 
 
 def _train(settings: RunConfig, folder: Path) -> None:
-    from mlx_dpo.cli.screen import Screen
+    from mlx_dpo.cli.screen.run import Screen
     from mlx_dpo.runs.run import train
 
     run = Path(str(settings.run_dir))
@@ -141,7 +141,7 @@ def _train(settings: RunConfig, folder: Path) -> None:
 
 
 def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts: int) -> None:
-    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.cli.screen.figures import progress
     from mlx_dpo.insight.report.page import write_report
     from mlx_dpo.insight.sweep import look
 
@@ -165,7 +165,7 @@ def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts:
 
 
 def _print_table(found: "list[Outcome]", failed: "list[Failed]") -> None:
-    from mlx_dpo.cli.figures import table
+    from mlx_dpo.cli.screen.figures import table
 
     rows = [list(_COLUMNS)]
     for one in found:

@@ -93,8 +93,8 @@ def train(
 
 
 def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
-    from mlx_dpo.cli.screen import Screen
-    from mlx_dpo.cli.train_result import show_result
+    from mlx_dpo.cli.screen.result import show_result
+    from mlx_dpo.cli.screen.run import Screen
     from mlx_dpo.runs.run import train as run
 
     with Screen(settings, sys.stderr.isatty()) as screen:

@@ -34,8 +34,8 @@ def preload() -> None:
     assert models.auto.tokenization_auto
     AutoConfig.for_model("llama")  # what it imports takes longer than the run
 
-    import mlx_dpo.cli.screen
-    import mlx_dpo.cli.train_result
+    import mlx_dpo.cli.screen.result
+    import mlx_dpo.cli.screen.run
     import mlx_dpo.runs.loop
     import mlx_dpo.runs.result
     import mlx_dpo.runs.run

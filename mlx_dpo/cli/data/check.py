@@ -45,7 +45,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
       mlx_dpo data check mine.jsonl
       mlx_dpo data check mine.jsonl --model checkpoints/tiny-sft --log problems.jsonl
     """
-    from mlx_dpo.cli.terminal import counted
+    from mlx_dpo.cli.screen.terminal import counted
     from mlx_dpo.preferences.documents import check_readable
     from mlx_dpo.preferences.ingest import ingest
     from mlx_dpo.preferences.problems import Problems
@@ -111,7 +111,7 @@ def _as_json(file: Path, found: "Ingested", problems: "Problems") -> dict[str, A
 
 
 def _show(found: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
-    from mlx_dpo.cli.terminal import counted, printable
+    from mlx_dpo.cli.screen.terminal import counted, printable
     from mlx_dpo.preferences.problems import by_code
 
     shown = problems.shown()

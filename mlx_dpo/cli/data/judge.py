@@ -199,7 +199,7 @@ def _open_model(name: str, options: _Options) -> _Model:
 
 
 def _decide(judge: "Judge", contests: "list[Contest]", asked: _Model) -> "list[Decision]":
-    from mlx_dpo.cli.figures import progress
+    from mlx_dpo.cli.screen.figures import progress
     from mlx_dpo.workshop.judging.session import judge_all
 
     with progress() as done:
@@ -213,8 +213,8 @@ def _decide(judge: "Judge", contests: "list[Contest]", asked: _Model) -> "list[D
 
 
 def _show(summary: "Summary", out: str) -> None:
-    from mlx_dpo.cli.figures import share
-    from mlx_dpo.cli.terminal import counted
+    from mlx_dpo.cli.screen.figures import share
+    from mlx_dpo.cli.screen.terminal import counted
 
     counts = summary.outcomes
     won = counts["won"]

@@ -47,7 +47,7 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
             "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
             "pip install -e '.[label]'"
         )
-    from mlx_dpo.cli.terminal import counted, program
+    from mlx_dpo.cli.screen.terminal import counted, program
     from mlx_dpo.workshop.candidates import load_candidates
     from mlx_dpo.workshop.labelling.book import PAIR, SKIP, Book
     from mlx_dpo.workshop.labelling.server import serve

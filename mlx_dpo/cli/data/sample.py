@@ -74,8 +74,8 @@ def sample(
     """
     from pathlib import Path
 
-    from mlx_dpo.cli.figures import progress
-    from mlx_dpo.cli.terminal import counted
+    from mlx_dpo.cli.screen.figures import progress
+    from mlx_dpo.cli.screen.terminal import counted
     from mlx_dpo.files import check_writable
     from mlx_dpo.preferences.tokens import chat_format
     from mlx_dpo.runs.sources import load, name_of

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_dpo.cli.terminal import gigabytes, printable, program
+from mlx_dpo.cli.screen.terminal import gigabytes, printable, program
 from mlx_dpo.insight.evaluation import GroupScore, score_groups
 from mlx_dpo.runs.result import RunResult
 

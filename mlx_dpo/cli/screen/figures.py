@@ -41,7 +41,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         return
     from rich.console import Console
 
-    from mlx_dpo.cli.terminal import Bar
+    from mlx_dpo.cli.screen.terminal import Bar
 
     bar = Bar(Console(stderr=True))
     done: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from mlx_dpo.cli.terminal import Bar, clock, counted, gigabytes, printable
+from mlx_dpo.cli.screen.terminal import Bar, clock, counted, gigabytes, printable
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
 from mlx_dpo.preferences.problems import ERROR, Problems, by_code

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from mlx_dpo.cli.figures import share, table
-from mlx_dpo.cli.terminal import counted, printable
+from mlx_dpo.cli.screen.figures import share, table
+from mlx_dpo.cli.screen.terminal import counted, printable
 from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.insight.judging.assessment import Assessment
 
