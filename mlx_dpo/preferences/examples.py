@@ -1,5 +1,6 @@
 """Sequences of pairs as token ids, wherever they lie, and how long each is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import overload
 
@@ -9,7 +10,28 @@ import numpy.typing as npt
 from mlx_dpo.records import PreferenceExample
 
 
-class StoredExamples(Sequence[PreferenceExample]):
+class _Examples(Sequence[PreferenceExample], ABC):
+    """A sequence of pairs whose slices are lists."""
+
+    @abstractmethod
+    def at(self, index: int) -> PreferenceExample:
+        """One pair; from the end where `index` is below 0."""
+
+    @abstractmethod
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 (N, 3): tokens of prompt, chosen and rejected."""
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PreferenceExample]: ...
+    def __getitem__(self, index: int | slice) -> PreferenceExample | list[PreferenceExample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.at(index)
+
+
+class StoredExamples(_Examples):
     """Some pairs of a store, read from the disk when they are asked for.
 
     Args:
@@ -31,13 +53,8 @@ class StoredExamples(Sequence[PreferenceExample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> PreferenceExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PreferenceExample]: ...
-    def __getitem__(self, index: int | slice) -> PreferenceExample | list[PreferenceExample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> PreferenceExample:
+        """One pair; from the end where `index` is below 0."""
         row = int(self._rows[index])
         a, b, c, d = self._bounds[3 * row : 3 * row + 4].tolist()
         ids = self._tokens[a:d].tolist()
@@ -49,7 +66,7 @@ class StoredExamples(Sequence[PreferenceExample]):
         return found
 
 
-class JoinedExamples(Sequence[PreferenceExample]):
+class JoinedExamples(_Examples):
     """Several sequences of pairs, one after the other, as one."""
 
     def __init__(self, *parts: Sequence[PreferenceExample]) -> None:
@@ -58,13 +75,8 @@ class JoinedExamples(Sequence[PreferenceExample]):
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    @overload
-    def __getitem__(self, index: int) -> PreferenceExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PreferenceExample]: ...
-    def __getitem__(self, index: int | slice) -> PreferenceExample | list[PreferenceExample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> PreferenceExample:
+        """One pair; from the end where `index` is below 0."""
         place = index + len(self) if index < 0 else index
         for part in self._parts:
             if 0 <= place < len(part):
@@ -79,6 +91,6 @@ class JoinedExamples(Sequence[PreferenceExample]):
 
 def lengths(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.int64]:
     """int64 (N, 3): tokens of prompt, chosen and rejected of each pair."""
-    if isinstance(examples, StoredExamples | JoinedExamples):
+    if isinstance(examples, _Examples):
         return examples.lengths()
     return np.array([list(map(len, e)) for e in examples], dtype=np.int64).reshape(-1, 3)
