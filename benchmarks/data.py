@@ -66,11 +66,11 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
 
 def measure(file: str, model: str, visit: bool) -> dict[str, float]:
     """Load the pairs of a run in this process, whose memory is looked at."""
+    from mlx_dpo.convert.sources import load_tokenizer
     from mlx_dpo.preferences import encoding
-    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.runs.config import RunConfig
-    from mlx_dpo.runs.data import load_data
-    from mlx_dpo.runs.sources import load_tokenizer
+    from mlx_dpo.runs.job import load_data
 
     chat = chat_format(load_tokenizer(model))
     spent = 0.0

@@ -23,7 +23,7 @@ from benchmarks.workload import machine
 from mlx_dpo.runs.config import EMBEDDED_DATA, RunConfig
 from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import train
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 
 STEPS, EVERY = 2000, 100
 WARM = 4  # rows that are left out of the slope

@@ -23,9 +23,9 @@ from benchmarks.workload import (
     make_model,
 )
 from mlx_dpo.preferences.batches import POOL, EpochOrder
-from mlx_dpo.preferences.examples import lengths
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.fast.layout import Work
+from mlx_dpo.training.layout import Work
 from mlx_dpo.training.paths import SharedPromptPath
 
 PATH = SharedPromptPath(MAX_SEQ_LEN, 0)

@@ -30,9 +30,8 @@ from benchmarks.workload import SHAPES, Shape, machine, make_model
 from mlx_dpo.memory.step import replay_step, trace_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
-from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.trainer import DPOTrainer
 
 MODELS = {

@@ -24,18 +24,17 @@ import numpy as np
 
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import machine
-from mlx_dpo.insight.plots.charts import Series, line_chart
-from mlx_dpo.insight.plots.drawing import standalone
+from mlx_dpo.convert.sources import find_mlx, load_folder, load_tokenizer
+from mlx_dpo.insight.charts import Series, line_chart
+from mlx_dpo.insight.drawing import standalone
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.tokens import chat_format, pad_id_of
+from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.data import load_data
-from mlx_dpo.runs.sources import find_mlx, load_folder, load_tokenizer
-from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.runs.job import load_data
+from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.reference import cached_reference, score_in_batches
-from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.self_check import in_float32
 from mlx_dpo.training.trainer import DPOTrainer
 

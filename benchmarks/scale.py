@@ -20,10 +20,9 @@ from benchmarks.report import publish, table
 from benchmarks.step import gradient
 from benchmarks.workload import SEED, Shape, machine, make_model
 from mlx_dpo.preferences.batches import EpochOrder
-from mlx_dpo.preferences.examples import StoredExamples
+from mlx_dpo.preferences.store import StoredExamples
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.paths import Path as ScoringPath
-from mlx_dpo.training.paths import PlainPath, SharedPromptPath
+from mlx_dpo.training.paths import PlainPath, ScoringPath, SharedPromptPath
 
 SMALL = Shape(hidden=256, layers=4, heads=4, kv_heads=4, mlp=704, vocabulary=4096)
 ROUNDS = 3

@@ -19,7 +19,7 @@ from benchmarks.report import publish
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.fast.layout import Work
+from mlx_dpo.training.layout import Work
 from mlx_dpo.training.logprobs import sequence_logprob
 from mlx_dpo.training.loss import dpo_loss
 from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.dtypes import cast, dtype_names, num_parameters, with_dtype
 from mlx_dpo.convert.folders import Kind, check_destination, copy_companions, kind_of
-from mlx_dpo.convert.hf.architecture import listed
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
+from mlx_dpo.convert.hf.names import listed
 from mlx_dpo.convert.options import Direction, Options, Say
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.verify import check_logits, check_weights
-from mlx_dpo.convert.weights import write_weights
+from mlx_dpo.convert.weights import cast, dtype_names, num_parameters, with_dtype, write_weights
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
 from mlx_dpo.models.hub import load_tokenizer

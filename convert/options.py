@@ -6,8 +6,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from mlx_dpo.convert.dtypes import NAMED
-from mlx_dpo.convert.weights import MAX_SHARD_BYTES
+from mlx_dpo.convert.weights import MAX_SHARD_BYTES, NAMED
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.convert.weights import DTYPES, as_bits
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.tying import is_embedding
+from mlx_dpo.models.dialects import is_embedding
 
 FILE = "convert.json"
 _FORMAT = 1

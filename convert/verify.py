@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.dtypes import cast, largest_change, num_parameters
-from mlx_dpo.convert.hf.architecture import listed, skeleton
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
-from mlx_dpo.convert.hf.names import BUFFERS
-from mlx_dpo.convert.weights import read_weights, same_bits
+from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
+from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights, same_bits
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.models.dialects import window_note
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlx_dpo.convert.sources import load
     from mlx_dpo.preferences.collate import pad_and_collate_pref
     from mlx_dpo.records import PreferenceExample
-    from mlx_dpo.runs.sources import load
     from mlx_dpo.training.logprobs import sequence_logprob
     from mlx_dpo.training.loss import dpo_loss
     from mlx_dpo.training.trainer import DPOTrainer
@@ -21,7 +21,7 @@ _HOME = {
     "DPOTrainer": "mlx_dpo.training.trainer",
     "PreferenceExample": "mlx_dpo.records",
     "dpo_loss": "mlx_dpo.training.loss",
-    "load": "mlx_dpo.runs.sources",
+    "load": "mlx_dpo.convert.sources",
     "pad_and_collate_pref": "mlx_dpo.preferences.collate",
     "sequence_logprob": "mlx_dpo.training.logprobs",
 }

@@ -15,7 +15,8 @@ FLOORS = [
     {"runs"},
     {"memory"},
     {"training", "convert"},
-    {"preferences", "models"},
+    {"models"},
+    {"preferences"},
     {"files"},
     {"records", "errors", "disk"},
 ]

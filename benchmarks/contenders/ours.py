@@ -10,7 +10,7 @@ from mlx_lm import load
 
 from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
-from mlx_dpo.preferences.examples import lengths
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.reference import cached_reference, score_in_batches

@@ -1,4 +1,4 @@
-"""The course's manifest of a model that was trained further here."""
+"""The manifest of a course artifact."""
 
 from typing import Any
 

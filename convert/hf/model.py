@@ -7,7 +7,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.hf.architecture import (
+from mlx_dpo.convert.hf.names import (
+    BUFFERS,
+    RULES,
     check_tensors,
     checked_config,
     for_mlx,
@@ -16,14 +18,12 @@ from mlx_dpo.convert.hf.architecture import (
     skeleton,
     without_code,
 )
-from mlx_dpo.convert.hf.names import BUFFERS, RULES
 from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.weights import read_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import check_sizes, window_note
+from mlx_dpo.models.dialects import TIED, check_sizes, is_head, tied_entry, twin, window_note
 from mlx_dpo.models.parameters import check_finite, named_arrays
-from mlx_dpo.models.tying import TIED, is_head, tied_entry, twin
 
 
 @dataclass(frozen=True)

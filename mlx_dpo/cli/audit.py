@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.audit.measures import Measures
+    from mlx_dpo.insight.audit.bias import Measures
     from mlx_dpo.insight.audit.verdicts import Check
     from mlx_dpo.records import Preference
 
@@ -67,31 +67,31 @@ def audit(
 
     preferences = read_preferences(data)
     held_out = read_preferences(eval_data) if eval_data else None
-    measures = _measure(data, preferences, model)
-    checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
+    bias = _measure(data, preferences, model)
+    checks = run_checks(preferences, bias, max_length=max_length, eval_preferences=held_out)
     if as_json:
         _print_json(data, model, preferences, checks)
     else:
-        _print_checks(data, model, preferences, measures, checks)
+        _print_checks(data, model, preferences, bias, checks)
     stopped = [check.name for check in checks if check.verdict == "stop"]
     if strict and stopped:
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
 
 
 def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "Measures":
-    from mlx_dpo.insight.audit import measures
+    from mlx_dpo.insight.audit import bias
 
     if model is None:
-        return measures.in_words(preferences)
-    from mlx_dpo.cli.screen.figures import progress
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import load_tokenizer
+        return bias.in_words(preferences)
+    from mlx_dpo.cli.screen import progress
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
 
     chat = chat_format(load_tokenizer(model))
     num = len(preferences)
     with progress() as done:
         try:
-            return measures.in_tokens(preferences, chat, lambda more: done("tokens", num, more))
+            return bias.in_tokens(preferences, chat, lambda more: done("tokens", num, more))
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
 
@@ -111,7 +111,7 @@ def _print_checks(
     measures: "Measures",
     checks: "list[Check]",
 ) -> None:
-    from mlx_dpo.cli.screen.terminal import counted, printable
+    from mlx_dpo.cli.screen import counted, printable
 
     kinds = {p.kind for p in preferences}
     unit = f"tokens of {model}" if model else "words (tokens with --model)"
@@ -132,7 +132,7 @@ def _print_checks(
 
 
 def _print_histogram(measures: "Measures") -> None:
-    from mlx_dpo.insight.audit.measures import histogram
+    from mlx_dpo.insight.audit.bias import histogram
 
     bars = histogram(measures.gaps)
     most = max(bar.count for bar in bars)
@@ -149,7 +149,7 @@ def _print_histogram(measures: "Measures") -> None:
 
 
 def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
-    from mlx_dpo.cli.screen.terminal import printable
+    from mlx_dpo.cli.screen import printable
 
     if not check.findings:
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def compare(
     """
     if blind and not sys.stdin.isatty():
         raise UsageError("--blind asks a person, and there is no terminal to ask at")
-    from mlx_dpo.cli.screen.figures import progress
+    from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight import comparison
 
     questions = comparison.read_questions(prompts)
@@ -103,7 +103,7 @@ def compare(
 
 
 def _ask(question: "Question", first: str, second: str) -> str:
-    from mlx_dpo.cli.screen.terminal import printable
+    from mlx_dpo.cli.screen import printable
 
     for text in ("", question.prompt, f"  1  {first}", f"  2  {second}"):
         click.echo(printable(text), err=True)
@@ -119,7 +119,7 @@ def _ask(question: "Question", first: str, second: str) -> str:
 
 
 def _print_answers(compared: "list[Compared]") -> None:
-    from mlx_dpo.cli.screen.terminal import printable
+    from mlx_dpo.cli.screen import printable
 
     for one in compared:
         kind = f"[{one.question.kind}] " if one.question.kind else ""
@@ -141,8 +141,7 @@ def _side_by_side(name: str, left: str, right: str) -> str:
 
 
 def _print_habits(compared: "list[Compared]") -> None:
-    from mlx_dpo.cli.screen.figures import table
-    from mlx_dpo.cli.screen.terminal import printable
+    from mlx_dpo.cli.screen import printable, table
     from mlx_dpo.insight.comparison import habits, signs
 
     rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "different greedy"]]

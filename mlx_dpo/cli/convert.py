@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command(short_help="PyTorch to MLX and back, proven.")
@@ -40,10 +40,10 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
-    from mlx_dpo.cli.screen.terminal import printable
+    from mlx_dpo.cli.screen import printable
     from mlx_dpo.convert.conversion import convert as run
     from mlx_dpo.convert.options import Options
-    from mlx_dpo.runs.sources import find
+    from mlx_dpo.convert.sources import find
 
     options = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
     run(find(src), dst, options, lambda line: click.echo(printable(line)))

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.judging.scoring import Judged
+    from mlx_dpo.insight.scoring import Judged
     from mlx_dpo.records import Preference
 
 
@@ -84,10 +84,10 @@ def evaluate(
     Example:
       mlx_dpo eval --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
     """
-    from mlx_dpo.cli.screen.evaluation import as_record, print_assessment
-    from mlx_dpo.cli.screen.figures import progress
-    from mlx_dpo.insight.judging.assessment import assess
-    from mlx_dpo.insight.judging.scoring import open_model
+    from mlx_dpo.cli.results import as_record, print_assessment
+    from mlx_dpo.cli.screen import progress
+    from mlx_dpo.insight.evaluation import assess
+    from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.preferences.reader import read_preferences
 
     preferences = read_preferences(data)
@@ -146,7 +146,7 @@ def setting_of_run(record: dict[str, Any], key: str) -> Any:
 def _rows_to_judge(
     preferences: "list[Preference]", data: str, policy: "Judged", all_pairs: bool
 ) -> "tuple[list[Preference], str]":
-    from mlx_dpo.insight.judging.assessment import held_out_of_run
+    from mlx_dpo.insight.evaluation import held_out_of_run
 
     held_out = held_out_of_run(preferences, data, policy.record)
     if held_out is None:

@@ -2,7 +2,7 @@
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command()
@@ -38,11 +38,11 @@ def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed:
     Example:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
     """
-    from mlx_dpo.cli.screen.terminal import printable
-    from mlx_dpo.preferences.tokens import chat_format
+    from mlx_dpo.cli.screen import printable
+    from mlx_dpo.convert.sources import load
+    from mlx_dpo.models.generate import answer
+    from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.records import Message
-    from mlx_dpo.runs.answers import answer
-    from mlx_dpo.runs.sources import load
 
     loaded, tokenizer = load(model)
     found = answer(

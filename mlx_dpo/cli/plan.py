@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.cli.train import config_options
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
 if TYPE_CHECKING:
     from mlx_dpo.memory.predict import Prediction
-    from mlx_dpo.runs.calibration import Calibration
+    from mlx_dpo.runs.profile import Calibration
 
 _PLACES = ("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every")
 
@@ -42,7 +42,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl --memory-budget 4GB
     """
     from mlx_dpo.runs.config import parse_size
-    from mlx_dpo.runs.planning import changes, fit, make_plan
+    from mlx_dpo.runs.plan import changes, fit, make_plan
 
     given = {key: value for key, value in options.items() if value is not None}
     settings = resolve(config, given)
@@ -54,7 +54,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
         chosen = fit(made, budget, given_names(config, given))
     times = None
     if calibrate:
-        from mlx_dpo.runs.calibration import calibrate as measure
+        from mlx_dpo.runs.profile import calibrate as measure
 
         changed = {} if chosen is None else changes(settings, chosen.settings)
         times = measure(replace(settings, **changed, memory_budget=None))
@@ -71,9 +71,9 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
 
 
 def _show(settings: RunConfig, found: "Prediction") -> None:
-    from mlx_dpo.memory.machines import SHARE, machines
+    from mlx_dpo.memory.solve import SHARE, machines
     from mlx_dpo.models.limits import CACHE_SHARE
-    from mlx_dpo.runs.planning import gigabytes
+    from mlx_dpo.runs.plan import gigabytes
 
     click.echo(f"model      {settings.model}  ({found.num_parameters / 1e6:.1f} M parameters)")
     pairs = ", ".join(f"{p}+{c}/{r}" for p, c, r in found.pairs)
@@ -102,7 +102,7 @@ def _show(settings: RunConfig, found: "Prediction") -> None:
 
 
 def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None:
-    from mlx_dpo.runs.planning import as_options, changes, gigabytes
+    from mlx_dpo.runs.plan import as_options, changes, gigabytes
 
     found = changes(settings, chosen.settings)
     click.echo()
@@ -152,7 +152,7 @@ def _shortened(text: str) -> str:
 def _as_json(
     found: "Prediction", budget: int | None, chosen: "Prediction | None"
 ) -> dict[str, Any]:
-    from mlx_dpo.memory.machines import machines
+    from mlx_dpo.memory.solve import machines
 
     return {
         **_prediction(found),

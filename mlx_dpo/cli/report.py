@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli.evaluate import reference_of, setting_of_run
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.judging.rewards import AnswerReward, Models
-    from mlx_dpo.preferences.tokens import ChatFormat
+    from mlx_dpo.insight.rewards import AnswerReward, Models
+    from mlx_dpo.preferences.chat import ChatFormat
 
 
 @click.command()
@@ -65,9 +65,9 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.insight.judging.scoring import read_record
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import find_mlx, load_tokenizer
+    from mlx_dpo.convert.sources import find_mlx, load_tokenizer
+    from mlx_dpo.insight.scoring import read_record
+    from mlx_dpo.preferences.chat import chat_format
 
     record = read_record(find_mlx(model))
     models = model, reference or reference_of(model, record)
@@ -90,7 +90,7 @@ def _score_answers(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.insight.judging.rewards import encode_answers, reward_tokens
+    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
 
     answers = encode_answers(chat, prompt, responses, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
@@ -107,9 +107,9 @@ def _score_file(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.cli.screen.figures import progress
-    from mlx_dpo.insight.judging.assessment import held_out_of_run
-    from mlx_dpo.insight.judging.rewards import reward_pairs, reward_tokens
+    from mlx_dpo.cli.screen import progress
+    from mlx_dpo.insight.evaluation import held_out_of_run
+    from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
     from mlx_dpo.preferences.reader import read_preferences
 
@@ -161,7 +161,7 @@ def _score_file(
 def _summarise(
     name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
 ) -> None:
-    from mlx_dpo.cli.screen.figures import share
+    from mlx_dpo.cli.screen import share
 
     num = len(rewards)
     by_reward = sum(c.reward > r.reward for c, r in rewards)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.cli.train import config_options
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, resolve
@@ -127,7 +127,7 @@ def _is_finished(settings: RunConfig) -> bool:
 
 
 def _train(settings: RunConfig, folder: Path) -> None:
-    from mlx_dpo.cli.screen.run import Screen
+    from mlx_dpo.cli.run_screen import Screen
     from mlx_dpo.runs.run import train
 
     run = Path(str(settings.run_dir))
@@ -141,7 +141,7 @@ def _train(settings: RunConfig, folder: Path) -> None:
 
 
 def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts: int) -> None:
-    from mlx_dpo.cli.screen.figures import progress
+    from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight.report.page import write_report
     from mlx_dpo.insight.sweep import look
 
@@ -165,7 +165,7 @@ def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts:
 
 
 def _print_table(found: "list[Outcome]", failed: "list[Failed]") -> None:
-    from mlx_dpo.cli.screen.figures import table
+    from mlx_dpo.cli.screen import table
 
     rows = [list(_COLUMNS)]
     for one in found:

@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import BudgetError, MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, option_type, resolve
-from mlx_dpo.runs.keeping.lock import check_free
-from mlx_dpo.runs.keeping.signals import stop_on_signal
+from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
 def config_options(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -93,8 +92,8 @@ def train(
 
 
 def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
-    from mlx_dpo.cli.screen.result import show_result
-    from mlx_dpo.cli.screen.run import Screen
+    from mlx_dpo.cli.results import show_result
+    from mlx_dpo.cli.run_screen import Screen
     from mlx_dpo.runs.run import train as run
 
     with Screen(settings, sys.stderr.isatty()) as screen:
@@ -113,7 +112,7 @@ def _has_begun(settings: RunConfig) -> bool:
 
 def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
     """The settings, changed where they would need more memory than they may."""
-    from mlx_dpo.runs.planning import as_options, budget_of, changes, fit, gigabytes, make_plan
+    from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
 
     budget = budget_of(settings)
     if budget is None:
@@ -138,9 +137,9 @@ def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
 
 def _supervised(settings: RunConfig, resume: bool) -> int:
     """Run this command in a child process, and from its checkpoint again where that crashes."""
+    from mlx_dpo.convert.sources import name_of
     from mlx_dpo.runs.folder import new_run_dir
-    from mlx_dpo.runs.keeping.supervise import supervise
-    from mlx_dpo.runs.sources import name_of
+    from mlx_dpo.runs.supervise import supervise
 
     assert settings.model is not None
     run_dir = Path(settings.run_dir) if settings.run_dir else new_run_dir(name_of(settings.model))

@@ -8,14 +8,13 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+from mlx_dpo.convert.sources import find
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
-from mlx_dpo.insight.judging.answering import answer_all
-from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn
+from mlx_dpo.insight.scoring import Done, Judged, in_turn
+from mlx_dpo.models.generate import Answer, answer_all
 from mlx_dpo.records import Message
-from mlx_dpo.runs.answers import Answer
-from mlx_dpo.runs.sources import find
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,9 @@ def compare(
 
     def use(judged: Judged) -> list[tuple[Answer, Answer]]:
         prompts = [judged.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
-        say = partial(answer_all, judged, prompts, max_tokens=max_tokens, seed=seed)
+        say = partial(
+            answer_all, judged.model, judged.chat, prompts, max_tokens=max_tokens, seed=seed
+        )
         greedy = say(temperature=0.0)
         return list(
             zip(greedy, say(temperature=temperature, after_prompts=after_questions), strict=True)

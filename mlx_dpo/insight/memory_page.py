@@ -8,9 +8,9 @@ from typing import Any
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, write_file
-from mlx_dpo.insight.plots import drawing as draw
-from mlx_dpo.insight.plots.charts import Bars, Point, Series, bar_chart, line_chart
-from mlx_dpo.runs.meter import Sample
+from mlx_dpo.insight import drawing as draw
+from mlx_dpo.insight.charts import Bars, Point, Series, bar_chart, line_chart
+from mlx_dpo.runs.profile import Sample
 
 _DRAWN = ("forward", "backward", "update")  # the others share a line
 _MOST_POINTS = 400  # a drawing is 350 pixels wide

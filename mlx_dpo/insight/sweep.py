@@ -7,13 +7,12 @@ from pathlib import Path
 
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.evaluation import GroupScore, score_groups
-from mlx_dpo.insight.judging.assessment import spread_prompts
-from mlx_dpo.insight.judging.drift import Drift, drift_along, sample
-from mlx_dpo.insight.judging.scoring import Done, Judged, in_turn, open_model
+from mlx_dpo.insight.drift import Drift, drift_along, sampled
+from mlx_dpo.insight.evaluation import GroupScore, score_groups, spread_prompts
 from mlx_dpo.insight.report.record import Record, read_run
-from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.insight.scoring import Done, Judged, in_turn, open_model
 from mlx_dpo.preferences.reader import read_rows
+from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.loop import ANSWER_TOKENS
 
 _FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
@@ -71,13 +70,13 @@ def look(
     if missing := [place for place in places if drifts[place] is None]:
         reference = open_model(str(runs[missing[0]].config.model))
         prompts = _held_out_prompts(runs[missing[0]], reference, num_prompts)
-        others = sample(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
+        others = sampled(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
         waiting = iter(missing)
 
         def measure(policy: Judged) -> None:
             place = next(waiting)
             begin(place, len(prompts))
-            answers = sample(
+            answers = sampled(
                 *(policy, prompts),
                 max_tokens=ANSWER_TOKENS,
                 seed=_SEED,

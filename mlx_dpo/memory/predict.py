@@ -27,11 +27,10 @@ from mlx_dpo.memory.step import (
 )
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder, by_need
-from mlx_dpo.preferences.examples import lengths
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.optimizers import make_optimizer
-from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
-from mlx_dpo.training.rounding import StochasticRounding
+from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
+from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
 
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
@@ -157,12 +156,12 @@ class Predictor:
 
     def _traced(
         self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
-    ) -> tuple[Path, Step]:
+    ) -> tuple[ScoringPath, Step]:
         """The fastest path whose step can be traced, as a run takes the fastest that works."""
         work, again = self.workload, settings.checkpoint_layers
         kinds = [PlainPath] if settings.plain else [SharedPromptPath, JoinedPath, PlainPath]
         while True:
-            path: Path = kinds.pop(0)(work.max_length, work.pad_id, again)
+            path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
             optimizer = _optimizer(settings)
             try:
                 step = trace_step(model, optimizer, path, batches, clip=settings.grad_clip > 0)

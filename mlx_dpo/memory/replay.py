@@ -6,11 +6,61 @@ scheduled is held until the device has run it, up to some hundred operations lat
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.memory.graph import Array, Graph, Node
-from mlx_dpo.memory.layouts import Layout, dense, fits_gemm, viewed
-from mlx_dpo.memory.order import evaluation_order
+
+# --- How an array lies in its buffer: strided views over nothing, which take
+# no memory.
+
+
+Layout = npt.NDArray[Any]
+
+
+def dense(array: Array) -> Layout:
+    """A layout in row order, which takes no memory of its own."""
+    strides, step = [], array.itemsize
+    for size in reversed(array.shape):
+        strides.append(step)
+        step *= size
+    whole = np.lib.stride_tricks.as_strided(
+        np.zeros(1, f"V{array.itemsize}"), array.shape, strides[::-1], writeable=False
+    )
+    return whole
+
+
+def viewed(node: Node, layout: Layout, output: Array) -> Layout | None:
+    """The layout of a view; None where the elements have to be moved."""
+    arguments = node.arguments
+    if node.name == "Transpose":
+        return layout.transpose(arguments[0])
+    if node.name == "Broadcast":
+        return np.broadcast_to(layout, output.shape)
+    if node.name == "Slice":
+        starts, stops, steps = arguments
+        return layout[tuple(map(slice, starts, stops, steps))]
+    if node.name == "Contiguous" and not layout.flags.c_contiguous:
+        return None
+    if layout.shape == output.shape:
+        return layout
+    try:
+        return np.reshape(layout, output.shape, copy=False)
+    except ValueError:
+        return None
+
+
+def fits_gemm(layout: Layout) -> bool:
+    """Whether a product can read a matrix as it lies, row after row or column after column."""
+    if layout.ndim < 2:
+        return True
+    rows, columns = layout.shape[-2:]
+    down, across = (step // layout.itemsize for step in layout.strides[-2:])
+    return (down == columns and across == 1) or (down == 1 and across == rows)
+
 
 _PER_TASK, _TASKS = 10, 10  # dispatches a task, and tasks that may wait for the device
 
@@ -220,3 +270,51 @@ class Replay:
         while self._flying and self._flying[0][0] <= dispatch:
             for buffer in self._flying.pop(0)[1]:
                 self._unhold(buffer)
+
+
+# --- In which order an evaluation runs its operations, as MLX decides it.
+
+
+_WIDTH = 20  # of the breadth-first order, MLX_BFS_MAX_WIDTH
+
+
+def evaluation_order(outputs: Sequence[Array], done: Container[Array]) -> list[Node]:
+    """Operations in the order `mx.eval` runs them: breadth first from the outputs, reversed."""
+    degree = _degrees(outputs, done)
+    root = Node("Synchronizer", list(outputs), [])
+    tape, at = [root], 0
+    stack: list[tuple[Node, int]] = []  # put off, with the input to go on from
+    while degree and (at < len(tape) or stack):
+        if at >= len(tape):
+            node, start = stack.pop()
+        else:
+            node, start = tape[at], 0
+            at += 1
+        for place in range(start, len(node.inputs)):
+            array = node.inputs[place]
+            if array in done:
+                continue
+            if len(tape) - at >= _WIDTH:
+                stack.append((node, place))
+                break
+            assert array.node is not None
+            degree[array.node] -= 1
+            if not degree[array.node]:
+                del degree[array.node]
+                tape.append(array.node)
+    return tape[:0:-1]
+
+
+def _degrees(outputs: Sequence[Array], done: Container[Array]) -> dict[Node, int]:
+    degree: dict[Node, int] = {}
+    stack = [a for a in outputs if a not in done]
+    while stack:
+        array = stack.pop()
+        node = array.node
+        assert node is not None
+        if node in degree:
+            degree[node] += 1
+            continue
+        degree[node] = 1
+        stack += [a for a in node.inputs if a not in done]
+    return degree

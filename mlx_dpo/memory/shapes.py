@@ -10,10 +10,9 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes
+from mlx_dpo.models.dialects import TIED, check_sizes, is_head, mlx_config, model_classes
 from mlx_dpo.models.hub import normalised, trainable_config
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.models.tying import TIED, is_head
 
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _MAX_ELEMENTS = 2**48

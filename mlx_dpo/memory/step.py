@@ -17,8 +17,8 @@ from mlx_dpo.memory.graph import Array, Graph, trace
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import dpo_loss
-from mlx_dpo.training.paths import Path
-from mlx_dpo.training.update import by_layer
+from mlx_dpo.training.paths import ScoringPath
+from mlx_dpo.training.step import by_layer
 
 Batch = Sequence[PreferenceExample]
 WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
@@ -54,7 +54,7 @@ class Step:
 def trace_step(
     model: nn.Module,
     optimizer: optim.Optimizer,
-    path: Path,
+    path: ScoringPath,
     batches: Sequence[Batch],
     *,
     clip: bool,
@@ -95,7 +95,7 @@ def trace_step(
 def _outputs(
     model: nn.Module,
     optimizer: optim.Optimizer,
-    path: Path,
+    path: ScoringPath,
     batches: Sequence[Batch],
     *,
     clip: bool,

@@ -11,14 +11,8 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
-from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes
-from mlx_dpo.models.parameters import (
-    check_finite,
-    check_safetensors,
-    fingerprint,
-    named_arrays,
-)
-from mlx_dpo.models.tying import tied_entry_of_folder
+from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes, tied_entry_of_folder
+from mlx_dpo.models.parameters import check_finite, check_safetensors, fingerprint, named_arrays
 
 MAX_CONFIG = 4_000_000  # bytes
 

@@ -1,9 +1,9 @@
-"""A look at the lengths before training: DPO learns length when the data teaches it."""
+"""What a run says of the lengths of its pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_dpo.preferences.examples import lengths
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.

@@ -12,9 +12,9 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.strict_json import Finding
+from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.templates import render
-from mlx_dpo.preferences.tokens import ChatFormat
 from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
 
 NO_ROOM, EQUAL = "too-long", "equal"  # why a pair is left out: codes of `problems.LEVELS`

@@ -1,16 +1,24 @@
 """Preference rows from a file: every row checked, every problem of the file found in one pass."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import RawRow, has_bom, raw_rows
-from mlx_dpo.preferences.fields import KEYS, read_preference
-from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
-from mlx_dpo.preferences.repeats import Repeats
-from mlx_dpo.preferences.strict_json import Finding
-from mlx_dpo.records import Preference
+from mlx_dpo.preferences.json_text import Finding, RawRow, has_bom, raw_rows
+from mlx_dpo.preferences.schema import (
+    ERROR,
+    KEYS,
+    LEVELS,
+    WARNING,
+    Problem,
+    Problems,
+    read_preference,
+)
+from mlx_dpo.records import Message, Preference
 
 
 @dataclass(slots=True)
@@ -135,3 +143,87 @@ def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]
 def _has_text(path: Path) -> bool:
     with path.open("rb") as file:
         return bool(file.read(4096).removeprefix(b"\xef\xbb\xbf").strip())
+
+
+# --- What only shows across rows: ids and pairs that come twice, and rows
+# that contradict others.
+#
+# Rows are remembered by digests of 16 bytes, so that a hundred thousand of them stay small.
+
+
+def text_digest(*texts: tuple[Message, ...]) -> bytes:
+    """16 bytes that stand for some lists of messages."""
+    return blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+
+
+class Repeats:
+    """Remembers rows, and tells of those that were there before."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._pairs: dict[bytes, int] = {}
+
+    def look(self, preference: Preference, number: int) -> tuple[list[Finding], int | None]:
+        """Compare a row with those before it, and remember it.
+
+        Args:
+            preference: The row.
+            number: Its number in the file.
+
+        Returns:
+            What is wrong with it, and the number of an earlier row that prefers the other way.
+        """
+        found = []
+        same_id = self._ids.setdefault(preference.id, number)
+        if same_id != number:
+            reason = f"id {preference.id!r:.60} is that of row {same_id} too"
+            found.append(Finding("duplicate-id", "id", reason, "give each row an id, or none"))
+        prompt, chosen, rejected = preference.prompt, preference.chosen, preference.rejected
+        opposite = None
+        if chosen != rejected:
+            opposite = self._pairs.get(text_digest(prompt, rejected, chosen))
+        if opposite is not None:
+            reason = f"row {opposite} prefers the other way round"
+            found.append(Finding("contradiction", "chosen", reason, "decide, and remove one"))
+        same_pair = self._pairs.setdefault(text_digest(prompt, chosen, rejected), number)
+        if same_pair != number:
+            reason = f"the same pair as row {same_pair}; it counts twice"
+            found.append(Finding("duplicate-pair", 0, reason, "remove one unless that is meant"))
+        return found, opposite
+
+
+# --- Preferences as the lines that the reader reads.
+
+
+def preference_line(preference: Preference, *, keep_id: bool = True) -> str:
+    """A pair as a line of JSON, with its line break.
+
+    Args:
+        preference: The pair.
+        keep_id: Whether its id is written. Without one, a row's id is its place in the file.
+    """
+    row: dict[str, Any] = {"id": preference.id} if keep_id else {}
+    if preference.kind:
+        row["kind"] = preference.kind
+    row["prompt"] = plain(preference.prompt, "user")
+    row["chosen"] = plain(preference.chosen, "assistant")
+    row["rejected"] = plain(preference.rejected, "assistant")
+    return json_line(row)
+
+
+def plain(turns: Sequence[Message], role: str) -> str | list[dict[str, str]]:
+    """Turns as they stand in a file: a single one of the usual role is plain text."""
+    if len(turns) == 1 and turns[0].role == role:
+        return turns[0].content
+    return [turn._asdict() for turn in turns]
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """An object as one line; keys keep their order, so equal rows have equal bytes.
+
+    Characters that some tools take for line breaks are escaped.
+    """
+    text = json.dumps(row, ensure_ascii=False)
+    for character in "\x85\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text + "\n"

@@ -5,7 +5,8 @@ doesn't hold exactly the pairs asked for is not used.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.preferences.batches import ORDER, EpochOrder
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.reference import example_digest
+from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.training.paths import ScoringPath
+from mlx_dpo.training.reference import Reference, cached_reference, example_digest, score_in_batches
 
 FOLDER = Path("runs/.reference")  # one for all runs, so that they share it
 SCORING_VERSION = "2"  # changes whenever a way of scoring changes a bit of a log-prob
@@ -79,3 +86,83 @@ def _checksum(logprobs: npt.NDArray[np.float32]) -> str:
 def _digests(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.uint8]:
     joined = b"".join(map(example_digest, examples))
     return np.frombuffer(joined, dtype=np.uint8).reshape(len(examples), 32)
+
+
+# --- The reference's log-probs from the policy, while it is untrained and
+# so is the reference.
+
+
+def cached_by_policy(
+    job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool
+) -> Reference:
+    """Reference log-probs of every pair: from disk, or computed now.
+
+    Args:
+        job: What the run works with; its policy is untrained.
+        path: How log-probs are computed.
+        hooks: Told how far it has come.
+        stop: Looked at after every batch.
+        keep: Whether a later run may find them.
+
+    Raises:
+        StoppedError: If a signal came.
+        DiskError: If they can't be written.
+    """
+    examples, config = job.examples, job.config
+    wide = config.dtype == "float32"
+    name = path.name if wide else f"{path.name}, first epoch of seed {config.seed}, {ORDER}"
+    file = cache_file(job.model, examples, config.batch_size, name)
+    logprobs = read(file, examples)
+    if logprobs is not None:
+        hooks.reference_found(len(examples))
+        return cached_reference(examples, logprobs)
+    done = 0
+
+    def after_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        hooks.scoring(done, len(examples))
+        stop.check()
+
+    logprobs = (
+        _in_any_batches(job, path, after_batch) if wide else _in_its_batches(job, path, after_batch)
+    )
+    if keep:
+        write(file, examples, logprobs)
+    return cached_reference(examples, logprobs)
+
+
+def _in_any_batches(
+    job: Job, path: ScoringPath, after_batch: Callable[[int], None]
+) -> npt.NDArray[np.float32]:
+    """By length, whatever side of the split a pair is on: float32 forgives other shapes."""
+    return score_in_batches(
+        partial(path, job.policy),
+        job.examples,
+        batch_size=job.config.batch_size,
+        after_batch=after_batch,
+    )
+
+
+def _in_its_batches(
+    job: Job, path: ScoringPath, after_batch: Callable[[int], None]
+) -> npt.NDArray[np.float32]:
+    """In the batches that the first epoch and the evaluation score.
+
+    bfloat16 rounds otherwise in other shapes, by tenths of a nat: so the loss starts at log 2.
+    """
+    size, parts = job.config.batch_size, []
+    train, seed = job.train.examples, job.config.seed
+    order = EpochOrder(len(train), size, seed, lengths=lengths(train))
+    for pairs, batches in ((job.train, order.first_epoch()), (job.held_out, None)):
+        if pairs.examples:
+            parts.append(
+                score_in_batches(
+                    partial(path, job.policy),
+                    pairs.examples,
+                    batch_size=size,
+                    batches=batches,
+                    after_batch=after_batch,
+                )
+            )
+    return np.concatenate(parts, axis=1)

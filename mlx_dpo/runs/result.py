@@ -1,4 +1,4 @@
-"""The end of a run: what it leaves on the disk, and what it tells."""
+"""The end of a run: what it writes, and what it returns."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.models.export import export_folder
+from mlx_dpo.models.generate import answer
 from mlx_dpo.models.parameters import fingerprint
-from mlx_dpo.runs.answers import answer
 from mlx_dpo.runs.folder import environment
+from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job, is_result_of
-from mlx_dpo.runs.keeping.signals import Stop
 from mlx_dpo.runs.loop import ANSWER_TOKENS, Loop
-from mlx_dpo.training.metrics import pair_metrics
+from mlx_dpo.training.loss import pair_metrics
 from mlx_dpo.training.trainer import DPOTrainer
 
 Scores = npt.NDArray[np.float32]

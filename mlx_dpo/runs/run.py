@@ -8,32 +8,33 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import Optimizer
 
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
 from mlx_dpo.files import check_writable, new_file, remove_leftovers
 from mlx_dpo.models.limits import limited_memory
-from mlx_dpo.preferences.examples import lengths
-from mlx_dpo.preferences.tokens import pad_id_of
+from mlx_dpo.preferences.chat import pad_id_of
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs import reference_cache
+from mlx_dpo.runs.checkpoint import (
+    Checkpoints,
+    Found,
+    check_identity,
+    check_room,
+    restore,
+    run_needs,
+)
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
-from mlx_dpo.runs.holding.pressure import Probe, read_pressure
-from mlx_dpo.runs.holding.shortage import shortage_explained
+from mlx_dpo.runs.guards import NAME as LOCK
+from mlx_dpo.runs.guards import Stop, check_free, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, check_folders, prepare
-from mlx_dpo.runs.keeping.awake import keep_awake
-from mlx_dpo.runs.keeping.checkpoint import Checkpoints, Found, check_identity, restore
-from mlx_dpo.runs.keeping.lock import NAME as LOCK
-from mlx_dpo.runs.keeping.lock import check_free, locked
-from mlx_dpo.runs.keeping.room import check_room, run_needs
-from mlx_dpo.runs.keeping.signals import Stop, stop_on_signal
 from mlx_dpo.runs.loop import Hooks, Loop
-from mlx_dpo.runs.reference_pass import cached_by_policy
+from mlx_dpo.runs.machine import Probe, keep_awake, read_pressure, shortage_explained
+from mlx_dpo.runs.reference_cache import cached_by_policy
 from mlx_dpo.runs.result import RunResult, finish, shown_answers
-from mlx_dpo.runs.sources import load_folder
-from mlx_dpo.training.optimizers import make_optimizer
-from mlx_dpo.training.paths import Path as ScoringPath
-from mlx_dpo.training.paths import PlainPath
+from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
+from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference
-from mlx_dpo.training.rounding import StochasticRounding
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.training.fast.head import at, replaced, trunk_path, with_trunk
-from mlx_dpo.training.fast.prompts import AfterPrompt, PromptKeys
+from mlx_dpo.training.head import at, replaced, trunk_path, with_trunk
+from mlx_dpo.training.prompts import AfterPrompt, PromptKeys
 
 
 def checkpointed(model: nn.Module) -> Any:

@@ -1,6 +1,6 @@
 """What `DPOTrainer.train` returns: the course of a run as lists of equal length."""
 
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 
 _STEP = (
     *("step", "train_loss", "lr", "grad_norm"),

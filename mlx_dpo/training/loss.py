@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
 
 def dpo_loss(
@@ -50,3 +52,31 @@ def dpo_loss(
         "accuracy": (margin > 0).astype(mx.float32).mean(),
     }
     return loss, {name: mx.stop_gradient(value) for name, value in metrics.items()}
+
+
+# --- What a batch of pairs says about the policy, as plain numbers.
+
+
+Metrics = dict[str, float]
+
+PAIR_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
+
+
+def pair_metrics(
+    policy: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], *, beta: float
+) -> Metrics:
+    """Loss, both rewards, margin and accuracy over N pairs, from log-probs (2, N)."""
+    chosen, rejected = mx.array(policy)
+    ref_chosen, ref_rejected = mx.array(reference)
+    return as_floats(*dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta))
+
+
+def as_floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
+    """What `dpo_loss` returns, evaluated."""
+    return {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
+
+
+def add_weighted(total: Metrics, part: Metrics, weight: float) -> None:
+    """Add a batch's means to `total`, weighted by its share of the pairs."""
+    for name in total:
+        total[name] += weight * part[name]

@@ -4,6 +4,10 @@ State beside 4 bytes of weight a parameter: AdamW 8 bytes, Lion 4, Adafactor a r
 each matrix.
 """
 
+import math
+from typing import Any
+
+import mlx.core as mx
 import mlx.optimizers as optim
 
 
@@ -40,3 +44,140 @@ def make_optimizer(name: str, *, learning_rate: float, weight_decay: float) -> o
             relative_step=False,
         )
     raise ValueError(f"no optimizer {name!r}")
+
+
+# --- bfloat16 weights that learn: what is stored is rounded up or down by
+# chance, right on average.
+#
+# At DPO learning rates an update is far smaller than half a step of bfloat16, and rounding to the
+# nearest throws it away, every time. Rounded up with the probability that its remainder says
+# (Gupta et al. 2015, arXiv:1502.02551), a weight goes the way of its updates in expectation.
+
+
+# Numbers updated at a time where each is on its own: their copies in float32 take 16 MiB an array.
+_BLOCK = 2**22
+_ELEMENTWISE = (optim.AdamW, optim.Lion)
+_KEPT_BITS = 0xFFFF0000  # of a float32: sign, exponent and seven of its digits, a bfloat16
+
+
+def stochastic_round(values: mx.array, key: mx.array) -> mx.array:
+    """Round to one of the two bfloat16 neighbours, the nearer one more often.
+
+    Args:
+        values: float32, any shape. A number that bfloat16 holds stays itself, NaN stays NaN.
+        key: Of `mx.random`; the same key rounds the same way.
+
+    Returns:
+        bfloat16 of the same shape, whose expectation is `values`.
+
+    Raises:
+        ValueError: If `values` is not float32.
+    """
+    if values.dtype != mx.float32:
+        raise ValueError(f"expected float32 to round, got {values.dtype}")
+    noise = mx.random.randint(0, 2**16, values.shape, dtype=mx.uint32, key=key)
+    # Sign and magnitude are apart in a float: adding to its bits moves it away from zero, by one
+    # bfloat16 step as often as the bits that are cut off are larger than what noise leaves.
+    rounded = ((values.view(mx.uint32) + noise) & _KEPT_BITS).view(mx.float32)
+    return mx.where(mx.isnan(values), values, rounded).astype(mx.bfloat16)
+
+
+class StochasticRounding(optim.Optimizer):
+    """Another optimizer, computing in float32 and storing bfloat16 by `stochastic_round`.
+
+    Weights that are bfloat16 stay so, and so does the state kept for them; all others are left to
+    the optimizer. The noise follows from the seed and the optimizer's step: whoever restores the
+    state goes on bit by bit.
+
+    Args:
+        inner: Computes the updates; its state is this one's state.
+        seed: Of the noise, 0 to 2**32 - 1.
+    """
+
+    def __init__(self, inner: optim.Optimizer, *, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # MLX publishes no types here
+        self._inner = inner
+        self._seed = seed
+        self._key = mx.random.key(seed)
+
+    @property
+    def state(self) -> Any:
+        """The inner optimizer's state, bfloat16 for weights that are."""
+        return self._inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._inner.state = state
+        self._initialized = False
+
+    def init(self, parameters: Any) -> None:
+        """Make the state of parameters that have none."""
+        self._inner.init(parameters)
+        self._initialized = True
+
+    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+        """The updated parameters; see `mlx.optimizers.Optimizer`."""
+        self._key = mx.random.key((self._seed << 32) | int(self._inner.step))
+        return super().apply_gradients(gradients, parameters)
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        """The updated parameter, of the dtype it had."""
+        if parameter.dtype != mx.bfloat16:
+            untouched: mx.array = self._inner.apply_single(gradient, parameter, state)
+            return untouched
+        if parameter.size > _BLOCK and isinstance(self._inner, _ELEMENTWISE):
+            return self._apply_in_blocks(gradient, parameter, state)
+        return self._apply(gradient, parameter, state)
+
+    def _apply_in_blocks(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        """Some rows after the others: the float32 copies of all would be alive at once."""
+        names = sorted(state)
+        rows = max(1, _BLOCK * len(parameter) // parameter.size)
+        blocks: list[list[mx.array]] = []
+        for start in range(0, len(parameter), rows):
+            whole = [gradient, parameter, *(state[name] for name in names)]
+            parts = [array[start : start + rows] for array in whole]
+            if blocks:
+                parts = mx.depends(parts, blocks[-1])
+            moments = dict(zip(names, parts[2:], strict=True))
+            updated = self._apply(parts[0], parts[1], moments)
+            blocks.append([updated, *(moments[name] for name in names)])
+        updated, *joined = (mx.concatenate(list(part)) for part in zip(*blocks, strict=True))
+        state.update(zip(names, joined, strict=True))
+        return updated
+
+    def _apply(self, gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
+        wide = {name: value.astype(mx.float32) for name, value in state.items()}
+        updated = self._inner.apply_single(
+            gradient.astype(mx.float32), parameter.astype(mx.float32), wide
+        )
+        for name in sorted(wide):  # a file gives them back in any order, and noise is drawn in turn
+            state[name] = self._round(wide[name])
+        return self._round(updated)
+
+    def _round(self, values: mx.array) -> mx.array:
+        self._key, key = mx.random.split(self._key)
+        return stochastic_round(values, key)
+
+
+# --- The learning rate as a function of the step.
+
+
+def warmup_cosine(
+    step: int, *, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int
+) -> float:
+    """Linear warm-up to `max_lr`, then a cosine down to `min_lr`, which holds from `max_steps` on.
+
+    Args:
+        step: Counted from 0; already the first step has a rate above 0.
+        max_lr: Rate at the end of warm-up.
+        min_lr: Rate at the end of the run.
+        warmup_steps: Length of the warm-up.
+        max_steps: Length of the run.
+    """
+    if step >= max_steps:
+        return min_lr
+    if step < warmup_steps:
+        return max_lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (max_steps - warmup_steps)
+    return min_lr + 0.5 * (max_lr - min_lr) * (1 + math.cos(math.pi * progress))

@@ -15,13 +15,13 @@ import numpy as np
 
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.checkpointed import checkpointed
-from mlx_dpo.training.fast.head import hidden_states, token_logprobs
-from mlx_dpo.training.fast.layout import Layout, Work, lay_out
-from mlx_dpo.training.fast.prompts import AfterPrompt, PromptKeys, continue_prompts
+from mlx_dpo.training.head import hidden_states, token_logprobs
+from mlx_dpo.training.layout import Layout, Work, lay_out
 from mlx_dpo.training.logprobs import pair_logprobs
+from mlx_dpo.training.prompts import AfterPrompt, PromptKeys, continue_prompts
 
 
-class Path(Protocol):
+class ScoringPath(Protocol):
     """A way to compute log-probs.
 
     Attributes:

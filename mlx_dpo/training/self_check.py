@@ -16,9 +16,9 @@ from mlx.utils import tree_map
 from mlx_dpo.errors import is_shortage
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.fast.head import replaced
-from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
-from mlx_dpo.training.update import evaluated_layers
+from mlx_dpo.training.head import replaced
+from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.step import evaluated_layers
 
 # What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
 ABSOLUTE, RELATIVE = 1e-4, 1e-6
@@ -47,7 +47,7 @@ class Choice:
         refused: What was tried before it, and why it was not taken: ``(name, reason)``.
     """
 
-    path: Path
+    path: ScoringPath
     num_pairs: int = 0
     largest_difference: float = 0.0
     refused: tuple[tuple[str, str], ...] = ()
@@ -82,7 +82,7 @@ def choose_path(
     gradient = _gradient_norms(plain, model, short)
     rounded = None if _is_float32(model) else np.array(plain(model, batch))
     refused = []
-    candidates: tuple[Path, ...] = (
+    candidates: tuple[ScoringPath, ...] = (
         SharedPromptPath(max_seq_len, pad_id, checkpoint),
         SharedPromptPath(max_seq_len, pad_id, checkpoint, one_length=True),
         JoinedPath(max_seq_len, pad_id, checkpoint),
@@ -122,7 +122,9 @@ def beginnings(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]
     ]
 
 
-def _evaluated(path: Path, model: nn.Module, examples: Sequence[PreferenceExample]) -> Scores:
+def _evaluated(
+    path: ScoringPath, model: nn.Module, examples: Sequence[PreferenceExample]
+) -> Scores:
     return np.array(path(in_float32(model), examples))
 
 
@@ -139,7 +141,7 @@ def _is_float32(model: nn.Module) -> bool:
 
 
 def _gradient_norms(
-    path: Path, model: nn.Module, examples: Sequence[PreferenceExample]
+    path: ScoringPath, model: nn.Module, examples: Sequence[PreferenceExample]
 ) -> Gradient:
     """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs."""
 

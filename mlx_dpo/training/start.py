@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.preferences.batches import largest_batches
-from mlx_dpo.preferences.examples import lengths
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 
 if TYPE_CHECKING:
     from mlx_dpo.training.trainer import DPOTrainer

@@ -11,20 +11,23 @@ import numpy.typing as npt
 
 from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training import update
-from mlx_dpo.training.fast.layout import Work
-from mlx_dpo.training.finite import check_finite
+from mlx_dpo.training import step as update
 from mlx_dpo.training.history import History
-from mlx_dpo.training.loss import dpo_loss
-from mlx_dpo.training.metrics import PAIR_METRICS, Metrics, add_weighted, as_floats, pair_metrics
-from mlx_dpo.training.optimizers import make_optimizer
+from mlx_dpo.training.layout import Work
+from mlx_dpo.training.loss import (
+    PAIR_METRICS,
+    Metrics,
+    add_weighted,
+    as_floats,
+    dpo_loss,
+    pair_metrics,
+)
+from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
 from mlx_dpo.training.options import check_options, check_reference
-from mlx_dpo.training.paths import Path, PlainPath
-from mlx_dpo.training.phases import Phases
+from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
-from mlx_dpo.training.schedule import warmup_cosine
 from mlx_dpo.training.start import check_start
-from mlx_dpo.training.update import Gradient
+from mlx_dpo.training.step import Gradient, Phases, check_finite
 
 AfterStep = Callable[[int, Metrics], None]
 Examples = Sequence[PreferenceExample]
@@ -99,7 +102,7 @@ class DPOTrainer:
         grad_accumulation: int = 1,
         reference: Reference | None = None,
         optimizer: optim.Optimizer | None = None,
-        path: Path | None = None,
+        path: ScoringPath | None = None,
         fused_update: bool = False,
     ) -> None:
         self.model, self.ref_model = model, ref_model

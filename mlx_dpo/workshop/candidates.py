@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import RawRow, raw_rows
-from mlx_dpo.preferences.fields import read_messages, read_text
-from mlx_dpo.preferences.problems import ERROR, LEVELS, Problem, Problems
-from mlx_dpo.preferences.reader import refuse_errors
-from mlx_dpo.preferences.repeats import text_digest
-from mlx_dpo.preferences.strict_json import Finding
-from mlx_dpo.preferences.writer import json_line, plain
+from mlx_dpo.preferences.json_text import Finding, RawRow, raw_rows
+from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
+from mlx_dpo.preferences.schema import ERROR, LEVELS, Problem, Problems, read_messages, read_text
 from mlx_dpo.records import Message
 
 

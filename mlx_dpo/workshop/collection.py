@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -15,12 +16,11 @@ from typing import NamedTuple
 
 from mlx_dpo.errors import DiskError
 from mlx_dpo.files import new_file
-from mlx_dpo.preferences.documents import RawRow
-from mlx_dpo.preferences.problems import ERROR, LEVELS, WARNING, Problem, Problems
-from mlx_dpo.preferences.repeats import Repeats, text_digest
-from mlx_dpo.preferences.strict_json import Finding
-from mlx_dpo.preferences.writer import preference_line
+from mlx_dpo.preferences.json_text import Finding, RawRow
+from mlx_dpo.preferences.reader import Repeats, preference_line, text_digest
+from mlx_dpo.preferences.schema import ERROR, LEVELS, WARNING, Problem, Problems
 from mlx_dpo.records import Preference
+from mlx_dpo.workshop.candidates import Answer, Candidates
 
 
 class Account(NamedTuple):
@@ -179,3 +179,35 @@ class Collection:
         self._row_of.append(row)
         self.prompts.append(text_digest(pair.prompt))
         self.kinds.append(pair.kind)
+
+
+# --- Two answers to a prompt that somebody has to choose between.
+
+
+class Contest(NamedTuple):
+    """Two different answers to a prompt.
+
+    Attributes:
+        id: Of the pair it may become.
+        row: Where they come from.
+        first: One answer.
+        second: The other.
+    """
+
+    id: str
+    row: Candidates
+    first: Answer
+    second: Answer
+
+
+def different_answers(row: Candidates) -> list[Answer]:
+    """The answers of a row that are not blank, each text once."""
+    return list({answer.text: answer for answer in row.answers if answer.text.strip()}.values())
+
+
+def contests_of(row: Candidates) -> list[Contest]:
+    """Every two different answers of a row."""
+    pairs = list(combinations(different_answers(row), 2))
+    if len(pairs) == 1:
+        return [Contest(row.id, row, *pairs[0])]
+    return [Contest(f"{row.id}-{number}", row, *pair) for number, pair in enumerate(pairs, 1)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.files import append, cut_torn_line, make_folder
-from mlx_dpo.preferences.writer import json_line
+from mlx_dpo.preferences.reader import json_line
 
 
 class Journal:

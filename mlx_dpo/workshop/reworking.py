@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_dpo.errors import DataError
+from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import encode_pairs
-from mlx_dpo.preferences.reader import read_rows
-from mlx_dpo.preferences.repeats import text_digest
-from mlx_dpo.preferences.tokens import ChatFormat
+from mlx_dpo.preferences.reader import read_rows, text_digest
 from mlx_dpo.records import Preference
 from mlx_dpo.workshop.collection import Collection
 

@@ -232,7 +232,7 @@ def test_a_run_that_ended_before_it_began_to_train_has_no_report_and_goes_on(
 def test_a_run_of_so_many_steps_is_resumed_by_its_folder_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_dpo.cli.screen.run import Screen
+    from mlx_dpo.cli.run_screen import Screen
 
     def stop(self: Screen, step: int, *rest: object) -> None:
         if step == 1:

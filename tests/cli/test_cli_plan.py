@@ -130,7 +130,7 @@ def test_a_run_that_does_not_fit_leaves_nothing_behind(capsys: pytest.CaptureFix
 def test_a_device_that_recommends_too_little_is_warned_of_and_not_obeyed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.planning.recommended_here", lambda: 1000)
+    monkeypatch.setattr("mlx_dpo.runs.plan.recommended_here", lambda: 1000)
     code, _, err = run(capsys, "train", *TRAIN)
     assert code == 0
     assert "warning: a run needs" in err

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo.cli import main
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.runs.meter import Meter
-from mlx_dpo.runs.sources import load_folder
+from mlx_dpo.runs.profile import Meter
 from tests.runs.conftest import ORACLE, ROWS
 
 command = importlib.import_module("mlx_dpo.cli.profile")  # the name is the command's too

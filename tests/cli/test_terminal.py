@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen.terminal import Bar, clock, gigabytes, printable
+from mlx_dpo.cli.screen import Bar, clock, gigabytes, printable
 
 
 def test_control_characters_of_a_model_are_not_sent_to_the_terminal() -> None:

@@ -14,7 +14,7 @@ import pytest
 from mlx_dpo.convert.course import artifact as course
 from mlx_dpo.convert.course.checkpoint import read_artifact
 from mlx_dpo.convert.course.params import params_to_torch, slots
-from mlx_dpo.convert.once import converted_once, needs_conversion
+from mlx_dpo.convert.sources import converted_once, needs_conversion
 from mlx_dpo.convert.torch_zip.archive import BFloat16, read_torch_zip, write_torch_zip
 from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import UsageError

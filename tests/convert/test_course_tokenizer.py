@@ -21,7 +21,7 @@ from mlx_dpo.convert.course.tokenizer import (
     write_tokenizer,
 )
 from mlx_dpo.errors import UsageError
-from mlx_dpo.preferences.tokens import chat_format
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import Message
 from tests import g2c
 

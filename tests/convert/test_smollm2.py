@@ -11,11 +11,11 @@ import pytest
 
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.sources import load
+from mlx_dpo.models.generate import answer
 from mlx_dpo.models.parameters import load_arrays
-from mlx_dpo.preferences.tokens import chat_format
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import Message
-from mlx_dpo.runs.answers import answer
-from mlx_dpo.runs.sources import load
 
 FOLDER = os.environ.get("MLX_DPO_SMOLLM2")
 

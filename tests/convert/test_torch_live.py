@@ -9,7 +9,7 @@ import pytest
 
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.course import artifact as course
-from mlx_dpo.convert.course.proof import check_logits
+from mlx_dpo.convert.course.conversion import check_logits
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.torch_zip.archive import (
     BFloat16,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_dpo.runs.keeping.checkpoint import LATEST, Checkpoints
+from mlx_dpo.runs.checkpoint import LATEST, Checkpoints
 from tests.faults.forks import run_child
 from tests.faults.saves import BEFORE, begin
 

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import MlxDpoError
-from mlx_dpo.preferences import arrays
-from mlx_dpo.preferences.ingest import Tokenising, ingest
-from mlx_dpo.preferences.problems import CODES, LEVELS, Problems
-from mlx_dpo.preferences.tokens import chat_format
-from mlx_dpo.runs.sources import load_tokenizer
+from mlx_dpo.preferences import json_text
+from mlx_dpo.preferences.chat import chat_format
+from mlx_dpo.preferences.schema import CODES, LEVELS, Problems
+from mlx_dpo.preferences.store import Tokenising, ingest
 
 ORACLE = Path(__file__).parent.parent / "oracle" / "llama" / "model"
 MAX_LENGTH = 60
@@ -129,9 +129,9 @@ def attempt(file: Path, kind: str, number: int, with_model: Tokenising) -> None:
     file.write_bytes(content)
     try:
         account(file, with_model)
-        with mock.patch.object(arrays, "_BLOCK", 1 << 18):
+        with mock.patch.object(json_text, "_BLOCK", 1 << 18):
             whole = account(file, None)
-        with mock.patch.object(arrays, "_BLOCK", 1 + number % 50):
+        with mock.patch.object(json_text, "_BLOCK", 1 + number % 50):
             assert account(file, None) == whole
     except BaseException as error:
         error.add_note(f"python -m tests.faults.fuzz {kind} {number}: {content[:2000]!r}")

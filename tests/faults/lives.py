@@ -34,8 +34,8 @@ def preload() -> None:
     assert models.auto.tokenization_auto
     AutoConfig.for_model("llama")  # what it imports takes longer than the run
 
-    import mlx_dpo.cli.screen.result
-    import mlx_dpo.cli.screen.run
+    import mlx_dpo.cli.results
+    import mlx_dpo.cli.run_screen
     import mlx_dpo.runs.loop
     import mlx_dpo.runs.result
     import mlx_dpo.runs.run
@@ -95,7 +95,7 @@ def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Ca
 
 def phases() -> dict[str, tuple[Any, str]]:
     """A function that each phase of a run begins with."""
-    import mlx_dpo.runs.reference_pass as reference_pass
+    import mlx_dpo.runs.reference_cache as reference_pass
     import mlx_dpo.runs.result as result
     import mlx_dpo.runs.run as run
     from mlx_dpo.runs.loop import Loop

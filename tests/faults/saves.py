@@ -12,7 +12,7 @@ from mlx_dpo.errors import DiskError
 from mlx_dpo.files import remove_leftovers
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.keeping.checkpoint import LATEST, Checkpoints, restore
+from mlx_dpo.runs.checkpoint import LATEST, Checkpoints, restore
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.faults.disks import FailingDisk
 from tests.faults.forks import run_child

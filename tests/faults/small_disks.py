@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from mlx_dpo.errors import DiskError
-from mlx_dpo.runs.keeping.checkpoint import Checkpoints
+from mlx_dpo.runs.checkpoint import Checkpoints
 from tests.faults.forks import run_child
 from tests.faults.saves import IDENTITY, trainer_at
 

@@ -9,8 +9,8 @@ import click
 import pytest
 
 from mlx_dpo.cli import cli, main
-from mlx_dpo.cli.names import Name
-from mlx_dpo.workshop.labelling import server
+from mlx_dpo.cli.options import Name
+from mlx_dpo.workshop.label import server
 from tests.runs.conftest import ROWS
 
 MODEL = str(Path(__file__).parents[2] / "checkpoints" / "tiny-sft")

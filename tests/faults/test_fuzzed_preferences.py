@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.preferences.ingest import Tokenising
+from mlx_dpo.preferences.store import Tokenising
 from tests.faults import fuzz
 
 SIZE = 150

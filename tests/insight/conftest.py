@@ -7,10 +7,10 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.runs.sources import load_folder
 from tests.runs.conftest import ORACLE
 
 

@@ -9,9 +9,9 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.audit.copies import normalised
 from mlx_dpo.insight.comparison import Compared, Question, compare, habits, judge, read_questions
+from mlx_dpo.models.generate import Answer
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
-from mlx_dpo.runs.answers import Answer
 from tests.runs.conftest import ORACLE
 
 DATA = ORACLE.parents[3] / "data" / "dpo"

@@ -7,13 +7,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_dpo.models.batch_generate import (
+from mlx_dpo.models.generate import (
     Ask,
     batches_exactly,
     generate_each,
+    generate_ids,
     generate_together,
 )
-from mlx_dpo.models.generate import generate_ids
 from tests.conftest import TINY_VOCAB
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]

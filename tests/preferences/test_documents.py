@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.preferences import arrays, documents
-from mlx_dpo.preferences.documents import RawRow, check_readable, raw_rows
-from mlx_dpo.preferences.strict_json import Finding, offset_of_key
+from mlx_dpo.preferences import json_text
+from mlx_dpo.preferences.json_text import Finding, RawRow, check_readable, offset_of_key, raw_rows
 
 ROW = {"user": "Hi", "chosen": "Hello!", "rejected": "no"}
 
@@ -83,7 +82,7 @@ def test_an_array_read_in_blocks_is_what_json_reads(
     path = tmp_path_factory.mktemp("arrays") / "f"
     text = json.dumps(rows, ensure_ascii=False, indent=indent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "_BLOCK", block)
+        patch.setattr(json_text, "_BLOCK", block)
         found = rows_of(path, text)
     assert [row.value for row in found] == rows
     for row in found:  # and each stands where it is said to
@@ -118,7 +117,7 @@ def test_an_array_ends_at_what_cannot_be_read(
     block: int,
 ) -> None:
     """The rows before it are rows, however the file falls into blocks."""
-    monkeypatch.setattr(arrays, "_BLOCK", block)
+    monkeypatch.setattr(json_text, "_BLOCK", block)
     found = rows_of(tmp_path / "f", content)
     assert [row.findings[0].code if row.findings else None for row in found] == codes
     assert [row.ends for row in found] == [code in ("bad-json", "bad-utf8") for code in codes]
@@ -128,8 +127,8 @@ def test_an_array_ends_at_what_cannot_be_read(
 def test_a_row_of_an_array_that_is_too_long_ends_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(arrays, "_BLOCK", 100)
-    monkeypatch.setattr(documents, "MAX_ROW", 1000)
+    monkeypatch.setattr(json_text, "_BLOCK", 100)
+    monkeypatch.setattr(json_text, "MAX_ROW", 1000)
     (row,) = rows_of(tmp_path / "f", content)
     assert row.ends
     assert [finding.code for finding in row.findings] == ["line-too-long"]

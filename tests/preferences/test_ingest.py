@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_dpo.preferences import documents
-from mlx_dpo.preferences import ingest as ingest_module
+from mlx_dpo.convert.sources import load_tokenizer
+from mlx_dpo.preferences import json_text
+from mlx_dpo.preferences import store as ingest_module
+from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.encoding import fit
-from mlx_dpo.preferences.ingest import Ingested, Tokenising, ingest
-from mlx_dpo.preferences.problems import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.row_table import CHOSEN_CLOSED, CUT, REJECTED_CLOSED
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format
+from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
+from mlx_dpo.preferences.store import (
+    CHOSEN_CLOSED,
+    CUT,
+    REJECTED_CLOSED,
+    Ingested,
+    Tokenising,
+    ingest,
+)
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.sources import load_tokenizer
 from tests.runs.conftest import ORACLE, ROWS
 
 
@@ -184,7 +190,7 @@ def without_latin() -> ChatFormat:
 def test_each_code_has_a_row_that_earns_it(
     tmp_path: Path, without_latin: ChatFormat, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_ROW", 560)
+    monkeypatch.setattr(json_text, "MAX_ROW", 560)
     second = EARNS[code]
     text = json.dumps(second) if isinstance(second, dict) else second
     line = text if isinstance(text, bytes) else text.encode()

@@ -8,9 +8,9 @@ import pytest
 
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import read_preferences
-from mlx_dpo.preferences.documents import MAX_ROW
-from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.preferences.json_text import MAX_ROW
 from mlx_dpo.preferences.reader import read_rows
+from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message, Preference
 
 ROW = {"kind": "tone", "user": "Hi", "chosen": "Hello!", "rejected": "no"}

@@ -15,10 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from mlx_dpo.preferences.examples import JoinedExamples, StoredExamples, lengths
-from mlx_dpo.preferences.problems import Problem, Problems
-from mlx_dpo.preferences.row_table import RowTable
-from mlx_dpo.preferences.store import TokenStore, open_store, seal, write_ids
+from mlx_dpo.preferences.schema import Problem, Problems
+from mlx_dpo.preferences.store import (
+    JoinedExamples,
+    RowTable,
+    StoredExamples,
+    TokenStore,
+    lengths,
+    open_store,
+    seal,
+    write_ids,
+)
 from mlx_dpo.records import PreferenceExample
 
 PAIRS = [

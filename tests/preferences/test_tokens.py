@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.preferences.encoding import EQUAL, NO_ROOM, encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import Message, Preference, PreferenceExample
 from tests import oracle
 

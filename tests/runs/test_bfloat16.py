@@ -12,14 +12,13 @@ import pytest
 from mlx_dpo import load
 from mlx_dpo.convert.conversion import convert
 from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.errors import StoppedError
 from mlx_dpo.models.parameters import load_arrays, named_arrays
-from mlx_dpo.preferences.tokens import pad_id_of
+from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.run import train
-from mlx_dpo.runs.sources import load_folder
-from mlx_dpo.training.optimizers import make_optimizer
-from mlx_dpo.training.rounding import StochasticRounding
+from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import ORACLE, settings
 from tests.runs.test_run import StopAfter, digest, finished, metrics

@@ -9,11 +9,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo.preferences.batches import EpochOrder
-from mlx_dpo.preferences.examples import lengths
-from mlx_dpo.runs import calibration
-from mlx_dpo.runs.calibration import calibrate
+from mlx_dpo.preferences.store import lengths
+from mlx_dpo.runs import profile
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import prepare
+from mlx_dpo.runs.profile import calibrate
 from mlx_dpo.training.paths import SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import ORACLE, ROWS
@@ -46,7 +46,7 @@ def test_time_that_grows_with_tokens_is_told_to_the_second(
         clock[0] += tokens(examples)
         return mx.zeros((2, len(examples)))
 
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: clock[0])  # type: ignore[attr-defined]
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: clock[0])  # type: ignore[attr-defined]
     monkeypatch.setattr(DPOTrainer, "train_step", train_step)
     monkeypatch.setattr(DPOTrainer, "score", score)
     found = calibrate(replace(config, reference=reference))

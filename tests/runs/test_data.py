@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.examples import lengths
-from mlx_dpo.preferences.problems import Problems
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format
-from mlx_dpo.runs.data import Data, load_data
-from mlx_dpo.runs.sources import load_tokenizer
+from mlx_dpo.preferences.chat import ChatFormat, chat_format
+from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.store import lengths
+from mlx_dpo.runs.job import Data, load_data
 from tests.runs.conftest import ORACLE, ROWS, settings
 
 

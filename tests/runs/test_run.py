@@ -19,7 +19,7 @@ from mlx_dpo.runs.folder import new_run_dir
 from mlx_dpo.runs.loop import FLOOR_WINDOW, Hooks, RewardWatch
 from mlx_dpo.runs.result import RunResult
 from mlx_dpo.runs.run import train
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 from tests.runs.conftest import ORACLE, settings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.errors import StoppedError
-from mlx_dpo.runs.keeping.signals import Stop
+from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_dpo.convert import sources
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs import sources
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mlx_dpo.runs.run import train
-from mlx_dpo.training.phases import PHASES
+from mlx_dpo.training.step import PHASES
 from tests.runs.conftest import settings
 
 

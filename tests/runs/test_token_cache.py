@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.ingest import Ingested, ingest
-from mlx_dpo.preferences.store import TokenStore
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format
+from mlx_dpo.preferences import store as token_cache
+from mlx_dpo.preferences.chat import ChatFormat, chat_format
+from mlx_dpo.preferences.store import (
+    FOLDER,
+    Ingested,
+    TokenStore,
+    ingest,
+    token_store,
+    tokenizer_digest,
+)
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs import token_cache
-from mlx_dpo.runs.sources import load_tokenizer
-from mlx_dpo.runs.token_cache import FOLDER, token_store, tokenizer_digest
 from tests.runs.conftest import ORACLE, ROWS
 
 DATA = Path("pairs.json")

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
+from mlx_dpo.models.generate import Answer
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.runs.answers import Answer
 from tools.tiny_sft.crossval import NUM_FOLDS, folds
 from tools.tiny_sft.outcomes import AnswerOutcome, PairOutcome
 from tools.tiny_sft.tables import answer_table, pair_table, rules_text, share

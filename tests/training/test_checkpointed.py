@@ -9,7 +9,7 @@ import pytest
 
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.training.checkpointed import checkpointed
-from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
 from mlx_dpo.training.reference import frozen_reference
 from tests.training import architectures
 from tests.training.test_paths import BATCHES, FASTEST, LENGTH, logprobs_and_gradient
@@ -17,7 +17,7 @@ from tests.training.test_paths import BATCHES, FASTEST, LENGTH, logprobs_and_gra
 NAMES = sorted(name for name, path in FASTEST.items() if not isinstance(path, JoinedPath))
 
 
-def again(path: Path) -> Path:
+def again(path: ScoringPath) -> ScoringPath:
     """The same path, layers computed again."""
     if isinstance(path, SharedPromptPath):
         return SharedPromptPath(LENGTH, 0, checkpoint=True, one_length=path.one_length)
@@ -48,7 +48,7 @@ def test_layers_that_compute_again_keep_little_for_the_gradient(kind: Any) -> No
     for checkpoint in (False, True):
         path = kind(LENGTH, 0, checkpoint=checkpoint)
 
-        def loss(path: Path = path) -> mx.array:
+        def loss(path: ScoringPath = path) -> mx.array:
             return path(model, BATCHES["every odd case"]).sum()
 
         mx.synchronize()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.fast.layout import WIDTH_MULTIPLE, Group, lay_out, partition
+from mlx_dpo.training.layout import WIDTH_MULTIPLE, Group, lay_out, partition
 
 widths = st.lists(st.integers(1, 60), max_size=8)
 

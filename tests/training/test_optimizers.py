@@ -14,11 +14,11 @@ from mlx_lm.models.llama import Model, ModelArgs
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.runs import config
-from mlx_dpo.runs.keeping.checkpoint import Checkpoints, restore
+from mlx_dpo.runs.checkpoint import Checkpoints, restore
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.step import by_layer
 from mlx_dpo.training.trainer import DPOTrainer
-from mlx_dpo.training.update import by_layer
 from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
 

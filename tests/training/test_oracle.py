@@ -10,8 +10,8 @@ import pytest
 
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.metrics import Metrics
-from mlx_dpo.training.paths import Path, SharedPromptPath
+from mlx_dpo.training.loss import Metrics
+from mlx_dpo.training.paths import ScoringPath, SharedPromptPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests import oracle
 
@@ -35,7 +35,7 @@ def make_trainer(
     *,
     accumulation: int = 1,
     optimizer: optim.Optimizer | None = None,
-    path: Path | None = None,
+    path: ScoringPath | None = None,
 ) -> DPOTrainer:
     return DPOTrainer(
         oracle.load_model(name),

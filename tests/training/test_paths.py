@@ -11,10 +11,9 @@ import pytest
 
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training import paths
-from mlx_dpo.training.fast import head
-from mlx_dpo.training.fast.prompts import continue_prompts
-from mlx_dpo.training.paths import JoinedPath, Path, PlainPath, SharedPromptPath
+from mlx_dpo.training import head, paths
+from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.prompts import continue_prompts
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.training import architectures
 
@@ -25,7 +24,7 @@ ONE_LENGTH = SharedPromptPath(LENGTH, 0, one_length=True)
 JOINED = JoinedPath(LENGTH, 0)
 
 # Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row.
-FASTEST: dict[str, Path] = {name: SHARED for name in architectures.EXTRA} | {
+FASTEST: dict[str, ScoringPath] = {name: SHARED for name in architectures.EXTRA} | {
     "gemma2": ONE_LENGTH,
     "mamba": JOINED,
     architectures.COURSE: SHARED,
@@ -63,7 +62,7 @@ BATCHES = {
 
 
 def logprobs_and_gradient(
-    path: Path, model: nn.Module, pairs: Sequence[PreferenceExample]
+    path: ScoringPath, model: nn.Module, pairs: Sequence[PreferenceExample]
 ) -> tuple[np.ndarray[Any, Any], dict[str, mx.array]]:
     weights = mx.array(np.random.default_rng(1).normal(size=(2, len(pairs))), mx.float32)
 
@@ -75,7 +74,7 @@ def logprobs_and_gradient(
     return np.array(logprobs), named_arrays(grads)
 
 
-def assert_same(path: Path, model: nn.Module, pairs: Sequence[PreferenceExample]) -> None:
+def assert_same(path: ScoringPath, model: nn.Module, pairs: Sequence[PreferenceExample]) -> None:
     expected, plain_grads = logprobs_and_gradient(PLAIN, model, pairs)
     found, grads = logprobs_and_gradient(path, model, pairs)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-6)
@@ -103,7 +102,7 @@ def test_chunks_of_the_output_layer_change_nothing(
 
 
 @pytest.mark.parametrize("path", [JOINED, ONE_LENGTH], ids=lambda path: path.name)
-def test_the_other_paths_agree_too(path: Path) -> None:
+def test_the_other_paths_agree_too(path: ScoringPath) -> None:
     assert_same(path, architectures.make("llama"), PAIRS)
 
 

@@ -15,10 +15,10 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training import rounding
-from mlx_dpo.training.rounding import StochasticRounding, stochastic_round
+from mlx_dpo.training import optimizers
+from mlx_dpo.training.optimizers import StochasticRounding, stochastic_round
+from mlx_dpo.training.step import evaluate_update
 from mlx_dpo.training.trainer import DPOTrainer
-from mlx_dpo.training.update import evaluate_update
 
 STEP = 2.0**-7
 DRAWS = 200_000
@@ -88,10 +88,10 @@ def test_a_large_array_is_updated_in_blocks_as_it_would_be_whole(
     def nearest(values: mx.array, key: mx.array) -> mx.array:
         return values.astype(mx.bfloat16)
 
-    monkeypatch.setattr(rounding, "stochastic_round", nearest)
+    monkeypatch.setattr(optimizers, "stochastic_round", nearest)
 
     def updated(block: int) -> list[mx.array]:
-        monkeypatch.setattr(rounding, "_BLOCK", block)
+        monkeypatch.setattr(optimizers, "_BLOCK", block)
         mx.random.seed(5)
         optimizer = StochasticRounding(inner(learning_rate=0.1, weight_decay=0.1), seed=0)
         layer = nn.Linear(3, 50, bias=False)
@@ -109,7 +109,7 @@ def test_updating_in_blocks_keeps_a_few_of_them_in_float32(monkeypatch: pytest.M
     size = 2**20
 
     def peak(block: int) -> int:
-        monkeypatch.setattr(rounding, "_BLOCK", block)
+        monkeypatch.setattr(optimizers, "_BLOCK", block)
         optimizer = StochasticRounding(optim.AdamW(learning_rate=0.1), seed=0)
         layer = nn.Linear(64, size // 64, bias=False)
         layer.set_dtype(mx.bfloat16)

@@ -5,7 +5,7 @@ import mlx.nn as nn
 import pytest
 
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.fast import prompts
+from mlx_dpo.training import prompts
 from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath
 from mlx_dpo.training.self_check import Choice, choose_path
 from tests.training import architectures

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.problems import Problems
+from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import (
     Answer,

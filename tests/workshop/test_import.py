@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from mlx_dpo.cli import cli
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.problems import Problems
 from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message, Preference
 from mlx_dpo.workshop.collection import Account, Collection
 from mlx_dpo.workshop.importers.formats import FORMATS

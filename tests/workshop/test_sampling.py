@@ -8,9 +8,9 @@ from click.testing import CliRunner, Result
 
 from mlx_dpo.cli import cli
 from mlx_dpo.errors import DataError
+from mlx_dpo.workshop import sampling
 from mlx_dpo.workshop.candidates import load_candidates
-from mlx_dpo.workshop.sampling import session
-from mlx_dpo.workshop.sampling.prompts import read_prompts
+from mlx_dpo.workshop.sampling import read_prompts
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "checkpoints" / "tiny-sft"
@@ -76,7 +76,7 @@ def test_what_is_finished_is_not_made_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("an answer was made again")
 
-    monkeypatch.setattr(session, "generate_together", never)
+    monkeypatch.setattr(sampling, "generate_together", never)
     result = sample(prompts, out)
     assert result.exit_code == 0, result.output
     assert "5 of 5 prompts are answered" in result.stdout
@@ -129,7 +129,7 @@ def test_a_file_of_pairs_gives_each_of_its_prompts_once(tmp_path: Path) -> None:
 def test_an_answer_that_begins_another_turn_is_left_out_and_the_file_still_goes_on(
     tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_dpo.runs.sources import load_tokenizer
+    from mlx_dpo.convert.sources import load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
     closing = tokenizer.eos_token_id
@@ -138,7 +138,7 @@ def test_an_answer_that_begins_another_turn_is_left_out_and_the_file_still_goes_
         for text in ("Yes.", "<|user|>\nMore?", "No.<|end|><|assistant|>\nNo.")
     ]
     monkeypatch.setattr(
-        session, "generate_together", lambda model, asks, **_: spoken * (len(asks) // 3)
+        sampling, "generate_together", lambda model, asks, **_: spoken * (len(asks) // 3)
     )
     out = tmp_path / "out.jsonl"
     assert sample(prompts, out).exit_code == 0

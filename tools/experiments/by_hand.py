@@ -11,11 +11,11 @@ import mlx.nn as nn
 
 from mlx_dpo import load
 from mlx_dpo.models.export import export_folder
+from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.encoding import encode_preferences
-from mlx_dpo.preferences.examples import lengths
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
-from mlx_dpo.preferences.tokens import ChatFormat, chat_format, pad_id_of
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.training.paths import PlainPath, SharedPromptPath

@@ -14,7 +14,7 @@ from statistics import mean
 import mlx.core as mx
 
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.trainer import DPOTrainer
 from tools.experiments.by_hand import Altered, Run, new_run
 from tools.experiments.commands import MODEL, PLACE, figures

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 from mlx_dpo.models.parameters import fingerprint
-from mlx_dpo.training.metrics import Metrics
+from mlx_dpo.training.loss import Metrics
 from tools.experiments.by_hand import Run, moving_reference, new_run
 from tools.experiments.commands import MODEL
 from tools.tiny_sft.tables import table

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_dpo import load
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
-from mlx_dpo.preferences.tokens import chat_format
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
 from tools.tiny_sft.outcomes import (

@@ -7,10 +7,10 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.models.generate import Answer, answer
+from mlx_dpo.preferences.chat import ChatFormat, pad_id_of
 from mlx_dpo.preferences.encoding import encode_preferences
-from mlx_dpo.preferences.tokens import ChatFormat, pad_id_of
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.runs.answers import Answer, answer
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.training.trainer import DPOTrainer
 from tools.tiny_sft.chat import UNRELATED

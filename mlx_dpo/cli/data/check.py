@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
-    from mlx_dpo.preferences.ingest import Ingested, Tokenising
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.preferences.store import Ingested, Tokenising
 
 
 @click.command(short_help="All that is wrong with a file, in one pass.")
@@ -45,10 +45,10 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
       mlx_dpo data check mine.jsonl
       mlx_dpo data check mine.jsonl --model checkpoints/tiny-sft --log problems.jsonl
     """
-    from mlx_dpo.cli.screen.terminal import counted
-    from mlx_dpo.preferences.documents import check_readable
-    from mlx_dpo.preferences.ingest import ingest
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.cli.screen import counted
+    from mlx_dpo.preferences.json_text import check_readable
+    from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.preferences.store import ingest
 
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
@@ -78,7 +78,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
 
 def _holds_candidates(file: Path) -> bool:
     """Whether the first row has answers and no choice: every row would be an error of its own."""
-    from mlx_dpo.preferences.documents import raw_rows
+    from mlx_dpo.preferences.json_text import raw_rows
 
     first = next(raw_rows(file), None)
     row = first.value if first else None
@@ -90,9 +90,9 @@ def _opened(log: Path | None) -> AbstractContextManager[TextIO | None]:
 
 
 def _tokenising(model: str, max_length: int) -> "Tokenising":
-    from mlx_dpo.preferences.ingest import Tokenising
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import load_tokenizer
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
+    from mlx_dpo.preferences.store import Tokenising
 
     return Tokenising(chat_format(load_tokenizer(model)), max_length)
 
@@ -111,8 +111,8 @@ def _as_json(file: Path, found: "Ingested", problems: "Problems") -> dict[str, A
 
 
 def _show(found: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
-    from mlx_dpo.cli.screen.terminal import counted, printable
-    from mlx_dpo.preferences.problems import by_code
+    from mlx_dpo.cli.screen import counted, printable
+    from mlx_dpo.preferences.schema import by_code
 
     shown = problems.shown()
     for problem in shown:

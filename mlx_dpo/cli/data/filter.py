@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 if TYPE_CHECKING:
-    from mlx_dpo.preferences.tokens import ChatFormat
+    from mlx_dpo.preferences.chat import ChatFormat
 
 
 @click.command("filter", short_help="Leave out pairs by length or kind.")
@@ -67,7 +67,7 @@ def filter_(
 def _chat(model: str | None) -> "ChatFormat | None":
     if model is None:
         return None
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import load_tokenizer
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
 
     return chat_format(load_tokenizer(model))

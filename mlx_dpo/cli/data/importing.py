@@ -3,7 +3,7 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
 
@@ -52,7 +52,7 @@ def import_(
     from pathlib import Path
 
     from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.importers.reading import collect, open_rows
     from mlx_dpo.workshop.importers.sources import find_files

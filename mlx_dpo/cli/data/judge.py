@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError, StoppedError, UsageError
 
 if TYPE_CHECKING:
-    from mlx_dpo.workshop.contests import Contest
-    from mlx_dpo.workshop.judging.summary import Summary
-    from mlx_dpo.workshop.judging.verdicts import Decision, Judge
+    from mlx_dpo.workshop.collection import Contest
+    from mlx_dpo.workshop.judge.verdicts import Decision, Judge, Summary
 
 
 class _Options(NamedTuple):
@@ -107,10 +106,10 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
     from mlx_dpo.files import check_writable, write_file
-    from mlx_dpo.preferences.writer import preference_line
+    from mlx_dpo.preferences.reader import preference_line
     from mlx_dpo.workshop.candidates import load_candidates
-    from mlx_dpo.workshop.contests import contests_of
-    from mlx_dpo.workshop.judging.summary import summarise
+    from mlx_dpo.workshop.collection import contests_of
+    from mlx_dpo.workshop.judge.verdicts import summarise
 
     path = Path(out)
     if path.exists() and not overwrite:
@@ -155,9 +154,8 @@ class _Model(NamedTuple):
 def _open_judge(name: str, out: Path, options: _Options) -> "Iterator[tuple[Judge, _Model]]":
     """The judge of a name, and the model behind it."""
     from mlx_dpo.workshop.journal import Journal
-    from mlx_dpo.workshop.judging.asking import AskingJudge
-    from mlx_dpo.workshop.judging.rubrics import built_in_rubrics, read_rubrics
-    from mlx_dpo.workshop.judging.rules import rule_judge
+    from mlx_dpo.workshop.judge.asking import AskingJudge, built_in_rubrics, read_rubrics
+    from mlx_dpo.workshop.judge.rules import rule_judge
 
     if name.startswith("rule:"):
         yield rule_judge(name), _Model(lambda text: "", name, "", 1)
@@ -181,11 +179,11 @@ def _open_judge(name: str, out: Path, options: _Options) -> "Iterator[tuple[Judg
 def _open_model(name: str, options: _Options) -> _Model:
     tokens = options.max_tokens
     if not name.startswith(("http://", "https://")):
-        from mlx_dpo.workshop.judging.local import local_model
+        from mlx_dpo.workshop.judge.asking import local_model
 
         ask, digest = local_model(name, max_tokens=tokens)
         return _Model(ask, f"{digest}\0{tokens}", name, 1)
-    from mlx_dpo.workshop.judging.endpoint import KEY_VARIABLE, Endpoint
+    from mlx_dpo.workshop.judge.endpoint import KEY_VARIABLE, Endpoint
 
     endpoint = Endpoint(
         name,
@@ -199,8 +197,8 @@ def _open_model(name: str, options: _Options) -> _Model:
 
 
 def _decide(judge: "Judge", contests: "list[Contest]", asked: _Model) -> "list[Decision]":
-    from mlx_dpo.cli.screen.figures import progress
-    from mlx_dpo.workshop.judging.session import judge_all
+    from mlx_dpo.cli.screen import progress
+    from mlx_dpo.workshop.judge.rules import judge_all
 
     with progress() as done:
         return judge_all(
@@ -213,8 +211,7 @@ def _decide(judge: "Judge", contests: "list[Contest]", asked: _Model) -> "list[D
 
 
 def _show(summary: "Summary", out: str) -> None:
-    from mlx_dpo.cli.screen.figures import share
-    from mlx_dpo.cli.screen.terminal import counted
+    from mlx_dpo.cli.screen import counted, share
 
     counts = summary.outcomes
     won = counts["won"]

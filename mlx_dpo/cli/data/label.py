@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import UsageError
 
 
@@ -47,11 +47,10 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
             "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
             "pip install -e '.[label]'"
         )
-    from mlx_dpo.cli.screen.terminal import counted, program
+    from mlx_dpo.cli.screen import counted, program
     from mlx_dpo.workshop.candidates import load_candidates
-    from mlx_dpo.workshop.labelling.book import PAIR, SKIP, Book
-    from mlx_dpo.workshop.labelling.server import serve
-    from mlx_dpo.workshop.labelling.tasks import tasks_of
+    from mlx_dpo.workshop.label.book import PAIR, SKIP, Book, tasks_of
+    from mlx_dpo.workshop.label.server import serve
 
     tasks = tasks_of(row for file in files for row in load_candidates(file))
     book = Book(Path(out), tasks)

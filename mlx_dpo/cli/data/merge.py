@@ -3,7 +3,7 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command(short_help="Several files of pairs into one.")

@@ -2,7 +2,7 @@
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError
 
 
@@ -26,10 +26,10 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     Example:
       mlx_dpo data preview data/dpo/preferences.json --model checkpoints/tiny-sft --row 80
     """
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.preferences.encoding import encode_preferences
     from mlx_dpo.preferences.reader import read_preferences
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import load_tokenizer
 
     preferences = read_preferences(file)
     if row > len(preferences):

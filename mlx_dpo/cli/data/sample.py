@@ -3,7 +3,7 @@
 import click
 
 from mlx_dpo.cli.data.screen import out_option
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
@@ -74,13 +74,11 @@ def sample(
     """
     from pathlib import Path
 
-    from mlx_dpo.cli.screen.figures import progress
-    from mlx_dpo.cli.screen.terminal import counted
+    from mlx_dpo.cli.screen import counted, progress
+    from mlx_dpo.convert.sources import load, name_of
     from mlx_dpo.files import check_writable
-    from mlx_dpo.preferences.tokens import chat_format
-    from mlx_dpo.runs.sources import load, name_of
-    from mlx_dpo.workshop.sampling.prompts import read_prompts
-    from mlx_dpo.workshop.sampling.session import Author, Session, Settings
+    from mlx_dpo.preferences.chat import chat_format
+    from mlx_dpo.workshop.sampling import Author, Session, Settings, read_prompts
 
     path = Path(out)
     check_writable(path)

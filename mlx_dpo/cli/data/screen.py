@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 if TYPE_CHECKING:
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.reworking import Sieve
 
@@ -53,7 +53,7 @@ def data_progress(name: str) -> Iterator[Callable[[float], None]]:
     """A bar on stderr where that is a terminal, fed with shares from 0 to 1."""
     from rich.console import Console
 
-    from mlx_dpo.cli.screen.terminal import Bar
+    from mlx_dpo.cli.screen import Bar
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -68,7 +68,7 @@ def data_progress(name: str) -> Iterator[Callable[[float], None]]:
 
 def show_problems(problems: "Problems") -> None:
     """The first problems on stderr, and how many more there are."""
-    from mlx_dpo.cli.screen.terminal import counted, printable
+    from mlx_dpo.cli.screen import counted, printable
 
     shown = problems.shown()[:SHOWN]
     for problem in shown:
@@ -102,7 +102,7 @@ def show_account(collection: "Collection", name: str) -> None:
 
 def show_written(path: Path, pairs: int) -> None:
     """Where the pairs are now."""
-    from mlx_dpo.cli.screen.terminal import counted
+    from mlx_dpo.cli.screen import counted
 
     click.echo(f"wrote   {path}  ({counted(pairs, 'pair')})")
 
@@ -117,7 +117,7 @@ def rework_to(
         DataError: If no pair is left.
         DiskError: If it can't be written.
     """
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.reworking import rework
 

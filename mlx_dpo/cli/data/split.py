@@ -3,7 +3,7 @@
 import click
 
 from mlx_dpo.cli.data.screen import overwrite_option
-from mlx_dpo.cli.names import Name
+from mlx_dpo.cli.options import Name
 
 
 @click.command(short_help="Training and test pairs, no prompt in both.")
@@ -37,7 +37,7 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
 
     from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
     from mlx_dpo.errors import DataError
-    from mlx_dpo.preferences.problems import Problems
+    from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.preferences.split import held_out_rows
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.reworking import rework

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mlx_dpo.insight.audit.bias import check_kinds, check_length, check_surface
+from mlx_dpo.insight.audit.bias import Measures, check_kinds, check_length, check_surface
 from mlx_dpo.insight.audit.copies import pair_texts, shingle_sets
 from mlx_dpo.insight.audit.faults import (
     check_contradictions,
@@ -11,7 +11,6 @@ from mlx_dpo.insight.audit.faults import (
     check_template,
     check_truncation,
 )
-from mlx_dpo.insight.audit.measures import Measures
 from mlx_dpo.insight.audit.verdicts import Check
 from mlx_dpo.records import Preference
 

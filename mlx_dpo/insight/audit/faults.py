@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlx_dpo.insight.audit import copies
+from mlx_dpo.insight.audit.bias import Measures
 from mlx_dpo.insight.audit.copies import Shingles
-from mlx_dpo.insight.audit.measures import Measures
 from mlx_dpo.insight.audit.verdicts import (
     LOOK,
     MANY_CONTRADICTIONS,

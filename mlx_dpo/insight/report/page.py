@@ -1,8 +1,9 @@
 """From a run's folder to a page that opens from disk: no script, no network, one file."""
 
+import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +13,27 @@ from markupsafe import Markup
 
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.files import write_file
-from mlx_dpo.insight.audit import measures
+from mlx_dpo.insight.audit import bias
 from mlx_dpo.insight.audit.bias import check_length
-from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.evaluation import GroupScore, score_groups, wilson_interval
-from mlx_dpo.insight.judging.calibration import Calibration, calibrate
-from mlx_dpo.insight.plots.charts import (
+from mlx_dpo.insight.charts import (
     Bars,
+    Point,
     Reliability,
     Series,
     bar_chart,
     line_chart,
     reliability_diagram,
 )
-from mlx_dpo.insight.plots.drawing import MOST_COLOURS, STYLE, swatch
-from mlx_dpo.insight.report.cost import cost_of
-from mlx_dpo.insight.report.curves import curves, curves_together
-from mlx_dpo.insight.report.record import Record, read_run
+from mlx_dpo.insight.collapse import reward_signs
+from mlx_dpo.insight.drawing import MOST_COLOURS, STYLE, swatch
+from mlx_dpo.insight.evaluation import (
+    Calibration,
+    GroupScore,
+    calibrate,
+    score_groups,
+    wilson_interval,
+)
+from mlx_dpo.insight.report.record import Record, Rows, read_run
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.runs.config import RunConfig
 
@@ -177,9 +182,9 @@ def _length(run: Record) -> tuple[str, list[str]]:
         rows = read_preferences(str(run.config.data))
     except MlxDpoError as error:
         return f"not checked: {error}", []
-    found = measures.in_words(rows)
+    found = bias.in_words(rows)
     check = check_length(rows, found)
-    bars = measures.histogram(found.gaps)
+    bars = bias.histogram(found.gaps)
     chart = bar_chart(
         "Length of chosen minus rejected, whole file",
         [_span(bar) for bar in bars],
@@ -189,7 +194,7 @@ def _length(run: Record) -> tuple[str, list[str]]:
     return f"{check.verdict}: {check.reason}", [chart]
 
 
-def _span(bar: measures.Bar) -> str:
+def _span(bar: bias.Bar) -> str:
     if bar.low is None:
         return f"{bar.high:+d} or less"
     if bar.high is None:
@@ -204,3 +209,174 @@ def _warnings(run: Record) -> list[str]:
     if not run.policy.size:
         found.append("no pair was held out: nothing here says how it does on unseen pairs")
     return found
+
+
+# --- What a run cost: its time by phase, its memory, and what padding
+# added and sharing saved.
+
+
+PHASES = {
+    "data_seconds": "data",
+    "reference_seconds": "reference",
+    "forward_backward_seconds": "forward and backward",
+    "update_seconds": "update",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over the steps of a run.
+
+    Attributes:
+        steps: Steps that were timed.
+        seconds: All of them.
+        pairs: Pairs trained on.
+        phases: Name and seconds of each; what is in none of them is the last, "the rest".
+        peak: GiB, the most that MLX's arrays took.
+        peak_step: The step, counted from 1, that first took it.
+        padding: Tokens computed for each real one; None in runs that did not count.
+        unshared: Tokens it would have been with each prompt read for each response, for each one
+            computed.
+    """
+
+    steps: int
+    seconds: float
+    pairs: int
+    phases: list[tuple[str, float]]
+    peak: float
+    peak_step: int
+    padding: float | None
+    unshared: float | None
+
+
+def cost_of(timings: list[dict[str, Any]]) -> Cost | None:
+    """The cost of a run by its timings, with `seconds`, `pairs` and `peak_bytes` in each row.
+
+    None where no step was timed.
+    """
+    if not timings:
+        return None
+
+    def total(key: str) -> float:
+        return float(sum(row.get(key, 0) for row in timings))
+
+    seconds = total("seconds")
+    phases = [(name, total(key)) for key, name in PHASES.items() if key in timings[-1]]
+    phases.append(("the rest", max(0.0, seconds - sum(spent for _, spent in phases))))
+    largest = max(timings, key=lambda row: row["peak_bytes"])  # the first of equals
+    real, computed = total("real_tokens"), total("computed_tokens")
+    return Cost(
+        steps=len(timings),
+        seconds=seconds,
+        pairs=int(total("pairs")),
+        phases=phases,
+        peak=largest["peak_bytes"] / 2**30,
+        peak_step=largest["step"] + 1,
+        padding=computed / real if real else None,
+        unshared=total("unshared_tokens") / computed if computed else None,
+    )
+
+
+# --- The curves of a run.
+
+
+_MOST_POINTS = 300  # of a line; a page of a long run stays small
+_STEP = "optimizer step"
+
+
+def curves(run: Record) -> list[str]:
+    """Loss, rewards, margin, accuracy, learning rate and gradient norm, as SVG."""
+    steps, held_out = run.steps, run.held_out
+
+    def chart(title: str, unit: str, key: str, evaluated: str | None, **options: object) -> str:
+        lines = [_smooth("training", steps, key)]
+        if evaluated and held_out:
+            lines.append(Series("held out", _points(held_out, evaluated), has_dots=True))
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, **options)  # type: ignore[arg-type]
+
+    unit = "\u03b2 \u00d7 nats"
+    rewards = [_smooth(n, steps, f"{n}_reward") for n in ("chosen", "rejected")]
+    return [
+        chart("Loss", "nats", "loss", "loss", levels=[(math.log(2), "log 2: untrained")]),
+        line_chart("Rewards, training pairs", rewards, x_label=_STEP, y_label=unit),
+        chart("Reward margin", unit, "reward_margin", "reward_margin"),
+        chart("Reward accuracy", "share of pairs", "accuracy", "accuracy", y_range=(0.0, 1.0)),
+        line_chart("Learning rate", [_plain(steps, "lr")], x_label=_STEP, y_label="a step"),
+        chart("Gradient norm, before clipping", "L2", "grad_norm", None),
+    ]
+
+
+def curves_together(runs: Sequence[Record]) -> list[str]:
+    """The curves of several runs in one picture each; a run has one colour in all of them.
+
+    Rewards are in units of beta. Of runs with different betas the log-ratios are drawn instead,
+    which can be compared. Held-out accuracy is drawn where a run was evaluated more than once.
+    """
+    is_one_beta = len({run.config.beta for run in runs}) == 1
+    word, unit = ("reward", "\u03b2 \u00d7 nats") if is_one_beta else ("log-ratio", "nats")
+
+    def chart(title: str, unit: str, key: str, **options: object) -> str:
+        lines = [Series(run.folder.name, _smooth("", run.steps, key).points) for run in runs]
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False, **options)  # type: ignore[arg-type]
+
+    def rewards(title: str, key: str) -> str:
+        lines = []
+        for run in runs:
+            scale = 1.0 if is_one_beta else run.config.beta
+            points = [(step, y / scale) for step, y in _smooth("", run.steps, key).points]
+            lines.append(Series(run.folder.name, points))
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False)
+
+    return [
+        chart("Loss, training", "nats", "loss", levels=[(math.log(2), "log 2: untrained")]),
+        rewards(f"{word.capitalize()} margin, training", "reward_margin"),
+        rewards(f"Chosen {word}, training", "chosen_reward"),
+        rewards(f"Rejected {word}, training", "rejected_reward"),
+        *_held_out_accuracy(runs),
+        chart("Gradient norm, before clipping", "L2", "grad_norm"),
+    ]
+
+
+def _held_out_accuracy(runs: Sequence[Record]) -> list[str]:
+    if all(len(run.held_out) < 2 for run in runs):
+        return []  # a dot a run says less than the tables do
+    lines = [
+        Series(run.folder.name, _points(run.held_out, "accuracy"), has_dots=True) for run in runs
+    ]
+    return [
+        line_chart(
+            *("Reward accuracy, held out", lines),
+            x_label=_STEP,
+            y_label="share of pairs",
+            y_range=(0.0, 1.0),
+            has_legend=False,
+        )
+    ]
+
+
+def _points(rows: Rows, key: str) -> list[Point]:
+    return [(row["step"] + 1, float(row[key])) for row in rows]
+
+
+def _plain(rows: Rows, key: str) -> Series:
+    return Series(key, _thinned(_points(rows, key)))
+
+
+def _smooth(name: str, rows: Rows, key: str) -> Series:
+    """A running mean over a twentieth of the run, in front of the values themselves."""
+    points = _points(rows, key)
+    reach = len(points) // 40
+    if not reach:
+        return Series(name, points)
+    means = []
+    for place, (step, _) in enumerate(points):
+        near = [y for _, y in points[max(0, place - reach) : place + reach + 1]]
+        means.append((step, sum(near) / len(near)))
+    return Series(name, _thinned(means), behind=_thinned(points))
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most so many points: means of neighbours."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), max(1, size))]
+    return [(g[len(g) // 2][0], sum(y for _, y in g) / len(g)) for g in groups]

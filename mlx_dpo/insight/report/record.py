@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.evaluation import Logprobs
+from mlx_dpo.insight.scoring import Logprobs
 from mlx_dpo.runs.config import RunConfig, read_toml
 
 Rows = list[dict[str, Any]]

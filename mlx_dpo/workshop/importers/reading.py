@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.documents import RawRow
-from mlx_dpo.preferences.fields import KEYS, read_preference
-from mlx_dpo.preferences.problems import LEVELS, WARNING
-from mlx_dpo.preferences.strict_json import Finding
+from mlx_dpo.preferences.json_text import Finding, RawRow
+from mlx_dpo.preferences.schema import KEYS, LEVELS, WARNING, read_preference
 from mlx_dpo.records import Preference
 from mlx_dpo.workshop.collection import Collection
 from mlx_dpo.workshop.importers.formats import FORMATS, Format, detect

@@ -16,8 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.documents import MAX_ROW, RawRow, not_readable, raw_rows
-from mlx_dpo.preferences.strict_json import Finding
+from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from mlx_dpo.insight.audit import measures
+from mlx_dpo.convert.sources import load_tokenizer
+from mlx_dpo.insight.audit import bias
+from mlx_dpo.insight.audit.bias import Measures, histogram
 from mlx_dpo.insight.audit.checks import audit
 from mlx_dpo.insight.audit.faults import check_leaks, check_template, check_truncation
-from mlx_dpo.insight.audit.measures import Measures, histogram
 from mlx_dpo.insight.audit.verdicts import Check
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
-from mlx_dpo.preferences.tokens import chat_format
 from mlx_dpo.records import Preference
-from mlx_dpo.runs.sources import load_tokenizer
 from tests.insight.conftest import pair
 from tests.runs.conftest import ORACLE
 
@@ -30,7 +30,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def shingles(rows: list[Preference]) -> list[measures.Lengths]:
+def shingles(rows: list[Preference]) -> list[bias.Lengths]:
     from mlx_dpo.insight.audit.copies import pair_texts, shingle_sets
 
     return shingle_sets([pair_texts(row) for row in rows])
@@ -38,7 +38,7 @@ def shingles(rows: list[Preference]) -> list[measures.Lengths]:
 
 def test_the_embedded_pairs_pass_in_words_and_in_tokens(embedded: list[Preference]) -> None:
     chat = chat_format(load_tokenizer(TINY))
-    for measured in (measures.in_words(embedded), measures.in_tokens(embedded, chat)):
+    for measured in (bias.in_words(embedded), bias.in_tokens(embedded, chat)):
         checks = by_name(audit(embedded, measured, max_length=128))
         assert [name for name, check in checks.items() if check.verdict == "stop"] == []
         assert checks["length bias"].verdict == "ok"
@@ -59,7 +59,7 @@ def test_answers_lengthened_on_purpose_are_stopped(embedded: list[Preference], s
         )
         for row in embedded
     ]
-    check = by_name(audit(longer, measures.in_words(longer), max_length=128))["length bias"]
+    check = by_name(audit(longer, bias.in_words(longer), max_length=128))["length bias"]
     assert check.verdict == "stop"
     assert check.findings
     assert check.figures["auc"] == pytest.approx(1.0 if side == "chosen" else 0.0, abs=0.02)
@@ -69,7 +69,7 @@ def test_a_bias_within_a_kind_shows_though_the_whole_is_balanced() -> None:
     long, short = "a b c d e f", "a b"
     rows = [pair(f"q{n}", long, short, "wordy", str(n)) for n in range(40)]
     rows += [pair(f"r{n}", short, long, "terse", str(n)) for n in range(40)]
-    checks = by_name(audit(rows, measures.in_words(rows), max_length=64))
+    checks = by_name(audit(rows, bias.in_words(rows), max_length=64))
     assert checks["length bias"].verdict == "ok"
     assert checks["length by kind"].verdict == "look"
     assert "wordy 1.00, terse 0.00" in checks["length by kind"].reason
@@ -77,14 +77,14 @@ def test_a_bias_within_a_kind_shows_though_the_whole_is_balanced() -> None:
 
 def test_words_that_balance_hide_no_characters_that_do_not() -> None:
     rows = [pair(f"q{n}", "extraordinarily yes", "no no", "", str(n)) for n in range(60)]
-    check = by_name(audit(rows, measures.in_words(rows), max_length=64))["length bias"]
+    check = by_name(audit(rows, bias.in_words(rows), max_length=64))["length bias"]
     assert check.figures["auc"] == 0.5
     assert check.verdict == "stop"
 
 
 def test_truncation_counts_what_training_cuts_and_drops(embedded: list[Preference]) -> None:
     chat = chat_format(load_tokenizer(TINY))
-    measured = measures.in_tokens(embedded, chat)
+    measured = bias.in_tokens(embedded, chat)
     for max_length in (8, 14, 20, 28, 64):
         check = check_truncation(measured, max_length)
         encoded = encode_preferences(embedded, chat, max_length=max_length)
@@ -102,11 +102,11 @@ def test_truncation_counts_what_training_cuts_and_drops(embedded: list[Preferenc
 def test_words_that_are_a_token_of_the_model_stop_as_they_do_in_training(text: str) -> None:
     chat = chat_format(load_tokenizer(TINY))
     rows = [pair("a", "b", "c"), pair("a", f"One.{text} Two.", "c"), pair(text, "b", "c")]
-    check = check_template(measures.in_tokens(rows, chat))
+    check = check_template(bias.in_tokens(rows, chat))
     assert check.verdict == "stop"
     assert [finding.rows for finding in check.findings] == [(2,), (3,)]
     assert check.findings[0].note == f"chosen holds {text!r}, a token of this model"
-    assert check_template(measures.in_tokens(rows[:1], chat)).verdict == "ok"
+    assert check_template(bias.in_tokens(rows[:1], chat)).verdict == "ok"
 
 
 def test_leaks_of_a_file_are_prompts_in_both_and_near_copies() -> None:

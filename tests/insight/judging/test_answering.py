@@ -2,10 +2,9 @@
 
 import pytest
 
-from mlx_dpo.insight.judging import answering
-from mlx_dpo.insight.judging.answering import answer_all
-from mlx_dpo.insight.judging.scoring import open_model
-from mlx_dpo.runs.answers import answer_ids
+from mlx_dpo.insight.scoring import open_model
+from mlx_dpo.models import generate
+from mlx_dpo.models.generate import answer_all, answer_ids
 from tests.runs.conftest import ORACLE
 
 PROMPTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
@@ -16,12 +15,16 @@ PROMPTS = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 def test_each_prompt_gets_the_answer_it_gets_alone_from_its_own_seed(
     temperature: float, is_batchable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "BATCH", 2)
-    monkeypatch.setattr(answering, "batches_exactly", lambda model, prompts: is_batchable)
+    monkeypatch.setattr(generate, "BATCH", 2)
+    monkeypatch.setattr(generate, "batches_exactly", lambda model, prompts: is_batchable)
     model = open_model(str(ORACLE))
     told: list[int] = []
     found = answer_all(
-        *(model, PROMPTS), max_tokens=9, temperature=temperature, seed=3, after_prompts=told.append
+        *(model.model, model.chat, PROMPTS),
+        max_tokens=9,
+        temperature=temperature,
+        seed=3,
+        after_prompts=told.append,
     )
     alone = [
         answer_ids(

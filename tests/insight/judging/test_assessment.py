@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight.judging.assessment import assess, held_out_of_run, spread_prompts
-from mlx_dpo.insight.judging.lengths import group_by_length
-from mlx_dpo.insight.judging.scoring import open_model
+from mlx_dpo.insight.evaluation import assess, held_out_of_run, spread_prompts
+from mlx_dpo.insight.rewards import group_by_length
+from mlx_dpo.insight.scoring import open_model
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.logprobs import pair_logprobs
 from tests.insight.conftest import pair

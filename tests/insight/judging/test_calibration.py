@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from mlx_dpo.insight.judging.calibration import MOST_BINS, calibrate
+from mlx_dpo.insight.evaluation import MOST_BINS, calibrate
 
 
 def sigmoid(x: float) -> float:

@@ -7,9 +7,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_dpo.insight.judging import scoring
-from mlx_dpo.insight.judging.drift import measure_drift, token_kl
-from mlx_dpo.insight.judging.scoring import open_model
+from mlx_dpo.insight import scoring
+from mlx_dpo.insight.drift import measure_drift, token_kl
+from mlx_dpo.insight.scoring import open_model
 from tests.conftest import TINY_VOCAB
 from tests.insight.conftest import nudge
 from tests.runs.conftest import ORACLE

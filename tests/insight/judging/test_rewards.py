@@ -9,13 +9,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight.judging import scoring
-from mlx_dpo.insight.judging.rewards import encode_answers, reward_pairs, reward_tokens
-from mlx_dpo.insight.judging.scoring import open_model, token_logprobs
-from mlx_dpo.preferences.tokens import chat_format
+from mlx_dpo.insight import scoring
+from mlx_dpo.insight.rewards import encode_answers, reward_pairs, reward_tokens
+from mlx_dpo.insight.scoring import open_model, token_logprobs
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.sources import load_tokenizer
 from mlx_dpo.training.logprobs import pair_logprobs
 from tests.runs.conftest import ORACLE
 

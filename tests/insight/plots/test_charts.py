@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mlx_dpo.insight.plots.charts import (
+from mlx_dpo.insight.charts import (
     Bars,
     Reliability,
     Series,
@@ -14,7 +14,7 @@ from mlx_dpo.insight.plots.charts import (
     line_chart,
     reliability_diagram,
 )
-from mlx_dpo.insight.plots.drawing import STYLE, WIDTH, standalone
+from mlx_dpo.insight.drawing import STYLE, WIDTH, standalone
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "<script>alert(1)</script> & \"'\x1b\x00\ud83d"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.plots.drawing import MOST_COLOURS
+from mlx_dpo.insight.drawing import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code

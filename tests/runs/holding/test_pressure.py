@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import StoppedError
-from mlx_dpo.runs.holding import pressure
-from mlx_dpo.runs.holding.pressure import EVERY, PressureWatch, Reading, parse, read_pressure
+from mlx_dpo.runs import machine
 from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.runs.machine import EVERY, PressureWatch, Reading, parse, read_pressure
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings
 from tests.runs.test_run import digest
@@ -97,7 +97,7 @@ def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
-    monkeypatch.setattr(pressure, "EVERY", 0.0)
+    monkeypatch.setattr(machine, "EVERY", 0.0)
     warnings = []
 
     class Note(Hooks):

@@ -11,7 +11,7 @@ import pytest
 from mlx_dpo.cli import main
 from mlx_dpo.errors import MemoryShortError, is_shortage
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.holding.shortage import advice, shortage_explained
+from mlx_dpo.runs.machine import advice, shortage_explained
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.faults.lives import phases

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo.errors import DiskError, NonFiniteError, StoppedError
-from mlx_dpo.runs.keeping import room
+from mlx_dpo.runs import checkpoint
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import settings
@@ -108,7 +108,7 @@ def test_a_run_that_was_killed_after_its_model_was_written_resumes_without_overw
 def test_a_run_without_room_for_its_checkpoints_does_not_begin(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 10**6)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 10**6)
     with pytest.raises(DiskError, match=r"this run writes up to .* make room first") as raised:
         train(settings(run_dir="run"))
     assert raised.value.exit_code == 7

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import LockedError
-from mlx_dpo.runs.keeping import lock
-from mlx_dpo.runs.keeping.lock import NAME, check_free, locked
+from mlx_dpo.runs import guards
+from mlx_dpo.runs.guards import NAME, check_free, locked
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from mlx_dpo.runs.keeping.lock import locked
+from mlx_dpo.runs.guards import locked
 with locked(Path(sys.argv[1])):
     os.write(1, b"held\\n")
     sys.stdin.read()
@@ -78,12 +78,12 @@ def test_a_killed_holder_that_left_its_lock_to_a_child_for_a_moment_is_waited_fo
     tmp_path: Path, take: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with killed_while_it_forked(tmp_path) as end_child:
-        monkeypatch.setattr(lock, "_wait", end_child)
+        monkeypatch.setattr(guards, "_wait", end_child)
         take(tmp_path)
 
 
 def test_it_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0)
+    monkeypatch.setattr(guards, "PATIENCE", 0)
     with killed_while_it_forked(tmp_path), pytest.raises(LockedError, match="in use by process"):
         check_free(tmp_path)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import DiskError, MlxDpoError
-from mlx_dpo.runs.keeping import room
-from mlx_dpo.runs.keeping.awake import StepClock, keep_awake
-from mlx_dpo.runs.keeping.supervise import supervise
+from mlx_dpo.runs import checkpoint
+from mlx_dpo.runs.machine import StepClock, keep_awake
+from mlx_dpo.runs.supervise import supervise
 
 GIB = 2**30
 
@@ -20,11 +20,11 @@ def test_a_disk_without_room_for_all_of_a_run_is_named_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = [("checkpoints", tmp_path / "run", GIB), ("the finished model", tmp_path / "out", GIB)]
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 2 * GIB)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 2 * GIB)
     with pytest.raises(DiskError, match=r"2\.00 GiB free, and this run writes up to 2\.03 GiB"):
-        room.check_room(needs)
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 3 * GIB)
-    room.check_room(needs)
+        checkpoint.check_room(needs)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 3 * GIB)
+    checkpoint.check_room(needs)
 
 
 def test_sleep_is_told_from_work() -> None:

@@ -7,9 +7,8 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.records import Message
-from mlx_dpo.workshop.judging.asking import wording
-from mlx_dpo.workshop.judging.rubrics import built_in_rubrics, read_rubrics, rubric_for
-from mlx_dpo.workshop.judging.verdicts import Question
+from mlx_dpo.workshop.judge.asking import built_in_rubrics, read_rubrics, rubric_for, wording
+from mlx_dpo.workshop.judge.verdicts import Question
 from tests.cli.test_cli import exit_code
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -8,8 +8,8 @@ import pytest
 
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.workshop.judging.asking import NoReplyError
-from mlx_dpo.workshop.judging.endpoint import Clock, Endpoint
+from mlx_dpo.workshop.judge.asking import NoReplyError
+from mlx_dpo.workshop.judge.endpoint import Clock, Endpoint
 from tests.cli.test_cli import exit_code
 from tests.workshop.judging.bad_endpoint import (
     BadEndpoint,
@@ -175,7 +175,7 @@ def no_secret_in(folder: Path) -> bool:
 def test_everything_bad_at_once_loses_no_pair(
     candidates: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.workshop.judging.endpoint.WAITS", (0.0,) * 4)
+    monkeypatch.setattr("mlx_dpo.workshop.judge.endpoint.WAITS", (0.0,) * 4)
     good = prefers("good")
     with BadEndpoint(cut_off, status(500), garbage(), hang_up, good, by_text=True) as server:
         assert judge(server) == 0
@@ -210,7 +210,7 @@ def test_a_judge_that_obeys_an_answer_or_talks_around_decides_nothing(
 def test_an_endpoint_that_dies_keeps_what_it_said_and_is_asked_for_the_rest_alone(
     candidates: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.workshop.judging.endpoint.WAITS", (0.0,))
+    monkeypatch.setattr("mlx_dpo.workshop.judge.endpoint.WAITS", (0.0,))
     good = prefers("good")
     with BadEndpoint(*[good] * 7, status(503)) as server:
         assert judge(server) == 1

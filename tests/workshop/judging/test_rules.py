@@ -8,8 +8,8 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
-from mlx_dpo.workshop.judging.rules import rule_judge
-from mlx_dpo.workshop.judging.verdicts import Question, Verdict
+from mlx_dpo.workshop.judge.rules import rule_judge
+from mlx_dpo.workshop.judge.verdicts import Question, Verdict
 from tests.cli.test_cli import exit_code
 
 

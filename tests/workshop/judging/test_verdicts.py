@@ -4,14 +4,15 @@ import pytest
 
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import Answer, Candidates
-from mlx_dpo.workshop.contests import Contest, contests_of
-from mlx_dpo.workshop.judging.session import judge_all
-from mlx_dpo.workshop.judging.summary import is_same_model, summarise
-from mlx_dpo.workshop.judging.verdicts import (
+from mlx_dpo.workshop.collection import Contest, contests_of
+from mlx_dpo.workshop.judge.rules import judge_all
+from mlx_dpo.workshop.judge.verdicts import (
     Question,
     Verdict,
     decide,
+    is_same_model,
     read_verdict,
+    summarise,
 )
 
 PROMPT = (Message("user", "I am late."),)

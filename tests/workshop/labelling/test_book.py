@@ -12,9 +12,18 @@ from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
 from mlx_dpo.workshop import journal
 from mlx_dpo.workshop.candidates import Answer, Candidates
-from mlx_dpo.workshop.labelling.book import PAIR, SKIP, TIE, Book, as_pair, journal_path
-from mlx_dpo.workshop.labelling.tasks import Task, is_shown_swapped, tasks_of
-from mlx_dpo.workshop.labelling.view import length_meter, view
+from mlx_dpo.workshop.label.book import (
+    PAIR,
+    SKIP,
+    TIE,
+    Book,
+    Task,
+    as_pair,
+    is_shown_swapped,
+    journal_path,
+    tasks_of,
+)
+from mlx_dpo.workshop.label.server import length_meter, view
 
 
 def tasks(number: int = 4) -> list[Task]:

@@ -13,8 +13,7 @@ import pytest
 
 from mlx_dpo.workshop.candidates import load_candidates
 from mlx_dpo.workshop.journal import Journal
-from mlx_dpo.workshop.labelling.book import SKIP, Book, journal_path
-from mlx_dpo.workshop.labelling.tasks import tasks_of
+from mlx_dpo.workshop.label.book import SKIP, Book, journal_path, tasks_of
 from tests.cli.test_cli import exit_code
 from tests.workshop.labelling.served import Served
 

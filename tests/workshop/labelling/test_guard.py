@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.workshop.labelling.book import Book
-from mlx_dpo.workshop.labelling.server import make_server
+from mlx_dpo.workshop.label.book import Book
+from mlx_dpo.workshop.label.server import make_server
 
 TOKEN = "a-token-for-tests"
 

@@ -1,0 +1,210 @@
+"""What a training run shows: a header, then a progress bar or plain lines."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+
+from mlx_dpo.cli.screen import Bar, clock, counted, gigabytes, printable
+from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.preferences.audit import length_bias
+from mlx_dpo.preferences.schema import ERROR, Problems, by_code
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.training.self_check import Choice
+
+USUAL_BETA = (0.05, 0.5)
+
+
+class Screen(Hooks):
+    """Writes a run to stderr: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        config: The run's settings.
+        is_terminal: Whether stderr is one.
+    """
+
+    def __init__(self, config: RunConfig, is_terminal: bool) -> None:
+        self.config = config
+        self.is_terminal = is_terminal
+        # Off a terminal a line is as long as it is: logs are searched, not looked at.
+        self.console = Console(
+            stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
+        )
+        self.bar: Bar | None = None
+        self.seconds = 0.0
+        self.pairs = 0.0
+        self.first_step: int | None = None
+        self.max_steps = 0
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._end_bar()
+
+    def tokenizing(self, done: int, total: int) -> None:
+        if self.is_terminal:
+            self._show_bar("tokenizing", done, total)
+
+    def data_checked(self, problems: Problems) -> None:
+        self._end_bar()
+        if problems.num_errors == 1 and not self.config.drop_bad:
+            return  # the run ends with it
+        for problem in problems.shown():
+            style = "red" if problem.level == ERROR else "yellow"
+            self._print(printable(f"{problem.level}: {problem}"), style=style)
+        more = problems.counts.total() - len(problems.shown())
+        if more:
+            self._print(f"and {counted(more, 'problem')} more")
+
+    def prepared(self, job: Job, folder: Path | None) -> None:
+        self.max_steps = job.max_steps
+        config, bias = job.config, length_bias(job.train.examples)
+        size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
+        held_out = f", {len(job.held_out.examples) or 'none'} held out"
+        length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
+        self._line("model", f"{config.model}  ({size:.1f} M parameters, {config.dtype})")
+        self._line(
+            "data",
+            f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",
+        )
+        self._line(
+            "settings",
+            f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
+            f"{config.batch_size}"
+            + (f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else "")
+            + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
+            f"reference {config.reference}, seed {config.seed}",
+        )
+        self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
+        self._line(
+            "lengths",
+            f"chosen longer in {bias.chosen_longer:.0%} of the pairs, shorter in "
+            f"{bias.rejected_longer:.0%}; mean gap {bias.mean_gap:+.1f} tokens",
+        )
+        if bias.is_lopsided:
+            self.warned(
+                f"the chosen answer is the longer one in {bias.chosen_share:.0%} of the pairs that "
+                "differ in length: the model may learn length. Balance the pairs"
+            )
+        if job.max_steps <= config.warmup_steps:
+            self.warned(
+                f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
+                f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
+            )
+        low, high = USUAL_BETA
+        if not low <= config.beta <= high:
+            risk = "may run far from" if config.beta < low else "hardly leaves"
+            self.warned(
+                f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
+                "reference"
+            )
+
+    def path_chosen(self, choice: Choice) -> None:
+        for name, reason in choice.refused:
+            self.warned(f"path {name} is not taken: {reason}")
+        if choice.num_pairs:
+            self._line(
+                "path",
+                f"{choice.path.name}: agrees with the plain path on "
+                f"{counted(choice.num_pairs, 'pair')} (log-probs to "
+                f"{choice.largest_difference:.0e}) and their gradients",
+            )
+        else:
+            self._line("path", f"{choice.path.name}: the definition, and the slowest")
+
+    def scoring(self, done: int, total: int) -> None:
+        if self.is_terminal:
+            self._show_bar("reference log-probs", done, total)
+        elif done == total:
+            self._line("reference", f"log-probs of {counted(total, 'pair')} computed")
+
+    def reference_found(self, total: int) -> None:
+        self._line("reference", f"log-probs of {counted(total, 'pair')} found from an earlier run")
+
+    def checked(self, job: Job, start: dict[str, float]) -> None:
+        self._end_bar()
+        account = job.data.account
+        why = f" ({by_code(account.dropped)})" if account.dropped else ""
+        self._line(
+            "self-check",
+            f"loss {start['loss']:.4f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
+            f"{job.chat.closing_text} closes {account.num_closed} of {2 * len(job.examples)} "
+            f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
+            f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
+        )
+
+    def resumed(self, step: int) -> None:
+        self._line(
+            "resume",
+            f"going on after step {step}" if step else "no checkpoint yet: starting from step 0",
+        )
+
+    def stepped(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
+        self.seconds += timing["seconds"]
+        self.pairs += timing["pairs"]
+        self.first_step = step if self.first_step is None else self.first_step
+        done = step + 1
+        each = self.seconds / (done - self.first_step)
+        figures = (
+            f"loss {metrics['loss']:.4f}  margin {metrics['reward_margin']:+.3f}  chosen "
+            f"{metrics['chosen_reward']:+.3f}  rejected {metrics['rejected_reward']:+.3f}  "
+            f"accuracy {metrics['accuracy']:.2f}"
+        )
+        pace = (
+            f"{self.pairs / self.seconds:.1f} pairs/s  ETA {clock(each * (self.max_steps - done))}"
+            f"  peak {gigabytes(timing['peak_bytes'])}"
+        )
+        name = f"step {done}/{self.max_steps}"
+        if self.is_terminal:
+            self._show_bar(name, done, self.max_steps, pace=pace, figures=figures)
+        elif done % self.config.log_every == 0 or done in (1, self.max_steps):
+            self._print(f"{name}  {figures}  {pace}")
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        self._print(
+            f"step {step + 1}/{self.max_steps}  held out: loss {metrics['loss']:.4f}  margin "
+            f"{metrics['reward_margin']:+.3f}  accuracy {metrics['accuracy']:.2f}"
+        )
+
+    def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
+        for prompt, answer in answers:
+            shown = " ".join(printable(f"{prompt}  ->  {answer or '(nothing)'}").split())
+            self._print(f"step {step + 1}/{self.max_steps}  {shown}")
+
+    def stopping(self) -> None:
+        # In a signal's handler: no locks, no console. The bar has hidden the cursor, and a second
+        # signal would leave it hidden.
+        show_cursor = "\x1b[?25h" if self.is_terminal else ""
+        line = f"{show_cursor}\nstopping after this batch; once more leaves at once\n"
+        os.write(2, line.encode())
+
+    def warned(self, text: str) -> None:
+        self._print(f"warning: {text}", style="yellow")
+
+    def _line(self, name: str, text: str) -> None:
+        self._print(f"{name:<10} {text}")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def _show_bar(
+        self, name: str, done: int, total: int, *, pace: str = "", figures: str = ""
+    ) -> None:
+        if self.bar is None:
+            self.bar = Bar(self.console)
+        self.bar.update(name, done, total, pace=pace, figures=figures)
+
+    def _end_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,274 @@
+"""What every chart is drawn with: a scale from values to pixels, axes, a legend, one style sheet.
+
+Sizes are pixels of a drawing 350 wide, which a phone shows unscaled, so that no letter of it is
+under 12 pixels; wider places scale it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+WIDTH = 350
+TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
+_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
+MOST_COLOURS = 5
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
+# A second difference, dashes or position, always stands beside the colour.
+STYLE = """
+.plot {
+  --ink: #1c1e21; --muted: #5b6169; --grid: #e3e5e8;
+  --c1: #0072b2; --c2: #d55e00; --c3: #00805e; --c4: #b0558a; --c5: #1c1e21;
+  display: block; width: 100%; height: auto;
+  font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+@media (prefers-color-scheme: dark) {
+  .plot {
+    --ink: #e8eaed; --muted: #a2a8b0; --grid: #34383e;
+    --c1: #56b4e9; --c2: #f0a04b; --c3: #2fc79b; --c4: #e79ac6; --c5: #e8eaed;
+  }
+}
+.plot.swatch { display: inline-block; width: 32px; height: 8px }
+.plot text { fill: var(--muted) }
+.plot .title { fill: var(--ink); font-size: 13px; font-weight: 600 }
+.plot .name { fill: var(--ink) }
+.plot .grid { stroke: var(--grid) }
+.plot .level { stroke: var(--muted); stroke-dasharray: 2 3 }
+.plot .whisker { stroke: var(--ink) }
+.plot .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
+.plot .s1 { stroke: var(--c1) }
+.plot .s2 { stroke: var(--c2); stroke-dasharray: 6 3 }
+.plot .s3 { stroke: var(--c3); stroke-dasharray: 2 3.5 }
+.plot .s4 { stroke: var(--c4); stroke-dasharray: 9 3 2 3 }
+.plot .s5 { stroke: var(--c5); stroke-dasharray: 1 5 }
+.plot .faint { opacity: .3; stroke-width: 1; stroke-dasharray: none }
+.plot .f1 { fill: var(--c1) }
+.plot .f2 { fill: var(--c2) }
+.plot .f3 { fill: var(--c3) }
+.plot .f4 { fill: var(--c4) }
+.plot .f5 { fill: var(--c5) }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values between `low` and `high` to pixels between `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """A plotting area with its two scales and what is drawn for them."""
+
+    x: Scale
+    y: Scale
+    marks: list[str]
+
+
+def axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    *,
+    x_label: str,
+    height: int,
+    x_range: tuple[float, float],
+    is_log: bool = False,
+) -> Axes:
+    """Grid lines with the values beside them; the label of x below.
+
+    Args:
+        x_ticks: At least one.
+        y_ticks: At least two; the area reaches from the first to the last.
+        x_label: What x is, with its unit.
+        height: Of the whole drawing.
+        x_range: Values at the left and the right edge.
+        is_log: Whether x is logarithmic.
+    """
+    y_names = tick_labels(y_ticks)
+    left = round(12 + _CHARACTER * max(map(len, y_names)))
+    x = Scale(*x_range, left, WIDTH - RIGHT, is_log)
+    y = Scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
+    marks = []
+    for tick, name in zip(y_ticks, y_names, strict=True):
+        marks.append(line(left, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        marks.append(text(left - 6, y(tick) + 4, name, anchor="end"))
+    # Evenly spaced ticks share their digits; 0.01 and 1 don't.
+    x_names = [tick_labels([t])[0] for t in x_ticks] if is_log else tick_labels(x_ticks)
+    for tick, name in zip(x_ticks, x_names, strict=True):
+        marks.append(line(x(tick), height - BOTTOM, x(tick), height - BOTTOM + 4, "grid"))
+        marks.append(text(x(tick), height - BOTTOM + 16, name, anchor="middle"))
+    marks.append(text((left + WIDTH - RIGHT) / 2, height - 8, x_label, anchor="middle"))
+    return Axes(x, y, marks)
+
+
+def legend(names: Sequence[str], shape: str = "line") -> list[str]:
+    """Names of the series at the right, above the plotting area; none where there is only one."""
+    if len(names) < 2:
+        return []
+    marks = []
+    right = float(WIDTH - RIGHT)
+    for number, name in reversed(list(enumerate(names, 1))):
+        right -= _CHARACTER * len(name)
+        marks.append(text(right, TOP - 14, name, "name"))
+        if shape == "line":
+            marks.append(line(right - 24, TOP - 18, right - 5, TOP - 18, f"line {stroke(number)}"))
+        else:
+            marks.append(rectangle(right - 14, TOP - 23, 9, 9, fill(number)))
+        right -= 34 if shape == "line" else 24
+    return marks
+
+
+def drawing(title: str, y_label: str, height: int, marks: Sequence[str]) -> str:
+    """A whole drawing, to be put into a page that holds `STYLE`."""
+    heading = [text(0, 14, title, "title"), text(0, TOP - 14, y_label)]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" '
+        f'role="img" aria-label={quoteattr(_printable(title))}>\n'
+        + "\n".join([*heading, *marks])
+        + "\n</svg>"
+    )
+
+
+def swatch(number: int) -> str:
+    """A piece of the line of a series, counted from 1, for a key in the text of a page."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot swatch" viewBox="0 0 32 8">'
+        f"{line(1, 4, 31, 4, f'line {stroke(number)}')}</svg>"
+    )
+
+
+def standalone(svg: str) -> str:
+    """A drawing with the style sheet inside, for a file of its own."""
+    head, end, rest = svg.partition(">\n")
+    return f"{head}{end}<style>{escape(STYLE)}</style>\n{rest}\n"
+
+
+def stroke(number: int) -> str:
+    """Class of the line of a series, counted from 1."""
+    return f"s{(number - 1) % MOST_COLOURS + 1}"
+
+
+def fill(number: int) -> str:
+    """Class of the area of a series, counted from 1."""
+    return f"f{(number - 1) % MOST_COLOURS + 1}"
+
+
+def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:
+    """A line of text; what XML does not allow is replaced."""
+    style = f' class="{css}"' if css else ""
+    where = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{where}>{escape(_printable(content))}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    """A straight line."""
+    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{css}"/>'
+
+
+def rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
+    """A filled rectangle."""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}"/>'
+    )
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters."""
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
+
+
+def name_width(names: Sequence[str]) -> float:
+    """Room that the longest of some names takes."""
+    return _CHARACTER * max(map(len, names), default=0)
+
+
+def _printable(content: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in content)
+
+
+# --- Where an axis has its ticks, and how they are written.
+
+
+_FACTORS = (1, 2, 5, 10, 20)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers, evenly spaced, from at or below `low` to at or above `high`.
+
+    The step is 1, 2 or 5 times a power of ten, and the one that makes at most `count` intervals.
+
+    Args:
+        low: Least value to show, finite.
+        high: Greatest.
+        count: Most intervals.
+
+    Raises:
+        ValueError: If a bound is not finite or they are the wrong way round.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"no axis from {low} to {high}")
+    if high - low <= 1e-9 * max(abs(low), abs(high)) or high - low < 1e-300:
+        room = abs(low) / 2 or 1.0  # one value only: put it in the middle of some room
+        low, high = low - room, high + room
+    power = math.floor(math.log10((high - low) / count))
+    for factor in _FACTORS:
+        step = float(f"{factor}e{power}")
+        # What rounding alone adds must not cost an interval.
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first <= count:
+            break
+    # By way of text each tick is the float nearest to its decimal number: 0.3, not 3 * 0.1.
+    return [float(f"{number * factor}e{power}") for number in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two positive bounds, both included.
+
+    Raises:
+        ValueError: If a bound is not positive and finite or they are the wrong way round.
+    """
+    if not (0 < low <= high and math.isfinite(high)):
+        raise ValueError(f"no logarithmic axis from {low} to {high}")
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{factor}e{power}") for power in powers for factor in _FACTORS[:3]]
+    inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return inside or [low]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text with the digits they need: `0.00 0.25 0.50`, `2e-5`, a real minus sign."""
+    largest = max(map(abs, ticks), default=0.0)
+    if largest and not 1e-3 <= largest < 1e6:
+        return [_scientific(tick) for tick in ticks]
+    digits = max((_decimals(tick) for tick in ticks), default=0)
+    return [_signed(f"{tick:.{digits}f}") for tick in ticks]
+
+
+def _decimals(value: float) -> int:
+    _, _, decimals = f"{value:.10f}".rstrip("0").partition(".")
+    return len(decimals)
+
+
+def _scientific(value: float) -> str:
+    mantissa, _, exponent = f"{value:.6e}".partition("e")
+    if float(mantissa) == 0:
+        return "0"
+    return _signed(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\u2212") if text.strip("-0.") else text.lstrip("-")

@@ -1,0 +1,179 @@
+"""How far a policy has moved from its reference where it speaks itself.
+
+The objective of DPO holds back E over y ~ π of log π(y) - log π_ref(y). By the chain rule that is
+the expected sum, over the positions of an answer *of the policy's own, sampled as it is*, of the
+divergence of the two next-token distributions. So the answers are sampled from the policy at
+temperature 1; on greedy answers, or the reference's, it would be another quantity. Summing each
+position over the whole vocabulary, instead of taking the one token that was drawn, leaves less to
+chance.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.insight.collapse import answer_signs, repetition
+from mlx_dpo.insight.scoring import Judged, next_logprobs
+from mlx_dpo.models.generate import Answer, answer_all
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Divergence on the policy's own answers, and how long both models' answers are.
+
+    Attributes:
+        num_prompts: Prompts answered.
+        num_tokens: Tokens of the policy's answers, closing tokens included.
+        kl_per_token: Mean KL(policy || reference) of a position, in nats.
+        kl_per_answer: Mean of its sum over an answer, in nats.
+        policy_length: Mean tokens of an answer of the policy.
+        reference_length: The same of the reference.
+        policy_cut: Answers of the policy that reached the limit.
+        reference_cut: The same of the reference.
+        policy_repetition: Share of word triples that came before in the same answer.
+        reference_repetition: The same of the reference.
+    """
+
+    num_prompts: int
+    num_tokens: int
+    kl_per_token: float
+    kl_per_answer: float
+    policy_length: float
+    reference_length: float
+    policy_cut: int
+    reference_cut: int
+    policy_repetition: float
+    reference_repetition: float
+
+    @property
+    def signs(self) -> list[str]:
+        """What is suspicious about the policy's answers."""
+        return answer_signs(
+            self.num_prompts,
+            length=(self.policy_length, self.reference_length),
+            cut=(self.policy_cut, self.reference_cut),
+            repeated=(self.policy_repetition, self.reference_repetition),
+        )
+
+
+def measure_drift(
+    policy: Judged,
+    reference: Judged,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int,
+    after_prompts: Callable[[int], None] = lambda count: None,
+) -> Drift:
+    """Sample an answer of each model to each prompt, and compare the models along the policy's.
+
+    Both models are in memory: a position needs both distributions at once.
+
+    Args:
+        policy: The trained model.
+        reference: The model it was trained from.
+        prompts: Ids of at least one prompt.
+        max_tokens: Longest answer.
+        seed: Prompt i is sampled with seed + i, by both.
+        after_prompts: Called with how many more are answered by both.
+
+    Raises:
+        UsageError: If the models' vocabularies differ in size.
+    """
+    sample = partial(sampled, prompts=prompts, max_tokens=max_tokens, seed=seed)
+    others, answers = sample(reference), sample(policy, after_prompts=after_prompts)
+    return drift_along(policy.model, reference.model, prompts, answers, others)
+
+
+def sampled(
+    judged: Judged,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int,
+    after_prompts: Callable[[int], None] = lambda count: None,
+) -> list[Answer]:
+    """An answer to each prompt, at temperature 1 as the definition of the KL divergence has it."""
+    return answer_all(
+        judged.model,
+        judged.chat,
+        prompts,
+        max_tokens=max_tokens,
+        temperature=1.0,
+        seed=seed,
+        after_prompts=after_prompts,
+    )
+
+
+def drift_along(
+    policy: nn.Module,
+    reference: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Answer],
+    others: Sequence[Answer],
+) -> Drift:
+    """Compare two models along the policy's answers.
+
+    Args:
+        policy: The trained model.
+        reference: The model it was trained from.
+        prompts: Ids of at least one prompt.
+        answers: Sampled from the policy, one a prompt.
+        others: Sampled from the reference.
+
+    Raises:
+        UsageError: If the models' vocabularies differ in size.
+    """
+    divergence = sum(
+        float(token_kl(policy, reference, prompt, answer.ids).sum())
+        for prompt, answer in zip(prompts, answers, strict=True)
+    )
+    num_tokens = sum(len(a.ids) for a in answers)
+    return Drift(
+        num_prompts=len(prompts),
+        num_tokens=num_tokens,
+        kl_per_token=divergence / max(1, num_tokens),
+        kl_per_answer=divergence / len(prompts),
+        policy_length=num_tokens / len(prompts),
+        reference_length=sum(len(a.ids) for a in others) / len(prompts),
+        policy_cut=sum(not a.closed for a in answers),
+        reference_cut=sum(not a.closed for a in others),
+        policy_repetition=repetition(a.text for a in answers),
+        reference_repetition=repetition(a.text for a in others),
+    )
+
+
+def token_kl(
+    policy: nn.Module, reference: nn.Module, prompt: Sequence[int], answer: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """KL(policy || reference) of the next token at each position of an answer, in nats.
+
+    Exact, over the whole vocabulary. Logits are alive for one chunk of positions only.
+
+    Args:
+        policy: A model.
+        reference: A model of the same vocabulary.
+        prompt: At least one id.
+        answer: T ids.
+
+    Returns:
+        float32 (T,).
+    """
+    parts = []
+    chunks = (next_logprobs(model, prompt, answer) for model in (policy, reference))
+    for ours, theirs in zip(*chunks, strict=True):
+        if ours.shape != theirs.shape:
+            raise UsageError(
+                f"the models have vocabularies of {ours.shape[-1]} and {theirs.shape[-1]} tokens"
+            )
+        # A token the policy rules out (log-prob of minus infinity) adds nothing.
+        terms = mx.where(ours > -mx.inf, mx.exp(ours) * (ours - theirs), 0.0)
+        parts.append(terms.sum(axis=-1))
+        mx.eval(parts[-1])
+    return np.array(mx.concatenate(parts)) if parts else np.zeros(0, np.float32)

@@ -1,1 +1,0 @@
-"""A trained model, judged on pairs beside the model it came from."""

@@ -1,1 +1,0 @@
-"""Pictures: SVG text, without a drawing library."""

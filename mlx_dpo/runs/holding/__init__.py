@@ -1,1 +1,0 @@
-"""Holding a run to the memory of its machine."""

@@ -1,1 +1,0 @@
-"""What keeps a run from being lost: checkpoints, the lock, room on disk, signals, crashes."""

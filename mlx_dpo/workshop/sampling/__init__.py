@@ -1,1 +1,0 @@
-"""Answers of a model to a list of prompts, to be judged or labelled."""
