@@ -70,7 +70,7 @@ def measure(file: str, model: str, visit: bool) -> dict[str, float]:
     from mlx_dpo.preferences import encoding
     from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.runs.config import RunConfig
-    from mlx_dpo.runs.job import load_data
+    from mlx_dpo.runs.data import load_data
 
     chat = chat_format(load_tokenizer(model))
     spent = 0.0

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import machine
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import EMBEDDED_DATA, RunConfig
-from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
 
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     cache: int
 
 
-class Recorder(Hooks):
+class Recorder(Screen):
     """Notes the memory every so many steps."""
 
     def __init__(self, every: int) -> None:
@@ -87,7 +87,7 @@ def record(steps: int, every: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            train(config, hooks=recorder)
+            train(config, screen=recorder)
         finally:
             os.chdir(here)
     return recorder.rows

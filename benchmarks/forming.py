@@ -26,9 +26,9 @@ from mlx_dpo.preferences.batches import POOL, EpochOrder
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.layout import Work
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 
-PATH = SharedPromptPath(MAX_SEQ_LEN, 0)
+PATH = FastPath(MAX_SEQ_LEN, 0)
 COUNTED = 1000  # batches whose work is counted; that costs no forward
 
 Batch = list[PreferenceExample]

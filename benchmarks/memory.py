@@ -31,7 +31,7 @@ from mlx_dpo.memory.step import replay_step, trace_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.trainer import DPOTrainer
 
 MODELS = {
@@ -216,9 +216,9 @@ def make_trainer(
     )
 
 
-def path_of(cell: Cell) -> SharedPromptPath:
+def path_of(cell: Cell) -> FastPath:
     """How a cell computes log-probs."""
-    return SharedPromptPath(512, 0, checkpoint=cell.checkpoint)
+    return FastPath(512, 0, checkpoint=cell.checkpoint)
 
 
 def _cached(batch: Sequence[PreferenceExample]) -> mx.array:

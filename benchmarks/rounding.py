@@ -31,9 +31,9 @@ from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.job import load_data
+from mlx_dpo.runs.data import load_data
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.reference import cached_reference, score_in_batches
 from mlx_dpo.training.self_check import in_float32
 from mlx_dpo.training.trainer import DPOTrainer
@@ -68,7 +68,7 @@ ARMS = (
 )
 
 
-class StoredPath(SharedPromptPath):
+class StoredPath(FastPath):
     """The usual path, computing in float32 whatever the weights are stored as."""
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:

@@ -22,7 +22,7 @@ from benchmarks.workload import SEED, Shape, machine, make_model
 from mlx_dpo.preferences.batches import EpochOrder
 from mlx_dpo.preferences.store import StoredExamples
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.paths import PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 
 SMALL = Shape(hidden=256, layers=4, heads=4, kv_heads=4, mlp=704, vocabulary=4096)
 ROUNDS = 3
@@ -81,7 +81,7 @@ def measure(case: Case) -> list[str]:
     model = make_model(replace(SMALL, vocabulary=case.vocabulary))
     examples = pairs_of(case)
     length = case.prompt + case.response
-    paths: list[ScoringPath] = [PlainPath(length, 0), SharedPromptPath(length, 0)]
+    paths: list[ScoringPath] = [PlainPath(length, 0), FastPath(length, 0)]
     reference = mx.zeros((2, case.batch))
     seconds: dict[str, list[float]] = {path.name: [] for path in paths}
     peaks = dict.fromkeys(seconds, 0)

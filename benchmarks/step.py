@@ -22,7 +22,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.layout import Work
 from mlx_dpo.training.logprobs import sequence_logprob
 from mlx_dpo.training.loss import dpo_loss
-from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, PlainPath
 
 LENGTH = workload.MAX_SEQ_LEN
 
@@ -52,9 +52,15 @@ def contenders() -> list[Contender]:
     return [
         Contender("naive: four forwards, padded to 384", naive, live_reference=True),
         Contender("padded to the batch (plain path)", PlainPath(LENGTH, 0), live_reference=True),
-        Contender("+ joined rows, head on responses", JoinedPath(LENGTH, 0), live_reference=True),
-        Contender("+ cached reference", JoinedPath(LENGTH, 0), live_reference=False),
-        Contender("+ prompt read once", SharedPromptPath(LENGTH, 0), live_reference=False),
+        Contender(
+            "+ joined rows, head on responses",
+            FastPath(LENGTH, 0, share_prompts=False),
+            live_reference=True,
+        ),
+        Contender(
+            "+ cached reference", FastPath(LENGTH, 0, share_prompts=False), live_reference=False
+        ),
+        Contender("+ prompt read once", FastPath(LENGTH, 0), live_reference=False),
     ]
 
 
@@ -120,7 +126,7 @@ def measure(name: str, rounds: int) -> str:
         floors.append(workload.floor_flops(examples, shape, non_embedding))
         for row in rows:
             take_step(row, model, optimizer, examples)
-    fast = SharedPromptPath(LENGTH, 0)
+    fast = FastPath(LENGTH, 0)
     works = [fast.work(examples) for examples in batches]
     floor = median(f / r for f, r in zip(floors, rates, strict=True))
     error = largest_gradient_error(model, fast, batches[0][:2])

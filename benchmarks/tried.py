@@ -24,9 +24,9 @@ from benchmarks.step import gradient
 from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SHAPES, Shape, make_batches, make_model
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 
-PATH = SharedPromptPath(MAX_SEQ_LEN, 0)
+PATH = FastPath(MAX_SEQ_LEN, 0)
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL, PAIRS = REPOSITORY / "checkpoints" / "tiny-sft", REPOSITORY / "data/dpo/preferences.json"
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)

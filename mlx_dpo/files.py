@@ -1,20 +1,103 @@
 """Files that are whole or not there: written under a temporary name, flushed, renamed.
 
-And files of a folder that are really in it.
+And files of a folder that are really in it. Writes, flushes, renames and removals of what a run
+leaves go through `disk`: tests put another `Disk` there, that fails or ends the process at the n-th
+call.
 """
 
 import errno
+import hashlib
+import io
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from mlx_dpo import disk as disks
-from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
+
+
+class Disk:
+    """The operating system's disk."""
+
+    def write(self, file: io.FileIO, data: memoryview) -> int:
+        """Write some of `data`; how many bytes."""
+        return file.write(data)
+
+    def flush(self, descriptor: int) -> None:
+        """Wait until the disk has a file."""
+        if sys.platform == "darwin":
+            import fcntl
+
+            # fsync on macOS leaves the bytes in the drive's cache.
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+
+    def flush_folder(self, folder: Path) -> None:
+        """Wait until the disk has a folder's names."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Move a file or folder; a file that was there is replaced."""
+        old.replace(new)
+
+    def remove(self, folder: Path) -> None:
+        """Delete a folder, or what can be deleted of it."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+disk = Disk()
+
+
+class NewFile(io.RawIOBase):
+    """A file being written, with the size and digest of what was written so far.
+
+    Args:
+        path: The file; emptied if it is there.
+        append: Whether to keep what it holds.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        self._file: io.FileIO = path.open("ab" if append else "wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, which is any buffer of bytes."""
+        whole = memoryview(data).cast("B")
+        done = 0
+        while done < len(whole):  # the system may write less than it is given
+            done += disk.write(self._file, whole[done:])
+        self._digest.update(whole)
+        self.size += len(whole)
+        return len(whole)
+
+    def flush_to_disk(self) -> None:
+        """Wait until the disk has it."""
+        disk.flush(self._file.fileno())
+
+    def close(self) -> None:
+        """Close it; nothing is buffered."""
+        self._file.close()
+        super().close()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written."""
+        return self._digest.hexdigest()
 
 
 def flaw_of_name(name: str | os.PathLike[str]) -> str | None:
@@ -62,8 +145,8 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
             file.flush_to_disk()
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
-        disks.disk.rename(temporary, path)
-        disks.disk.flush_folder(path.parent)
+        disk.rename(temporary, path)
+        disk.flush_folder(path.parent)
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
     finally:
@@ -98,7 +181,7 @@ def flush_file(path: Path) -> None:
     """
     try:
         with path.open("rb") as file:
-            disks.disk.flush(file.fileno())
+            disk.flush(file.fileno())
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
@@ -108,16 +191,35 @@ def remove_leftovers(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.name.startswith(".") and entry.suffix in (".tmp", ".old"):
             if entry.is_dir():
-                disks.disk.remove(entry)
+                disk.remove(entry)
             else:
                 entry.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete what writers of `path` that were killed left half done beside it."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(?:tmp|old)")
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_alive(int(match[1])):
+            disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is whole until it is gone: it loses its name first."""
     old = _unnamed(folder, "old")
-    disks.disk.rename(folder, old)
-    disks.disk.remove(old)
+    disk.rename(folder, old)
+    disk.remove(old)
 
 
 def cut_torn_line(path: Path) -> None:
@@ -139,7 +241,7 @@ def cut_torn_line(path: Path) -> None:
                 at = begin
             if at < size:
                 file.truncate(at)
-                disks.disk.flush(file.fileno())
+                disk.flush(file.fileno())
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
@@ -233,10 +335,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield temporary
         for entry in sorted(temporary.rglob("*")):
             if entry.is_dir():
-                disks.disk.flush_folder(entry)
+                disk.flush_folder(entry)
             else:
                 flush_file(entry)
-        disks.disk.flush_folder(temporary)
+        disk.flush_folder(temporary)
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
         _put_in_place(temporary, path, replace=replace)
@@ -258,7 +360,7 @@ def _unnamed(path: Path, suffix: str) -> Path:
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
     old = _unnamed(path, "old")
     if replace and path.exists():
-        disks.disk.rename(path, old)
-    disks.disk.rename(temporary, path)
-    disks.disk.flush_folder(path.parent)
-    disks.disk.remove(old)
+        disk.rename(path, old)
+    disk.rename(temporary, path)
+    disk.flush_folder(path.parent)
+    disk.remove(old)

@@ -12,7 +12,7 @@ from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.reference import cached_reference, score_in_batches
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -36,7 +36,7 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
     examples = [
         PreferenceExample(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs
     ]
-    path = SharedPromptPath(job.max_seq_len, pad_id=0)
+    path = FastPath(job.max_seq_len, pad_id=0)
     reference = score_in_batches(
         lambda batch: path(model, batch), examples, batch_size=job.batch_size
     )

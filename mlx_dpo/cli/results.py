@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlx_dpo.cli.screen import counted, gigabytes, printable, program, share, table
 from mlx_dpo.insight.evaluation import Assessment, GroupScore, score_groups, wilson_interval
-from mlx_dpo.runs.result import RunResult
+from mlx_dpo.runs.run import RunResult
 
 _KINDS_READING = """\
 reward acc: chosen reward > rejected reward; 0 before training by construction.
@@ -158,7 +158,8 @@ def show_result(result: RunResult) -> None:
     if result.totals:
         console.print(_where_time_went(result), markup=False)
     console.print(
-        f"{result.seconds:.1f} s of training, peak memory {gigabytes(result.peak_bytes)}. "
+        f"{result.totals['seconds']:.1f} s of training, "
+        f"peak memory {gigabytes(result.peak_bytes)}. "
         f"Metrics are in {result.folder}.",
         markup=False,
     )

@@ -11,15 +11,15 @@ from mlx_dpo.cli.screen import Bar, clock, counted, gigabytes, printable
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
 
 
-class Screen(Hooks):
+class TerminalScreen(Screen):
     """Writes a run to stderr: a bar on a terminal, a line now and then elsewhere.
 
     Args:
@@ -40,7 +40,7 @@ class Screen(Hooks):
         self.first_step: int | None = None
         self.max_steps = 0
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "TerminalScreen":
         return self
 
     def __exit__(

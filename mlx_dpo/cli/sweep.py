@@ -127,13 +127,13 @@ def _is_finished(settings: RunConfig) -> bool:
 
 
 def _train(settings: RunConfig, folder: Path) -> None:
-    from mlx_dpo.cli.run_screen import Screen
+    from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.run import train
 
     run = Path(str(settings.run_dir))
-    with Screen(settings, sys.stderr.isatty()) as screen:
+    with TerminalScreen(settings, sys.stderr.isatty()) as screen:
         try:
-            train(settings, resume=(run / "config.toml").is_file(), hooks=screen)
+            train(settings, resume=(run / "config.toml").is_file(), screen=screen)
         except StoppedError:
             raise StoppedError(
                 f"stopped at beta {settings.beta:g}; the same command goes on, in {folder}"

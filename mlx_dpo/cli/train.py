@@ -93,11 +93,11 @@ def train(
 
 def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
     from mlx_dpo.cli.results import show_result
-    from mlx_dpo.cli.run_screen import Screen
+    from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.run import train as run
 
-    with Screen(settings, sys.stderr.isatty()) as screen:
-        result = run(settings, resume=resume, dry_run=dry_run, hooks=screen)
+    with TerminalScreen(settings, sys.stderr.isatty()) as screen:
+        result = run(settings, resume=resume, dry_run=dry_run, screen=screen)
     if result is None:
         click.echo("dry run: all checks passed; nothing was trained")
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlx_dpo.runs.loop import RewardWatch
+from mlx_dpo.runs.callbacks import RewardWatch
 
 _REPEATS = 0.1  # of an answer's word triples, more than the reference repeats
 _NEVER_END = 0.25  # of the answers, more than of the reference's
@@ -46,7 +46,7 @@ def answer_signs(num_answers: int, *, length: Both, cut: Both, repeated: Both) -
 def reward_signs(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is suspicious about the rewards of a run: a warning, once, where both fall far."""
     watch = RewardWatch()
-    found = [watch.after(row["step"], dict(row)) for row in steps]
+    found = [watch.judge(row["step"], dict(row)) for row in steps]
     return [warning for warning in found if warning is not None]
 
 

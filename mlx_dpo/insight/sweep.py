@@ -13,7 +13,7 @@ from mlx_dpo.insight.report.record import Record, read_run
 from mlx_dpo.insight.scoring import Done, Judged, in_turn, open_model
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
-from mlx_dpo.runs.loop import ANSWER_TOKENS
+from mlx_dpo.runs.callbacks import ANSWER_TOKENS
 
 _FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
 _SEED = 0

@@ -15,10 +15,10 @@ from mlx_dpo.memory.graph import Graph, trace
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.memory.step import WEIGHTS, named_by_shape
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parts import by_layer
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.self_check import beginnings, in_float32, sample_pairs
-from mlx_dpo.training.step import by_layer
 
 Function = Callable[[], list[mx.array]]
 

@@ -7,6 +7,7 @@ step; scoring, evaluation and sampling keep no gradient and stay below them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -30,7 +31,7 @@ from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
-from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
@@ -159,7 +160,9 @@ class Predictor:
     ) -> tuple[ScoringPath, Step]:
         """The fastest path whose step can be traced, as a run takes the fastest that works."""
         work, again = self.workload, settings.checkpoint_layers
-        kinds = [PlainPath] if settings.plain else [SharedPromptPath, JoinedPath, PlainPath]
+        kinds: list[Callable[..., ScoringPath]] = [PlainPath]
+        if not settings.plain:
+            kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
         while True:
             path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
             optimizer = _optimizer(settings)

@@ -15,10 +15,10 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_dpo.memory.graph import Array, Graph, trace
 from mlx_dpo.memory.replay import Replay
+from mlx_dpo.models.parts import by_layer
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import dpo_loss
 from mlx_dpo.training.paths import ScoringPath
-from mlx_dpo.training.step import by_layer
 
 Batch = Sequence[PreferenceExample]
 WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"

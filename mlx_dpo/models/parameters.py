@@ -9,8 +9,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.files import NewFile
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from mlx_dpo.disk import NewFile
 from mlx_dpo.errors import DiskError, UsageError
-from mlx_dpo.files import new_folder, remove_folder, write_file
+from mlx_dpo.files import NewFile, new_folder, remove_folder, write_file
 from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from mlx_dpo.training.trainer import DPOTrainer
 

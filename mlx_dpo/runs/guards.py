@@ -1,32 +1,32 @@
-"""One run per folder: a lock of the kernel's, free again the moment its holder ends, however."""
+"""Guards of a run: one process a folder, and signals that wait until the state is saved."""
 
-import fcntl
-import io
 import json
 import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.errors import DiskError, LockedError, StoppedError
 
-NAME = ".lock"
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+LOCK = ".lock"  # of the kernel's kind: free again the moment its holder ends, however
+HOLDER = ".lock.json"  # who holds it
 # Seconds. A holder killed while it was starting a helper leaves that one its lock for an instant:
 # a child has all of its parent's files until it begins its own program.
 PATIENCE = 0.5
-_wait = time.sleep
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder; what is made of it here goes again if nothing came into it.
+    """Hold a run's folder; if nothing was written into it, folders made here are removed again.
 
     Raises:
         LockedError: If another process holds it, at once; the message names it. One that is
@@ -36,20 +36,22 @@ def locked(run: Path) -> Iterator[None]:
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = _take(run)
+        lock = _acquired(run)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
+        (run / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
     except OSError as error:
         raise DiskError(f"{run}: cannot be locked: {error.strerror or error}") from None
     try:
         yield
     finally:
-        if {entry.name for entry in run.iterdir()} == {NAME}:
-            (run / NAME).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody came in
+        # Host and process number stay private. The folder may have vanished meanwhile.
+        with suppress(OSError):
+            (run / HOLDER).unlink(missing_ok=True)
+            if [entry.name for entry in run.iterdir()] == [LOCK]:
+                (run / LOCK).unlink(missing_ok=True)
                 for folder in new:
-                    folder.rmdir()
-        else:
-            file.truncate(0)  # host and process are nobody's business afterwards
-        file.close()
+                    folder.rmdir()  # raises where another process has written into it
+        lock.release()
 
 
 def check_free(run: Path) -> None:
@@ -58,52 +60,34 @@ def check_free(run: Path) -> None:
     Raises:
         LockedError: If it is.
     """
-    with suppress(OSError), (run / NAME).open("rb") as file:
-        _lock(file, fcntl.LOCK_SH, run)
+    if (run / LOCK).is_file():
+        with suppress(OSError):
+            _acquired(run).release()
 
 
-def _take(run: Path) -> io.FileIO:
-    while True:
-        file = (run / NAME).open("ab", buffering=0)
+def _acquired(run: Path) -> "FileLock":
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = _holder(run)
+        if holder and not _is_dead(holder):
+            raise _held(run, holder) from None
         try:
-            _lock(file, fcntl.LOCK_EX, run)
-        except LockedError:
-            file.close()
-            raise
-        if _is_still_there(file, run / NAME):
-            break
-        file.close()  # its holder deleted it between our two calls
-    file.truncate(0)
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
-    file.write(json.dumps(holder).encode())
-    return file
-
-
-def _is_still_there(file: io.FileIO, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
-
-
-def _lock(file: io.IOBase, how: int, run: Path) -> None:
-    """Lock it, or raise LockedError."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(file.fileno(), how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(run)
-            if not _is_dead(holder) or time.monotonic() > until:
-                raise _held(run, holder) from None
-        _wait(0.01)
+            lock.acquire(timeout=PATIENCE, poll_interval=0.01)
+        except Timeout:
+            raise _held(run, _holder(run)) from None
+    return lock
 
 
 def _holder(run: Path) -> dict[str, Any]:
-    """Who wrote its name into the lock; empty where nobody did, or is about to."""
+    """The process that wrote its name; empty where none did."""
     with suppress(OSError, ValueError):
-        found = json.loads((run / NAME).read_bytes())
-        if isinstance(found, dict) and {"pid", "host", "started"} <= found.keys():
-            return found
+        holder = json.loads((run / HOLDER).read_bytes())
+        if isinstance(holder, dict) and {"pid", "host", "started"} <= holder.keys():
+            return holder
     return {}
 
 
@@ -131,22 +115,18 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-# --- Ctrl-C and SIGTERM: when they end a run at once, and when something
-# has to be saved first.
-
-
 class Stop:
     """Whether a signal asked the run to end.
 
     Attributes:
-        asked: A signal came.
-        waits: There is something to save: a signal is noted, and looked at after the batch.
-            Otherwise it ends the run where it is.
+        requested: A signal came.
+        defer: If True a signal only sets `requested`; the loop sees it after the current batch and
+            saves. If False (before training) it raises KeyboardInterrupt at once.
         message: What is lost then, and what to do.
     """
 
-    asked = False
-    waits = False
+    requested = False
+    defer = False
     message = "stopped before the first step; nothing is lost, start it again"
 
     def check(self) -> None:
@@ -155,19 +135,28 @@ class Stop:
         Raises:
             StoppedError: If it did.
         """
-        if self.asked:
+        if self.requested:
             raise StoppedError(self.message)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While the block runs, a signal waits until the current batch is done."""
+        self.defer = True
+        try:
+            yield
+        finally:
+            self.defer = False
 
 
 @contextmanager
-def stop_on_signal(told: Callable[[], None] | None = None) -> Iterator[Stop]:
+def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM end what runs inside; a second one ends the process at once.
 
     At once means by the kernel: no Python code runs any more, not even in the middle of a long
     computation. What is on disk is whole at any moment.
 
     Args:
-        told: Called from the handler when the first signal has to wait for a batch.
+        on_deferred: Called from the handler when the first signal has to wait for a batch.
 
     Raises:
         StoppedError: If a signal came while there was nothing to save.
@@ -179,13 +168,13 @@ def stop_on_signal(told: Callable[[], None] | None = None) -> Iterator[Stop]:
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.requested = True
         for each in old:
             signal.signal(each, signal.SIG_DFL)
-        if not stop.waits:
+        if not stop.defer:
             raise KeyboardInterrupt
-        if told is not None:
-            told()
+        if on_deferred is not None:
+            on_deferred()
 
     try:
         for number in old:

@@ -16,7 +16,7 @@ from mlx_dpo.memory.solve import SHARE, NoSolution, recommended_here, solve
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.config import RunConfig, parse_size
-from mlx_dpo.runs.job import load_data
+from mlx_dpo.runs.data import load_data
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 _SHORTER = (0.75, 0.5, 0.25)  # of the longest pair, where nothing else helps

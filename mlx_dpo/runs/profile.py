@@ -313,7 +313,7 @@ def _run_steps(trainer: DPOTrainer, chosen: list[Batches], meter: Meter) -> None
         for batch in step:
             with meter.phase("forward"):
                 mx.eval(trainer.score(trainer.model, batch))
-        trainer.phases.around = lambda name: meter.phase(STEP_PHASES[name])
+        trainer.stages.phases.around = lambda name: meter.phase(STEP_PHASES[name])
         trainer.train_step([example for batch in step for example in batch])
 
 
@@ -327,7 +327,7 @@ def _held(trainer: DPOTrainer) -> dict[str, int]:
         "weights": _bytes(trainer.model.parameters()),
         "reference": 0 if reference is None else _bytes(reference.parameters()),
         "optimizer": _bytes(trainer.optimizer.state),
-        "gradients": 0 if trainer.fused_update else gradients,
+        "gradients": 0 if trainer.stages.fused else gradients,
     }
 
 

@@ -21,9 +21,9 @@ from mlx_dpo.files import make_folder, write_file
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.training.paths import ScoringPath
 from mlx_dpo.training.reference import Reference, cached_reference, example_digest, score_in_batches
 
@@ -93,14 +93,14 @@ def _digests(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.uint8]:
 
 
 def cached_by_policy(
-    job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool
+    job: Job, path: ScoringPath, screen: Screen, stop: Stop, *, keep: bool
 ) -> Reference:
     """Reference log-probs of every pair: from disk, or computed now.
 
     Args:
         job: What the run works with; its policy is untrained.
         path: How log-probs are computed.
-        hooks: Told how far it has come.
+        screen: Shows how far it has come.
         stop: Looked at after every batch.
         keep: Whether a later run may find them.
 
@@ -114,14 +114,14 @@ def cached_by_policy(
     file = cache_file(job.model, examples, config.batch_size, name)
     logprobs = read(file, examples)
     if logprobs is not None:
-        hooks.reference_found(len(examples))
+        screen.reference_found(len(examples))
         return cached_reference(examples, logprobs)
     done = 0
 
     def after_batch(count: int) -> None:
         nonlocal done
         done += count
-        hooks.scoring(done, len(examples))
+        screen.scoring(done, len(examples))
         stop.check()
 
     logprobs = (

@@ -1,20 +1,37 @@
 """One run: the only place that wires settings, data, trainer and files together."""
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 from mlx.optimizers import Optimizer
 
 from mlx_dpo.convert.sources import load_folder
-from mlx_dpo.errors import MlxDpoError, NonFiniteError, UsageError
-from mlx_dpo.files import check_writable, new_file, remove_leftovers
+from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
+from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
+from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.limits import limited_memory
+from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs import reference_cache
+from mlx_dpo.runs.callbacks import (
+    Clock,
+    Evaluate,
+    Pressure,
+    Record,
+    RewardWatch,
+    Sample,
+    Save,
+    Screen,
+    shown_answers,
+)
 from mlx_dpo.runs.checkpoint import (
     Checkpoints,
     Found,
@@ -24,19 +41,61 @@ from mlx_dpo.runs.checkpoint import (
     run_needs,
 )
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.folder import RunFolder, environment, new_run_dir
-from mlx_dpo.runs.guards import NAME as LOCK
-from mlx_dpo.runs.guards import Stop, check_free, locked, stop_on_signal
-from mlx_dpo.runs.job import Job, check_folders, prepare
-from mlx_dpo.runs.loop import Hooks, Loop
-from mlx_dpo.runs.machine import Probe, keep_awake, read_pressure, shortage_explained
+from mlx_dpo.runs.folder import (
+    RunFolder,
+    check_folders,
+    check_ours,
+    environment,
+    given_run_dir,
+    is_result_of,
+    new_run_dir,
+)
+from mlx_dpo.runs.guards import Stop, locked, stop_on_signal
+from mlx_dpo.runs.job import Job, prepare
+from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
+from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.reference_cache import cached_by_policy
-from mlx_dpo.runs.result import RunResult, finish, shown_answers
+from mlx_dpo.training.loss import pair_metrics
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One prompt as answered before and after training."""
+
+    prompt: str
+    kind: str
+    sft: str
+    dpo: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        job: What it worked with; the policy is trained now.
+        folder: The run's folder.
+        policy: float32 (2, N), log-probs of the held-out pairs after training.
+        reference: float32 (2, N), before training.
+        answers: Some prompts, answered by both.
+        totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
+        peak_bytes: Peak of MLX's memory.
+    """
+
+    job: Job
+    folder: Path
+    policy: Scores
+    reference: Scores
+    answers: list[BeforeAfter]
+    totals: Mapping[str, float]
+    peak_bytes: int
 
 
 def train(
@@ -44,7 +103,7 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
-    hooks: Hooks | None = None,
+    screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
     """Run DPO from settings to a finished checkpoint.
@@ -53,8 +112,8 @@ def train(
         config: The settings.
         resume: Go on from the newest checkpoint of ``config.run_dir``.
         dry_run: Check everything up to the first gradient, write nothing, and return.
-        hooks: Told what happens.
-        probe: Tells how much memory the machine has left.
+        screen: Shows what happens.
+        probe: Reads how much memory the machine has left.
 
     Returns:
         The result; None after a dry run.
@@ -62,19 +121,19 @@ def train(
     Raises:
         MlxDpoError: One of its kinds, each with its exit code; see `mlx_dpo.errors`.
     """
-    hooks = hooks or Hooks()
+    screen = screen or Screen()
     mx.reset_peak_memory()
     check_folders(config)
-    with stop_on_signal(hooks.stopping) as stop, ExitStack() as held:
+    with stop_on_signal(screen.stopping) as stop, ExitStack() as held:
         held.enter_context(limited_memory())
         held.enter_context(shortage_explained(config))
-        path = _given_run_dir(config, resume=resume)
+        path = given_run_dir(config, resume=resume)
         if path is not None and not dry_run:  # before the data is read, which may take minutes
             held.enter_context(locked(path))
-            _check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
+            check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
         with shortage_explained(config, loading=True):
             job = prepare(
-                config, keep=not dry_run, tokenizing=hooks.tokenizing, problems=hooks.data_checked
+                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
             )
         if path is None and not dry_run:
             path = new_run_dir(job.name)
@@ -85,51 +144,67 @@ def train(
         found = checkpoints.newest_whole() if resume and path else Found(None, [])
         if found.path is not None:
             check_identity(found.path, job.identity())
-        hooks.prepared(job, path)
+        screen.prepared(job, path)
         for problem in found.problems:
-            hooks.warned(f"{problem}; going on from {found.path}, which is whole")
+            screen.warned(f"{problem}; going on from {found.path}, which is whole")
         path_choice = path_of(job)
-        hooks.path_chosen(path_choice)
-        trainer = _trainer(job, path_choice.path, hooks, stop, keep=not dry_run)
+        screen.path_chosen(path_choice)
+        trainer = _trainer(job, path_choice.path, screen, stop, keep=not dry_run)
         check_room(run_needs(trainer, path or Path("runs"), job.out))
         sft_answers = [] if dry_run else shown_answers(job, stop)
         if found.path is not None:
             restore(found.path, trainer)
         else:
-            _check_start(job, trainer, hooks)
+            _check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
         folder = RunFolder(path)
         remove_leftovers(path)
+        remove_abandoned(job.out)
         if found.path is None:
             _describe(job, folder)
         if resume:
-            hooks.resumed(trainer.step)
+            screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
-        loop = Loop(job, trainer, folder, hooks, stop, checkpoints, probe)
         with nullcontext() if config.allow_sleep else keep_awake():
-            loop.run()
-            return finish(loop, sft_answers)
+            record, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+            return finish(job, trainer, folder, stop, record, evaluate, sft_answers)
 
 
-def _given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
-    """The folder that the settings name for the run, which must be free or its own."""
-    if config.run_dir is None:
-        return None
-    path = Path(config.run_dir)
-    check_free(path)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path}: is a file; --run-dir takes a folder")
-    _check_ours(path, resume=resume)
-    return path
+def _train(
+    job: Job,
+    trainer: DPOTrainer,
+    folder: RunFolder,
+    screen: Screen,
+    stop: Stop,
+    checkpoints: Checkpoints,
+    probe: Probe,
+) -> tuple[Record, Evaluate]:
+    """Train to the last step; end earlier only with everything saved.
 
-
-def _check_ours(path: Path, *, resume: bool) -> None:
-    if (path / "config.toml").exists() and not resume:
-        raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
-    others = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
-    if others and not (path / "config.toml").exists():
-        raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
+    Raises:
+        StoppedError: If a signal came, or the machine runs out of memory.
+        NonFiniteError: If a loss or gradient is not finite; nothing was applied.
+        DiskError: If something can't be written.
+    """
+    record, evaluate = Record(folder, screen), Evaluate(job, folder, screen)
+    save = Save(job, folder, checkpoints, stop)
+    callbacks = [
+        record,
+        RewardWatch(screen),
+        evaluate,
+        Sample(job, folder, screen, stop),
+        SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
+        save,
+        Pressure(PressureWatch(probe), screen),
+        Clock(record),
+    ]
+    with stop.deferred():
+        try:
+            trainer.train(callbacks=callbacks)
+        except StoppedError as error:
+            raise save.stopped(trainer, error) from None
+    return record, evaluate
 
 
 def path_of(job: Job) -> Choice:
@@ -146,10 +221,10 @@ def path_of(job: Job) -> Choice:
     )
 
 
-def _trainer(job: Job, path: ScoringPath, hooks: Hooks, stop: Stop, *, keep: bool) -> DPOTrainer:
+def _trainer(job: Job, path: ScoringPath, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
     if job.config.reference == "copy":
         return make_trainer(job, path, ref_model=load_folder(job.source, job.config.dtype)[0])
-    return make_trainer(job, path, reference=cached_by_policy(job, path, hooks, stop, keep=keep))
+    return make_trainer(job, path, reference=cached_by_policy(job, path, screen, stop, keep=keep))
 
 
 def make_trainer(
@@ -195,7 +270,7 @@ def _make_optimizer(config: RunConfig) -> Optimizer:
     return StochasticRounding(optimizer, seed=config.seed % 2**32)
 
 
-def _check_start(job: Job, trainer: DPOTrainer, hooks: Hooks) -> None:
+def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
     start = trainer.check_start()
     if not (math.isfinite(start["loss"]) and math.isfinite(start["grad_norm"])):
         raise NonFiniteError(
@@ -210,7 +285,7 @@ def _check_start(job: Job, trainer: DPOTrainer, hooks: Hooks) -> None:
         )
     if not start["grad_norm"] > 0:
         raise MlxDpoError("self-check: the gradient of the first pairs is zero: they teach nothing")
-    hooks.checked(job, start)
+    screen.checked(job, start)
 
 
 def _describe(job: Job, folder: RunFolder) -> None:
@@ -220,3 +295,73 @@ def _describe(job: Job, folder: RunFolder) -> None:
     if job.data.log is not None:
         with new_file(folder.path / "problems.jsonl", replace=True) as file:
             file.write(job.data.log)
+
+
+def _scores(job: Job, trainer: DPOTrainer) -> tuple[Scores, Scores]:
+    if not job.held_out.examples:
+        return np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)
+    return trainer.score_pairs(job.held_out.examples)
+
+
+def finish(
+    job: Job,
+    trainer: DPOTrainer,
+    folder: RunFolder,
+    stop: Stop,
+    record: Record,
+    evaluate: Evaluate,
+    sft_answers: list[str],
+) -> RunResult:
+    """Score the held-out pairs, answer once more, and write checkpoint and results.
+
+    Args:
+        job: What the run works with.
+        trainer: After its last step.
+        folder: The run's folder.
+        stop: Looked at before each answer.
+        record: Holds what the steps of this process took.
+        evaluate: Holds the scores of the last step, where this process made them.
+        sft_answers: What `shown_answers` returned before the first.
+
+    Raises:
+        MlxDpoError: If the reference has changed.
+    """
+    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights:
+        raise MlxDpoError("the reference changed during the run: its results can't be trusted")
+    # A run that stopped between its last step and here is resumed with nothing left to train.
+    policy, reference = evaluate.scores or _scores(job, trainer)
+    dpo_answers = shown_answers(job, stop)
+    answers = [
+        BeforeAfter(row.question, row.kind, sft, dpo)
+        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
+    ]
+    held_out = {
+        "ids": job.held_out.ids,
+        "kinds": job.held_out.kinds,
+        "reference": reference.tolist(),
+        "policy": policy.tolist(),
+    }
+    results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
+    provenance = {
+        "trained_from": {"model": str(job.config.model), "fingerprint": job.weights},
+        "data": {"file": str(job.config.data), "digest": job.data.digest, "split": job.split()},
+        "settings": asdict(job.config),
+        "steps": trainer.step,
+        "held_out": results,
+        "environment": environment(),
+    }
+    # It is there where a run was killed right after this: a folder appears whole or not at all.
+    if not is_result_of(job.config, job.out) or job.config.overwrite:
+        export_folder(trainer.model, job.source, job.out, provenance, replace=job.config.overwrite)
+    folder.write_json("held_out.json", held_out)
+    # Last: its presence says that the run is finished.
+    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
+    return RunResult(
+        job,
+        folder.path,
+        policy,
+        reference,
+        answers,
+        record.totals,
+        mx.get_peak_memory(),
+    )

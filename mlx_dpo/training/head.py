@@ -1,28 +1,25 @@
 """The output layer only where a response token is predicted, and never all logits at once.
 
-A model of mlx-lm is a trunk (embedding, layers, last norm) and a head (output layer, scaling,
-capping) behind it. To call one without the other, a stand-in takes the trunk's place in a shallow
-copy of the model: whatever the model does behind its trunk is done as the model does it.
+To call the head of a model without its trunk (see `models.parts`), a stand-in takes the trunk's
+place in a shallow copy of the model: whatever the model does behind its trunk is done as the model
+does it.
 
 Shapes: R rows, N positions, S scored tokens, H hidden size, V vocabulary.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
+
 # Logits alive at a time: one chunk of this size and its gradient are all there is of them. Smaller
 # chunks cost time (each is computed twice) and a piece of gradient the size of the output layer.
 CHUNK_BYTES = 256 * 2**20
 
 Parameters = dict[str, Any]
-
-
-class UnknownStructureError(Exception):
-    """Trunk and head can't be told apart; the model can only be called whole."""
 
 
 def hidden_states(model: nn.Module, ids: mx.array, cache: Sequence[Any] | None) -> mx.array:
@@ -124,43 +121,6 @@ class _StandIn:
         return self._parts[name] if name in self._parts else getattr(self._trunk, name)
 
 
-def trunk_path(model: nn.Module) -> list[str]:
-    """Names that lead from a model to its trunk: the module that holds the token embedding."""
-    path: list[str] = []
-    module = model
-    while not any(isinstance(child, nn.Embedding) for child in module.children().values()):
-        inner = [
-            name
-            for name, child in module.children().items()
-            if isinstance(child, nn.Module) and not isinstance(child, nn.Linear)
-        ]
-        if len(inner) != 1:
-            raise UnknownStructureError("no single module in it holds the token embedding")
-        path.append(inner[0])
-        module = module[inner[0]]
-    if not path:
-        raise UnknownStructureError("its embedding is not apart from its output layer")
-    return path
-
-
-def at(model: nn.Module, path: Sequence[str]) -> nn.Module:
-    """The module that names lead to."""
-    for name in path:
-        # What `with_trunk` put in the place of the module's own entry counts.
-        model = getattr(model, name)
-    return model
-
-
-def with_trunk(model: nn.Module, path: Sequence[str], trunk: Any) -> Any:
-    """A copy of the model with another trunk; everything else is shared with it."""
-    if not path:
-        return trunk
-    outer = copy.copy(model)
-    # A plain attribute, found before the module's own entry of this name.
-    object.__setattr__(outer, path[0], with_trunk(model[path[0]], path[1:], trunk))
-    return outer
-
-
 def _call(head: Any, stand_in: _StandIn) -> mx.array:
     """The head's logits for what the stand-in returns; the ids it is called with don't matter."""
     logits: mx.array = head(mx.zeros(stand_in.output.shape[:2], dtype=mx.int32))
@@ -171,15 +131,3 @@ def _without(parameters: Parameters, path: Sequence[str]) -> Parameters:
     first, *rest = path
     kept = {name: value for name, value in parameters.items() if name != first}
     return {**kept, first: _without(parameters[first], rest)} if rest else kept
-
-
-def replaced(module: Any, parameters: Any) -> Any:
-    """A copy of a module that computes with other parameters; those not named are shared."""
-    if isinstance(parameters, mx.array):
-        return parameters
-    if isinstance(parameters, list):
-        return [replaced(m, p) for m, p in zip(module, parameters, strict=True)]
-    changed = copy.copy(module)
-    for name, value in parameters.items():
-        changed[name] = replaced(module[name], value)
-    return changed

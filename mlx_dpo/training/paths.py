@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.checkpointed import checkpointed
+from mlx_dpo.training.checkpointing import checkpointed
 from mlx_dpo.training.head import hidden_states, token_logprobs
 from mlx_dpo.training.layout import Layout, Work, lay_out
 from mlx_dpo.training.logprobs import pair_logprobs
@@ -68,55 +68,29 @@ class PlainPath:
 
 
 @dataclass(frozen=True)
-class JoinedPath:
-    """Chosen and rejected rows together, and the output layer only where a response is predicted.
-
-    For models whose layers keep something else than keys and values.
+class FastPath:
+    """All rows of a batch together, and the head only where a response token is predicted.
 
     Args:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
         checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
+        share_prompts: Whether each distinct prompt of a batch is read once for all its responses;
+            not for models whose layers keep something else than keys and values.
+        one_length: Whether rows share a forward only where their prompts are of one length.
     """
 
     max_seq_len: int
     pad_id: int
     checkpoint: bool = False
-    name: ClassVar[str] = "joined"
-
-    def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
-        """How a batch is laid out."""
-        return lay_out(examples, max_seq_len=self.max_seq_len, share_prompts=False)
-
-    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
-        """Log-probs float32 (2, B)."""
-        layered = checkpointed(model) if self.checkpoint else model
-        return _logprobs(layered, model, self.layout(examples), len(examples), self.pad_id)
-
-    def work(self, examples: Sequence[PreferenceExample]) -> Work:
-        """Tokens it computes for a batch."""
-        return self.layout(examples).work()
-
-
-@dataclass(frozen=True)
-class SharedPromptPath:
-    """Besides, each distinct prompt of a batch is read once for all its responses.
-
-    Args:
-        max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
-        pad_id: Token id to pad with.
-        checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
-        one_length: Whether rows go together only where their prompts are of one length.
-    """
-
-    max_seq_len: int
-    pad_id: int
-    checkpoint: bool = False
+    share_prompts: bool = True
     one_length: bool = False
 
     @property
     def name(self) -> str:
         """Which path this is."""
+        if not self.share_prompts:
+            return "joined"
         return "shared-prompt, one length" if self.one_length else "shared-prompt"
 
     def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
@@ -124,7 +98,7 @@ class SharedPromptPath:
         return lay_out(
             examples,
             max_seq_len=self.max_seq_len,
-            share_prompts=True,
+            share_prompts=self.share_prompts,
             one_length=self.one_length,
         )
 

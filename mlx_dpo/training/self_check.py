@@ -15,10 +15,10 @@ from mlx.utils import tree_map
 
 from mlx_dpo.errors import is_shortage
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.head import replaced
-from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
-from mlx_dpo.training.step import evaluated_layers
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.step import Runtime, evaluated_layers
 
 # What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
 ABSOLUTE, RELATIVE = 1e-4, 1e-6
@@ -83,9 +83,9 @@ def choose_path(
     rounded = None if _is_float32(model) else np.array(plain(model, batch))
     refused = []
     candidates: tuple[ScoringPath, ...] = (
-        SharedPromptPath(max_seq_len, pad_id, checkpoint),
-        SharedPromptPath(max_seq_len, pad_id, checkpoint, one_length=True),
-        JoinedPath(max_seq_len, pad_id, checkpoint),
+        FastPath(max_seq_len, pad_id, checkpoint),
+        FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
+        FastPath(max_seq_len, pad_id, checkpoint, share_prompts=False),
     )
     for path in candidates:
         try:
@@ -153,7 +153,7 @@ def _gradient_norms(
     differentiate: Callable[[], tuple[mx.array, object]] = nn.value_and_grad(model, objective)
     flat = named_arrays(differentiate()[1])  # the value, unevaluated, would hold on to all logits
     norms: dict[str, mx.array] = {}
-    for layer in evaluated_layers(model, flat):
+    for layer in evaluated_layers(model, flat, Runtime()):
         norms |= {name: mx.sqrt(mx.square(g.astype(mx.float32)).sum()) for name, g in layer.items()}
         layer.clear()
         mx.eval(norms)

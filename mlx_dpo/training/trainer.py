@@ -9,29 +9,96 @@ import mlx.optimizers as optim
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.preferences.batches import EpochOrder
+from mlx_dpo.preferences.batches import EpochOrder, largest_batches
+from mlx_dpo.preferences.store import lengths as token_lengths
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training import step as update
-from mlx_dpo.training.history import History
-from mlx_dpo.training.layout import Work
-from mlx_dpo.training.loss import (
-    PAIR_METRICS,
-    Metrics,
-    add_weighted,
-    as_floats,
-    dpo_loss,
-    pair_metrics,
-)
+from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
-from mlx_dpo.training.options import check_options, check_reference
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
-from mlx_dpo.training.start import check_start
-from mlx_dpo.training.step import Gradient, Phases, check_finite
+from mlx_dpo.training.step import Step
 
 AfterStep = Callable[[int, Metrics], None]
 Examples = Sequence[PreferenceExample]
 Scores = npt.NDArray[np.float32]
+
+_STEP = (
+    *("step", "train_loss", "lr", "grad_norm"),
+    *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
+)
+_EVALUATION = ("val_step", "val_loss", "val_accuracy", "val_reward_margin")
+
+
+class Callback:
+    """What a run does around its steps. Here each moment does nothing.
+
+    A moment may raise, and the loop ends with that error. With `before_batch` the trainer is then
+    where it was before the step.
+    """
+
+    def at_start(self, trainer: "DPOTrainer") -> None:
+        """Before the first step of this process: step 0, or where a run is resumed."""
+
+    def before_batch(self, trainer: "DPOTrainer") -> None:
+        """Before each batch of a step or an evaluation."""
+
+    def after_step(self, trainer: "DPOTrainer", step: int, metrics: Metrics | None) -> None:
+        """A step was made, or left out.
+
+        Args:
+            trainer: After the step.
+            step: Its number, counted from 0.
+            metrics: As `DPOTrainer.train_step` returns them; None where it was left out.
+        """
+
+    def at_end(self, trainer: "DPOTrainer") -> None:
+        """After the last step and what follows it."""
+
+    def on_error(self, trainer: "DPOTrainer", error: Exception) -> bool:
+        """A step raised and was not applied. Returns whether to go on without its pairs."""
+        return False
+
+
+class History(Callback):
+    """Evaluates now and then, and keeps the figures of `DPOTrainer.train` as lists.
+
+    Args:
+        eval_examples: Held-out pairs; None or empty for no evaluation.
+        after_step: Called with the step's number and its metrics.
+        after_eval: The same after an evaluation.
+
+    Attributes:
+        lists: The figures, by name.
+    """
+
+    def __init__(
+        self,
+        eval_examples: Examples | None,
+        after_step: AfterStep | None,
+        after_eval: AfterStep | None,
+    ) -> None:
+        self.lists: dict[str, list[float]] = {name: [] for name in (*_STEP, *_EVALUATION)}
+        self._eval_examples = eval_examples
+        self._after_step, self._after_eval = after_step, after_eval
+
+    def after_step(self, trainer: "DPOTrainer", step: int, metrics: Metrics | None) -> None:
+        """Append the step's figures, where they are due, and evaluate."""
+        last = step + 1 == trainer.max_steps
+        if metrics is not None:
+            if step % trainer.log_every == 0 or last:
+                self._append(_STEP, {**metrics, "step": step, "train_loss": metrics["loss"]})
+            if self._after_step is not None:
+                self._after_step(step, metrics)
+        if self._eval_examples and ((step + 1) % trainer.eval_every == 0 or last):
+            metrics = trainer.evaluate(self._eval_examples)
+            figures = {f"val_{name}": value for name, value in metrics.items()}
+            self._append(_EVALUATION, {**figures, "val_step": step})
+            if self._after_eval is not None:
+                self._after_eval(step, metrics)
+
+    def _append(self, names: Sequence[str], figures: dict[str, float]) -> None:
+        for name in names:
+            self.lists[name].append(figures[name])
 
 
 class DPOTrainer:
@@ -47,7 +114,7 @@ class DPOTrainer:
         examples: Training pairs as token ids.
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
-        beta: Strength of the pull to the reference, > 0.
+        beta: Strength of the pull towards the reference (β of Eq. 7), > 0.
         batch_size: Pairs per forward and backward pass.
         max_steps: Optimizer steps of the whole run; the schedule ends there.
         max_lr: Learning rate after warm-up.
@@ -70,13 +137,13 @@ class DPOTrainer:
             together with `grad_clip`, which needs the whole gradient first.
 
     Attributes:
-        phases: Seconds of the last step, by phase.
-        work: Tokens the last step computed.
-        before_batch: Called before each batch of a step or an evaluation; it may raise, and the
-            trainer is then where it was before the step.
+        stages: The step, with its phases in seconds and the tokens it computed.
+        callbacks: Those of the loop.
 
     Raises:
-        ValueError: For options that make no sense: see `check_options` and `check_reference`.
+        ValueError: For no examples, `max_seq_len` below 2, a number that must be above 0 and is not
+            (batch size, beta, steps, clip), a negative rate, a fused update that should clip; for
+            two references, none, or the policy as its own.
     """
 
     def __init__(
@@ -105,20 +172,35 @@ class DPOTrainer:
         path: ScoringPath | None = None,
         fused_update: bool = False,
     ) -> None:
+        _check_reference(model, ref_model, reference)
+        _check_above_zero(
+            batch_size=batch_size,
+            grad_accumulation=grad_accumulation,
+            beta=beta,
+            max_steps=max_steps,
+            eval_every=eval_every,
+            log_every=log_every,
+            grad_clip=grad_clip,
+        )
+        if not examples:
+            raise ValueError("no training examples")
+        if fused_update and grad_clip is not None:
+            raise ValueError("fused_update and grad_clip: clipping needs the whole gradient first")
+        if max_lr < 0:
+            raise ValueError(f"max_lr must not be negative, got {max_lr}")
+        if max_seq_len <= 1:
+            raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
+
         self.model, self.ref_model = model, ref_model
         self.examples, self.max_seq_len = examples, max_seq_len
         self.beta = beta
         self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
         self.max_steps = max_steps
         self.max_lr, self.min_lr, self.warmup_steps = max_lr, min_lr, warmup_steps
-        self.grad_clip, self.fused_update = grad_clip, fused_update
         self.eval_every, self.log_every = eval_every, log_every
-        check_options(self)
-        check_reference(model, ref_model, reference)
 
         self.step = 0
-        self.phases, self.work = Phases(), Work(0, 0, 0)
-        self.before_batch: Callable[[], None] = lambda: None
+        self.callbacks: Sequence[Callback] = ()
         pairs = batch_size * grad_accumulation
         self.order = EpochOrder(len(examples), pairs, seed, lengths=lengths, micro_batch=batch_size)
         self.path = path or PlainPath(max_seq_len, pad_id)
@@ -126,12 +208,26 @@ class DPOTrainer:
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
         assert reference is not None
-        self.reference = reference
         self.optimizer = optimizer or make_optimizer(
             "adamw", learning_rate=max_lr, weight_decay=weight_decay
         )
         self.optimizer.init(model.trainable_parameters())
-        self._value_and_grad = nn.value_and_grad(model, self._loss)
+        self.stages = Step(
+            model,
+            self.optimizer,
+            self.path,
+            reference,
+            beta=beta,
+            batch_size=batch_size,
+            grad_clip=grad_clip,
+            fused=fused_update,
+            before_batch=self._before_batch,
+        )
+
+    @property
+    def reference(self) -> Reference:
+        """``reference(examples) -> float32 (2, B)``."""
+        return self.stages.reference
 
     def score(self, model: nn.Module, examples: Examples) -> mx.array:
         """Log-probs float32 (2, B) of `examples` under `model`, by the path the policy uses."""
@@ -166,99 +262,50 @@ class DPOTrainer:
         """
         if examples is not None and not examples:
             raise ValueError("no examples to train on")
-        self.phases.reset()
-        self.work = Work(0, 0, 0)
+        stages = self.stages
+        stages.phases.reset()
         cursor = self.order.state()
         if examples is None:
-            with self.phases("data"):
+            with stages.phases("data"):
                 examples = [self.examples[i] for i in self.order.next_batch()]
-        take = self._fused_step if self._is_fused(examples) else self._whole_step
         try:
-            metrics, grad_norm = take(examples)
+            metrics = stages.take(examples, number=self.step, lr=self.lr())
         except BaseException:  # also a stop between two batches
             self.order.restore(cursor)
             raise
-        lr = self.lr()
         self.step += 1
-        return {"loss": metrics.pop("loss"), "lr": lr, "grad_norm": grad_norm, **metrics}
-
-    def _whole_step(self, examples: Examples) -> tuple[Metrics, float]:
-        """Gradient first, and an update once its norm is known."""
-        metrics, grads = self._accumulate(examples)
-        with self.phases("update"):
-            grad_norm = update.global_norm(grads)
-        check_finite(self.step, metrics["loss"], grad_norm)
-        if self.grad_clip is not None and grad_norm > self.grad_clip:
-            grads = update.clipped(grads, grad_norm, self.grad_clip)
-        with self.phases("update"):
-            self.optimizer.learning_rate = self.lr()
-            update.apply_gradient(self.model, self.optimizer, grads)
-        return metrics, grad_norm
-
-    def _fused_step(self, examples: Examples) -> tuple[Metrics, float]:
-        """Each tensor updated as soon as its gradient is there, which is freed at once."""
-        reference = self._reference_of(examples)
-        with self.phases("forward_backward"):
-            loss, metrics, grads = self._gradient(examples, reference)
-            mx.eval(loss, metrics)
-            found = as_floats(loss, metrics)
-            check_finite(self.step, found["loss"])
-            self.optimizer.learning_rate = self.lr()
-            grad_norm = update.apply_and_measure(self.model, self.optimizer, grads)
-        check_finite(self.step, found["loss"], grad_norm, applied=True)
-        return found, grad_norm
-
-    def _is_fused(self, examples: Examples) -> bool:
-        return self.fused_update and len(examples) <= self.batch_size
-
-    def _accumulate(self, examples: Examples) -> tuple[Metrics, Gradient]:
-        """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
-        metrics, grads = dict.fromkeys(PAIR_METRICS, 0.0), Gradient()
-        for start in range(0, len(examples), self.batch_size):
-            batch = examples[start : start + self.batch_size]
-            # By pairs, not by batches: a smaller last batch must not count for more.
-            weight = len(batch) / len(examples)
-            reference = self._reference_of(batch)
-            with self.phases("forward_backward"):
-                loss, found, part = self._gradient(batch, reference)
-                grads = update.added(grads, part, weight)
-                del part  # each layer's goes into the sum, and is not kept beside it
-                mx.eval(loss, found)
-                update.evaluate_gradients(self.model, grads)
-            add_weighted(metrics, as_floats(loss, found), weight)
-        return metrics, update.in_dtype_of(self.model, grads)
-
-    def _reference_of(self, batch: Examples) -> mx.array:
-        """Reference log-probs of a batch of a step, which begins with them."""
-        self.before_batch()
-        self.work += self.path.work(batch)
-        with self.phases("reference"):
-            reference = self.reference(batch)
-            mx.eval(reference)
-        return reference
-
-    def _gradient(
-        self, batch: Examples, reference: mx.array
-    ) -> tuple[mx.array, dict[str, mx.array], Gradient]:
-        """Loss, metrics and gradient of a batch, unevaluated."""
-        (loss, metrics), grads = self._value_and_grad(batch, reference)
-        return loss, metrics, update.flat_gradient(grads)
-
-    def _loss(self, batch: Examples, reference: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        policy = self.score(self.model, batch)
-        return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
-
-    def measure(self, examples: Examples) -> tuple[float, float]:
-        """Loss and gradient norm of a step with these pairs, which is not taken."""
-        if not self._is_fused(examples):
-            metrics, grads = self._accumulate(examples)
-            return metrics["loss"], update.global_norm(grads)
-        loss, _, grads = self._gradient(examples, self.reference(examples))
-        return float(loss), update.evaluate_and_measure(self.model, grads)
+        return metrics
 
     def check_start(self) -> Metrics:
-        """What the first update will find, without making it; see `start.check_start`."""
-        return check_start(self)
+        """Loss and gradient norm of the first epoch's largest batch, without an update.
+
+        A machine without the memory for a step fails here, before the first: the optimizer's state
+        is made, and with `grad_accumulation` a second batch adds its gradient to the first's.
+
+        Returns:
+            ``loss``, ``grad_norm``, ``largest_reward`` (absolute) and ``allowed_reward``: what
+            rounding explains. Before the first update the loss is log 2 and every reward 0, unless
+            policy and reference are not the same model.
+        """
+        mx.eval(self.optimizer.state)
+        rows = largest_batches(
+            self.order.first_epoch()[: self.max_steps * self.grad_accumulation],
+            token_lengths(self.examples),
+            self.max_seq_len,
+            min(2, self.grad_accumulation),
+        )
+        batches = [[self.examples[row] for row in batch] for batch in rows]
+        loss, grad_norm = self.stages.measure([pair for batch in batches for pair in batch])
+        policy, reference = (
+            np.concatenate([np.array(score(batch)) for batch in batches], axis=1)
+            for score in (partial(self.score, self.model), self.reference)
+        )
+        return {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "largest_reward": self.beta * float(np.abs(policy - reference).max()),
+            "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
+        }
 
     def evaluate(self, eval_examples: Examples) -> Metrics:
         """Loss, both rewards, margin and accuracy over every pair once, without gradient.
@@ -280,7 +327,7 @@ class DPOTrainer:
         if not examples:
             raise ValueError("no examples to evaluate")
         score = partial(
-            score_in_batches, batch_size=self.batch_size, before_batch=self.before_batch
+            score_in_batches, batch_size=self.batch_size, before_batch=self._before_batch
         )
         policy = partial(self.score, self.model)
         return score(policy, examples), score(self.reference, examples)
@@ -291,6 +338,7 @@ class DPOTrainer:
         *,
         after_step: AfterStep | None = None,
         after_eval: AfterStep | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> dict[str, list[float]]:
         """Run from the current step to `max_steps`.
 
@@ -298,32 +346,40 @@ class DPOTrainer:
             eval_examples: Held-out pairs, evaluated every `eval_every` steps and at the end.
             after_step: Called with the step's number, counted from 0, and its metrics.
             after_eval: The same after an evaluation.
+            callbacks: Called in this order at each of their moments.
 
         Returns:
             Lists: ``step train_loss lr grad_norm chosen_reward rejected_reward reward_margin
             accuracy``, every `log_every` steps and at the last, and ``val_step val_loss
             val_accuracy val_reward_margin``.
         """
-        history = History()
+        history = History(eval_examples, after_step, after_eval)
+        self.callbacks = (history, *callbacks)
+        for callback in self.callbacks:
+            callback.at_start(self)
         while self.step < self.max_steps:
-            step = self.step
-            last = step + 1 == self.max_steps
-            metrics = self.train_step()
-            if step % self.log_every == 0 or last:
-                history.add_step(step, metrics)
-            if after_step is not None:
-                after_step(step, metrics)
-            if eval_examples and ((step + 1) % self.eval_every == 0 or last):
-                found = self.evaluate(eval_examples)
-                history.add_evaluation(step, found)
-                if after_eval is not None:
-                    after_eval(step, found)
+            step, metrics = self.step, self._train_or_leave_out()
+            for callback in self.callbacks:
+                callback.after_step(self, step, metrics)
+        for callback in self.callbacks:
+            callback.at_end(self)
         return history.lists
 
-    def skip_step(self) -> None:
-        """Leave the next step's pairs out: cursor and schedule move, weights don't."""
+    def _train_or_leave_out(self) -> Metrics | None:
+        """The next step; None where it raised, and a callback asks to go on without its pairs."""
+        try:
+            return self.train_step()
+        except Exception as error:
+            if not any([callback.on_error(self, error) for callback in self.callbacks]):
+                raise
+        # Cursor and schedule move, weights don't.
         self.order.next_batch()
         self.step += 1
+        return None
+
+    def _before_batch(self) -> None:
+        for callback in self.callbacks:
+            callback.before_batch(self)
 
     def state(self) -> dict[str, int]:
         """Step and data cursor, for a checkpoint; weights and optimizer are saved beside it."""
@@ -333,3 +389,18 @@ class DPOTrainer:
         """Continue from what `state` returned."""
         self.step = state["step"]
         self.order.restore(state)
+
+
+def _check_above_zero(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not value > 0:  # NaN is not, either
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def _check_reference(
+    model: nn.Module, ref_model: nn.Module | None, reference: Reference | None
+) -> None:
+    if (ref_model is None) == (reference is None):
+        raise ValueError("give exactly one of ref_model and reference")
+    if ref_model is model:
+        raise ValueError("ref_model is the policy itself: it would train along; load it twice")

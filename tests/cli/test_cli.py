@@ -232,14 +232,14 @@ def test_a_run_that_ended_before_it_began_to_train_has_no_report_and_goes_on(
 def test_a_run_of_so_many_steps_is_resumed_by_its_folder_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_dpo.cli.run_screen import Screen
+    from mlx_dpo.cli.run_screen import TerminalScreen
 
-    def stop(self: Screen, step: int, *rest: object) -> None:
+    def stop(self: TerminalScreen, step: int, *rest: object) -> None:
         if step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Screen, "stepped", stop)
+        patched.setattr(TerminalScreen, "stepped", stop)
         assert exit_code(*TRAIN, "--steps", "4", "--run-dir", "run") == 75
     assert "train --resume --run-dir run" in capsys.readouterr().err
     assert exit_code("train", "pairs.toml", "--resume", "--run-dir", "run") == 2

@@ -26,7 +26,7 @@ main()
 
 
 @pytest.mark.parametrize("number", [2, 15], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["click", "mlx_dpo.cli.train", "mlx.core", "mlx_dpo.runs.loop"])
+@pytest.mark.parametrize("module", ["click", "mlx_dpo.cli.train", "mlx.core", "mlx_dpo.runs.run"])
 def test_a_signal_before_training_exits_75_with_one_line_and_leaves_nothing(
     tmp_path: Path, module: str, number: int
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from mlx_dpo.disk import Disk
+from mlx_dpo.files import Disk
 
 MODES = ("kill", "power", "full")
 

@@ -36,12 +36,10 @@ def preload() -> None:
 
     import mlx_dpo.cli.results
     import mlx_dpo.cli.run_screen
-    import mlx_dpo.runs.loop
-    import mlx_dpo.runs.result
+    import mlx_dpo.runs.callbacks
     import mlx_dpo.runs.run
 
-    for module in (mlx_dpo.runs.result, mlx_dpo.runs.loop):
-        module.ANSWER_TOKENS = 4  # type: ignore[attr-defined]  # most of such a short run would be spent on answers
+    mlx_dpo.runs.callbacks.ANSWER_TOKENS = 4  # most of such a short run would be spent on answers
 
 
 def workplace(folder: Path) -> Path:
@@ -96,20 +94,19 @@ def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Ca
 def phases() -> dict[str, tuple[Any, str]]:
     """A function that each phase of a run begins with."""
     import mlx_dpo.runs.reference_cache as reference_pass
-    import mlx_dpo.runs.result as result
     import mlx_dpo.runs.run as run
-    from mlx_dpo.runs.loop import Loop
-    from mlx_dpo.training.trainer import DPOTrainer
+    from mlx_dpo.runs.callbacks import Evaluate, Sample, Save
+    from mlx_dpo.training.step import Step
 
     return {
         "data": (run, "prepare"),
         "reference pass": (reference_pass, "score_in_batches"),
         "first answers": (run, "shown_answers"),
-        "step": (DPOTrainer, "_accumulate"),
-        "evaluation": (Loop, "_evaluate_if_due"),
-        "sampling": (Loop, "_sample_if_due"),
-        "save": (Loop, "_save"),
-        "export": (result, "export_folder"),
+        "step": (Step, "_accumulate"),
+        "evaluation": (Evaluate, "after_step"),
+        "sampling": (Sample, "after_step"),
+        "save": (Save, "_save"),
+        "export": (run, "export_folder"),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo import disk as disks
+from mlx_dpo import files
 from mlx_dpo.errors import DiskError
 from mlx_dpo.files import remove_leftovers
 from mlx_dpo.models.parameters import fingerprint
@@ -77,13 +77,13 @@ def save_on(run: Path, at: int, mode: str) -> None:
     """Save on a disk that fails; a full one must be told of, and hold once there is room."""
     checkpoints, trainer = Checkpoints(run), trainer_at(DURING)
     checkpoints.newest_whole()
-    disks.disk = FailingDisk(at, mode)
+    files.disk = FailingDisk(at, mode)
     try:
         checkpoints.save(trainer, IDENTITY)
     except DiskError as error:
         if error.exit_code != 7 or "No space left" not in str(error):
             raise
-        disks.disk = disks.Disk()
+        files.disk = files.Disk()
         look(run)
         checkpoints.save(trainer, IDENTITY)
         assert Checkpoints(run).newest_whole().path == run / f"step-{DURING:06d}"

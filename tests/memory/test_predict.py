@@ -17,7 +17,7 @@ from mlx_dpo.memory.step import trace_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.self_check import choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -214,7 +214,7 @@ def test_tracing_leaves_model_and_mlx_as_they_were() -> None:
 def test_the_norm_of_a_gradient_keeps_none_of_its_squares() -> None:
     """AdamW squares the gradient too: a trace must not take the two for one."""
     optimizer = make_optimizer("adamw", learning_rate=1e-6, weight_decay=0.0)
-    path = SharedPromptPath(128, 0)
+    path = FastPath(128, 0)
     step = trace_step(make_llama(), optimizer, path, [PAIRS[:2], PAIRS[2:]], clip=False)
     replay = Replay(step.graph, [""] * len(step.graph.inputs), {})
     replay.evaluate(step.parts["total"])

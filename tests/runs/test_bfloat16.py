@@ -27,7 +27,7 @@ from tests.runs.test_run import StopAfter, digest, finished, metrics
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model says is no matter here, and takes longest."""
-    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
 
 
 @pytest.mark.parametrize("reference", ["cached", "copy"])
@@ -62,7 +62,7 @@ def test_a_stopped_and_resumed_run_is_byte_equal_to_a_straight_one(
     options = {"dtype": "bfloat16", "steps": 4, "save_every": 2, "eval_fraction": 0.0, **options}
     finished(run_dir="straight", out="a", **options)
     with pytest.raises(StoppedError):
-        train(settings(run_dir="broken", out="b", **options), hooks=StopAfter(2))
+        train(settings(run_dir="broken", out="b", **options), screen=StopAfter(2))
     train(settings(run_dir="broken", out="b", **options), resume=True)
     assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
     for name in ("metrics.jsonl", "step-000004/optimizer.safetensors"):

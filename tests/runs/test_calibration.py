@@ -14,7 +14,7 @@ from mlx_dpo.runs import profile
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import prepare
 from mlx_dpo.runs.profile import calibrate
-from mlx_dpo.training.paths import SharedPromptPath
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import ORACLE, ROWS
 
@@ -29,7 +29,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def tokens(examples: Any) -> int:
-    return SharedPromptPath(512, 0).work(list(examples)).computed_tokens
+    return FastPath(512, 0).work(list(examples)).computed_tokens
 
 
 @pytest.mark.parametrize("reference", ["cached", "copy"])

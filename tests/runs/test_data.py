@@ -12,7 +12,7 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import lengths
-from mlx_dpo.runs.job import Data, load_data
+from mlx_dpo.runs.data import Data, load_data
 from tests.runs.conftest import ORACLE, ROWS, settings
 
 

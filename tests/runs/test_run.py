@@ -15,10 +15,9 @@ import pytest
 
 from mlx_dpo.errors import DataError, DiskError, StoppedError, UsageError
 from mlx_dpo.models.parameters import load_arrays, save_arrays
+from mlx_dpo.runs.callbacks import FLOOR_WINDOW, RewardWatch, Screen
 from mlx_dpo.runs.folder import new_run_dir
-from mlx_dpo.runs.loop import FLOOR_WINDOW, Hooks, RewardWatch
-from mlx_dpo.runs.result import RunResult
-from mlx_dpo.runs.run import train
+from mlx_dpo.runs.run import RunResult, train
 from mlx_dpo.training.loss import Metrics
 from tests.runs.conftest import ORACLE, settings
 
@@ -38,7 +37,7 @@ def metrics(run: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, lines) if "loss" in row]
 
 
-class StopAfter(Hooks):
+class StopAfter(Screen):
     """Sends this process a signal once `step` is done."""
 
     def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
@@ -99,13 +98,13 @@ def test_a_copied_reference_starts_at_exactly_log_2_with_zero_rewards(workplace:
 def test_a_second_run_on_the_same_model_and_pairs_reuses_the_reference(workplace: Path) -> None:
     passes = []
 
-    class Count(Hooks):
+    class Count(Screen):
         def scoring(self, done: int, total: int) -> None:
             passes.append(done)
 
-    train(settings(out="a"), hooks=Count())
+    train(settings(out="a"), screen=Count())
     first = len(passes)
-    train(settings(out="b", beta=0.3), hooks=Count())
+    train(settings(out="b", beta=0.3), screen=Count())
     assert 0 < first == len(passes)
 
 
@@ -115,7 +114,7 @@ def test_a_stopped_and_resumed_run_is_byte_equal_to_a_straight_one(
 ) -> None:
     finished(run_dir="straight", out="a")
     with pytest.raises(StoppedError, match="--resume --run-dir broken"):
-        train(settings(run_dir="broken", out="b"), hooks=StopAfter(4, number))
+        train(settings(run_dir="broken", out="b"), screen=StopAfter(4, number))
     assert not Path("b").exists()
     train(settings(run_dir="broken", out="b"), resume=True)
     assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
@@ -128,7 +127,7 @@ def test_a_stopped_and_resumed_run_is_byte_equal_to_a_straight_one(
 
 def test_resume_cuts_what_was_logged_after_the_checkpoint(workplace: Path) -> None:
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run"), hooks=StopAfter(4))
+        train(settings(run_dir="run"), screen=StopAfter(4))
     with Path("run/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 123}\n{"step": 6, "lo')  # a killed run's last words
     train(settings(run_dir="run"), resume=True)
@@ -149,14 +148,14 @@ def test_resume_refuses_another_trajectory_and_names_the_difference(
     workplace: Path, changes: dict[str, object], named: str
 ) -> None:
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run"), hooks=StopAfter(4))
+        train(settings(run_dir="run"), screen=StopAfter(4))
     with pytest.raises(UsageError, match=f"another {named}"):
         train(settings(run_dir="run", **changes), resume=True)
 
 
 def test_resume_refuses_other_data(workplace: Path) -> None:
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run"), hooks=StopAfter(4))
+        train(settings(run_dir="run"), screen=StopAfter(4))
     rows = json.loads(Path("pairs.json").read_text())
     Path("pairs.json").write_text(json.dumps(rows[1:]))
     with pytest.raises(UsageError, match="another data"):
@@ -166,11 +165,11 @@ def test_resume_refuses_other_data(workplace: Path) -> None:
 def test_resume_without_a_checkpoint_starts_from_step_0(workplace: Path) -> None:
     resumed = []
 
-    class Note(Hooks):
+    class Note(Screen):
         def resumed(self, step: int) -> None:
             resumed.append(step)
 
-    train(settings(run_dir="run"), resume=True, hooks=Note())
+    train(settings(run_dir="run"), resume=True, screen=Note())
     assert resumed == [0]
     assert len(metrics("run")) == 8
 
@@ -230,13 +229,13 @@ def test_a_folder_that_no_run_made_is_not_taken_for_a_run(workplace: Path) -> No
 def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
     workplace: Path,
 ) -> None:
-    class Thief(Hooks):
+    class Thief(Screen):
         def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
             Path("out").mkdir(exist_ok=True)
             Path("out/thesis.txt").write_text("years of work")
 
     with pytest.raises(DiskError, match="out: appeared in the meantime"):
-        train(settings(run_dir="run", out="out"), hooks=Thief())
+        train(settings(run_dir="run", out="out"), screen=Thief())
     assert Path("out/thesis.txt").read_text() == "years of work"
     shutil.rmtree("out")
     result = train(settings(run_dir="run", out="out"), resume=True)
@@ -249,12 +248,12 @@ def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
 
 def test_an_output_that_cannot_be_written_is_found_before_training(workplace: Path) -> None:
     with pytest.raises(UsageError, match=r"pairs\.json is a file; --out takes a folder"):
-        train(settings(out="pairs.json/out"), hooks=StopAfter(0))
+        train(settings(out="pairs.json/out"), screen=StopAfter(0))
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(workplace: Path) -> None:
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run"), hooks=StopAfter(4))
+        train(settings(run_dir="run"), screen=StopAfter(4))
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     with pytest.raises(UsageError, match="another beta"):
         train(settings(run_dir="run", beta=0.2), resume=True)
@@ -274,13 +273,13 @@ def test_the_same_weights_under_another_config_are_another_model(workplace: Path
     changed = other_model(rope_theta=500.0)
     passes = []
 
-    class Count(Hooks):
+    class Count(Screen):
         def scoring(self, done: int, total: int) -> None:
             passes.append(done)
 
     with pytest.raises(StoppedError):
-        train(settings(model=changed, run_dir="run", out="b"), hooks=StopAfter(4))
-    assert train(settings(model=changed, steps=2, out="c"), hooks=Count()) is not None
+        train(settings(model=changed, run_dir="run", out="b"), screen=StopAfter(4))
+    assert train(settings(model=changed, steps=2, out="c"), screen=Count()) is not None
     assert passes == []  # its own log-probs, from the run above
     shutil.copy(ORACLE / "config.json", "model/config.json")
     with pytest.raises(UsageError, match="another model"):
@@ -338,15 +337,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 ) -> None:
     said = []
 
-    class Note(Hooks):
+    class Note(Screen):
         def warned(self, text: str) -> None:
             said.append(text)
 
     finished(run_dir="straight", out="a")
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run", out="b"), hooks=StopAfter(4))
+        train(settings(run_dir="run", out="b"), screen=StopAfter(4))
     change(Path("run/step-000005"))
-    assert train(settings(run_dir="run", out="b"), resume=True, hooks=Note()) is not None
+    assert train(settings(run_dir="run", out="b"), resume=True, screen=Note()) is not None
     assert re.match(r"run/step-000005: damaged: .*going on from run/step-000003", said[0])
     assert not Path("run/step-000005").exists()
     assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
@@ -355,7 +354,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 def test_a_run_without_any_whole_checkpoint_is_refused_and_not_begun_anew(workplace: Path) -> None:
     with pytest.raises(StoppedError):
-        train(settings(run_dir="run"), hooks=StopAfter(4))
+        train(settings(run_dir="run"), screen=StopAfter(4))
     for name in ("step-000003", "step-000005"):
         CHANGES[0](Path("run", name))
     with pytest.raises(UsageError, match=r"step-000005: damaged: .*no checkpoint of this run is"):
@@ -393,7 +392,7 @@ def rewards(chosen: float, rejected: float) -> Metrics:
 
 def test_both_rewards_below_the_floor_for_a_while_are_warned_about_once() -> None:
     watch = RewardWatch()
-    found = [watch.after(step, rewards(-1.5, -3.0)) for step in range(2 * FLOOR_WINDOW)]
+    found = [watch.judge(step, rewards(-1.5, -3.0)) for step in range(2 * FLOOR_WINDOW)]
     warned = [step for step, text in enumerate(found) if text is not None]
     assert warned == [FLOOR_WINDOW - 1]
     text = found[FLOOR_WINDOW - 1]
@@ -404,4 +403,4 @@ def test_both_rewards_below_the_floor_for_a_while_are_warned_about_once() -> Non
 
 def test_a_falling_rejected_reward_alone_is_no_collapse() -> None:
     watch = RewardWatch()
-    assert not any(watch.after(step, rewards(-0.9, -30.0)) for step in range(2 * FLOOR_WINDOW))
+    assert not any(watch.judge(step, rewards(-0.9, -30.0)) for step in range(2 * FLOOR_WINDOW))

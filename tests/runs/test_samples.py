@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mlx_dpo.errors import StoppedError
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.guards import Stop
-from mlx_dpo.runs.loop import Hooks
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings
 from tests.runs.test_run import StopAfter, digest
@@ -23,11 +23,11 @@ def samples(run: str) -> list[dict[str, Any]]:
 def test_answers_are_kept_every_n_steps_and_at_the_end(workplace: Path) -> None:
     told: list[tuple[int, Sequence[tuple[str, str]]]] = []
 
-    class Listener(Hooks):
+    class Listener(Screen):
         def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
             told.append((step, answers))
 
-    train(settings(run_dir="run", out="out", sample_every=3), hooks=Listener())
+    train(settings(run_dir="run", out="out", sample_every=3), screen=Listener())
     rows = samples("run")
     assert [row["step"] for row in rows] == [2, 5, 7]
     assert told[0] == (2, [(a["prompt"], a["answer"]) for a in rows[0]["answers"]])
@@ -47,7 +47,7 @@ def test_asking_on_the_way_changes_no_weight(workplace: Path) -> None:
 def test_a_resumed_run_gives_each_answer_once(workplace: Path) -> None:
     train(settings(run_dir="straight", out="a", sample_every=2))
     with pytest.raises(StoppedError):
-        train(settings(run_dir="broken", out="b", sample_every=2), hooks=StopAfter(4))
+        train(settings(run_dir="broken", out="b", sample_every=2), screen=StopAfter(4))
     with Path("broken/samples.jsonl").open("a") as file:
         file.write('{"step": 5, "answers": []}\n{"st')  # a killed run's last words
     train(settings(run_dir="broken", out="b", sample_every=2), resume=True)
@@ -61,17 +61,17 @@ def test_a_stop_is_not_kept_waiting_by_questions(
 
     def answer(*args: object, **options: object) -> object:
         asked.append("a question")
-        stop.asked = True
+        stop.requested = True
         return type("Said", (), {"text": "x"})()
 
     stop = Stop()
 
-    class Keep(Hooks):
+    class Keep(Screen):
         def stepped(self, step: int, metrics: object, timing: object) -> None:
-            monkeypatch.setattr("mlx_dpo.runs.loop.answer", answer)
+            monkeypatch.setattr("mlx_dpo.runs.callbacks.answer", answer)
 
     monkeypatch.setattr("mlx_dpo.runs.run.stop_on_signal", lambda told: nullcontext(stop))
     with pytest.raises(StoppedError, match="after step 1 of 8"):
-        train(settings(run_dir="run", sample_every=1), hooks=Keep())
+        train(settings(run_dir="run", sample_every=1), screen=Keep())
     assert asked == ["a question"]
     assert not Path("run/samples.jsonl").exists()

@@ -13,11 +13,11 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parts import by_layer
 from mlx_dpo.runs import config
 from mlx_dpo.runs.checkpoint import Checkpoints, restore
 from mlx_dpo.training.optimizers import make_optimizer
-from mlx_dpo.training.paths import SharedPromptPath
-from mlx_dpo.training.step import by_layer
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
@@ -47,7 +47,7 @@ def trainer(
         max_steps=8,
         max_lr=1e-3,
         optimizer=make_optimizer(name, learning_rate=1e-3, weight_decay=0.01),
-        path=SharedPromptPath(LENGTH, 0),
+        path=FastPath(LENGTH, 0),
         **options,
     )
 
@@ -122,7 +122,7 @@ def test_a_fused_update_keeps_fewer_gradients_alive() -> None:
 def test_a_loss_that_is_not_finite_is_noticed_before_a_fused_update() -> None:
     tuned = trainer(fused_update=True)
     before = bytes_of(tuned.model.parameters())
-    tuned.reference = lambda batch: mx.full((2, len(batch)), math.nan)
+    tuned.stages.reference = lambda batch: mx.full((2, len(batch)), math.nan)
     with pytest.raises(NonFiniteError, match="nothing was applied"):
         tuned.train_step()
     assert bytes_of(tuned.model.parameters()) == before

@@ -11,13 +11,13 @@ import pytest
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import Metrics
-from mlx_dpo.training.paths import ScoringPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, ScoringPath
 from mlx_dpo.training.trainer import DPOTrainer
 from tests import oracle
 
 LEARNING_RATE = 1e-3
 NUM_STEPS = 16
-FAST = SharedPromptPath(oracle.MAX_SEQ_LEN, oracle.PAD_ID)
+FAST = FastPath(oracle.MAX_SEQ_LEN, oracle.PAD_ID)
 
 pytestmark = pytest.mark.parametrize("name", oracle.MODELS)
 

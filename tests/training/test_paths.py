@@ -12,19 +12,19 @@ import pytest
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training import head, paths
-from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.prompts import continue_prompts
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.training import architectures
 
 LENGTH = 24
 PLAIN = PlainPath(LENGTH, 0)
-SHARED = SharedPromptPath(LENGTH, 0)
-ONE_LENGTH = SharedPromptPath(LENGTH, 0, one_length=True)
-JOINED = JoinedPath(LENGTH, 0)
+SHARED = FastPath(LENGTH, 0)
+ONE_LENGTH = FastPath(LENGTH, 0, one_length=True)
+JOINED = FastPath(LENGTH, 0, share_prompts=False)
 
 # Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row.
-FASTEST: dict[str, ScoringPath] = {name: SHARED for name in architectures.EXTRA} | {
+FASTEST: dict[str, FastPath] = {name: SHARED for name in architectures.EXTRA} | {
     "gemma2": ONE_LENGTH,
     "mamba": JOINED,
     architectures.COURSE: SHARED,
@@ -168,7 +168,7 @@ def test_rows_of_two_lengths_that_continue_the_same_prompts_share_their_keys(
     monkeypatch.setattr(paths, "continue_prompts", watched)
     rng = np.random.default_rng(0)
     pairs = [PreferenceExample(_ids(rng, 8), _ids(rng, 8), _ids(rng, 200)) for _ in range(2)]
-    path = SharedPromptPath(256, 0)
+    path = FastPath(256, 0)
     assert len(path.layout(pairs).row_groups) == 2
     model = architectures.make("llama")
     found = path(model, pairs)

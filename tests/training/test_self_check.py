@@ -6,7 +6,7 @@ import pytest
 
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training import prompts
-from mlx_dpo.training.paths import JoinedPath, PlainPath, SharedPromptPath
+from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.self_check import Choice, choose_path
 from tests.training import architectures
 
@@ -19,8 +19,7 @@ def choose(model: nn.Module) -> Choice:
 
 def test_a_transformer_shares_its_prompts() -> None:
     choice = choose(architectures.make("llama"))
-    assert isinstance(choice.path, SharedPromptPath)
-    assert not choice.path.one_length
+    assert choice.path.name == "shared-prompt"
     assert choice.refused == ()
     assert choice.num_pairs == 4
     assert choice.largest_difference < 1e-4
@@ -28,8 +27,7 @@ def test_a_transformer_shares_its_prompts() -> None:
 
 def test_attention_without_masks_by_row_gets_prompts_of_one_length() -> None:
     choice = choose(architectures.make("gemma2"))
-    assert isinstance(choice.path, SharedPromptPath)
-    assert choice.path.one_length
+    assert choice.path.name == "shared-prompt, one length"
     ((name, reason),) = choice.refused
     assert name == "shared-prompt"
     assert "broadcast" in reason
@@ -37,7 +35,7 @@ def test_attention_without_masks_by_row_gets_prompts_of_one_length() -> None:
 
 def test_a_state_space_model_reads_prompt_and_response_together() -> None:
     choice = choose(architectures.make("mamba"))
-    assert isinstance(choice.path, JoinedPath)
+    assert choice.path.name == "joined"
     assert [name for name, _ in choice.refused] == ["shared-prompt", "shared-prompt, one length"]
 
 
@@ -52,7 +50,7 @@ def test_a_cache_with_wrong_keys_is_found_out(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(prompts.AfterPrompt, "update_and_fetch", wrong)
     choice = choose(architectures.make("llama"))
-    assert isinstance(choice.path, JoinedPath)
+    assert choice.path.name == "joined"
     assert "off by" in choice.refused[0][1]
 
 
@@ -66,7 +64,7 @@ def test_a_cache_that_stops_gradients_is_found_out(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(prompts.PromptKeys, "update_and_fetch", constant)
     choice = choose(architectures.make("llama"))
-    assert isinstance(choice.path, JoinedPath)
+    assert choice.path.name == "joined"
     assert "gradient" in choice.refused[0][1]
 
 

@@ -18,7 +18,7 @@ from mlx_dpo.preferences.split import held_out
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig, resolve
-from mlx_dpo.training.paths import PlainPath, SharedPromptPath
+from mlx_dpo.training.paths import FastPath, PlainPath
 from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.trainer import DPOTrainer
 from tools.experiments.commands import EMBEDDED, MODEL, PAIRS, PLACE, figures, split, write
@@ -44,9 +44,9 @@ class Run:
     chat: ChatFormat
     pairs: Pairs
 
-    def path(self) -> SharedPromptPath:
+    def path(self) -> FastPath:
         """The way the embedded run scores pairs."""
-        return SharedPromptPath(self.config.max_length, pad_id_of(self.chat.tokenizer))
+        return FastPath(self.config.max_length, pad_id_of(self.chat.tokenizer))
 
     def trainer(self, **changed: Any) -> DPOTrainer:
         """The trainer of the embedded run, or what is changed about it."""
@@ -109,7 +109,7 @@ class Altered:
         alter: Takes log-probs (2, B) and the pairs, returns (2, B).
     """
 
-    path: SharedPromptPath | PlainPath
+    path: FastPath | PlainPath
     alter: Callable[[mx.array, Sequence[PreferenceExample]], mx.array]
 
     @property

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_dpo.errors import StoppedError
 from mlx_dpo.runs import machine
-from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.machine import EVERY, PressureWatch, Reading, parse, read_pressure
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import settings
@@ -96,11 +96,11 @@ def test_swap_that_was_full_before_is_not_the_runs() -> None:
 def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     monkeypatch.setattr(machine, "EVERY", 0.0)
     warnings = []
 
-    class Note(Hooks):
+    class Note(Screen):
         def warned(self, text: str) -> None:
             warnings.append(text)
 
@@ -113,7 +113,7 @@ def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
     with pytest.raises(StoppedError) as stopped:
         train(
             settings(run_dir="broken", out="b", **options),
-            hooks=Note(),
+            screen=Note(),
             probe=probe_of(CALM, SHORT, GONE, GONE),
         )
     assert stopped.value.exit_code == 75

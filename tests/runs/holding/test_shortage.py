@@ -51,7 +51,7 @@ def test_pythons_own_error_is_and_others_are_not() -> None:
 def test_every_phase_ends_with_advice(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     monkeypatch.setattr(*phases()[phase], raising(RuntimeError(SAID[0])))
     with pytest.raises(
         MemoryShortError, match=r"Unable to allocate .* start again with --"
@@ -77,7 +77,7 @@ def test_the_check_changes_nothing_of_the_run(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"steps": 3, "eval_fraction": 0.0, "grad_accumulation": 2}
-    monkeypatch.setattr("mlx_dpo.runs.result.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     mx.random.seed(5)
     train(settings(run_dir="checked", out="a", **options))
     monkeypatch.setattr(
@@ -100,7 +100,7 @@ def test_the_check_changes_nothing_of_the_run(
 def test_a_fast_path_without_memory_is_not_replaced_by_the_plain_one(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = "mlx_dpo.training.paths.SharedPromptPath.__call__"
+    target = "mlx_dpo.training.paths.FastPath.__call__"
     monkeypatch.setattr(target, raising(RuntimeError(SAID[0])))
     with pytest.raises(MemoryShortError):
         train(settings())

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_dpo.errors import DiskError, NonFiniteError, StoppedError
 from mlx_dpo.runs import checkpoint
+from mlx_dpo.runs.callbacks import Save
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import settings
@@ -33,7 +34,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> int:
                         values[0, row] = float("nan")
                 return values
 
-            self.reference = reference
+            self.stages.reference = reference
         return real(self, examples)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DPOTrainer, "train_step", train_step)
@@ -68,25 +69,16 @@ def test_a_stop_inside_an_accumulated_step_gives_the_step_up_and_makes_it_again(
     asked = {"grad_accumulation": 3, "steps": 4}
     train(settings(run_dir="straight", out="a", **asked))
     batches = []
-    real = DPOTrainer._accumulate
+    real = Save.before_batch
 
-    def accumulate(self: DPOTrainer, examples: object) -> object:
-        sound = self.before_batch
-
-        def before_batch() -> None:
-            batches.append(self.step)
-            if batches.count(2) == 2:  # the second batch of the third step
-                os.kill(os.getpid(), signal.SIGTERM)
-            sound()
-
-        self.before_batch = before_batch
-        try:
-            return real(self, examples)  # type: ignore[arg-type]
-        finally:
-            self.before_batch = sound
+    def before_batch(self: Save, trainer: DPOTrainer) -> None:
+        batches.append(trainer.step)
+        if batches.count(2) == 2:  # the second batch of the third step
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DPOTrainer, "_accumulate", accumulate)
+        patch.setattr(Save, "before_batch", before_batch)
         with pytest.raises(StoppedError, match="after step 2 of 4"):
             train(settings(run_dir="broken", out="b", **asked))
     assert batches.count(2) == 2

@@ -1,17 +1,19 @@
 """One run per folder."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mlx_dpo.errors import LockedError
+from mlx_dpo.errors import DiskError, LockedError
 from mlx_dpo.runs import guards
-from mlx_dpo.runs.guards import NAME, check_free, locked
+from mlx_dpo.runs.guards import HOLDER, check_free, locked
 
 HOLD = """
 import os, sys
@@ -21,8 +23,21 @@ with locked(Path(sys.argv[1])):
     os.write(1, b"held\\n")
     sys.stdin.read()
 """
-# The child has the lock's file open, as any has between fork and exec.
-HOLD_WITH_A_CHILD = HOLD.replace("    os.write", "    os.fork()\n    os.write")
+# The child has the lock's file open, as any has between fork and exec. `os.fork` would not do:
+# filelock lets go of a lock in the child.
+HOLD_WITH_A_CHILD = """
+import os, subprocess, sys
+from pathlib import Path
+from mlx_dpo.runs.guards import LOCK, locked
+run = Path(sys.argv[1])
+with locked(run):
+    lock = (run / LOCK).stat()
+    open_files = [n for n in range(3, 64) if os.path.exists(f"/dev/fd/{n}")]
+    inherited = [n for n in open_files if os.path.samestat(os.fstat(n), lock)]
+    os.write(1, b"held\\n")
+    child = "import os, sys; os.write(1, b'held\\\\n'); sys.stdin.read()"
+    subprocess.run([sys.executable, "-c", child], pass_fds=inherited)
+"""
 
 
 def test_a_second_run_is_refused_naming_the_first_which_a_kill_frees(tmp_path: Path) -> None:
@@ -43,11 +58,11 @@ def test_a_second_run_is_refused_naming_the_first_which_a_kill_frees(tmp_path: P
         holder.wait()
     check_free(run)
     with locked(run):
-        assert str(os.getpid()) in (run / NAME).read_text()
+        assert str(os.getpid()) in (run / HOLDER).read_text()
 
 
 @contextmanager
-def killed_while_it_forked(run: Path) -> Iterator[Callable[[object], None]]:
+def killed_while_it_forked(run: Path) -> Iterator[Callable[[], None]]:
     """A holder that was killed, of which a child is left; yields what ends that one too."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_WITH_A_CHILD, str(run)],
@@ -61,7 +76,7 @@ def killed_while_it_forked(run: Path) -> Iterator[Callable[[object], None]]:
         holder.kill()
         holder.wait()
 
-        def end_child(seconds: object) -> None:
+        def end_child() -> None:
             in_.close()
             out.read()  # ends when the child does
 
@@ -78,8 +93,11 @@ def test_a_killed_holder_that_left_its_lock_to_a_child_for_a_moment_is_waited_fo
     tmp_path: Path, take: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with killed_while_it_forked(tmp_path) as end_child:
-        monkeypatch.setattr(guards, "_wait", end_child)
+        monkeypatch.setattr(guards, "PATIENCE", 60)
+        thread = threading.Thread(target=end_child)
+        thread.start()
         take(tmp_path)
+        thread.join()
 
 
 def test_it_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +107,12 @@ def test_it_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["", "7", '{"pid": 1e99}', '{"pid": "x", "host": 3}', "\xff"])
-def test_a_lock_without_a_name_is_held_by_another_process(tmp_path: Path, name: str) -> None:
+def test_a_lock_without_a_name_is_held_by_another_process(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "PATIENCE", 0)
     with locked(tmp_path):
-        (tmp_path / NAME).write_text(name)
+        (tmp_path / HOLDER).write_text(name)
         with pytest.raises(LockedError, match="in use by another process"):
             check_free(tmp_path)
 
@@ -116,5 +137,16 @@ def test_nothing_is_left_in_an_empty_folder_or_of_the_folders_made_above_a_new_o
 def test_who_held_a_folder_is_not_kept(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     with locked(tmp_path):
-        assert (tmp_path / NAME).read_text()
-    assert (tmp_path / NAME).read_text() == ""
+        assert (tmp_path / HOLDER).read_text()
+    assert not (tmp_path / HOLDER).exists()
+
+
+def test_a_folder_that_vanishes_under_its_holder_hides_no_error_of_the_block(
+    tmp_path: Path,
+) -> None:
+    def fail() -> None:
+        shutil.rmtree(tmp_path / "run")
+        raise DiskError("the disk is full")
+
+    with pytest.raises(DiskError, match="full"), locked(tmp_path / "run"):
+        fail()

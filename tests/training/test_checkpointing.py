@@ -1,5 +1,7 @@
 """Layers that compute again: the same numbers, less memory, and nobody else's layers changed."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -8,20 +10,19 @@ import numpy as np
 import pytest
 
 from mlx_dpo.models.parameters import fingerprint, named_arrays
-from mlx_dpo.training.checkpointed import checkpointed
-from mlx_dpo.training.paths import JoinedPath, PlainPath, ScoringPath, SharedPromptPath
+from mlx_dpo.training.checkpointing import checkpointed
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.reference import frozen_reference
 from tests.training import architectures
 from tests.training.test_paths import BATCHES, FASTEST, LENGTH, logprobs_and_gradient
 
-NAMES = sorted(name for name, path in FASTEST.items() if not isinstance(path, JoinedPath))
+NAMES = sorted(name for name, path in FASTEST.items() if getattr(path, "share_prompts", False))
 
 
 def again(path: ScoringPath) -> ScoringPath:
     """The same path, layers computed again."""
-    if isinstance(path, SharedPromptPath):
-        return SharedPromptPath(LENGTH, 0, checkpoint=True, one_length=path.one_length)
-    return type(path)(LENGTH, 0, checkpoint=True)  # type: ignore[call-arg]
+    assert isinstance(path, FastPath | PlainPath)
+    return replace(path, checkpoint=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +41,7 @@ def test_checkpointing_changes_neither_log_probs_nor_gradients(name: str) -> Non
             assert difference <= 1e-6 * largest + rounding, key
 
 
-@pytest.mark.parametrize("kind", [PlainPath, JoinedPath, SharedPromptPath])
+@pytest.mark.parametrize("kind", [PlainPath, partial(FastPath, share_prompts=False), FastPath])
 def test_layers_that_compute_again_keep_little_for_the_gradient(kind: Any) -> None:
     """Between forward and backward, a layer's input is all that is there of it, on every path."""
     model = architectures.make("llama")
@@ -65,7 +66,7 @@ def test_neither_the_model_nor_its_class_nor_the_reference_is_touched() -> None:
     layer = policy.layers[0]
     call, attributes = type(layer).__call__, dict(policy.model)
     before = fingerprint(reference)
-    path = SharedPromptPath(LENGTH, 0, checkpoint=True)
+    path = FastPath(LENGTH, 0, checkpoint=True)
     score = frozen_reference(reference, lambda model, batch: path(model, batch))
     logprobs_and_gradient(path, policy, BATCHES["five ragged pairs"])
     mx.eval(score(BATCHES["five ragged pairs"]))

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.training.head import at, replaced, trunk_path, with_trunk
+from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
 from mlx_dpo.training.prompts import AfterPrompt, PromptKeys
 
 

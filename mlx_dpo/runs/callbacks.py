@@ -1,0 +1,295 @@
+"""What a run does around its steps: record, evaluate, sample, save, watch; and what it reports.
+
+The trainer calls each callback at its moments (see `training.trainer.Callback`). Whatever is due
+after a step is also due after a step that was left out.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.errors import DiskError, StoppedError
+from mlx_dpo.models.generate import answer
+from mlx_dpo.models.limits import follow_peak
+from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.runs.checkpoint import Checkpoints
+from mlx_dpo.runs.folder import RunFolder
+from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.machine import PressureWatch, StepClock
+from mlx_dpo.training.loss import Metrics, pair_metrics
+from mlx_dpo.training.self_check import Choice
+from mlx_dpo.training.trainer import Callback, DPOTrainer
+
+# Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
+# units of beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
+REWARD_FLOOR = -1.0
+FLOOR_WINDOW = 10  # steps averaged before the floor is judged
+ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
+
+
+class Screen:
+    """What a run reports. Here each report does nothing; the command line shows them."""
+
+    def tokenizing(self, done: int, total: int) -> None:
+        """`done` of `total` bytes of a preference file are read and tokenized."""
+
+    def data_checked(self, problems: Problems) -> None:
+        """The data is read: its problems, before the run is refused for them."""
+
+    def prepared(self, job: Job, folder: Path | None) -> None:
+        """Data and model are read; `folder` is None in a dry run."""
+
+    def path_chosen(self, choice: Choice) -> None:
+        """How log-probs will be computed."""
+
+    def scoring(self, done: int, total: int) -> None:
+        """The reference pass has scored `done` of `total` pairs."""
+
+    def reference_found(self, total: int) -> None:
+        """The reference log-probs of all pairs were on disk."""
+
+    def checked(self, job: Job, start: Metrics) -> None:
+        """The first batch has been scored; see `DPOTrainer.check_start`."""
+
+    def resumed(self, step: int) -> None:
+        """The run continues after `step` updates; 0 where there was no checkpoint yet."""
+
+    def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+        """An update was made. `timing` is a row of timings.jsonl without its step."""
+
+    def evaluated(self, step: int, metrics: Metrics) -> None:
+        """The held-out pairs were scored."""
+
+    def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
+        """A few held-out prompts were answered; each with its answer."""
+
+    def stopping(self) -> None:
+        """A signal came; the current batch is finished first. Called from the signal handler."""
+
+    def warned(self, text: str) -> None:
+        """Something the user should look at."""
+
+
+def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due; the last step counts."""
+    done = step + 1
+    return every > 0 and (done % every == 0 or done == trainer.max_steps)
+
+
+class Record(Callback):
+    """Writes metrics and timings of each step.
+
+    Attributes:
+        totals: Sums over the steps of this process: ``seconds``, seconds by phase, ``pairs``,
+            tokens.
+    """
+
+    def __init__(self, folder: RunFolder, screen: Screen) -> None:
+        self.totals: Counter[str] = Counter()
+        self._folder, self._screen = folder, screen
+        self._clock = StepClock()
+
+    def restart_clock(self) -> None:
+        """The next step begins now."""
+        self._clock.restart()
+
+    def at_start(self, trainer: DPOTrainer) -> None:
+        """Begin to count seconds."""
+        self._clock.restart()
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """A line in metrics.jsonl, what the same seed gives again; one in timings.jsonl."""
+        if metrics is None:
+            return
+        seconds, slept = self._clock.lap()
+        if slept:
+            self._screen.warned(
+                f"the machine slept {slept:.0f} s during step {step}; not counted as work"
+            )
+        stages = trainer.stages
+        sums = {
+            "seconds": seconds,
+            **{f"{phase}_seconds": spent for phase, spent in stages.phases.seconds.items()},
+            "pairs": stages.num_pairs,
+            **asdict(stages.work),
+        }
+        self.totals.update(sums)
+        follow_peak()
+        timing = {**sums, "peak_bytes": mx.get_peak_memory()}
+        timing |= {"slept_seconds": slept} if slept else {}
+        self._folder.append("metrics.jsonl", {"step": step, **metrics})
+        self._folder.append("timings.jsonl", {"step": step, **timing})
+        self._screen.stepped(step, metrics, timing)
+
+
+class Clock(Callback):
+    """Last of the callbacks: what the others did after a step is no part of the next one's time."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """The next step begins."""
+        self._record.restart_clock()
+
+
+class RewardWatch(Callback):
+    """Warns once when good answers become unlikely along with the bad ones."""
+
+    def __init__(self, screen: Screen | None = None) -> None:
+        self._screen = screen or Screen()
+        self._rewards: deque[tuple[float, float]] = deque(maxlen=FLOOR_WINDOW)
+        self._warned = False
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Warn, where there is something to warn about."""
+        if metrics is not None and (warning := self.judge(step, metrics)) is not None:
+            self._screen.warned(warning)
+
+    def judge(self, step: int, metrics: Metrics) -> str | None:
+        """A warning, the first time that both rewards have been below the floor for a while."""
+        self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
+        chosen, rejected = np.mean(self._rewards, axis=0)
+        full = len(self._rewards) == FLOOR_WINDOW
+        if self._warned or not full or max(chosen, rejected) >= REWARD_FLOOR:
+            return None
+        self._warned = True
+        return (
+            f"reward collapse at step {step}: over {FLOOR_WINDOW} steps the chosen reward is "
+            f"{chosen:.2f} and the rejected {rejected:.2f}, both below {REWARD_FLOOR}: the policy "
+            "makes good answers unlikely too. Lower --learning-rate or raise --beta"
+        )
+
+
+class Evaluate(Callback):
+    """Scores the held-out pairs every `eval_every` steps.
+
+    Attributes:
+        scores: Of the last evaluation: log-probs of policy and reference, each float32 (2, N).
+    """
+
+    def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
+        self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+        self._job, self._folder, self._screen = job, folder, screen
+
+    def at_start(self, trainer: DPOTrainer) -> None:
+        """Evaluate what a run that was stopped after its last step had still to evaluate."""
+        step = trainer.step - 1
+        rows = self._folder.last_rows("metrics.jsonl", step) if trainer.step else []
+        if trainer.step and not any("held_out" in row for row in rows):
+            self.after_step(trainer, step, None)
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Score, where it is due."""
+        job = self._job
+        if not (job.held_out.examples and is_due(trainer, step, job.config.eval_every)):
+            return
+        self.scores = trainer.score_pairs(job.held_out.examples)
+        held_out = pair_metrics(*self.scores, beta=job.config.beta)
+        self._folder.append("metrics.jsonl", {"step": step, "held_out": held_out})
+        self._screen.evaluated(step, held_out)
+
+
+class Sample(Callback):
+    """Answers a few held-out prompts every `sample_every` steps."""
+
+    def __init__(self, job: Job, folder: RunFolder, screen: Screen, stop: Stop) -> None:
+        self._job, self._folder, self._screen, self._stop = job, folder, screen, stop
+
+    def at_start(self, trainer: DPOTrainer) -> None:
+        """Answer what a run that was stopped after its last step had still to answer."""
+        step = trainer.step - 1
+        if trainer.step and not self._folder.last_rows("samples.jsonl", step):
+            self.after_step(trainer, step, None)
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Answer, where it is due."""
+        if not is_due(trainer, step, self._job.config.sample_every) or not self._job.data.shown:
+            return
+        rows = [
+            {"prompt": row.question, "kind": row.kind, "answer": text}
+            for row, text in zip(
+                self._job.data.shown, shown_answers(self._job, self._stop), strict=True
+            )
+        ]
+        self._folder.append("samples.jsonl", {"step": step, "answers": rows})
+        self._screen.sampled(step, [(row["prompt"], row["answer"]) for row in rows])
+
+
+def shown_answers(job: Job, stop: Stop) -> list[str]:
+    """The policy's present answers to the prompts that are shown.
+
+    Raises:
+        StoppedError: If a signal came.
+    """
+    texts = []
+    for row in job.data.shown:
+        stop.check()
+        texts.append(answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS).text)
+    return texts
+
+
+class Save(Callback):
+    """Saves the state every `save_every` steps, and when the run is stopped."""
+
+    def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: Stop) -> None:
+        self._job, self._folder, self._checkpoints = job, folder, checkpoints
+        self._stop = stop
+        self._resume = f"mlx_dpo train --resume --run-dir {folder.path}"
+
+    def before_batch(self, trainer: DPOTrainer) -> None:
+        """Stop here, if a signal came."""
+        self._stop.check()
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Save, where it is due; after the last step too, should the export fail."""
+        if is_due(trainer, step, self._job.config.save_every):
+            self._save(trainer)
+
+    def at_end(self, trainer: DPOTrainer) -> None:
+        """Say what a stop before the finished model is written leaves to do."""
+        self._stop.message = (
+            "stopped after the last step, which is saved; the finished model is written with: "
+            f"{self._resume}"
+        )
+
+    def stopped(self, trainer: DPOTrainer, error: StoppedError) -> StoppedError:
+        """Save the state of a run that was stopped; returns the error that says how to go on.
+
+        Raises:
+            DiskError: If it can't be written.
+        """
+        self._save(trainer)
+        why = "" if self._stop.requested else f": {error}"
+        return StoppedError(
+            f"stopped after step {trainer.step} of {trainer.max_steps}{why}; "
+            f"continue with: {self._resume}"
+        )
+
+    def _save(self, trainer: DPOTrainer) -> None:
+        self._folder.flush()
+        try:
+            self._checkpoints.save(trainer, self._job.identity())
+        except DiskError as error:
+            raise DiskError(
+                f"{error}; the checkpoints before are untouched: make room, then continue with: "
+                f"{self._resume}"
+            ) from None
+
+
+class Pressure(Callback):
+    """Warns when the machine's memory gets short, and stops the run before it is gone."""
+
+    def __init__(self, watch: PressureWatch, screen: Screen) -> None:
+        self._watch, self._screen = watch, screen
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Look; raises StoppedError where hardly any memory is left."""
+        if (warning := self._watch.look()) is not None:
+            self._screen.warned(warning)
