@@ -2,8 +2,8 @@
 
     python -m tools.tiny_sft.coverage
 
-A word that the model has hardly read cannot carry a manner to a new question; lists in `words.py`
-and its neighbours are extended by the words found here, in combinations of their own.
+A word that the model has hardly read cannot carry a manner to a new question; the lists in
+`phrases/` are extended by the words found here, in combinations of their own.
 """
 
 import json

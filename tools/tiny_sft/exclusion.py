@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from tools.tiny_sft.chat import UNRELATED
+from tools.tiny_sft.lists import read
 from tools.tiny_sft.rules import normalise
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "dpo"
 LONGEST_SHORT_ANSWER = 3
+CHAT = read("chat")
+UNRELATED = CHAT["unrelated"]
+"""Questions held out from the text: on these the side effects of DPO are measured."""
 
 
 def excluded_texts(folder: Path = DATA) -> frozenset[str]:
