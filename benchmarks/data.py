@@ -50,9 +50,9 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     def text(median: int) -> str:
         length = max(3, round(rng.lognormvariate(math.log(median), SPREAD)))
         chosen = rng.choices(known, k=length)
-        for place in range(length):
+        for index in range(length):
             if rng.random() < NEW_WORDS:
-                chosen[place] = "".join(rng.choices("aeioubcdlmnrst", k=rng.randint(4, 10)))
+                chosen[index] = "".join(rng.choices("aeioubcdlmnrst", k=rng.randint(4, 10)))
         return " ".join(chosen)
 
     for number in range(count):
@@ -136,8 +136,8 @@ def in_process(folder: str, file: str, model: str, *more: str) -> dict[str, floa
     ran = subprocess.run(
         [*command, *more], cwd=folder, env=environment(), check=True, stdout=subprocess.PIPE
     )
-    found: dict[str, float] = json.loads(ran.stdout)
-    return found
+    measured: dict[str, float] = json.loads(ran.stdout)
+    return measured
 
 
 def environment() -> dict[str, str]:

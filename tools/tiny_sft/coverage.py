@@ -33,7 +33,7 @@ def rare_words() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    found = rare_words()
-    print(f"{len(found)} words of data/dpo occur fewer than {FEWEST} times in the text")
-    for word, count in found.items():
+    rare = rare_words()
+    print(f"{len(rare)} words of data/dpo occur fewer than {FEWEST} times in the text")
+    for word, count in rare.items():
         print(f"{word:20} {count}")

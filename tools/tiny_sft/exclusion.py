@@ -18,13 +18,13 @@ UNRELATED = CHAT["unrelated"]
 
 def excluded_texts(folder: Path = DATA) -> frozenset[str]:
     """Every prompt and every answer of more than three words, normalised; questions of ours too."""
-    found = {normalise(question) for question in UNRELATED}
+    texts = {normalise(question) for question in UNRELATED}
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            found.add(normalise(row["user"]))
+            texts.add(normalise(row["user"]))
             answers = (normalise(row[key]) for key in ("chosen", "rejected"))
-            found.update(a for a in answers if len(a.split()) > LONGEST_SHORT_ANSWER)
-    return frozenset(found)
+            texts.update(a for a in answers if len(a.split()) > LONGEST_SHORT_ANSWER)
+    return frozenset(texts)
 
 
 class Exclusion:

@@ -20,8 +20,8 @@ _ONE_WORD_ASKED = re.compile(r"\b(one|a single|only one|just one) word\b")
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, single spaces: ``"Well,  it's 5."`` becomes ``"well its 5"``."""
-    kept = re.sub(r"[^a-z0-9\s]", "", text.lower().replace("-", " "))
-    return " ".join(kept.split())
+    letters = re.sub(r"[^a-z0-9\s]", "", text.lower().replace("-", " "))
+    return " ".join(letters.split())
 
 
 def contains(text: str, phrases: tuple[str, ...]) -> bool:
