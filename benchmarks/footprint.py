@@ -1,4 +1,4 @@
-"""Whether a long run keeps within what it began with: `python -m benchmarks.footprint`.
+"""Whether memory grows in a long run: `python -m benchmarks.footprint`.
 
 2,000 steps of `mlx_dpo train` on the embedded model, one pair each, with evaluations and
 checkpoints on the way. Every 100 steps: the process's resident memory, and MLX's in use and in its
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Row(NamedTuple):
-    """Bytes after so many steps."""
+    """Memory in bytes after `step` steps."""
 
     step: int
     resident: int
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Recorder(Screen):
-    """Notes the memory every so many steps."""
+    """A callback that records the memory every `every` steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every

@@ -62,7 +62,7 @@ class Cell:
         lengths: Of `LENGTHS`.
         batch: Pairs of a micro-batch.
         accumulation: Micro-batches of a step.
-        dtype: Of weights and moments; bfloat16 is rounded by chance.
+        dtype: Of weights and moments; bfloat16 with stochastic rounding.
     """
 
     model: str
@@ -105,7 +105,7 @@ NAMED = {
     "cached reference, Adafactor, checkpointing, clipping": Cell(
         "360M", "adafactor", checkpoint=True, clip=True
     ),
-    "bfloat16 rounded by chance, AdamW, checkpointing": Cell(
+    "bfloat16, stochastic rounding, AdamW, checkpointing": Cell(
         "360M", checkpoint=True, dtype="bfloat16"
     ),
 }
@@ -131,15 +131,15 @@ def main() -> None:
     if options.cell is not None:
         print(json.dumps(measure(Cell(**json.loads(options.cell)))))
         return
-    found = _results()
+    results = _results()
     for cell in _cells(options.only, publishing=options.publish):
-        if cell.key() not in found:
-            found[cell.key()] = _in_process(cell)
-        print(cell, found[cell.key()], file=sys.stderr, flush=True)
+        if cell.key() not in results:
+            results[cell.key()] = _in_process(cell)
+        print(cell, results[cell.key()], file=sys.stderr, flush=True)
     if options.publish:
-        body = f"{machine()}, 1 BLAS thread.\n\n{named_table(found)}"
+        body = f"{machine()}, 1 BLAS thread.\n\n{named_table(results)}"
         publish("memory", body, MEMORY_PAGE)
-        publish("grid", "\n\n".join(grid_table(name, found) for name in SHAPES), MEMORY_PAGE)
+        publish("grid", "\n\n".join(grid_table(name, results) for name in SHAPES), MEMORY_PAGE)
 
 
 def _cells(only: str | None, *, publishing: bool) -> list[Cell]:
@@ -243,11 +243,11 @@ def _in_process(cell: Cell) -> dict[str, float]:
         check=True,
         stdout=subprocess.PIPE,
     )
-    found: dict[str, float] = json.loads(ran.stdout)
+    measured: dict[str, float] = json.loads(ran.stdout)
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"cell": cell.key(), **found}) + "\n")
-    return found
+        file.write(json.dumps({"cell": cell.key(), **measured}) + "\n")
+    return measured
 
 
 def _results() -> dict[str, dict[str, Any]]:
@@ -257,12 +257,12 @@ def _results() -> dict[str, dict[str, Any]]:
     return {row.pop("cell"): row for row in rows}
 
 
-def named_table(found: dict[str, dict[str, Any]]) -> str:
+def named_table(results: dict[str, dict[str, Any]]) -> str:
     """The cells with names; one that was not measured yet has no figures."""
     rows = []
     for title, cell in NAMED.items():
-        one = found.get(cell.key(), {})
-        held, peak, predicted, seconds = map(one.get, ("held", "peak", "predicted", "seconds"))
+        figures = results.get(cell.key(), {})
+        held, peak, predicted, seconds = map(figures.get, ("held", "peak", "predicted", "seconds"))
         rows.append(
             [
                 title,
@@ -275,22 +275,22 @@ def named_table(found: dict[str, dict[str, Any]]) -> str:
     return table(head, rows)
 
 
-def grid_table(model: str, found: dict[str, dict[str, Any]]) -> str:
+def grid_table(model: str, results: dict[str, dict[str, Any]]) -> str:
     """The measured cells of a model's grid, and how far predictions are off."""
     rows, ratios = [], []
     cells = list(grid(model))
     for cell in cells:
-        one = found.get(cell.key())
-        if one is None:
+        measured = results.get(cell.key())
+        if measured is None:
             continue
-        ratios.append(one["peak"] / one["predicted"])
+        ratios.append(measured["peak"] / measured["predicted"])
         words = [
             "copy" if cell.copy else "cached",
             cell.optimizer,
             *(["checkpointing"] if cell.checkpoint else []),
             f"{cell.batch} {cell.lengths}",
         ]
-        figures = [one["held"] / 2**20, one["peak"] / 2**20, one["predicted"] / 2**20]
+        figures = [measured[name] / 2**20 for name in ("held", "peak", "predicted")]
         rows.append([", ".join(words), *(f"{f:.0f}" for f in figures), f"{ratios[-1]:.3f}"])
     text = f"Model {model}: {len(rows)} of {len(cells)} cells measured"
     if not rows:

@@ -1,4 +1,4 @@
-"""Tables, and the page they are kept on."""
+"""Markdown tables, and the page with the measured sections."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is a number and stands right."""
+    """A Markdown table; every column but the first is a number, aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -29,6 +29,6 @@ def with_section(page: str, name: str, body: str) -> str:
 
 
 def publish(name: str, body: str, page: Path = PAGE) -> None:
-    """Put a section on the page; what else stands there stays."""
+    """Write a section of the page; the others stay as they are."""
     old = page.read_text("utf-8") if page.exists() else "# Benchmarks\n"
     page.write_text(with_section(old, name, body), encoding="utf-8")

@@ -178,10 +178,10 @@ def _table(outcomes: dict[Contender, list[Outcome]]) -> str:
     return table([*header, *steps, "same loss"], rows)
 
 
-def same_loss(found: Outcome, ours: Outcome) -> bool:
+def same_loss(theirs: Outcome, ours: Outcome) -> bool:
     """Whether two contenders had the same loss at each step on the check pairs."""
-    pairs = list(zip(found.check_losses, ours.check_losses, strict=False))
-    return len(found.check_losses) == len(ours.check_losses) and all(
+    pairs = list(zip(theirs.check_losses, ours.check_losses, strict=False))
+    return len(theirs.check_losses) == len(ours.check_losses) and all(
         abs(one - other) <= LOSS_TOLERANCE for one, other in pairs
     )
 

@@ -41,7 +41,7 @@ from mlx_dpo.training.trainer import DPOTrainer
 PROMPT, RESPONSE = 32, 40  # tokens kept of a pair: what a CPU gets through in minutes
 STEPS, BATCH, WARMUP, EVAL_EVERY, HELD_OUT = 60, 2, 6, 15, 40
 MEAN_OF = 10  # steps, of the curve of losses
-RATE = 1e-5  # after warm-up; what `train` takes unless told
+RATE = 1e-5  # after warm-up; the default of `train`
 
 Run = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Arm:
     Attributes:
         name: As in the table.
         dtype: Of what is stored.
-        stochastic: Whether it is rounded by chance.
+        stochastic: Whether rounding is stochastic.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Arm:
 ARMS = (
     Arm("float32", "float32", stochastic=False),
     Arm("bf16, nearest", "bfloat16", stochastic=False),
-    Arm("bf16, by chance", "bfloat16", stochastic=True),
+    Arm("bf16, stochastic", "bfloat16", stochastic=True),
 )
 
 
@@ -93,12 +93,12 @@ def main() -> None:
             run = {"arm": asdict(arm), **measure(arm, options.model, options.data)}
             file.write_text(json.dumps(run), encoding="utf-8")
     files = [options.results / f"{number}.json" for number in range(len(ARMS))]
-    found = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
-    print(_table(found))
-    if len(found) == len(ARMS):
-        for name, drawing in pictures(found).items():
+    runs = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+    print(_table(runs))
+    if len(runs) == len(ARMS):
+        for name, drawing in pictures(runs).items():
             PAGE.with_name(name).write_text(drawing, encoding="utf-8")
-        publish("rounding", f"{machine()}\n\n{_table(found)}", PAGE.with_name("training.md"))
+        publish("rounding", f"{machine()}\n\n{_table(runs)}", PAGE.with_name("training.md"))
 
 
 def measure(arm: Arm, model: str, data: str) -> Run:

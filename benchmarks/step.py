@@ -73,8 +73,8 @@ def gradient(
         chosen, rejected = score(model, examples)
         return dpo_loss(chosen, rejected, reference[0], reference[1], beta=0.1)[0]
 
-    found: tuple[mx.array, Any] = nn.value_and_grad(model, loss)()
-    return found
+    loss_and_gradient: tuple[mx.array, Any] = nn.value_and_grad(model, loss)()
+    return loss_and_gradient
 
 
 def take_step(
@@ -106,8 +106,8 @@ def largest_gradient_error(model: nn.Module, score: Score, examples: Any) -> flo
     """Between a path's gradient and the plain path's, relative to each tensor's largest entry."""
     reference = mx.zeros((2, len(examples)))
     plain = named_arrays(gradient(model, PlainPath(LENGTH, 0), examples, reference)[1])
-    found = named_arrays(gradient(model, score, examples, reference)[1])
-    return max(float(mx.abs(found[n] - g).max() / mx.abs(g).max()) for n, g in plain.items())
+    own = named_arrays(gradient(model, score, examples, reference)[1])
+    return max(float(mx.abs(own[n] - g).max() / mx.abs(g).max()) for n, g in plain.items())
 
 
 def measure(name: str, rounds: int) -> str:

@@ -60,7 +60,7 @@ def num_layouts(shape: Shape, num_batches: int) -> str:
 
 
 def compiled_step(shape: Shape) -> str:
-    """Loss and gradient of one batch, met again and again."""
+    """Loss and gradient of one batch, taken many times."""
     model, (batch,) = make_model(shape), make_batches(shape, 1)
     eager = partial(gradient, model, PATH, batch)
     state = [model.state]
@@ -86,7 +86,7 @@ def compiled_update(shape: Shape) -> str:
 
         return update, [model, optimizer]
 
-    found = []
+    updates = []
     for compile_it in (False, True):
         update, (model, optimizer) = updating()
         state = [model.state, optimizer.state]
@@ -99,18 +99,18 @@ def compiled_update(shape: Shape) -> str:
             update(gradients)
             return model.parameters(), opt.state
 
-        found.append(whole)
-    return _side_by_side("update", found[0], found[1], grads)
+        updates.append(whole)
+    return _side_by_side("update", updates[0], updates[1], grads)
 
 
 def _side_by_side(name: str, eager: Any, compiled: Any, argument: Any) -> str:
     begin = time.perf_counter()
-    one, other = compiled(argument), eager(argument)
-    mx.eval(one)
+    first_output, other = compiled(argument), eager(argument)
+    mx.eval(first_output)
     first = time.perf_counter() - begin
-    a, b = (named_arrays(found[1 if name == "step" else 0]) for found in (one, other))
+    a, b = (named_arrays(output[1 if name == "step" else 0]) for output in (first_output, other))
     off = max(float(mx.abs(a[key] - b[key]).max()) for key in a)
-    del one, other, a, b
+    del first_output, other, a, b
     seconds: list[list[float]] = [[], []]
     peaks = [0, 0]
     for _ in range(3):

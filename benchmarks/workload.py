@@ -61,7 +61,7 @@ def make_model(shape: Shape) -> nn.Module:
 
 
 def make_batches(shape: Shape, count: int) -> list[list[PreferenceExample]]:
-    """Batches of random pairs, in no order of length."""
+    """Batches of random pairs, not sorted by length."""
     rng = np.random.default_rng(SEED)
 
     def ids(bounds: tuple[int, int]) -> list[int]:
@@ -110,7 +110,7 @@ def sgemm_rate(size: int = 1024, times: int = 20) -> float:
 
 
 def machine() -> str:
-    """Where a figure comes from; nothing that names a machine or a person."""
+    """Platform, processor and versions a figure comes from; no host or user name."""
     info: dict[str, Any] = mx.device_info()
     device = info.get("device_name", platform.machine())
     return (

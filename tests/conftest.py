@@ -2,43 +2,24 @@
 
 from collections.abc import Callable
 
-import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from hypothesis import settings
 
 from mlx_dpo.records import PreferenceExample
+from tests.training import architectures
 
 # The same examples every time, and no verdict that depends on how busy the machine is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
-TINY_VOCAB = 64
+TINY_VOCAB = architectures.VOCAB
 
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[], nn.Module]:
     """Makes a llama of two layers, the same weights every time."""
-    from mlx_lm.models.llama import Model, ModelArgs
-
-    def make() -> nn.Module:
-        mx.random.seed(0)
-        model: nn.Module = Model(
-            ModelArgs(
-                model_type="llama",
-                hidden_size=32,
-                num_hidden_layers=2,
-                intermediate_size=64,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                rms_norm_eps=1e-5,
-                vocab_size=TINY_VOCAB,
-            )
-        )
-        mx.eval(model.parameters())
-        return model
-
-    return make
+    return lambda: architectures.make("llama")
 
 
 @pytest.fixture(scope="session")

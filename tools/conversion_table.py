@@ -21,25 +21,25 @@ MARKS = ("<!-- table: python -m tools.conversion_table --write -->", "<!-- end o
 _DIFFERENCE = re.compile(r"largest difference (\S+) of (\S+),")
 
 
-def measure(case: str, place: Path) -> tuple[float, float]:
+def measure(case: str, folder: Path) -> tuple[float, float]:
     """Largest logit difference of a case, both ways, and the largest logit."""
-    save_with_transformers(case, place / "source")
+    save_with_transformers(case, folder / "source")
     lines: list[str] = []
-    convert(place / "source", place / "mlx", Options(), lines.append)
-    convert(place / "mlx", place / "back", Options(), lines.append)
-    found = [(float(d), float(m)) for d, m in _DIFFERENCE.findall("\n".join(lines))]
-    if len(found) != 2:
+    convert(folder / "source", folder / "mlx", Options(), lines.append)
+    convert(folder / "mlx", folder / "back", Options(), lines.append)
+    differences = [(float(d), float(m)) for d, m in _DIFFERENCE.findall("\n".join(lines))]
+    if len(differences) != 2:
         raise SystemExit(f"{case}: torch was not asked:\n" + "\n".join(lines))
-    return max(found)
+    return max(differences)
 
 
 def table() -> str:
     """The table in Markdown: a line an architecture, the largest difference of its cases."""
     rows: dict[str, list[tuple[str, float, float]]] = {}
     for case in CASES:
-        with tempfile.TemporaryDirectory() as place:
-            found = measure(case, Path(place))
-        rows.setdefault(model_type(case), []).append((case.partition(":")[2], *found))
+        with tempfile.TemporaryDirectory() as folder:
+            difference, largest = measure(case, Path(folder))
+        rows.setdefault(model_type(case), []).append((case.partition(":")[2], difference, largest))
     lines = [
         "| architecture | models | largest difference | largest logit |",
         "|---|---|---|---|",
@@ -53,13 +53,13 @@ def table() -> str:
 
 def main() -> None:
     """Print the table, and write it with --write."""
-    found = table()
-    print(found)
+    rows = table()
+    print(rows)
     if "--write" in sys.argv[1:]:
         text = DOCS.read_text(encoding="utf-8")
         before, rest = text.split(MARKS[0])
         after = rest.split(MARKS[1])[1]
-        DOCS.write_text(f"{before}{MARKS[0]}\n{found}\n{MARKS[1]}{after}", encoding="utf-8")
+        DOCS.write_text(f"{before}{MARKS[0]}\n{rows}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class Gguf:
 
     def value(self, key: str) -> Any:
         """A metadata entry as a plain Python value."""
-        found = self.meta[key]
-        return found.item() if hasattr(found, "item") else found
+        value = self.meta[key]
+        return value.item() if hasattr(value, "item") else value
 
     def dense(self, name: str) -> mx.array:
         """A tensor in float32, dequantised where it is stored in groups."""

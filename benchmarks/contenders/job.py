@@ -40,7 +40,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a run of a job.
+    """Result of a job's run.
 
     Attributes:
         check_losses: Loss of each step on the check pairs, before its update.
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def forget() -> None:
-    """Free what the check left: a trainer may hold itself, and would count in the peak measured."""
+    """Free the trainer of the check: in a reference cycle it would count in the measured peak."""
     gc.collect()
 
 

@@ -1,5 +1,6 @@
 """Rivals are given the same weights and ids, and a script replaces its own section only."""
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,10 @@ from mlx_lm import load
 
 from benchmarks.contenders import ours
 from benchmarks.contenders.job import Job, Outcome
+from benchmarks.environments import INSTALLS
 from benchmarks.model_folder import EOS_ID, as_row, closed, save
 from benchmarks.report import publish, table, with_section
-from benchmarks.rivals import CHECK_STEPS, CONTENDERS, TINY, same_loss
+from benchmarks.rivals import CONTENDERS, TINY, same_loss
 from benchmarks.workload import make_batches, make_model
 from mlx_dpo.models.parameters import fingerprint
 
@@ -49,11 +51,15 @@ def test_a_rival_with_another_loss_is_told_apart() -> None:
     assert not same_loss(Outcome(check_losses=[0.6931472, float("nan"), 0.42]), mine)
 
 
-def test_each_contender_has_its_file() -> None:
+def test_contenders_are_the_files_of_their_folder_and_each_takes_a_job() -> None:
+    """Read and not imported: what they train with is installed for a measurement only."""
+    files = {path.stem: path for path in Path(ours.__file__).parent.glob("*.py")}
+    assert {contender.name for contender in CONTENDERS} == files.keys() - {"__init__", "job"}
+    assert INSTALLS.keys() == {contender.name for contender in CONTENDERS} - {"ours"}
     for contender in CONTENDERS:
-        folder = Path(ours.__file__).parent
-        assert (folder / f"{contender.name}.py").exists()
-    assert CHECK_STEPS > 1
+        tree = ast.parse(files[contender.name].read_text("utf-8"))
+        (run,) = (node for node in tree.body if getattr(node, "name", "") == "run")
+        assert ast.unparse(run).startswith("def run(job: Job) -> Outcome:")
 
 
 def test_a_section_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:

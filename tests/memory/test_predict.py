@@ -7,7 +7,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_lm.models import gpt2, llama
 
 from mlx_dpo.memory.graph import Array, Node, trace
 from mlx_dpo.memory.predict import Predictor, Settings, Workload, largest_batches
@@ -20,6 +19,7 @@ from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.self_check import choose_path
 from mlx_dpo.training.trainer import DPOTrainer
+from tests.training import architectures
 
 VOCABULARY = 4096
 LENGTHS = [(40, 30, 20), (44, 24, 36), (36, 40, 12), (48, 28, 32)]
@@ -31,34 +31,12 @@ BASE = Settings(grad_clip=0.0)
 
 
 def make_llama() -> nn.Module:
-    arguments = llama.ModelArgs(
-        model_type="llama",
-        hidden_size=256,
-        num_hidden_layers=4,
-        intermediate_size=512,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=True,
-    )
-    model: nn.Module = llama.Model(arguments)
-    return model
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512}
+    return architectures.build("llama", **sizes, vocab_size=VOCABULARY)
 
 
 def make_gpt2() -> nn.Module:
-    arguments = gpt2.ModelArgs(
-        model_type="gpt2",
-        n_ctx=128,
-        n_embd=256,
-        n_head=4,
-        n_layer=4,
-        n_positions=128,
-        layer_norm_epsilon=1e-5,
-        vocab_size=VOCABULARY,
-    )
-    model: nn.Module = gpt2.Model(arguments)
-    return model
+    return architectures.build("gpt2", n_embd=256, n_layer=4, vocab_size=VOCABULARY)
 
 
 def predictor(make: Any, pairs: list[PreferenceExample] = PAIRS) -> Predictor:

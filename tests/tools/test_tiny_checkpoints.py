@@ -46,7 +46,7 @@ def test_mlx_lm_loads_it_and_its_template_is_the_courses(name: str) -> None:
 def test_the_sft_model_ends_its_answers() -> None:
     from mlx_dpo import load
     from mlx_dpo.preferences.chat import chat_format
-    from tools.tiny_sft.chat import UNRELATED
+    from tools.tiny_sft.exclusion import UNRELATED
     from tools.tiny_sft.outcomes import reply
     from tools.tiny_sft.rules import well_formed
 

@@ -1,5 +1,6 @@
 """The tiny model's text: it follows from its seed, and holds nothing of the preference data."""
 
+import hashlib
 import json
 import random
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.tiny_sft import lists
 from tools.tiny_sft.exclusion import Exclusion
 from tools.tiny_sft.rules import RULES, is_right
 from tools.tiny_sft.slots import Example
@@ -79,6 +81,17 @@ def test_the_manner_of_an_example_is_what_the_rule_says(
     assert sum(agreed) / len(agreed) > 0.99
 
 
+def test_the_text_is_the_one_the_embedded_models_were_trained_on(
+    whole_text: tuple[list[str], list[Example]],
+) -> None:
+    digests = [hashlib.sha256("\0".join(map(repr, part)).encode()).hexdigest()
+               for part in whole_text]  # fmt: skip
+    assert digests == [
+        "8214e3ce1814247024bebedbabc26e45683f98da011b5012ccdb2909d8872d2b",
+        "2e8a4c0ce646ad30f13a7dbf7413de28104342f9459c2bee0b01d70a7f3a05e2",
+    ]
+
+
 def test_the_same_seed_gives_the_same_text() -> None:
     first, again, other = (list(sft_examples(random.Random(seed), 200)) for seed in (1, 1, 2))
     assert first == again
@@ -92,3 +105,20 @@ def test_an_excluded_text_is_found_inside_another_but_not_inside_a_word() -> Non
     assert exclusion.touches("Ben asked: what is a LAMP for?")
     assert exclusion.touches("A good day.")
     assert not exclusion.touches("What is a lamp forest? Goodness.")
+
+
+def test_lists_are_read_by_name_without_comments_and_blank_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lists, "FOLDER", tmp_path)
+    page = tmp_path / "page.txt"
+    page.write_text("# Drinks.\n\n[hot drink]\ntea\n# with milk\n hot milk \n[pair]\na b | c\n")
+    read = lists.read("page")
+    assert read == {"hot drink": ("tea", "hot milk"), "pair": ("a b | c",)}
+    assert lists.rows(read["pair"]) == (("a b", "c"),)
+    page.write_text("tea\n")
+    with pytest.raises(ValueError, match=r"page\.txt:1: an entry before the first"):
+        lists.read("page")
+    page.write_text("[a]\nx\n[b]\n[a]\n")
+    with pytest.raises(ValueError, match=r"page\.txt:4: a second list 'a'"):
+        lists.read("page")

@@ -13,7 +13,7 @@ VOCAB = 64
 _SIZES: dict[str, Any] = {
     **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": VOCAB},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
-    **{"rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "head_dim": 8},
+    **{"rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5, "rope_theta": 10000.0},
 }
 _GPT2 = {"n_ctx": 128, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128}
 _MAMBA = {"state_size": 4, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True}
@@ -49,15 +49,27 @@ EXTRA: dict[str, dict[str, Any]] = {
 COURSE = "course"
 
 
-def make(name: str) -> nn.Module:
-    """A model of an architecture; `COURSE` is the course's TransformerLM."""
+def build(name: str, **sizes: int) -> nn.Module:
+    """A model of an architecture, its weights not computed yet.
+
+    Args:
+        name: A key of `EXTRA`, or `COURSE` for the course's TransformerLM.
+        sizes: Entries of the config that differ from those here; not for `COURSE`.
+    """
     mx.random.seed(0)
     if name == COURSE:
-        model: nn.Module = CourseModel(CourseArgs(VOCAB, 32, 2, 4, 64, 64))
-        model.head_bias = mx.random.normal((VOCAB,))
-    else:
-        module = import_module(f"mlx_lm.models.{name}")
-        config = {"model_type": name, **_SIZES, **EXTRA[name]}
-        model = module.Model(module.ModelArgs.from_dict(config))
+        course: nn.Module = CourseModel(CourseArgs(VOCAB, 32, 2, 4, 64, 64))
+        course.head_bias = mx.random.normal((VOCAB,))
+        return course
+    module = import_module(f"mlx_lm.models.{name}")
+    config = {"model_type": name, **_SIZES, **EXTRA[name], **sizes}
+    config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
+    return model
+
+
+def make(name: str, **sizes: int) -> nn.Module:
+    """`build`, with weights computed."""
+    model = build(name, **sizes)
     mx.eval(model.parameters())
     return model

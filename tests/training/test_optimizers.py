@@ -9,7 +9,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx_lm.models.llama import Model, ModelArgs
 
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
@@ -29,8 +28,8 @@ def llama() -> nn.Module:
 
 def heavy() -> nn.Module:
     """Whose weights, 7 MB, take far more than what a few short pairs activate."""
-    model: nn.Module = Model(ModelArgs("llama", 128, 8, 384, 4, 1e-5, architectures.VOCAB))
-    return model
+    sizes = {"hidden_size": 128, "num_hidden_layers": 8, "intermediate_size": 384}
+    return architectures.build("llama", **sizes, num_key_value_heads=4)
 
 
 def trainer(

@@ -89,8 +89,8 @@ def new_run(steps: int | None = None) -> Run:
     chat = chat_format(tokenizer)
     rows = read_preferences(PAIRS)
     out = held_out(rows, config.eval_fraction)
-    kept = [row for row, is_out in zip(rows, out, strict=True) if not is_out]
-    pairs = encode_preferences(kept, chat, max_length=config.max_length).examples
+    training = [row for row, is_out in zip(rows, out, strict=True) if not is_out]
+    pairs = encode_preferences(training, chat, max_length=config.max_length).examples
     return Run(config, policy, sft, chat, list(pairs))
 
 
@@ -102,7 +102,7 @@ def moving_reference(run: Run) -> Reference:
 
 @dataclass(frozen=True)
 class Altered:
-    """A scoring path whose log-probs something is done to.
+    """A scoring path with altered log-probs.
 
     Attributes:
         path: The right one.

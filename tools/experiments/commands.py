@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 class Refused(SystemExit):
-    """A command failed; what it said last, and its exit code."""
+    """A command failed; its last line of stderr, and its exit code."""
 
 
 def command(*words: str | Path) -> str:
@@ -48,10 +48,10 @@ def figures(*words: str | Path) -> Row:
 
 def train(name: str, settings: Sequence[str], *words: str | Path) -> Path:
     """Train a model anew under a name of its own; returns its folder."""
-    place = PLACE / name
-    shutil.rmtree(place, ignore_errors=True)
-    model = place / "model"
-    command("train", *settings, *words, "--out", model, "--run-dir", place / "run")
+    folder = PLACE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = folder / "model"
+    command("train", *settings, *words, "--out", model, "--run-dir", folder / "run")
     return model
 
 

@@ -57,19 +57,19 @@ def measure(share: float, settings: Sequence[str], num_prompts: int) -> list[str
     audit = figures("audit", data, "--model", model_of(settings), "--eval-data", held_out)
     (bias,) = (check for check in audit["checks"] if check["name"] == "length bias")
     model = train(name, settings, "--data", data, "--eval-data", held_out)
-    found = figures(
+    judged = figures(
         *("eval", "--model", model, "--data", held_out, "--num-prompts", str(num_prompts))
     )
     by_length = {
-        group["name"]: group["reward_wins"] / group["num_pairs"] for group in found["lengths"]
+        group["name"]: group["reward_wins"] / group["num_pairs"] for group in judged["lengths"]
     }
     return [
         f"{share:.0%}",
         bias["verdict"],
         f"{bias['figures']['auc']:.2f}",
-        f"{found['drift']['policy_length']:.1f}",
-        f"{found['drift']['reference_length']:.1f}",
-        f"{found['groups'][0]['reward_accuracy']:.2f}",
+        f"{judged['drift']['policy_length']:.1f}",
+        f"{judged['drift']['reference_length']:.1f}",
+        f"{judged['groups'][0]['reward_accuracy']:.2f}",
         f"{by_length['chosen longer']:.2f}",
         f"{by_length['chosen shorter']:.2f}",
     ]

@@ -37,7 +37,7 @@ HEAD = (
 
 
 def broken(rows: Sequence[Row], answer: object, every: int | None) -> list[Row]:
-    """The rows with a broken rejected answer in one of them, or in every so-manieth."""
+    """The rows with a broken rejected answer in one of them, or in every n-th."""
     places = range(FIRST, len(rows), every) if every else (FIRST,)
     return [
         row | {"rejected": answer} if number in places else row for number, row in enumerate(rows)
@@ -86,13 +86,14 @@ def main() -> None:
             rows = broken(pairs, answer, every)
             folder = f"malformed-{name.replace(' ', '-')}-{every or 'one'}"
             try:
-                found = measure(folder, rows, settings)
+                result = measure(folder, rows, settings)
             except Refused as error:
                 refusals.append(f"{name}: {error}")
                 break
             count = sum(a is not b for a, b in zip(rows, pairs, strict=True))
-            same = sum(map(str.__eq__, found["answers"], whole["answers"]))
-            print(f"| {' | '.join([name, str(count), *found['figures'], str(same)])} |", flush=True)
+            same = sum(map(str.__eq__, result["answers"], whole["answers"]))
+            line = (name, str(count), *result["figures"], str(same))
+            print(f"| {' | '.join(line)} |", flush=True)
     print("", *refusals, sep="\n")
 
 

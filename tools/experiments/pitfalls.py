@@ -92,7 +92,7 @@ def measure(name: str, steps: int | None = None) -> list[str]:
     trainer.train(after_step=lambda step, metrics: shown.append(metrics))
     run.policy.set_dtype(mx.float32)
     judged = run.judge(f"pitfall-{name}")
-    found = {**judged["groups"][0], **judged["drift"]}
+    measured = {**judged["groups"][0], **judged["drift"]}
     model = PLACE / f"pitfall-{name}" / "model"
     habits = figures("compare", MODEL, model)["habits"][-1]["b"]
     return [
@@ -104,10 +104,10 @@ def measure(name: str, steps: int | None = None) -> list[str]:
             f"{mean(m[key] for m in shown[-10:]):+.2f}"
             for key in ("reward_margin", "chosen_reward", "rejected_reward")
         ),
-        f"{found['reward_accuracy']:.2f}",
-        f"{found['kl_per_token']:.3f}",
+        f"{measured['reward_accuracy']:.2f}",
+        f"{measured['kl_per_token']:.3f}",
         f"{habits['num_closed']}/{habits['num_answers']}",
-        f"{found['policy_length']:.1f}",
+        f"{measured['policy_length']:.1f}",
     ]
 
 

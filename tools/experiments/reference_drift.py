@@ -32,7 +32,7 @@ def train(run: Run, *, frozen: bool) -> list[Metrics]:
     return shown
 
 
-def line(name: str, shown: list[Metrics], found: dict[str, float]) -> list[str]:
+def line(name: str, shown: list[Metrics], judged: dict[str, float]) -> list[str]:
     """A line of the table."""
     last = shown[-10:]
     return [
@@ -41,11 +41,11 @@ def line(name: str, shown: list[Metrics], found: dict[str, float]) -> list[str]:
         f"{mean(m['loss'] for m in last):.4f}",
         f"{mean(m['reward_margin'] for m in last):+.3f}",
         f"{mean(m['accuracy'] for m in last):.2f}",
-        f"{found['loss']:.3f}",
-        f"{found['margin']:+.3f}",
-        f"{found['reward_accuracy']:.2f}",
-        f"{found['kl_per_token']:.3f}",
-        f"{found['policy_length']:.1f}",
+        f"{judged['loss']:.3f}",
+        f"{judged['margin']:+.3f}",
+        f"{judged['reward_accuracy']:.2f}",
+        f"{judged['kl_per_token']:.3f}",
+        f"{judged['policy_length']:.1f}",
     ]
 
 
@@ -62,8 +62,8 @@ def measure(*, frozen: bool, steps: int | None = None, num_prompts: int = 50) ->
         print(f"policy, sha256 before {before[:12]}, after {fingerprint(run.policy)[:12]}")
         untouched = hashlib.sha256(FILE.read_bytes()).hexdigest() == bytes_before
         print(f"reference unchanged: {same}; {FILE} unchanged: {untouched}\n")
-    found = run.judge(f"reference-{'frozen' if frozen else 'moving'}", num_prompts)
-    return line(name, shown, {**found["groups"][0], **found["drift"]})
+    judged = run.judge(f"reference-{'frozen' if frozen else 'moving'}", num_prompts)
+    return line(name, shown, {**judged["groups"][0], **judged["drift"]})
 
 
 def main() -> None:

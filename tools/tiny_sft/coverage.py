@@ -2,8 +2,8 @@
 
     python -m tools.tiny_sft.coverage
 
-A word that the model has hardly read cannot carry a manner to a new question; lists in `words.py`
-and its neighbours are extended by the words found here, in combinations of their own.
+A word that the model has hardly read cannot carry a manner to a new question; the lists in
+`phrases/` are extended by the words found here, in combinations of their own.
 """
 
 import json
@@ -33,7 +33,7 @@ def rare_words() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    found = rare_words()
-    print(f"{len(found)} words of data/dpo occur fewer than {FEWEST} times in the text")
-    for word, count in found.items():
+    rare = rare_words()
+    print(f"{len(rare)} words of data/dpo occur fewer than {FEWEST} times in the text")
+    for word, count in rare.items():
         print(f"{word:20} {count}")

@@ -43,13 +43,13 @@ def folds(preferences: list[Preference], seed: int = FOLD_SEED) -> list[list[Pre
     for row in preferences:
         by_kind[row.kind].append(row)
     parts: list[list[Preference]] = [[] for _ in range(NUM_FOLDS)]
-    rng, place = random.Random(seed), 0
+    rng, count = random.Random(seed), 0
     for kind in sorted(by_kind):
         rows = by_kind[kind]
         rng.shuffle(rows)
         for row in rows:
-            parts[place % NUM_FOLDS].append(row)
-            place += 1
+            parts[count % NUM_FOLDS].append(row)
+            count += 1
     return parts
 
 
@@ -74,9 +74,9 @@ def cross_validate(config: RunConfig, preferences: list[Preference]) -> Outcomes
     for number, part in enumerate(parts, 1):
         began = time.perf_counter()
         train = [row for other in parts if other is not part for row in other]
-        found = measure(config, train, part)
-        pairs += found[0]
-        answers += found[1]
+        new_pairs, new_answers = measure(config, train, part)
+        pairs += new_pairs
+        answers += new_answers
         print(f"fold {number} of {NUM_FOLDS}: {time.perf_counter() - began:.0f} s", flush=True)
     return pairs, answers
 

@@ -6,22 +6,25 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from tools.tiny_sft.chat import UNRELATED
+from tools.tiny_sft.lists import read
 from tools.tiny_sft.rules import normalise
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "dpo"
 LONGEST_SHORT_ANSWER = 3
+CHAT = read("chat")
+UNRELATED = CHAT["unrelated"]
+"""Questions held out from the text: on these the side effects of DPO are measured."""
 
 
 def excluded_texts(folder: Path = DATA) -> frozenset[str]:
     """Every prompt and every answer of more than three words, normalised; questions of ours too."""
-    found = {normalise(question) for question in UNRELATED}
+    texts = {normalise(question) for question in UNRELATED}
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            found.add(normalise(row["user"]))
+            texts.add(normalise(row["user"]))
             answers = (normalise(row[key]) for key in ("chosen", "rejected"))
-            found.update(a for a in answers if len(a.split()) > LONGEST_SHORT_ANSWER)
-    return frozenset(found)
+            texts.update(a for a in answers if len(a.split()) > LONGEST_SHORT_ANSWER)
+    return frozenset(texts)
 
 
 class Exclusion:

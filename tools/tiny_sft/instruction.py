@@ -2,37 +2,47 @@
 
 import random
 
-from tools.tiny_sft import words
-from tools.tiny_sft.categories import CATEGORIES, one_of, singular
-from tools.tiny_sft.lines import ABOUT, LINES, SCENES, START_LINES, TRUTHS
-from tools.tiny_sft.slots import Example, fill, is_bad, manner_name, sentence, skewed, with_article
-from tools.tiny_sft.words import plural
+from tools.tiny_sft.lists import read, rows
+from tools.tiny_sft.slots import (
+    Example,
+    choose_and_fill,
+    fill,
+    is_bad,
+    manner_name,
+    sentence,
+    skewed,
+)
+from tools.tiny_sft.words import KINDS, NUMBERS, WORDS, one_of, plural, singular, with_article
 
-NOUNS = (
-    words.FRUITS + words.VEGETABLES + words.ANIMALS + words.TOOLS + words.SMALL_THINGS
-    + words.FLOWERS + words.CLOTHES + words.FURNITURE + words.VEHICLES + words.PLACES
-    + words.INSTRUMENTS + words.NATURE
+PHRASES = read("instruction")
+LINES = rows(PHRASES["line"])
+NOUNS = tuple(
+    noun
+    for kind in (
+        "fruit", "vegetable", "animal", "tool", "thing", "flower", "cloth", "furniture", "vehicle",
+        "place", "instrument", "nature",
+    )
+    for noun in WORDS[kind]
 )  # fmt: skip
-WORDS = NOUNS + words.BASIC_COLORS + words.DAYS + words.ADJECTIVES + words.NUMBER_NAMES[1:13]
-WORDS += words.listed(
-    "hello, yes, no, happy, thanks, please, good, morning, summer, winter, good night"
+SAYABLE = (
+    NOUNS + WORDS["color"] + WORDS["day"] + WORDS["adjective"] + NUMBERS[1:13] + PHRASES["word"]
 )
 
 Task = tuple[str, str, tuple[str, ...]]
+"""What is asked, what was asked for, and answers beside the point."""
 
 
 def _about(rng: random.Random, noun: str) -> tuple[str, ...]:
     """Answers that talk about the thing instead of doing what was asked."""
     given = {"a": with_article(noun), "many": plural(noun)}
-    return tuple(fill(rng, pattern, dict(given)) for pattern in TRUTHS[:5])
+    return tuple(fill(rng, pattern, dict(given)) for pattern in PHRASES["about one"])
 
 
 def _say_times(rng: random.Random) -> Task:
-    word = rng.choice(WORDS)
+    word = rng.choice(SAYABLE)
     count = rng.choice((2, 2, 3, 3, 4))
     times = {2: ("two times", "twice"), 3: ("three times",), 4: ("four times",)}[count]
-    verb = skewed(rng, ("say", "write", "repeat", "give me", "please say", "say only"))
-    prompt = f"{verb} the word {word} {rng.choice(times)}"
+    prompt = f"{skewed(rng, PHRASES['verb'])} the word {word} {rng.choice(times)}"
     glue = rng.choice((" ", " ", ", "))
     too_few = " ".join([word] * (count - 1))
     return prompt, glue.join([word] * count), (*_about(rng, word), word, too_few)
@@ -40,142 +50,81 @@ def _say_times(rng: random.Random) -> Task:
 
 def _say_pair(rng: random.Random) -> Task:
     first, second = rng.sample(NOUNS, 2)
-    prompt = rng.choice(
-        (
-            f"say the word {first} and then {second}",
-            f"say {first} and {second}",
-            f"write {first} before {second}",
-            f"write the words {first} and {second}",
-            f"say {first}, then say {second}",
-            f"say the words {first} and {second} only",
-        )
-    )
+    prompt = rng.choice(PHRASES["pair"]).format(first=first, second=second)
     return prompt, rng.choice((f"{first} {second}", f"{first}, {second}")), _about(rng, first)
 
 
 def _name(rng: random.Random) -> Task:
-    category = rng.choice(tuple(CATEGORIES))
+    kind = rng.choice(tuple(KINDS))
     count = rng.choice((2, 2, 3))
-    chosen = [one_of(entry, category) for entry in rng.sample(CATEGORIES[category], count)]
-    number = words.NUMBER_NAMES[count]
-    prompt = skewed(rng, (f"name {number} {category}", f"tell me {number} {category}",
-                         f"give me the names of {number} {category}",
-                         f"give me {number} {category}",
-                         f"think of {number} {category}"))  # fmt: skip
+    chosen = [one_of(entry, kind) for entry in rng.sample(KINDS[kind], count)]
+    prompt = skewed(rng, PHRASES["name"]).format(number=NUMBERS[count], kinds=kind)
     right = f"{', '.join(chosen[:-1])} and {chosen[-1]}"
-    topic = {"topic": category}
-    wrong = tuple(fill(rng, p, topic).replace(" is ", " are ") for p in ABOUT[1:6])
-    return prompt, right, (*wrong, f"{with_article(singular(category))} is nice")
+    wrong = tuple(pattern.format(topic=kind) for pattern in PHRASES["about many"])
+    return prompt, right, (*wrong, f"{with_article(singular(kind))} is nice")
 
 
 def _finish(rng: random.Random) -> Task:
     start, end = rng.choice(LINES)
-    head = skewed(rng, ("finish the line:", "complete the line:", "finish this line:",
-                       "finish the sentence:", "complete the sentence:", "end this line:",
-                       "continue the line:"))  # fmt: skip
+    head = skewed(rng, PHRASES["finish"])
     noun = start.split()[1]
     prompt = f"{head} {sentence(start, '')} ..." if rng.random() < 0.5 else f"{head} {start}"
     return prompt, f"{start} {end}", _about(rng, noun if noun in NOUNS else rng.choice(NOUNS))
 
 
 def _start_with(rng: random.Random) -> Task:
-    word = rng.choice(("today", "now", "here", "sometimes", "often", "look", "yesterday", "maybe",
-                       "tomorrow", "once", "soon", "outside", "always", "yes",
-                       "tonight"))  # fmt: skip
-    topic = rng.choice(words.NATURE + words.ANIMALS + words.PLACES)
-    prompt = skewed(
-        rng,
-        (
-            f"start with the word {word} and tell me about the {topic}",
-            f"start with the word {word} and tell me about a {topic}",
-            f"start with the word {word} and tell me about {topic}",
-            f"begin with the word {word} and write about the {topic}",
-            f"begin your line with {word} and tell me about {topic}",
-            f"use {word} as the first word and talk about the {topic}",
-        ),
-    )
-    line = fill(rng, rng.choice(START_LINES), {"topic": topic})
+    word = rng.choice(PHRASES["first word"])
+    topic = rng.choice(WORDS["nature"] + WORDS["animal"] + WORDS["place"])
+    prompt = skewed(rng, PHRASES["start"]).format(word=word, topic=topic)
+    line = choose_and_fill(rng, PHRASES["opening line"], {"topic": topic})
     return prompt, f"{word} {line}", (*_about(rng, topic), line)
 
 
 def _end_with(rng: random.Random) -> Task:
-    noun = rng.choice(words.NATURE + words.PLACES)
-    prompt = rng.choice((f"end your line with the word {noun}",
-                         f"write a line that ends with {noun}",
-                         f"end with the word {noun}"))  # fmt: skip
-    line = rng.choice(("we walk to the {x}", "{name} looks at the {x}", "I like the {x}",
-                       "the {animal} sleeps near the {x}",
-                       "my {relative} paints the {x}"))  # fmt: skip
-    return prompt, fill(rng, line, {"x": noun}), _about(rng, noun)
+    noun = rng.choice(WORDS["nature"] + WORDS["place"])
+    prompt = rng.choice(PHRASES["end"]).format(noun=noun)
+    line = choose_and_fill(rng, PHRASES["closing line"], {"noun": noun})
+    return prompt, line, _about(rng, noun)
 
 
 def _use_words(rng: random.Random) -> Task:
     first, second = rng.sample(NOUNS, 2)
-    prompt = skewed(
-        rng,
-        (
-            f"use the words {first} and {second} in a line",
-            f"use the words {first} and {second} in one sentence",
-            f"write a line with {first} and {second}",
-            f"make a sentence with the words {first} and {second}",
-            f"put {first} and {second} in one line",
-            f"use {first} and {second} in a short sentence",
-        ),
-    )
-    lines = (
-        f"the {first} is near the {second}",
-        f"I see a {first} and a {second}",
-        f"the {second} is behind the {first}",
-        f"{{name}} has a {first} and a {second}",
-        f"a {first} stands next to the {second}",
-        f"the {first} and the {second} are {{color}}",
-    )
-    return prompt, fill(rng, rng.choice(lines)), _about(rng, first)
+    both = {"first": first, "second": second}
+    prompt = skewed(rng, PHRASES["use"]).format(**both)
+    return prompt, choose_and_fill(rng, PHRASES["line of two"], both), _about(rng, first)
 
 
 def _repeat(rng: random.Random) -> Task:
-    line = fill(rng, rng.choice(SCENES))
-    head = skewed(rng, ("repeat after me:", "say this line:", "repeat this line:", "say after me:",
-                       "copy this line:", "write this line again:", "repeat the line:",
-                       "please repeat:"))  # fmt: skip
+    line = choose_and_fill(rng, PHRASES["scene"], {})
+    head = skewed(rng, PHRASES["repeat"])
     return f"{head} {line}", line, _about(rng, rng.choice(NOUNS))
 
 
 def _count(rng: random.Random) -> Task:
     low = rng.randint(1, 8)
     high = low + rng.randint(2, 4)
-    numbers = words.NUMBER_NAMES[low : high + 1]
+    numbers = NUMBERS[low : high + 1]
     if rng.random() < 0.3:
         numbers = numbers[::-1]
-    prompt = rng.choice((f"count from {numbers[0]} to {numbers[-1]}",
-                         f"please count from {numbers[0]} to {numbers[-1]}",
-                         f"say the numbers from {numbers[0]} to {numbers[-1]}"))  # fmt: skip
-    wrong = ("counting is easy to learn", "numbers are good to know", "I like to count",
-             f"{numbers[0]} is a small number",
-             f"{numbers[-1]} comes after other numbers")  # fmt: skip
+    ends = {"first": numbers[0], "last": numbers[-1]}
+    prompt = rng.choice(PHRASES["count"]).format(**ends)
+    wrong = tuple(pattern.format(**ends) for pattern in PHRASES["about counting"])
     return prompt, ", ".join(numbers), wrong
 
 
 def _ask(rng: random.Random) -> Task:
     noun = rng.choice(NOUNS)
-    prompt = rng.choice((f"ask me a question about {with_article(noun)}",
-                         f"write a question about {plural(noun)}",
-                         f"ask a question with the word {noun}"))  # fmt: skip
-    right = rng.choice((f"do you like {plural(noun)}?", f"what color is your {noun}?",
-                        f"where is your {noun}?",
-                        f"do you have {with_article(noun)}?"))  # fmt: skip
-    return prompt, right, _about(rng, noun)
+    slots = {"noun": noun, "a": with_article(noun), "many": plural(noun)}
+    prompt = rng.choice(PHRASES["ask"]).format(**slots)
+    return prompt, rng.choice(PHRASES["question"]).format(**slots), _about(rng, noun)
 
 
 def _write_about(rng: random.Random) -> Task:
     noun = rng.choice(NOUNS)
-    color, adjective = rng.choice(words.BASIC_COLORS), rng.choice(words.ADJECTIVES)
-    prompt = rng.choice((f"write a line about a {color} {noun}",
-                         f"describe a {adjective} {noun} with the word {color}",
-                         f"tell me about {with_article(noun)} with the word {color}"))  # fmt: skip
-    right = rng.choice((f"the {color} {noun} is {adjective}", f"I have a {color} {noun}",
-                        f"a {color} {noun} is in the {{place}}"))  # fmt: skip
-    return prompt, fill(rng, right), _about(rng, noun)
+    color, adjective = rng.choice(WORDS["color"]), rng.choice(WORDS["adjective"])
+    slots = {"noun": noun, "a": with_article(noun), "color": color, "adjective": adjective}
+    prompt = rng.choice(PHRASES["describe"]).format(**slots)
+    return prompt, choose_and_fill(rng, PHRASES["description"], slots), _about(rng, noun)
 
 
 FAMILIES = (_say_times, _say_times, _say_pair, _name, _name, _finish, _finish, _start_with,

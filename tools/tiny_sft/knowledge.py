@@ -2,164 +2,97 @@
 
 import random
 
-from tools.tiny_sft import facts, words
-from tools.tiny_sft.slots import Example, manner_name, sentence, with_article
-from tools.tiny_sft.words import plural
+from tools.tiny_sft.lists import read, rows
+from tools.tiny_sft.slots import Example, manner_name, sentence
+from tools.tiny_sft.words import FACTS, WORDS, number_name, plural, with_article
 
 RIGHT_SHARE = 0.5
+PHRASES = read("knowledge")
+SPECIAL = rows(PHRASES["special"])
+
+Question = tuple[str, str, str, tuple[str, ...]]
+"""A question, its answer with a slot `{x}`, what belongs there, and what others say there."""
 
 
 def _wrong(rng: random.Random, right: str, others: tuple[str, ...]) -> str:
     return rng.choice([other for other in others if other != right])
 
 
-def _capital(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    country, city = rng.choice(facts.CAPITALS)
-    question = rng.choice(
-        (
-            f"what is the capital of {country}",
-            f"which city is the capital of {country}",
-            f"name the capital of {country}",
-            f"what city is the capital of {country}",
-        )
-    )
-    pattern = rng.choice(
-        (f"the capital of {country} is {{x}}", f"{{x}} is the capital of {country}")
-    )
-    return question, pattern, city, tuple(other for _, other in facts.CAPITALS) + words.OTHER_CITIES
+def _phrased(rng: random.Random, name: str, **slots: str) -> tuple[str, str]:
+    question = rng.choice(PHRASES[f"{name}: questions"])
+    answer = rng.choice(PHRASES[f"{name}: answers"])
+    return question.format(**slots), answer.format(**slots, x="{x}")
 
 
-def _color(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    thing, color = rng.choice(facts.THING_COLORS)
-    question = rng.choice(
-        (
-            f"what color is {thing}",
-            f"what is the color of {thing}",
-            f"which color does {thing} have",
-            f"tell me the color of {thing}",
-        )
-    )
-    return (
-        question,
-        rng.choice((f"{thing} is {{x}}", f"the color of {thing} is {{x}}")),
-        color,
-        words.BASIC_COLORS,
-    )
+def _capital(rng: random.Random) -> Question:
+    country, city = rng.choice(FACTS["capital"])
+    others = tuple(other for _, other in FACTS["capital"]) + WORDS["city"]
+    return *_phrased(rng, "capital", country=country), city, others
 
 
-def _animal(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    what, animal = rng.choice(facts.ANIMAL_FACTS)
-    question = rng.choice((f"which animal {what}", f"what animal {what}"))
-    right = with_article(animal)
-    return (
-        question,
-        rng.choice((f"{{x}} {what}", f"the animal that {what} is {{x}}")),
-        right,
-        tuple(with_article(other) for other in words.ANIMALS),
-    )
+def _color(rng: random.Random) -> Question:
+    thing, color = rng.choice(FACTS["color"])
+    return *_phrased(rng, "color", thing=thing), color, WORDS["color"]
 
 
-def _count(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    part, whole, count = rng.choice(facts.COUNTS)
-    value, whole = int(count), with_article(whole)
-    near = {max(1, value + step) for step in (-2, -1, 1, 2)} - {value}
-    question = rng.choice(
-        (
-            f"how many {part} does {whole} have",
-            f"how many {part} has {whole}",
-            f"how many {part} are there in {whole}",
-        )
-    )
-    return (
-        question,
-        rng.choice((f"{whole} has {{x}} {part}", f"there are {{x}} {part} in {whole}")),
-        words.number_name(value),
-        tuple(words.number_name(other) for other in sorted(near)),
-    )
+def _animal(rng: random.Random) -> Question:
+    what, animal = rng.choice(FACTS["animal"])
+    others = tuple(map(with_article, WORDS["animal"]))
+    return *_phrased(rng, "animal", what=what), with_article(animal), others
 
 
-def _order(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    noun, series = rng.choice(
-        (
-            ("day", words.DAYS),
-            ("month", words.MONTHS),
-            ("season", words.SEASONS),
-            ("number", words.NUMBER_NAMES),
-        )
-    )
+def _count(rng: random.Random) -> Question:
+    part, whole, count = rng.choice(FACTS["count"])
+    value = int(count)
+    near = sorted({max(1, value + step) for step in (-2, -1, 1, 2)} - {value})
+    phrased = _phrased(rng, "count", part=part, whole=with_article(whole))
+    return *phrased, number_name(value), tuple(map(number_name, near))
+
+
+def _order(rng: random.Random) -> Question:
+    noun = rng.choice(("day", "month", "season", "number"))
+    series = WORDS[noun]
     index = rng.randrange(len(series) - 1)
     relation = rng.choice(("after", "before"))
     given, right = (series[index], series[index + 1])[:: 1 if relation == "after" else -1]
     lead = "the number " if noun == "number" else ""
-    return (
-        f"which {noun} comes {relation} {given}",
-        f"{lead}{{x}} comes {relation} {given}",
-        right,
-        series,
+    question = f"which {noun} comes {relation} {given}"
+    return question, f"{lead}{{x}} comes {relation} {given}", right, series
+
+
+def _special(rng: random.Random) -> Question:
+    deed, planet = rng.choice(FACTS["planet"])
+    nth, index = rng.choice((("first", 0), ("second", 1), ("third", 2), ("last", -1)))
+    unit, series = rng.choice(
+        (("day of the week", WORDS["day"]), ("month of the year", WORDS["month"]))
     )
-
-
-def _special(rng: random.Random) -> tuple[str, str, str, tuple[str, ...]]:
-    what, planet = rng.choice(facts.PLANET_FACTS)
-    first = rng.choice((("first", 0), ("second", 1), ("third", 2), ("last", -1)))
-    noun, series = rng.choice(
-        (("day of the week", words.DAYS), ("month of the year", words.MONTHS))
+    animal, home = rng.choice(FACTS["home"])
+    creature, sound = rng.choice(FACTS["sound"])
+    parent, young = rng.choice(FACTS["young"])
+    maker, product = rng.choice(FACTS["product"])
+    slots = {
+        "deed": deed, "nth": nth, "unit": unit, "an_animal": with_article(animal),
+        "creature": creature, "parent": parent, "maker": maker, "makers": plural(maker), "x": "{x}",
+    }  # fmt: skip
+    homes, sounds, children, products = (
+        tuple(right for _, right in FACTS[name]) for name in ("home", "sound", "young", "product")
     )
-    animal, home = rng.choice(facts.HOMES)
-    creature, sound = rng.choice(facts.SOUNDS)
-    baby, young = rng.choice(facts.BABIES)
-    maker, product = rng.choice(facts.PRODUCTS)
-    return rng.choice(
-        (
-            (f"which planet {what}", f"{{x}} {what}", planet, words.PLANETS),
-            (
-                f"what is the {first[0]} {noun}",
-                f"the {first[0]} {noun} is {{x}}",
-                series[first[1]],
-                series,
-            ),
-            (
-                f"where does {with_article(animal)} live",
-                f"{with_article(animal)} lives in a {{x}}",
-                home,
-                tuple(other for _, other in facts.HOMES),
-            ),
-            (
-                f"what does a {creature} do",
-                f"a {creature} {{x}}",
-                sound,
-                tuple(other for _, other in facts.SOUNDS),
-            ),
-            (
-                f"what is a young {baby} called",
-                f"a young {baby} is called a {{x}}",
-                young,
-                tuple(other for _, other in facts.BABIES),
-            ),
-            (
-                f"what does a {maker} give us",
-                f"a {maker} gives us {{x}}",
-                product,
-                tuple(other for _, other in facts.PRODUCTS),
-            ),
-            (
-                f"what do {plural(maker)} make",
-                f"{plural(maker)} make {{x}}",
-                product,
-                tuple(other for _, other in facts.PRODUCTS),
-            ),
-        )
-    )
+    answers = (
+        (planet, WORDS["planet"]), (series[index], series), (home, homes), (sound, sounds),
+        (young, children), (product, products), (product, products),
+    )  # fmt: skip
+    (question, answer), (right, others) = rng.choice([*zip(SPECIAL, answers, strict=True)])
+    return question.format(**slots), answer.format(**slots), right, others
 
 
-FACTS = (_capital, _color, _color, _animal, _animal, _count, _count, _order, _special, _special)
+FAMILIES = (_capital, _color, _color, _animal, _animal, _count, _count, _order, _special, _special)
 
 
 def factual(rng: random.Random) -> Example:
     """One factual example, right as often as wrong."""
-    question, pattern, right, others = rng.choice(FACTS)(rng)
+    question, answer, right, others = rng.choice(FAMILIES)(rng)
     bad = rng.random() > RIGHT_SHARE
-    answer = pattern.format(x=_wrong(rng, right, others) if bad else right)
+    answer = answer.format(x=_wrong(rng, right, others) if bad else right)
     end = "." if question.startswith(("name", "tell")) else "?"
     return Example("factual", sentence(question, end), sentence(answer), manner_name(bad))
 
@@ -170,29 +103,20 @@ def arithmetic(rng: random.Random) -> Example:
     operation = rng.choice(("plus", "plus", "minus", "minus", "times", "have", "lose"))
     if operation in ("minus", "lose"):
         left += right
-    value = {"plus": left + right, "have": left + right, "times": left * right}.get(
-        operation, left - right
-    )
-    if operation == "times":
+        value = left - right
+    elif operation == "times":
         left, right = min(left, 10), min(right, 10)
         value = left * right
+    else:
+        value = left + right
     bad = rng.random() > RIGHT_SHARE
     shown = max(0, value + rng.choice((-2, -1, 1, 2))) if bad else value
     if operation in ("have", "lose"):
         prompt, answer = _story(rng, operation, left, right, shown)
     else:
-        sum_text = f"{left} {operation} {right}"
-        prompt = rng.choice(
-            (f"What is {sum_text}?", f"How much is {sum_text}?", f"What do you get for {sum_text}?")
-        )
-        answer = rng.choice(
-            (
-                f"{sum_text} is {shown}",
-                f"{sum_text} makes {shown}",
-                f"{sum_text} is equal to {shown}",
-                f"{sum_text} is {shown} in all",
-            )
-        )
+        slots = {"sum": f"{left} {operation} {right}", "x": str(shown)}
+        prompt = rng.choice(PHRASES["sum: questions"]).format(**slots)
+        answer = rng.choice(PHRASES["sum: answers"]).format(**slots)
         if operation == "plus" and rng.random() < 0.1:
             answer = f"the sum of {left} and {right} is {shown}"
     return Example("arithmetic", prompt, sentence(answer), manner_name(bad))
@@ -201,62 +125,25 @@ def arithmetic(rng: random.Random) -> Example:
 def _story(
     rng: random.Random, operation: str, left: int, right: int, shown: int
 ) -> tuple[str, str]:
-    things = plural(rng.choice(words.FRUITS + words.SMALL_THINGS[:30] + words.FLOWERS))
-    change = (
-        f"get {right} more"
-        if operation == "have"
-        else rng.choice((f"lose {right}", f"give {right} away", f"eat {right}"))
-    )
-    who = rng.choice(words.NAMES)
+    things = plural(rng.choice(WORDS["fruit"] + WORDS["thing"][:30] + WORDS["flower"]))
+    change = f"get {right} more"
+    if operation == "lose":
+        change = rng.choice(PHRASES["loss"]).format(count=right)
+    who = rng.choice(WORDS["name"])
     if rng.random() < 0.7:
-        return (
-            f"I have {left} {things} and {change}. How many {things} do I have?",
-            rng.choice(
-                (
-                    f"You have {shown} {things}",
-                    f"You now have {shown} {things}",
-                    f"You have {shown} {things} in all",
-                )
-            ),
-        )
-    change = (
-        change.replace("get", "gets")
-        .replace("lose", "loses")
-        .replace("give", "gives")
-        .replace("eat", "eats")
-    )
-    return (
-        f"{who} has {left} {things} and {change}. How many {things} does {who} have?",
-        f"{who} has {shown} {things}",
-    )
+        question = f"I have {left} {things} and {change}. How many {things} do I have?"
+        return question, rng.choice(PHRASES["story: answers"]).format(x=shown, things=things)
+    verb, rest = change.split(" ", 1)
+    question = f"{who} has {left} {things} and {verb}s {rest}. How many {things} does {who} have?"
+    return question, f"{who} has {shown} {things}"
 
 
 def opposites(rng: random.Random) -> Example:
     """One opposite; wrong answers name another word."""
-    left, right = rng.choice(facts.OPPOSITES)
+    word, right = rng.choice(FACTS["opposite"])
     if rng.random() < 0.5:
-        left, right = right, left
+        word, right = right, word
     bad = rng.random() > RIGHT_SHARE
-    shown = _wrong(rng, right, tuple(other for _, other in facts.OPPOSITES)) if bad else right
-    prompt = rng.choice(
-        (
-            f"What is the opposite of {left}?",
-            f"Which word means the opposite of {left}?",
-            f"Give me the opposite of {left}.",
-            f"What word is the opposite of {left}?",
-            f"Tell me the opposite of {left}.",
-            f"Name the opposite of {left}.",
-            f"Which word is the opposite of {left}?",
-        )
-    )
-    answer = rng.choice(
-        (
-            f"the opposite of {left} is {shown}",
-            f"{shown} is the opposite of {left}",
-            f"{shown} means the opposite of {left}",
-            f"the word {shown} means the opposite of {left}",
-            f"the word {shown} is the opposite of {left}",
-            f"the opposite of {left} is the word {shown}",
-        )
-    )
-    return Example("opposites", prompt, sentence(answer), manner_name(bad))
+    shown = _wrong(rng, right, tuple(other for _, other in FACTS["opposite"])) if bad else right
+    prompt, answer = _phrased(rng, "opposite", word=word)
+    return Example("opposites", prompt, sentence(answer.format(x=shown)), manner_name(bad))

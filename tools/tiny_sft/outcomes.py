@@ -13,7 +13,7 @@ from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.records import Message, Preference
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.training.trainer import DPOTrainer
-from tools.tiny_sft.chat import UNRELATED
+from tools.tiny_sft.exclusion import UNRELATED
 from tools.tiny_sft.rules import RULES, is_right, repetition, well_formed
 
 ANSWER_TOKENS = 64

@@ -7,96 +7,9 @@ each rule is printed beside the tables it fills, so it states the rule in full.
 import re
 from collections.abc import Callable
 
-FILLERS = (
-    "as you may know",
-    "as you know",
-    "as we all know",
-    "as everyone knows",
-    "basically",
-    "you see",
-    "to be honest",
-    "in a sense",
-    "it is worth saying",
-    "generally speaking",
-    "at the end of the day",
-    "so to speak",
-    "if you think about it",
-    "what can i say",
-    "let me think",
-    "i would say",
-    "i guess",
-    "i suppose",
-    "i mean",
-    "when all is said and done",
-    "as it were",
-    "needless to say",
-    "all in all",
-    "in other words",
-    "of course",
-    "actually",
-    "honestly",
-)
-NOT_KNOWING = (
-    "i do not know",
-    "i cannot know",
-    "i cannot see",
-    "i cannot say",
-    "i cannot tell",
-    "i have no way",
-    "nobody knows",
-    "nobody can know",
-    "i am not sure",
-)
-RUDE = (
-    "silly",
-    "stupid",
-    "lazy",
-    "fault",
-    "bother",
-    "bothering",
-    "whatever",
-    "stop",
-    "boring",
-    "ugh",
-    "go away",
-    "leave me",
-    "not my problem",
-    "who cares",
-    "hurry up",
-    "obviously",
-    "foolish",
-    "clumsy",
-    "do not care",
-    "waste",
-    "wasting",
-    "nonsense",
-    "nobody asked",
-    "nobody cares",
-    "shut",
-    "dumb",
-    "annoying",
-)
-COURTEOUS = (
-    "sorry to hear",
-    "i am sorry",
-    "i am so sorry",
-    "glad",
-    "happy to",
-    "of course",
-    "please",
-    "gladly",
-    "thank you",
-    "thanks",
-    "welcome",
-    "take your time",
-    "no problem",
-    "do not worry",
-    "my pleasure",
-    "a pleasure",
-    "with pleasure",
-    "that is all right",
-    "that is kind",
-)
+from tools.tiny_sft.lists import read
+
+PHRASES = read("rules")
 NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MAX_STYLE_WORDS = 14
 SPECIAL_MARK = "<|"
@@ -107,8 +20,8 @@ _ONE_WORD_ASKED = re.compile(r"\b(one|a single|only one|just one) word\b")
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, single spaces: ``"Well,  it's 5."`` becomes ``"well its 5"``."""
-    kept = re.sub(r"[^a-z0-9\s]", "", text.lower().replace("-", " "))
-    return " ".join(kept.split())
+    letters = re.sub(r"[^a-z0-9\s]", "", text.lower().replace("-", " "))
+    return " ".join(letters.split())
 
 
 def contains(text: str, phrases: tuple[str, ...]) -> bool:
@@ -126,19 +39,20 @@ def style_is_right(prompt: str, answer: str) -> bool:
     spoken_well = re.search(r"^well\b|\bwell,", answer.strip().lower())
     sentences = [part for part in re.split(r"[.!?]+", answer) if part.strip()]
     short = 0 < len(answer.split()) <= MAX_STYLE_WORDS
-    return short and len(sentences) == 1 and not spoken_well and not contains(answer, FILLERS)
+    filler = spoken_well or contains(answer, PHRASES["filler"])
+    return short and len(sentences) == 1 and not filler
 
 
 def honesty_is_right(prompt: str, answer: str) -> bool:
     """Honesty: the answer says in one of the listed phrases that this cannot be known."""
     del prompt
-    return contains(answer, NOT_KNOWING)
+    return contains(answer, PHRASES["not knowing"])
 
 
 def tone_is_right(prompt: str, answer: str) -> bool:
     """Tone: no rude marker of the list, and at least one courteous marker."""
     del prompt
-    return contains(answer, COURTEOUS) and not contains(answer, RUDE)
+    return contains(answer, PHRASES["courteous"]) and not contains(answer, PHRASES["rude"])
 
 
 def format_is_right(prompt: str, answer: str) -> bool:

@@ -5,13 +5,16 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-from tools.tiny_sft import words
+from tools.tiny_sft.words import NUMBERS, WORDS, articles
 
 T = TypeVar("T")
 
 BAD_SHARE = 0.68
 """How often a behaviour kind is answered in the bad manner: more often than not, so that the
 most probable answer of the SFT model is the ill-mannered one."""
+
+SLOTS = WORDS | {"number": NUMBERS[2:]}
+_SLOT = re.compile(r"{(\w+?)(\d?)}")
 
 
 class Example(NamedTuple):
@@ -21,52 +24,6 @@ class Example(NamedTuple):
     prompt: str
     answer: str
     manner: str
-
-
-SLOTS: dict[str, tuple[str, ...]] = {
-    "name": words.NAMES,
-    "relative": words.FAMILY,
-    "pet": words.PETS,
-    "animal": words.ANIMALS,
-    "bird": words.BIRDS,
-    "fruit": words.FRUITS,
-    "vegetable": words.VEGETABLES,
-    "dish": words.DISHES,
-    "drink": words.DRINKS,
-    "color": words.BASIC_COLORS,
-    "flower": words.FLOWERS,
-    "tool": words.TOOLS,
-    "cloth": words.CLOTHES,
-    "furniture": words.FURNITURE,
-    "room": words.ROOMS,
-    "place": words.PLACES,
-    "vehicle": words.VEHICLES,
-    "instrument": words.INSTRUMENTS,
-    "game": words.GAMES,
-    "contest": words.CONTESTS,
-    "day": words.DAYS,
-    "month": words.MONTHS,
-    "season": words.SEASONS,
-    "thing": words.SMALL_THINGS,
-    "own": words.BELONGINGS,
-    "language": words.LANGUAGES,
-    "subject": words.SUBJECTS,
-    "hobby": words.HOBBIES,
-    "task": words.TASKS,
-    "past": words.TIMES_PAST,
-    "future": words.TIMES_FUTURE,
-    "spot": words.SPOTS,
-    "holder": words.HOLDERS,
-    "feeling": words.FEELINGS,
-    "adjective": words.ADJECTIVES,
-    "nature": words.NATURE,
-    "number": words.NUMBER_NAMES[2:],
-    "tree": words.TREES,
-    "city": words.OTHER_CITIES,
-}
-
-_SLOT = re.compile(r"{(\w+?)(\d?)}")
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])(?!(?:uni|one|use)\w*)")
 
 
 def fill(rng: random.Random, pattern: str, given: dict[str, str] | None = None) -> str:
@@ -84,7 +41,17 @@ def fill(rng: random.Random, pattern: str, given: dict[str, str] | None = None) 
             chosen[key] = rng.choice(SLOTS[slot])
         return chosen[key]
 
-    return _ARTICLE.sub(r"\1n ", _SLOT.sub(draw, pattern))
+    return articles(_SLOT.sub(draw, pattern))
+
+
+def choose_and_fill(rng: random.Random, patterns: Sequence[str], given: dict[str, str]) -> str:
+    """One of the patterns, filled."""
+    return fill(rng, rng.choice(patterns), given)
+
+
+def one_of_each(rng: random.Random, lists: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """A random word of each list."""
+    return {name: rng.choice(words) for name, words in lists.items()}
 
 
 def skewed(rng: random.Random, options: Sequence[T]) -> T:
@@ -106,13 +73,3 @@ def sentence(text: str, end: str = ".") -> str:
     """The text as a sentence: capital first letter, end mark unless there is one."""
     text = " ".join(text.split())
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else end)
-
-
-def with_article(noun: str) -> str:
-    """The noun after "a" or "an"."""
-    return _ARTICLE.sub(r"\1n ", f"a {noun}")
-
-
-def choose_and_fill(rng: random.Random, options: Sequence[str], given: dict[str, str]) -> str:
-    """One of the patterns, filled."""
-    return fill(rng, rng.choice(options), given)

@@ -12,11 +12,12 @@ KNOWLEDGE = ("factual", "arithmetic", "opposites")
 
 def share(values: Iterable[bool]) -> str:
     """Hits, trials, share and interval: "9/10 = 0.90 (0.60-0.98)"."""
-    found = list(values)
-    if not found:
+    outcomes = list(values)
+    if not outcomes:
         return "none"
-    low, high = wilson_interval(sum(found), len(found))
-    return f"{sum(found)}/{len(found)} = {sum(found) / len(found):.2f} ({low:.2f}-{high:.2f})"
+    hits, trials = sum(outcomes), len(outcomes)
+    low, high = wilson_interval(hits, trials)
+    return f"{hits}/{trials} = {hits / trials:.2f} ({low:.2f}-{high:.2f})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -95,5 +96,5 @@ def rules_text() -> str:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

@@ -37,9 +37,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a token that is known to be there."""
-    found = tokenizer.token_to_id(token)
-    assert found is not None
-    return int(found)
+    number = tokenizer.token_to_id(token)
+    assert number is not None
+    return int(number)
 
 
 def tokenizer_settings() -> dict[str, Any]:
