@@ -1,11 +1,11 @@
-"""Line charts, bars and the reliability diagram. Each returns an SVG element as text."""
+"""Line charts, bar charts and the reliability diagram."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_dpo.insight import drawing as draw
-from mlx_dpo.insight.drawing import log_ticks, nice_ticks, tick_labels
+from mlx_dpo.insight.drawing import Drawing, log_ticks, nice_ticks, tick_labels
 
 HEIGHT = 230
 Point = tuple[float, float]
@@ -17,9 +17,9 @@ class Series:
     """Points joined by a line; one that is not finite leaves a gap.
 
     Attributes:
-        name: What the legend calls it.
+        name: For the legend.
         points: x and y.
-        behind: The same before it was smoothed, drawn faintly behind.
+        behind: The same before smoothing, drawn faintly behind.
         has_dots: Whether each point is marked: where they are few.
     """
 
@@ -39,8 +39,8 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True)
-class Reliability:
-    """A point of a reliability diagram: said, and happened (with its interval), both shares."""
+class ReliabilityPoint:
+    """A confidence, and the share of outcomes observed at it, with its interval."""
 
     predicted: float
     observed: float
@@ -57,7 +57,7 @@ def line_chart(
     y_range: Interval | None = None,
     is_log: bool = False,
     has_legend: bool = True,
-) -> str:
+) -> Drawing:
     """Lines over a common x.
 
     Args:
@@ -68,9 +68,9 @@ def line_chart(
         levels: Values of y to mark with a dotted line, and what they are.
         y_range: Least reach of y; by default what the points need.
         is_log: Whether x is logarithmic.
-        has_legend: Whether the lines are named; without, where one key stands by many drawings.
+        has_legend: Whether the lines are named; False where many drawings share one key.
     """
-    points = [p for s in series for p in (*s.points, *s.behind) if all(map(math.isfinite, p))]
+    points = [p for s in series for p in (*s.points, *s.behind) if _is_finite(p)]
     if not points:
         return _nothing(title, y_label)
     xs = [x for x, _ in points]
@@ -85,17 +85,17 @@ def line_chart(
         x_ticks, y_ticks, x_label=x_label, height=HEIGHT, x_range=(low, high), is_log=is_log
     )
     names = [s.name for s in series] if has_legend else []
-    marks = [*area.marks, *draw.legend(names)]
+    marks = [*draw.headings(title, y_label), *area.marks, *draw.legend(names)]
     for value, name in levels:
         marks.append(draw.line(area.x.start, area.y(value), area.x.end, area.y(value), "level"))
         marks.append(draw.text(area.x.end, area.y(value) - 4, name, anchor="end"))
-    for number, one in enumerate(series, 1):
-        marks.append(_path(area, one.behind, f"line faint {draw.stroke(number)}"))
-    for number, one in enumerate(series, 1):
-        marks.append(_path(area, one.points, f"line {draw.stroke(number)}"))
-        alone = one.has_dots or len(one.points) == 1
-        marks += [_dot(area, p, draw.fill(number)) for p in one.points if alone and _is_finite(p)]
-    return draw.drawing(title, y_label, HEIGHT, list(filter(None, marks)))
+    for number, each in enumerate(series, 1):
+        marks += _path(area, each.behind, f"line faint {draw.stroke(number)}")
+    for number, each in enumerate(series, 1):
+        marks += _path(area, each.points, f"line {draw.stroke(number)}")
+        if each.has_dots or len(each.points) == 1:
+            marks += [_dot(area, p, draw.fill(number)) for p in each.points if _is_finite(p)]
+    return Drawing(title, HEIGHT, marks)
 
 
 def bar_chart(
@@ -105,7 +105,7 @@ def bar_chart(
     *,
     label: str,
     x_range: Interval | None = None,
-) -> str:
+) -> Drawing:
     """Horizontal bars, one for each name and series; a lone series has its values written out.
 
     Args:
@@ -119,64 +119,64 @@ def bar_chart(
     if not finite:
         return _nothing(title, "")
     shown = [draw.shortened(name, 18) for name in names]
-    thick = 14 if len(bars) == 1 else 9
+    is_single = len(bars) == 1
+    thick = 14 if is_single else 9
     row = thick * len(bars) + 8
-    top = draw.TOP if len(bars) > 1 else draw.TOP - 18
+    top = draw.TOP - 18 if is_single else draw.TOP
     height = round(top + row * len(names) + draw.BOTTOM)
-    ticks = nice_ticks(*_reach([0.0, *finite, *(x_range or ())]))
+    reach = [0.0, *finite, *(x_range or ())]
+    ticks = nice_ticks(min(reach), max(reach))
     left = 8 + draw.name_width(shown)
     x = draw.Scale(ticks[0], ticks[-1], left, draw.WIDTH - draw.RIGHT - 24)
-    marks = draw.legend([b.name for b in bars], "area")
+    marks = [*draw.headings(title, ""), *draw.legend([b.name for b in bars], "area")]
     for tick, name in zip(ticks, tick_labels(ticks), strict=True):
         marks.append(draw.line(x(tick), top, x(tick), height - draw.BOTTOM, "grid"))
         marks.append(draw.text(x(tick), height - draw.BOTTOM + 16, name, anchor="middle"))
     marks.append(draw.text((x.start + x.end) / 2, height - 8, label, anchor="middle"))
-    for place, name in enumerate(shown):
-        y = top + row * place + 4
+    for index, name in enumerate(shown):
+        y = top + row * index + 4
         marks.append(draw.text(left - 6, y + (row - 8) / 2 + 4, name, "name", anchor="end"))
-        for number, one in enumerate(bars):
-            marks += _bar(x, y + thick * number, thick, one, place, number + 1)
-            if len(bars) == 1:
-                value = tick_labels([one.values[place]])[0]
-                marks.append(draw.text(x(max(0.0, one.values[place])) + 4, y + thick - 3, value))
-    return draw.drawing(title, "", height, marks)
+        for number, each in enumerate(bars):
+            marks += _bar(x, y + thick * number, thick, each, index, number + 1)
+            if is_single:
+                value = each.values[index]
+                label_x = x(max(0.0, value)) + 4
+                marks.append(draw.text(label_x, y + thick - 3, tick_labels([value])[0]))
+    return Drawing(title, height, marks)
 
 
-def reliability_diagram(title: str, points: Sequence[Reliability]) -> str:
+def reliability_diagram(title: str, points: Sequence[ReliabilityPoint]) -> Drawing:
     """How sure a policy is of its picks against how often they are right, with the diagonal."""
-    ticks = nice_ticks(0.0, 1.0)
-    x_ticks = nice_ticks(0.5, 1.0)
     area = draw.axes(
-        x_ticks, ticks, x_label="predicted: \u03c3(|margin|)", height=HEIGHT, x_range=(0.5, 1.0)
+        nice_ticks(0.5, 1.0),
+        nice_ticks(0.0, 1.0),
+        x_label="predicted: \u03c3(|margin|)",
+        height=HEIGHT,
+        x_range=(0.5, 1.0),
     )
     x, y = area.x, area.y
     marks = [
+        *draw.headings(title, "share of picks that are right (95 % interval)"),
         *area.marks,
         draw.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
         draw.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
     ]
     for point in points:
-        place = x(point.predicted)
-        marks.append(draw.line(place, y(point.interval[0]), place, y(point.interval[1]), "whisker"))
+        at = x(point.predicted)
+        marks.append(draw.line(at, y(point.interval[0]), at, y(point.interval[1]), "whisker"))
         marks.append(_dot(area, (point.predicted, point.observed), "f1"))
-    return draw.drawing(title, "share of picks that are right (95 % interval)", HEIGHT, marks)
+    return Drawing(title, HEIGHT, marks)
 
 
-def _path(area: draw.Axes, points: Sequence[Point], css: str) -> str:
-    steps = "".join(
-        f"{'M' if starts else 'L'}{area.x(x):.1f} {area.y(y):.1f}"
-        for starts, (x, y) in _with_gaps(points)
-    )
-    return f'<path d="{steps}" class="{css}"/>' if steps else ""
-
-
-def _with_gaps(points: Sequence[Point]) -> Iterator[tuple[bool, Point]]:
-    """Finite points, each with whether a line begins there."""
-    starts = True
-    for point in points:
-        if _is_finite(point):
-            yield starts, point
-        starts = not _is_finite(point)
+def _path(area: draw.Axes, points: Sequence[Point], css: str) -> Iterator[str]:
+    """A line through the finite points, interrupted where one is not."""
+    steps, command = "", "M"
+    for x, y in points:
+        if _is_finite((x, y)):
+            steps += f"{command}{area.x(x):.1f} {area.y(y):.1f}"
+        command = "L" if _is_finite((x, y)) else "M"
+    if steps:
+        yield f'<path d="{steps}" class="{css}"/>'
 
 
 def _is_finite(point: Point) -> bool:
@@ -189,22 +189,19 @@ def _dot(area: draw.Axes, point: Point, css: str) -> str:
 
 
 def _bar(
-    x: draw.Scale, y: float, thick: float, bars: Bars, place: int, number: int
+    x: draw.Scale, y: float, thick: float, bars: Bars, index: int, number: int
 ) -> Iterator[str]:
-    value = bars.values[place]
+    value = bars.values[index]
     if not math.isfinite(value):
         return
     start, end = sorted((x(0.0), x(value)))
     yield draw.rectangle(start, y, end - start, thick - 1, draw.fill(number))
     if bars.intervals:
-        low, high = bars.intervals[place]
+        low, high = bars.intervals[index]
         middle = y + (thick - 1) / 2
         yield draw.line(x(low), middle, x(high), middle, "whisker")
 
 
-def _reach(values: Sequence[float]) -> Interval:
-    return min(values), max(values)
-
-
-def _nothing(title: str, y_label: str) -> str:
-    return draw.drawing(title, y_label, 80, [draw.text(0, 60, "nothing to show")])
+def _nothing(title: str, y_label: str) -> Drawing:
+    marks = [*draw.headings(title, y_label), draw.text(0, 60, "nothing to show")]
+    return Drawing(title, 80, marks)

@@ -12,18 +12,18 @@ from mlx_dpo.convert.sources import find
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
-from mlx_dpo.insight.scoring import Done, Judged, in_turn
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn
 from mlx_dpo.models.generate import Answer, answer_all
 from mlx_dpo.records import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ComparisonPrompt:
     """A prompt to compare on.
 
     Attributes:
         kind: Its group: seen, unseen, off-topic, or as the file says.
-        prompt: What is asked.
+        prompt: The text of the user's turn.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Compared:
         sampled: Drawn, from the same seed.
     """
 
-    question: Question
+    question: ComparisonPrompt
     greedy: tuple[Answer, Answer]
     sampled: tuple[Answer, Answer]
 
@@ -66,7 +66,7 @@ class Habits:
 
 @dataclass(slots=True)
 class Tally:
-    """What a person preferred.
+    """A person's preferences.
 
     Attributes:
         a_wins: Prompts where A's answer was the better.
@@ -98,7 +98,7 @@ class Tally:
         return wilson_interval(self.b_wins + self.ties / 2, self.judged)
 
 
-def read_questions(path: Path | None) -> list[Question]:
+def read_questions(path: Path | None) -> list[ComparisonPrompt]:
     """Prompts of a file: a prompt a line, or an object with `prompt` and perhaps `kind` a line.
 
     Args:
@@ -116,7 +116,7 @@ def read_questions(path: Path | None) -> list[Question]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
     questions = [
-        _question(f"{path}:{number}", line.strip())
+        _read_prompt(f"{path}:{number}", line.strip())
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
@@ -127,12 +127,12 @@ def read_questions(path: Path | None) -> list[Question]:
 
 def compare(
     names: tuple[str, str],
-    questions: Sequence[Question],
+    questions: Sequence[ComparisonPrompt],
     *,
     max_tokens: int,
     temperature: float,
     seed: int,
-    after_questions: Done = lambda count: None,
+    after_questions: CountDone = lambda count: None,
 ) -> list[Compared]:
     """Answers of both models, one of them in memory at a time.
 
@@ -147,22 +147,21 @@ def compare(
     Raises:
         UsageError: If a model can't be loaded.
     """
-    for name in names:  # a slip in B is told before A has answered everything
+    for name in names:  # a mistyped B is refused before A has answered everything
         find(name)
 
-    def use(judged: Judged) -> list[tuple[Answer, Answer]]:
-        prompts = [judged.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
-        say = partial(
-            answer_all, judged.model, judged.chat, prompts, max_tokens=max_tokens, seed=seed
+    def answer(loaded: LoadedModel) -> list[tuple[Answer, Answer]]:
+        prompts = [loaded.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
+        ask = partial(
+            answer_all, loaded.model, loaded.chat, prompts, max_tokens=max_tokens, seed=seed
         )
-        greedy = say(temperature=0.0)
-        return list(
-            zip(greedy, say(temperature=temperature, after_prompts=after_questions), strict=True)
-        )
+        greedy = ask(temperature=0.0)
+        drawn = ask(temperature=temperature, after_prompts=after_questions)
+        return list(zip(greedy, drawn, strict=True))
 
     return [
         Compared(question, (a[0], b[0]), (a[1], b[1]))
-        for question, a, b in zip(questions, *in_turn(names, use), strict=True)
+        for question, a, b in zip(questions, *in_turn(names, answer), strict=True)
     ]
 
 
@@ -190,9 +189,9 @@ def signs(compared: Sequence[Compared]) -> list[str]:
     )
 
 
-def judge(
+def judge_blind(
     compared: Sequence[Compared],
-    ask: Callable[[Question, str, str], str],
+    ask: Callable[[ComparisonPrompt, str, str], str],
     rng: random.Random,
 ) -> Tally:
     """Let a person judge the greedy answers without knowing whose is whose.
@@ -204,13 +203,13 @@ def judge(
         rng: Shuffles the sides of each prompt.
     """
     tally = Tally()
-    for one in compared:
-        texts = [answer.text for answer in one.greedy]
+    for each in compared:
+        texts = [answer.text for answer in each.greedy]
         if texts[0] == texts[1]:
             tally.same += 1
             continue
         first = rng.randrange(2)  # whose answer is shown as 1
-        key = ask(one.question, texts[first], texts[1 - first])
+        key = ask(each.question, texts[first], texts[1 - first])
         if key == "q":
             break
         if key == "s":
@@ -224,14 +223,16 @@ def judge(
     return tally
 
 
-def _question(place: str, line: str) -> Question:
+def _read_prompt(position: str, line: str) -> ComparisonPrompt:
     if not line.startswith("{"):
-        return Question("", line)
+        return ComparisonPrompt("", line)
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise DataError(f"{place}: not JSON; a prompt a line, or an object with 'prompt'") from None
+        raise DataError(
+            f"{position}: not JSON; a prompt a line, or an object with 'prompt'"
+        ) from None
     kind, prompt = row.get("kind", ""), row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(kind, str):
-        raise DataError(f"{place}: needs 'prompt' as text, and 'kind', if there, as text")
-    return Question(kind, prompt)
+        raise DataError(f"{position}: needs 'prompt' as text, and 'kind', if there, as text")
+    return ComparisonPrompt(kind, prompt)

@@ -1,4 +1,4 @@
-"""What every chart is drawn with: a scale from values to pixels, axes, a legend, one style sheet.
+"""What every chart is drawn with: scales, ticks, axes, a legend, SVG elements, one style sheet.
 
 Sizes are pixels of a drawing 350 wide, which a phone shows unscaled, so that no letter of it is
 under 12 pixels; wider places scale it.
@@ -11,8 +11,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 WIDTH = 350
 TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
-_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
 MOST_COLOURS = 5
+_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
+_FACTORS = (1, 2, 5, 10, 20)  # of a power of ten: steps between ticks
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
 # A second difference, dashes or position, always stands beside the colour.
@@ -52,6 +53,37 @@ STYLE = """
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """A chart, made of SVG elements. As text it is an ``<svg>`` for a page that holds `STYLE`."""
+
+    title: str
+    height: int
+    marks: Sequence[str]
+
+    def __str__(self) -> str:
+        return _svg(self.title, (0, 0, WIDTH, self.height), self.marks)
+
+    def __html__(self) -> str:
+        """What a Jinja template inserts unescaped: every text in the marks is escaped already."""
+        return str(self)
+
+
+def standalone(*drawings: Drawing) -> str:
+    """Drawings one below the other as an SVG file, with the style sheet and a background."""
+    marks = [
+        f"<style>{escape(STYLE)}</style>",
+        '<rect x="-8" y="-4" width="100%" height="100%" '
+        'style="fill: Canvas; color-scheme: light dark"/>',
+    ]
+    top = 0
+    for drawing in drawings:
+        marks += [f'<g transform="translate(0 {top})">', *drawing.marks, "</g>"]
+        top += drawing.height + 12
+    title = ", ".join(drawing.title for drawing in drawings)
+    return _svg(title, (-8, -4, WIDTH + 16, top + 4), marks) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """From values between `low` and `high` to pixels between `start` and `end`."""
 
@@ -62,7 +94,7 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """The pixel of a value."""
         low, high = self.low, self.high
         if self.is_log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -72,7 +104,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """A plotting area with its two scales and what is drawn for them."""
+    """A plotting area: its two scales, and the SVG elements of grid and labels."""
 
     x: Scale
     y: Scale
@@ -115,6 +147,11 @@ def axes(
     return Axes(x, y, marks)
 
 
+def headings(title: str, y_label: str) -> list[str]:
+    """The title of a drawing and, above its plotting area, what y is."""
+    return [text(0, 14, title, "title"), text(0, TOP - 14, y_label)]
+
+
 def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     """Names of the series at the right, above the plotting area; none where there is only one."""
     if len(names) < 2:
@@ -132,29 +169,12 @@ def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     return marks
 
 
-def drawing(title: str, y_label: str, height: int, marks: Sequence[str]) -> str:
-    """A whole drawing, to be put into a page that holds `STYLE`."""
-    heading = [text(0, 14, title, "title"), text(0, TOP - 14, y_label)]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" '
-        f'role="img" aria-label={quoteattr(_printable(title))}>\n'
-        + "\n".join([*heading, *marks])
-        + "\n</svg>"
-    )
-
-
 def swatch(number: int) -> str:
     """A piece of the line of a series, counted from 1, for a key in the text of a page."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="plot swatch" viewBox="0 0 32 8">'
         f"{line(1, 4, 31, 4, f'line {stroke(number)}')}</svg>"
     )
-
-
-def standalone(svg: str) -> str:
-    """A drawing with the style sheet inside, for a file of its own."""
-    head, end, rest = svg.partition(">\n")
-    return f"{head}{end}<style>{escape(STYLE)}</style>\n{rest}\n"
 
 
 def stroke(number: int) -> str:
@@ -170,8 +190,8 @@ def fill(number: int) -> str:
 def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:
     """A line of text; what XML does not allow is replaced."""
     style = f' class="{css}"' if css else ""
-    where = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{where}>{escape(_printable(content))}</text>'
+    side = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{side}>{escape(_printable(content))}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
@@ -192,29 +212,14 @@ def shortened(name: str, most: int) -> str:
 
 
 def name_width(names: Sequence[str]) -> float:
-    """Room that the longest of some names takes."""
+    """Width of the longest of some names."""
     return _CHARACTER * max(map(len, names), default=0)
-
-
-def _printable(content: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in content)
-
-
-# --- Where an axis has its ticks, and how they are written.
-
-
-_FACTORS = (1, 2, 5, 10, 20)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers, evenly spaced, from at or below `low` to at or above `high`.
 
-    The step is 1, 2 or 5 times a power of ten, and the one that makes at most `count` intervals.
-
-    Args:
-        low: Least value to show, finite.
-        high: Greatest.
-        count: Most intervals.
+    The step is 1, 2 or 5 times a power of ten: the one that makes at most `count` intervals.
 
     Raises:
         ValueError: If a bound is not finite or they are the wrong way round.
@@ -222,7 +227,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ValueError(f"no axis from {low} to {high}")
     if high - low <= 1e-9 * max(abs(low), abs(high)) or high - low < 1e-300:
-        room = abs(low) / 2 or 1.0  # one value only: put it in the middle of some room
+        room = abs(low) / 2 or 1.0  # a single value: put it in the middle
         low, high = low - room, high + room
     power = math.floor(math.log10((high - low) / count))
     for factor in _FACTORS:
@@ -259,8 +264,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _decimals(value: float) -> int:
-    _, _, decimals = f"{value:.10f}".rstrip("0").partition(".")
-    return len(decimals)
+    return len(f"{value:.10f}".rstrip("0").partition(".")[2])
 
 
 def _scientific(value: float) -> str:
@@ -270,5 +274,17 @@ def _scientific(value: float) -> str:
     return _signed(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", "\u2212") if text.strip("-0.") else text.lstrip("-")
+def _signed(number: str) -> str:
+    return number.replace("-", "\u2212") if number.strip("-0.") else number.lstrip("-")
+
+
+def _svg(title: str, box: tuple[int, int, int, int], marks: Sequence[str]) -> str:
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="plot" '
+        f'viewBox="{" ".join(map(str, box))}" role="img" aria-label={quoteattr(_printable(title))}>'
+    )
+    return "\n".join([head, *marks, "</svg>"])
+
+
+def _printable(content: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in content)

@@ -1,16 +1,15 @@
-"""How far a policy has moved from its reference where it speaks itself.
+"""How far a policy has moved from its reference, on answers of its own.
 
-The objective of DPO holds back E over y ~ π of log π(y) - log π_ref(y). By the chain rule that is
-the expected sum, over the positions of an answer *of the policy's own, sampled as it is*, of the
+The objective of DPO penalises E over y ~ π of log π(y) - log π_ref(y). By the chain rule that is
+the expected sum, over the positions of an answer *sampled from the policy itself*, of the
 divergence of the two next-token distributions. So the answers are sampled from the policy at
-temperature 1; on greedy answers, or the reference's, it would be another quantity. Summing each
-position over the whole vocabulary, instead of taking the one token that was drawn, leaves less to
-chance.
+temperature 1; greedy answers, or the reference's, would give another quantity. Summing each
+position over the whole vocabulary, instead of taking the one token that was drawn, lowers the
+variance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
-from mlx_dpo.insight.scoring import Judged, next_logprobs
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, next_logprobs
 from mlx_dpo.models.generate import Answer, answer_all
 
 
@@ -63,17 +62,17 @@ class Drift:
 
 
 def measure_drift(
-    policy: Judged,
-    reference: Judged,
+    policy: LoadedModel,
+    reference: LoadedModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
     seed: int,
-    after_prompts: Callable[[int], None] = lambda count: None,
+    after_prompts: CountDone = lambda count: None,
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
 
-    Both models are in memory: a position needs both distributions at once.
+    Both models are in memory: each position needs both distributions at once.
 
     Args:
         policy: The trained model.
@@ -86,23 +85,25 @@ def measure_drift(
     Raises:
         UsageError: If the models' vocabularies differ in size.
     """
-    sample = partial(sampled, prompts=prompts, max_tokens=max_tokens, seed=seed)
-    others, answers = sample(reference), sample(policy, after_prompts=after_prompts)
+    others = sample_answers(reference, prompts, max_tokens=max_tokens, seed=seed)
+    answers = sample_answers(
+        policy, prompts, max_tokens=max_tokens, seed=seed, after_prompts=after_prompts
+    )
     return drift_along(policy.model, reference.model, prompts, answers, others)
 
 
-def sampled(
-    judged: Judged,
+def sample_answers(
+    loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
     seed: int,
-    after_prompts: Callable[[int], None] = lambda count: None,
+    after_prompts: CountDone = lambda count: None,
 ) -> list[Answer]:
-    """An answer to each prompt, at temperature 1 as the definition of the KL divergence has it."""
+    """An answer to each prompt, at temperature 1, as the KL divergence is defined."""
     return answer_all(
-        judged.model,
-        judged.chat,
+        loaded.model,
+        loaded.chat,
         prompts,
         max_tokens=max_tokens,
         temperature=1.0,
