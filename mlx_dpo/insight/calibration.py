@@ -23,14 +23,9 @@ _DRAWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceBin:
-    """Pairs of like confidence.
+    """Pairs of like confidence: its least, greatest and mean.
 
-    Attributes:
-        num_pairs: How many.
-        low: Least confidence among them.
-        high: Greatest.
-        confidence: Mean confidence.
-        right: Bets that were right; half for a margin of exactly 0.
+    `right` counts the bets that were right, half for a margin of exactly 0.
     """
 
     num_pairs: int
@@ -56,11 +51,7 @@ class Reliability:
 
 
 def reliability(margins: Sequence[float] | Floats) -> Reliability:
-    """Reliability of sigmoid(margin) over at least one pair.
-
-    Args:
-        margins: (N,) chosen minus rejected reward.
-    """
+    """Reliability of sigmoid(margin), from (N,) chosen minus rejected rewards, N at least 1."""
     margin = np.asarray(margins, dtype=np.float64)
     margin = margin[np.argsort(np.abs(margin), kind="stable")]
     # With |m| the exponential can't overflow.

@@ -19,12 +19,7 @@ from mlx_dpo.records import Message
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPrompt:
-    """A prompt to compare on.
-
-    Attributes:
-        kind: Its group: seen, unseen, off-topic, or as the file says.
-        prompt: The text of the user's turn.
-    """
+    """A user's turn to compare on, and its kind: seen, unseen, off-topic, or as the file says."""
 
     kind: str
     prompt: str
@@ -32,13 +27,7 @@ class ComparisonPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One prompt with both models' answers, model A's first.
-
-    Attributes:
-        question: The prompt.
-        greedy: The likeliest token each time.
-        sampled: Drawn, from the same seed.
-    """
+    """One prompt with both models' answers, A's first: greedy, and sampled from the same seed."""
 
     question: ComparisonPrompt
     greedy: tuple[Answer, Answer]
@@ -50,7 +39,7 @@ class Habits:
     """How a model answers the prompts of a group, greedy and sampled taken together.
 
     Attributes:
-        num_answers: Answers.
+        num_answers: Twice the prompts.
         mean_length: Tokens of an answer, the closing token among them.
         repetition: Share of word triples that came before in the same answer.
         num_closed: Answers the model ended itself.
@@ -66,14 +55,9 @@ class Habits:
 
 @dataclass(slots=True)
 class Tally:
-    """A person's preferences.
+    """A person's preferences, as numbers of prompts.
 
-    Attributes:
-        a_wins: Prompts where A's answer was the better.
-        b_wins: Prompts where B's was.
-        ties: Prompts where neither was.
-        skipped: Prompts left unjudged on purpose.
-        same: Prompts with one answer from both, which nobody is asked about.
+    `same` are those to which both models give one answer: nobody is asked about them.
     """
 
     a_wins: int = 0

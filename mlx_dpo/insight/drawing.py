@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 WIDTH = 350
 TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
-MOST_COLOURS = 5
-_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
+MOST_COLOURS = 5  # classes s1 to s5 of lines and f1 to f5 of areas, by number of the series
+CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
 _FACTORS = (1, 2, 5, 10, 20)  # of a power of ten: steps between ticks
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
@@ -54,14 +54,19 @@ STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A chart, made of SVG elements. As text it is an ``<svg>`` for a page that holds `STYLE`."""
+    """A chart: headings and SVG elements. As text it is an ``<svg>`` for a page with `STYLE`."""
 
     title: str
+    y_label: str
     height: int
     marks: Sequence[str]
 
+    def elements(self) -> list[str]:
+        """The elements, headings first."""
+        return [text(0, 14, self.title, "title"), text(0, TOP - 14, self.y_label), *self.marks]
+
     def __str__(self) -> str:
-        return _svg(self.title, (0, 0, WIDTH, self.height), self.marks)
+        return _svg(self.title, (0, 0, WIDTH, self.height), self.elements())
 
     def __html__(self) -> str:
         """What a Jinja template inserts unescaped: every text in the marks is escaped already."""
@@ -77,7 +82,7 @@ def standalone(*drawings: Drawing) -> str:
     ]
     top = 0
     for drawing in drawings:
-        marks += [f'<g transform="translate(0 {top})">', *drawing.marks, "</g>"]
+        marks += [f'<g transform="translate(0 {top})">', *drawing.elements(), "</g>"]
         top += drawing.height + 12
     title = ", ".join(drawing.title for drawing in drawings)
     return _svg(title, (-8, -4, WIDTH + 16, top + 4), marks) + "\n"
@@ -122,16 +127,11 @@ def axes(
 ) -> Axes:
     """Grid lines with the values beside them; the label of x below.
 
-    Args:
-        x_ticks: At least one.
-        y_ticks: At least two; the area reaches from the first to the last.
-        x_label: What x is, with its unit.
-        height: Of the whole drawing.
-        x_range: Values at the left and the right edge.
-        is_log: Whether x is logarithmic.
+    The area reaches over `x_range` and from the first of `y_ticks`, at least two, to the last.
+    `height` is that of the whole drawing. If `is_log`, x is logarithmic.
     """
     y_names = tick_labels(y_ticks)
-    left = round(12 + _CHARACTER * max(map(len, y_names)))
+    left = round(12 + CHARACTER * max(map(len, y_names)))
     x = Scale(*x_range, left, WIDTH - RIGHT, is_log)
     y = Scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
     marks = []
@@ -147,11 +147,6 @@ def axes(
     return Axes(x, y, marks)
 
 
-def headings(title: str, y_label: str) -> list[str]:
-    """The title of a drawing and, above its plotting area, what y is."""
-    return [text(0, 14, title, "title"), text(0, TOP - 14, y_label)]
-
-
 def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     """Names of the series at the right, above the plotting area; none where there is only one."""
     if len(names) < 2:
@@ -159,12 +154,12 @@ def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     marks = []
     right = float(WIDTH - RIGHT)
     for number, name in reversed(list(enumerate(names, 1))):
-        right -= _CHARACTER * len(name)
+        right -= CHARACTER * len(name)
         marks.append(text(right, TOP - 14, name, "name"))
         if shape == "line":
-            marks.append(line(right - 24, TOP - 18, right - 5, TOP - 18, f"line {stroke(number)}"))
+            marks.append(line(right - 24, TOP - 18, right - 5, TOP - 18, f"line s{number}"))
         else:
-            marks.append(rectangle(right - 14, TOP - 23, 9, 9, fill(number)))
+            marks.append(rectangle(right - 14, TOP - 23, 9, 9, f"f{number}"))
         right -= 34 if shape == "line" else 24
     return marks
 
@@ -173,18 +168,8 @@ def swatch(number: int) -> str:
     """A piece of the line of a series, counted from 1, for a key in the text of a page."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="plot swatch" viewBox="0 0 32 8">'
-        f"{line(1, 4, 31, 4, f'line {stroke(number)}')}</svg>"
+        f"{line(1, 4, 31, 4, f'line s{number}')}</svg>"
     )
-
-
-def stroke(number: int) -> str:
-    """Class of the line of a series, counted from 1."""
-    return f"s{(number - 1) % MOST_COLOURS + 1}"
-
-
-def fill(number: int) -> str:
-    """Class of the area of a series, counted from 1."""
-    return f"f{(number - 1) % MOST_COLOURS + 1}"
 
 
 def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:
@@ -206,14 +191,9 @@ def rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
     )
 
 
-def shortened(name: str, most: int) -> str:
-    """A name of at most so many characters."""
-    return name if len(name) <= most else name[: most - 1] + "\u2026"
-
-
-def name_width(names: Sequence[str]) -> float:
-    """Width of the longest of some names."""
-    return _CHARACTER * max(map(len, names), default=0)
+def dot(x: float, y: float, css: str) -> str:
+    """A filled circle."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{css}"/>'
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -24,19 +24,17 @@ from mlx_dpo.models.generate import Answer, answer_all
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Divergence on the policy's own answers, and how long both models' answers are.
+    """Divergence on the policy's own answers, and how both models answer.
 
     Attributes:
         num_prompts: Prompts answered.
         num_tokens: Tokens of the policy's answers, closing tokens included.
         kl_per_token: Mean KL(policy || reference) of a position, in nats.
         kl_per_answer: Mean of its sum over an answer, in nats.
-        policy_length: Mean tokens of an answer of the policy.
-        reference_length: The same of the reference.
-        policy_cut: Answers of the policy that reached the limit.
-        reference_cut: The same of the reference.
-        policy_repetition: Share of word triples that came before in the same answer.
-        reference_repetition: The same of the reference.
+        policy_length, reference_length: Mean tokens of an answer.
+        policy_cut, reference_cut: Answers that reached the limit.
+        policy_repetition, reference_repetition: Share of word triples that came before in the same
+            answer.
     """
 
     num_prompts: int
@@ -68,6 +66,7 @@ def measure_drift(
     *,
     max_tokens: int,
     seed: int,
+    reference_answers: Sequence[Answer] | None = None,
     after_prompts: CountDone = lambda count: None,
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
@@ -80,59 +79,20 @@ def measure_drift(
         prompts: Ids of at least one prompt.
         max_tokens: Longest answer.
         seed: Prompt i is sampled with seed + i, by both.
-        after_prompts: Called with how many more are answered by both.
+        reference_answers: The reference's, where they were sampled before in the same way.
+        after_prompts: Called with how many more the policy has answered.
 
     Raises:
         UsageError: If the models' vocabularies differ in size.
     """
-    others = sample_answers(reference, prompts, max_tokens=max_tokens, seed=seed)
+    others = reference_answers or sample_answers(
+        reference, prompts, max_tokens=max_tokens, seed=seed
+    )
     answers = sample_answers(
         policy, prompts, max_tokens=max_tokens, seed=seed, after_prompts=after_prompts
     )
-    return drift_along(policy.model, reference.model, prompts, answers, others)
-
-
-def sample_answers(
-    loaded: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    seed: int,
-    after_prompts: CountDone = lambda count: None,
-) -> list[Answer]:
-    """An answer to each prompt, at temperature 1, as the KL divergence is defined."""
-    return answer_all(
-        loaded.model,
-        loaded.chat,
-        prompts,
-        max_tokens=max_tokens,
-        temperature=1.0,
-        seed=seed,
-        after_prompts=after_prompts,
-    )
-
-
-def drift_along(
-    policy: nn.Module,
-    reference: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    others: Sequence[Answer],
-) -> Drift:
-    """Compare two models along the policy's answers.
-
-    Args:
-        policy: The trained model.
-        reference: The model it was trained from.
-        prompts: Ids of at least one prompt.
-        answers: Sampled from the policy, one a prompt.
-        others: Sampled from the reference.
-
-    Raises:
-        UsageError: If the models' vocabularies differ in size.
-    """
     divergence = sum(
-        float(token_kl(policy, reference, prompt, answer.ids).sum())
+        float(token_kl(policy.model, reference.model, prompt, answer.ids).sum())
         for prompt, answer in zip(prompts, answers, strict=True)
     )
     num_tokens = sum(len(a.ids) for a in answers)
@@ -147,6 +107,24 @@ def drift_along(
         reference_cut=sum(not a.closed for a in others),
         policy_repetition=repetition(a.text for a in answers),
         reference_repetition=repetition(a.text for a in others),
+    )
+
+
+def sample_answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int,
+    after_prompts: CountDone = lambda count: None,
+) -> list[Answer]:
+    """An answer to each prompt, at temperature 1, as the KL divergence is defined."""
+    return answer_all(
+        *(loaded.model, loaded.chat, prompts),
+        max_tokens=max_tokens,
+        temperature=1.0,
+        seed=seed,
+        after_prompts=after_prompts,
     )
 
 
@@ -165,6 +143,9 @@ def token_kl(
 
     Returns:
         float32 (T,).
+
+    Raises:
+        UsageError: If the vocabularies differ in size.
     """
     parts = []
     chunks = (next_logprobs(model, prompt, answer) for model in (policy, reference))

@@ -38,9 +38,7 @@ class GroupScore:
             is 0 by construction: every reward is 0.
         logprob_accuracy_before: Share with log p(chosen) > log p(rejected) under the reference.
         logprob_accuracy_after: The same under the policy.
-        margin: Mean of chosen minus rejected reward.
-        chosen_reward: Mean implicit reward of the chosen responses.
-        rejected_reward: Mean implicit reward of the rejected responses.
+        margin, chosen_reward, rejected_reward: Means; margin is chosen minus rejected reward.
         loss: Mean DPO loss, in nats.
     """
 
@@ -68,8 +66,8 @@ class LengthGroup:
     Attributes:
         name: "chosen longer", "length-matched" or "chosen shorter".
         num_pairs: Pairs in it.
-        reward_wins: Those whose chosen reward is the greater.
-        logprob_wins_before: Those with log p(chosen) > log p(rejected) under the reference.
+        reward_wins: Pairs whose chosen reward is the greater.
+        logprob_wins_before: Pairs with log p(chosen) > log p(rejected) under the reference.
         logprob_wins_after: The same under the policy.
     """
 

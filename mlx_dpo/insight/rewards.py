@@ -31,14 +31,7 @@ AnswerIds = tuple[list[int], list[int]]  # ids of a prompt and of an answer to i
 
 @dataclass(frozen=True, slots=True)
 class TokenReward:
-    """What one token adds to an answer's reward.
-
-    Attributes:
-        token: Its text.
-        logprob: Under the policy, after all before it, in nats.
-        reference_logprob: Under the reference.
-        reward: beta times their difference.
-    """
+    """What one token, after all before it, adds to an answer's reward; log-probs in nats."""
 
     token: str
     logprob: float
@@ -48,12 +41,12 @@ class TokenReward:
 
 @dataclass(frozen=True, slots=True)
 class AnswerReward:
-    """The implicit reward of an answer.
+    """The implicit reward of an answer; log-probs are sums over its tokens, in nats.
 
     Attributes:
         num_tokens: Tokens scored, the closing token among them.
-        logprob: Sum over the tokens under the policy, in nats.
-        reference_logprob: The same under the reference.
+        logprob: Under the policy.
+        reference_logprob: Under the reference.
         reward: beta times their difference.
         tokens: What each token adds; None where that was not asked for.
     """

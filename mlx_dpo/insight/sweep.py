@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.drift import Drift, drift_along, sample_answers
+from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
 from mlx_dpo.insight.evaluation import GroupScore, score_groups, spread_prompts
 from mlx_dpo.insight.report.record import RunRecord, read_run
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn, open_model
@@ -21,14 +21,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class BetaOutcome:
-    """The finished run of one beta.
-
-    Attributes:
-        beta: Of the run.
-        score: Of all held-out pairs.
-        drift: Of the policy from its reference, on held-out prompts.
-        warnings: Signs of collapse.
-    """
+    """A finished run of a sweep: score of all held-out pairs, drift, and signs of collapse."""
 
     beta: float
     score: GroupScore
@@ -76,10 +69,13 @@ def sweep_outcomes(
         def measure(policy: LoadedModel) -> None:
             folder = next(waiting)
             begin(folder, len(prompts))
-            answers = sample_answers(
-                policy, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED, after_prompts=after_prompts
+            drift = measure_drift(
+                *(policy, reference, prompts),
+                max_tokens=ANSWER_TOKENS,
+                seed=_SEED,
+                reference_answers=others,
+                after_prompts=after_prompts,
             )
-            drift = drift_along(policy.model, reference.model, prompts, answers, others)
             drifts[folder] = drift
             record = {"asked": asked, "drift": asdict(drift)}
             write_file(folder / "run" / _FILE, json.dumps(record, indent=2) + "\n")

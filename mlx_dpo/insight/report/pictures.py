@@ -4,18 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mlx_dpo.insight import drawing as draw
 from mlx_dpo.insight.audit.bias import Lengths, histogram
 from mlx_dpo.insight.calibration import Reliability
-from mlx_dpo.insight.charts import (
-    Bars,
-    Point,
-    ReliabilityPoint,
-    Series,
-    bar_chart,
-    line_chart,
-    reliability_diagram,
-)
-from mlx_dpo.insight.drawing import Drawing
+from mlx_dpo.insight.charts import HEIGHT, Bars, Point, Series, bar_chart, line_chart
+from mlx_dpo.insight.drawing import Drawing, nice_ticks
 from mlx_dpo.insight.evaluation import GroupScore, wilson_interval
 from mlx_dpo.insight.report.record import Rows, RunRecord
 from mlx_dpo.insight.sweep import BetaOutcome
@@ -118,12 +111,27 @@ def accuracy_by_kind(groups: Sequence[GroupScore]) -> Drawing:
 
 
 def calibration_diagram(calibration: Reliability) -> Drawing:
-    """The reliability diagram of the held-out pairs."""
-    points = [
-        ReliabilityPoint(b.confidence, b.right / b.num_pairs, wilson_interval(b.right, b.num_pairs))
-        for b in calibration.bins
+    """How sure a policy is of its picks against how often they are right, with the diagonal."""
+    area = draw.axes(
+        nice_ticks(0.5, 1.0),
+        nice_ticks(0.0, 1.0),
+        x_label="predicted: \u03c3(|margin|)",
+        height=HEIGHT,
+        x_range=(0.5, 1.0),
+    )
+    x, y = area.x, area.y
+    marks = [
+        *area.marks,
+        draw.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
+        draw.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
     ]
-    return reliability_diagram("Calibration, held out", points)
+    for each in calibration.bins:
+        at = x(each.confidence)
+        low, high = wilson_interval(each.right, each.num_pairs)
+        marks.append(draw.line(at, y(low), at, y(high), "whisker"))
+        marks.append(draw.dot(at, y(each.right / each.num_pairs), "f1"))
+    y_label = "share of picks that are right (95 % interval)"
+    return Drawing("Calibration, held out", y_label, HEIGHT, marks)
 
 
 def length_histogram(gaps: Lengths) -> Drawing:

@@ -25,11 +25,11 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class RunCost:
-    """Sums over the steps of a run.
+    """Sums over the timed steps of a run.
 
     Attributes:
-        steps: Steps that were timed.
-        seconds: All of them.
+        steps: Their number.
+        seconds: All of their time.
         pairs: Pairs trained on.
         phases: Name and seconds of each; what is in none of them is the last, "the rest".
         peak: GiB, the most that MLX's arrays took.
@@ -63,8 +63,7 @@ class RunRecord:
         timings: A row a step: seconds by phase, tokens, peak memory.
         samples: Answers sampled during the run.
         kinds: Kinds of the N held-out pairs.
-        policy: float32 (2, N), log-probs of the held-out pairs after training.
-        reference: float32 (2, N), before.
+        policy, reference: float32 (2, N), their log-probs after training and before.
         answers: Prompts answered before and after.
         is_finished: Whether the run came to its end.
     """
