@@ -25,13 +25,10 @@ def answer_signs(
     cut: PolicyAndReference,
     repeated: PolicyAndReference,
 ) -> list[str]:
-    """What is suspicious about a policy's answers beside its reference's.
+    """What is suspicious about a policy's answers beside as many of its reference's.
 
-    Args:
-        num_answers: Answers of each.
-        length: Mean tokens of an answer, of the policy and of the reference.
-        cut: Answers that reached the limit.
-        repeated: Their `repetition`.
+    Each pair of numbers is the policy's and the reference's: mean tokens of an answer, answers that
+    reached the limit, and their `repetition`.
     """
     signs = []
     ratio = length[0] / max(1.0, length[1])

@@ -85,8 +85,7 @@ class Tally:
 def read_questions(path: Path | None) -> list[ComparisonPrompt]:
     """Prompts of a file: a prompt a line, or an object with `prompt` and perhaps `kind` a line.
 
-    Args:
-        path: The file; None takes the set that comes with the package.
+    Without a file, the set that comes with the package.
 
     Raises:
         UsageError: If it can't be read.
@@ -118,15 +117,10 @@ def compare(
     seed: int,
     after_questions: CountDone = lambda count: None,
 ) -> list[Compared]:
-    """Answers of both models, one of them in memory at a time.
+    """Answers of models A and B, one of them in memory at a time.
 
-    Args:
-        names: Models A and B, by folder or hub id.
-        questions: The prompts.
-        max_tokens: Longest answer.
-        temperature: Of the sampled answers.
-        seed: Prompt i is sampled with seed + i, by both models.
-        after_questions: Called with how many more prompts a model has answered.
+    Each prompt is answered greedily and at `temperature`; prompt i is sampled with seed + i by both
+    models. `after_questions` is called with how many more prompts a model has answered.
 
     Raises:
         UsageError: If a model can't be loaded.
@@ -180,11 +174,8 @@ def judge_blind(
 ) -> Tally:
     """Let a person judge the greedy answers without knowing whose is whose.
 
-    Args:
-        compared: Prompts with answers.
-        ask: Shown a prompt and two answers, returns "1", "2", "t" for a tie, "s" to skip, or "q"
-            to stop.
-        rng: Shuffles the sides of each prompt.
+    `ask` shows a prompt and two answers, and returns "1", "2", "t" for a tie, "s" to skip, or "q"
+    to stop. `rng` shuffles the sides of each prompt.
     """
     tally = Tally()
     for each in compared:

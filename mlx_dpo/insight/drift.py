@@ -71,16 +71,9 @@ def measure_drift(
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
 
-    Both models are in memory: each position needs both distributions at once.
-
-    Args:
-        policy: The trained model.
-        reference: The model it was trained from.
-        prompts: Ids of at least one prompt.
-        max_tokens: Longest answer.
-        seed: Prompt i is sampled with seed + i, by both.
-        reference_answers: The reference's, where they were sampled before in the same way.
-        after_prompts: Called with how many more the policy has answered.
+    Both models are in memory: each position needs both distributions at once. Prompt i, of at least
+    one, is sampled with seed + i by both; `reference_answers` are the reference's where they were
+    sampled before in the same way. `after_prompts` counts those that the policy has answered.
 
     Raises:
         UsageError: If the models' vocabularies differ in size.
@@ -133,16 +126,8 @@ def token_kl(
 ) -> npt.NDArray[np.float32]:
     """KL(policy || reference) of the next token at each position of an answer, in nats.
 
-    Exact, over the whole vocabulary. Logits are alive for one chunk of positions only.
-
-    Args:
-        policy: A model.
-        reference: A model of the same vocabulary.
-        prompt: At least one id.
-        answer: T ids.
-
-    Returns:
-        float32 (T,).
+    Exact, over the whole vocabulary. Logits are alive for one chunk of positions only. The prompt
+    has at least one id; T ids of an answer give float32 (T,).
 
     Raises:
         UsageError: If the vocabularies differ in size.

@@ -117,16 +117,8 @@ def assess(
 ) -> Assessment:
     """Score pairs under both models, then let both answer some of the prompts.
 
-    Args:
-        policy: The trained model.
-        reference: The model it was trained from.
-        preferences: Held-out rows.
-        beta: The beta of the run.
-        max_length: Tokens kept of prompt + response.
-        num_prompts: Prompts to answer, spread over the rows; 0 leaves drift unmeasured.
-        max_tokens: Longest answer.
-        seed: Decides what is sampled.
-        progress: Called as pairs are scored and prompts answered.
+    Pairs are cut to `max_length` tokens of prompt + response. `num_prompts` prompts, spread over
+    the rows, are answered in at most `max_tokens`; 0 leaves drift unmeasured.
 
     Raises:
         UsageError: If the models have different tokenizers.
@@ -186,9 +178,9 @@ def score_groups(
 
     Args:
         policy: float32 (2, N), chosen and rejected log-probs after training.
-        reference: float32 (2, N), before training.
+        reference: The same before training.
         kinds: N names.
-        beta: The beta of the run.
+        beta: That of the run.
     """
     rows = np.array(kinds)
     groups = [_score("all", policy, reference, beta)]
@@ -205,12 +197,7 @@ def group_by_length(
     """Wins where chosen is the longer answer, as long, or shorter; a group may be empty.
 
     A policy that has learned length is right in the first and wrong in the last. Pairs are matched
-    that differ by at most a tenth of the longer response, or by one token.
-
-    Args:
-        policy: float32 (2, N), chosen and rejected log-probs.
-        reference: float32 (2, N).
-        examples: N pairs.
+    that differ by at most a tenth of the longer response, or by one token. Log-probs are (2, N).
     """
     _, chosen, rejected = lengths(examples).T
     allowed = np.maximum(1, TOLERANCE * np.maximum(chosen, rejected))
@@ -253,15 +240,9 @@ def spread_prompts(preferences: Sequence[Preference], count: int) -> list[Prefer
 def held_out_of_run(
     preferences: Sequence[Preference], data: str, record: dict[str, Any]
 ) -> list[Preference] | None:
-    """The rows a model was not trained on, where they are of the file it was trained on.
+    """The rows of a file named `data` that a model was not trained on, by its ``dpo.json``.
 
-    Args:
-        preferences: The rows of a file.
-        data: Its name.
-        record: The model's ``dpo.json``.
-
-    Returns:
-        None where it is another file, by its name or its ids.
+    None where the model was trained on another file, by its name or its ids.
     """
     try:
         file, split = record["data"]["file"], record["data"]["split"]

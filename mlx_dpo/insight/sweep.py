@@ -46,13 +46,9 @@ def sweep_outcomes(
 ) -> list[BetaOutcome]:
     """Score the finished runs of a sweep, which are alike but for beta, and measure their drift.
 
-    The reference answers once for all of them. A drift that was measured before is read instead.
-
-    Args:
-        folders: Each holds a `run` and its `model`.
-        num_prompts: Held-out prompts that are answered.
-        begin: Called before a run's answers are sampled, with how many.
-        after_prompts: Called with how many more prompts a policy has answered.
+    Each folder holds a `run` and its `model`. The reference answers the held-out prompts once for
+    all of them. A drift that was measured before is read instead. `begin` is called before a run's
+    answers are sampled, with how many; `after_prompts` with how many more are answered.
 
     Raises:
         UsageError: If a file or model is not there.

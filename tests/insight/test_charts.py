@@ -6,8 +6,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mlx_dpo.insight.charts import Bars, Series, bar_chart, line_chart
-from mlx_dpo.insight.drawing import STYLE, WIDTH, Drawing, standalone
+from mlx_dpo.insight.charts import (
+    STYLE,
+    WIDTH,
+    Bars,
+    Drawing,
+    Series,
+    bar_chart,
+    line_chart,
+    standalone,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "<script>alert(1)</script> & \"'\x1b\x00\ud83d"

@@ -80,11 +80,6 @@ def in_tokens(
 ) -> Measures:
     """Lengths in tokens, template and closing token counted as in training.
 
-    Args:
-        preferences: The rows.
-        chat: The model's conversation format.
-        after_rows: Called with how many more are done.
-
     Raises:
         DataError: If the chat template refuses a row.
     """

@@ -34,12 +34,7 @@ _SHOWN = 20  # rows a check of bias names; the widest gaps
 
 @dataclass(frozen=True, slots=True)
 class FlaggedRows:
-    """Rows to look at.
-
-    Attributes:
-        rows: Positions in the file, from 1.
-        note: What is the matter with them.
-    """
+    """Rows to look at, by their positions in the file, from 1, and what is the matter with them."""
 
     rows: tuple[int, ...]
     note: str
@@ -47,14 +42,9 @@ class FlaggedRows:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One verdict.
+    """The verdict on one thing: "ok", "look", "stop" or "not checked".
 
-    Attributes:
-        name: What was checked.
-        verdict: "ok", "look", "stop" or "not checked".
-        reason: Why, with the figures.
-        findings: Rows to look at, the worst first.
-        figures: The same as numbers.
+    `reason` says why in words, `figures` in numbers; the worst `findings` come first.
     """
 
     name: str
@@ -71,14 +61,10 @@ def audit(
     max_length: int,
     eval_preferences: Sequence[Preference] | None = None,
 ) -> list[Check]:
-    """Every check, in the order they are shown.
+    """Every check of at least one row to train on, in the order they are shown.
 
-    Args:
-        preferences: The rows to train on, at least one.
-        measures: Their lengths.
-        max_length: Tokens training would keep of prompt + response.
-        eval_preferences: Held-out rows in a file of their own; None looks at the split that
-            training would make of `preferences`.
+    Training would keep `max_length` tokens of prompt + response. `eval_preferences` are held-out
+    rows in a file of their own; None looks at the split that training would make.
     """
     rows = [*preferences, *(eval_preferences or [])]
     shingles = copies.shingle_sets([bias.pair_texts(p) for p in rows])
@@ -231,10 +217,8 @@ def check_leaks(
 ) -> Check:
     """Held-out pairs that training has seen measure memory.
 
-    Args:
-        preferences: Rows to train on, and to hold out of where there is no other file.
-        eval_preferences: Rows of the held-out file.
-        shingles: Word triples of all rows, those of the held-out file last.
+    Without `eval_preferences`, the split of training is checked. `shingles` are the word triples of
+    all rows, those of the held-out file last.
     """
     name = "held-out leaks"
     num = len(preferences)

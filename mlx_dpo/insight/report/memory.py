@@ -8,8 +8,7 @@ from typing import Any
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, write_file
-from mlx_dpo.insight.charts import Bars, Series, bar_chart, line_chart
-from mlx_dpo.insight.drawing import Drawing, standalone
+from mlx_dpo.insight.charts import Bars, Drawing, Series, bar_chart, line_chart, standalone
 from mlx_dpo.insight.report.page import fill_template
 from mlx_dpo.runs.profile import Sample
 

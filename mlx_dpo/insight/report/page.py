@@ -15,8 +15,8 @@ from mlx_dpo.files import write_file
 from mlx_dpo.insight.audit.bias import Measures, in_words
 from mlx_dpo.insight.audit.checks import check_length
 from mlx_dpo.insight.calibration import reliability
+from mlx_dpo.insight.charts import MOST_COLOURS, STYLE, swatch
 from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.drawing import MOST_COLOURS, STYLE, swatch
 from mlx_dpo.insight.evaluation import margins, score_groups
 from mlx_dpo.insight.report import pictures
 from mlx_dpo.insight.report.record import RunRecord, read_run
@@ -35,13 +35,10 @@ def write_report(
     sweep: Sequence[BetaOutcome] = (),
     failed: Sequence[FailedBeta] = (),
 ) -> Path:
-    """Write the page of one run, or of some one after the other.
+    """Write the page of one run, or of some one after the other; returns its path.
 
-    Args:
-        folders: Run folders, at least one.
-        out: The file; by default `report.html` in the first folder.
-        sweep: Results of each beta, where the runs are a sweep.
-        failed: Betas of it without a finished run.
+    By default the page is `report.html` in the first folder. Where the runs are a sweep, `sweep`
+    holds the results of each beta, and `failed` the betas without a finished run.
 
     Raises:
         UsageError: If a folder holds no run.

@@ -4,11 +4,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_dpo.insight import drawing as draw
+from mlx_dpo.insight import charts
 from mlx_dpo.insight.audit.bias import Lengths, histogram
 from mlx_dpo.insight.calibration import Reliability
-from mlx_dpo.insight.charts import HEIGHT, Bars, Point, Series, bar_chart, line_chart
-from mlx_dpo.insight.drawing import Drawing, nice_ticks
+from mlx_dpo.insight.charts import (
+    HEIGHT,
+    Bars,
+    Drawing,
+    Point,
+    Series,
+    bar_chart,
+    line_chart,
+    nice_ticks,
+)
 from mlx_dpo.insight.evaluation import GroupScore, wilson_interval
 from mlx_dpo.insight.report.record import Rows, RunRecord
 from mlx_dpo.insight.sweep import BetaOutcome
@@ -61,18 +69,18 @@ def curves_together(runs: Sequence[RunRecord]) -> list[Drawing]:
             lines.append(Series(run.folder.name, points))
         return lines
 
-    charts = [together("Loss, training", "nats", training("loss"), levels=_UNTRAINED)]
+    drawings = [together("Loss, training", "nats", training("loss"), levels=_UNTRAINED)]
     for title, key in (
         (f"{word.capitalize()} margin, training", "reward_margin"),
         (f"Chosen {word}, training", "chosen_reward"),
         (f"Rejected {word}, training", "rejected_reward"),
     ):
-        charts.append(together(title, unit, training(key, of_rewards=True)))
+        drawings.append(together(title, unit, training(key, of_rewards=True)))
     if any(len(run.held_out) > 1 for run in runs):  # a dot a run says less than the tables do
         title, unit = "Reward accuracy, held out", "share of pairs"
         lines = [Series(r.folder.name, _points(r.held_out, "accuracy"), (), True) for r in runs]
-        charts.append(together(title, unit, lines, y_range=(0.0, 1.0)))
-    return [*charts, together("Gradient norm, before clipping", "L2", training("grad_norm"))]
+        drawings.append(together(title, unit, lines, y_range=(0.0, 1.0)))
+    return [*drawings, together("Gradient norm, before clipping", "L2", training("grad_norm"))]
 
 
 def against_beta(outcomes: Sequence[BetaOutcome]) -> list[Drawing]:
@@ -112,24 +120,23 @@ def accuracy_by_kind(groups: Sequence[GroupScore]) -> Drawing:
 
 def calibration_diagram(calibration: Reliability) -> Drawing:
     """How sure a policy is of its picks against how often they are right, with the diagonal."""
-    area = draw.axes(
+    area = charts.axes(
         nice_ticks(0.5, 1.0),
         nice_ticks(0.0, 1.0),
         x_label="predicted: \u03c3(|margin|)",
-        height=HEIGHT,
         x_range=(0.5, 1.0),
     )
     x, y = area.x, area.y
     marks = [
         *area.marks,
-        draw.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
-        draw.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
+        charts.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
+        charts.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
     ]
     for each in calibration.bins:
         at = x(each.confidence)
         low, high = wilson_interval(each.right, each.num_pairs)
-        marks.append(draw.line(at, y(low), at, y(high), "whisker"))
-        marks.append(draw.dot(at, y(each.right / each.num_pairs), "f1"))
+        marks.append(charts.line(at, y(low), at, y(high), "whisker"))
+        marks.append(charts.dot(at, y(each.right / each.num_pairs), "f1"))
     y_label = "share of picks that are right (95 % interval)"
     return Drawing("Calibration, held out", y_label, HEIGHT, marks)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.drawing import MOST_COLOURS
+from mlx_dpo.insight.charts import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
 from mlx_dpo.preferences import reader
 from mlx_dpo.preferences.json_text import RawRow, raw_rows
