@@ -54,12 +54,9 @@ class LoadedModel:
         Raises:
             UsageError: If it can't embed them.
         """
-        check_ids(
-            self.model,
-            self.folder,
-            largest_id=max((max(ids, default=0) for e in examples for ids in e), default=0),
-            longest=max((len(e.prompt_ids) + max(map(len, e[1:])) for e in examples), default=0),
-        )
+        largest = max((max(ids, default=0) for e in examples for ids in e), default=0)
+        longest = max((len(e.prompt_ids) + max(map(len, e[1:])) for e in examples), default=0)
+        check_ids(self.model, self.folder, largest_id=largest, longest=longest)
 
 
 def open_model(name: str) -> LoadedModel:

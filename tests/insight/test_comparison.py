@@ -85,20 +85,20 @@ def test_ties_count_half_skips_not_at_all_and_q_ends_it() -> None:
 
 def test_both_models_answer_from_one_seed() -> None:
     questions = [ComparisonPrompt("", "Hello"), ComparisonPrompt("", "Tell me more")]
-    told: list[int] = []
+    counts: list[int] = []
     found = compare(
         (str(ORACLE), str(ORACLE)),
         questions,
         max_tokens=8,
         temperature=1.0,
         seed=4,
-        after_questions=told.append,
+        after_questions=counts.append,
     )
     assert [one.question for one in found] == questions
     assert all(one.sampled[0] == one.sampled[1] for one in found)
     assert all(one.greedy[0] == one.greedy[1] for one in found)
     assert any(one.greedy[0] != one.sampled[0] for one in found)
-    assert sum(told) == 4
+    assert sum(counts) == 4
 
 
 def test_a_prompt_file_is_lines_or_json_lines(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ def test_each_prompt_gets_the_answer_it_gets_alone_from_its_own_seed(
     monkeypatch.setattr(generate, "batches_exactly", lambda model, prompts: is_batchable)
     model, tokenizer = load_folder(ORACLE)
     chat = chat_format(tokenizer)
-    told: list[int] = []
+    counts: list[int] = []
     found = answer_all(
         *(model, chat, PROMPTS),
         max_tokens=9,
         temperature=temperature,
         seed=3,
-        after_prompts=told.append,
+        after_prompts=counts.append,
     )
     alone = [
         answer_ids(model, chat, ids, max_tokens=9, temperature=temperature, seed=3 + place)
@@ -34,4 +34,4 @@ def test_each_prompt_gets_the_answer_it_gets_alone_from_its_own_seed(
     ]
     assert found == alone
     assert len({tuple(one.ids) for one in found}) > 1, "equal answers would prove little"
-    assert told == ([2, 2, 1] if is_batchable else [1] * 5)
+    assert counts == ([2, 2, 1] if is_batchable else [1] * 5)

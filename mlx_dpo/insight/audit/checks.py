@@ -338,8 +338,7 @@ def _leaks(
     for row, is_out in enumerate(is_held):
         if not is_out:
             trained.setdefault(copies.prompt_key(rows[row]), row)
-            if index.most_like(shingles[row]) is None:
-                index.add(row, shingles[row])
+            index.match_or_add(row, shingles[row])
     same, near = [], []
     for row, is_out in enumerate(is_held):
         if is_out and (known := trained.get(copies.prompt_key(rows[row]))) is not None:

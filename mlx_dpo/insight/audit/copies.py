@@ -73,23 +73,15 @@ def near_copies(shingles: Sequence[Shingles], skip: set[int]) -> list[tuple[int,
     """Rows much like an earlier one: ``(row, the earlier row, similarity)``.
 
     A row that is like an earlier one is not compared with later ones itself, so a crowd of like
-    rows names one row they are like, and costs no square of its size.
-
-    Args:
-        shingles: One set a row, from `shingle_sets`.
-        skip: Rows to leave out.
+    rows names one row they are like, and costs no square of its size. `shingles` holds one set a
+    row, from `shingle_sets`; rows in `skip` are left out.
     """
     index = NearIndex()
-    matches = []
-    for row, own in enumerate(shingles):
-        if row in skip:
-            continue
-        match = index.most_like(own)
-        if match is None:
-            index.add(row, own)
-        else:
-            matches.append((row, *match))
-    return matches
+    return [
+        (row, *match)
+        for row, own in enumerate(shingles)
+        if row not in skip and (match := index.match_or_add(row, own)) is not None
+    ]
 
 
 class NearIndex:
@@ -99,11 +91,14 @@ class NearIndex:
         self._rows: dict[int, Shingles] = {}
         self._by_shingle: dict[int, list[int]] = defaultdict(list)
 
-    def add(self, row: int, shingles: Shingles) -> None:
-        """Make a row findable."""
-        self._rows[row] = shingles
-        for shingle in _rarest(shingles):
-            self._by_shingle[shingle].append(row)
+    def match_or_add(self, row: int, shingles: Shingles) -> tuple[int, float] | None:
+        """The row most like this one; None where none is, and this one is added."""
+        match = self.most_like(shingles)
+        if match is None:
+            self._rows[row] = shingles
+            for shingle in _rarest(shingles):
+                self._by_shingle[shingle].append(row)
+        return match
 
     def most_like(self, shingles: Shingles) -> tuple[int, float] | None:
         """The most similar row and its Jaccard similarity, if that is at least `NEAR`."""
