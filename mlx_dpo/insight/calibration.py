@@ -37,12 +37,10 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How far confidence and outcome agree.
+    """How far confidence and outcome agree, in bins of equal count, least confident first.
 
-    Attributes:
-        bins: Of equal count as far as it goes, least confident first.
-        ece: Expected calibration error: mean over pairs of |accuracy - confidence| of their bin.
-        ece_by_chance: The mean of the same for a perfectly calibrated policy on so many pairs.
+    `ece` is the expected calibration error: the mean over pairs of |accuracy - confidence| of their
+    bin. `ece_by_chance` is its mean for a perfectly calibrated policy on so many pairs.
     """
 
     bins: list[ConfidenceBin]

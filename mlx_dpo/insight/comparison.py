@@ -39,10 +39,9 @@ class Habits:
     """How a model answers the prompts of a group, greedy and sampled taken together.
 
     Attributes:
-        num_answers: Twice the prompts.
+        num_answers: Twice the prompts; `num_closed` of them the model ended itself.
         mean_length: Tokens of an answer, the closing token among them.
         repetition: Share of word triples that came before in the same answer.
-        num_closed: Answers the model ended itself.
         num_different: Different texts among the greedy answers.
     """
 

@@ -36,8 +36,8 @@ class GroupScore:
         num_pairs: Pairs in the group.
         reward_accuracy: Share whose chosen implicit reward is strictly greater. Before training it
             is 0 by construction: every reward is 0.
-        logprob_accuracy_before: Share with log p(chosen) > log p(rejected) under the reference.
-        logprob_accuracy_after: The same under the policy.
+        logprob_accuracy_before, logprob_accuracy_after: Share with log p(chosen) > log p(rejected)
+            under the reference, and under the policy.
         margin, chosen_reward, rejected_reward: Means; margin is chosen minus rejected reward.
         loss: Mean DPO loss, in nats.
     """
@@ -61,14 +61,10 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class LengthGroup:
-    """Pairs alike in which answer is the longer one.
+    """Pairs alike in which answer is the longer one; on how many of them the chosen answer wins.
 
-    Attributes:
-        name: "chosen longer", "length-matched" or "chosen shorter".
-        num_pairs: Pairs in it.
-        reward_wins: Pairs whose chosen reward is the greater.
-        logprob_wins_before: Pairs with log p(chosen) > log p(rejected) under the reference.
-        logprob_wins_after: The same under the policy.
+    It wins by reward, and by log-prob under the reference (before) and the policy (after). `name`
+    is "chosen longer", "length-matched" or "chosen shorter".
     """
 
     name: str
@@ -84,8 +80,7 @@ class Assessment:
 
     Attributes:
         pairs: The pairs, and what became of the rows they came from.
-        policy: float32 (2, N), log-probs under the policy.
-        reference: float32 (2, N), under the reference.
+        policy, reference: float32 (2, N), log-probs under each.
         choice: How the policy's log-probs were computed, and why not faster.
         groups: Scores of all pairs and of each kind.
         lengths: Wins where chosen is longer, as long, shorter.

@@ -34,12 +34,8 @@ T = TypeVar("T")
 class LoadedModel:
     """A model in memory that is scored, and never changed.
 
-    Attributes:
-        name: As it was given.
-        model: Called as ``model(ids, cache=...)``; frozen.
-        chat: Its conversation format.
-        folder: Where it lies.
-        record: Its ``dpo.json``, which describes the run that made it; empty where there is none.
+    `name` is as it was given; `model` is frozen and called as ``model(ids, cache=...)``; `record`
+    is its ``dpo.json``, which describes the run that made it, empty where there is none.
     """
 
     name: str
@@ -111,11 +107,9 @@ def check_same_tokens(chat: ChatFormat, loaded: LoadedModel) -> None:
 
 
 class PairScores(NamedTuple):
-    """Log-probs of pairs under a model.
+    """Log-probs of pairs, float32 (2, N), chosen and rejected, in nats; and how they were computed.
 
-    Attributes:
-        logprobs: float32 (2, N), chosen and rejected, in nats.
-        choice: The scoring path, and why faster ones were not taken.
+    `choice` holds the scoring path, and why faster ones were not taken.
     """
 
     logprobs: Logprobs

@@ -143,13 +143,7 @@ def histogram(gaps: Lengths, bars_each_side: int = 4) -> list[GapBar]:
 
 @dataclass(frozen=True, slots=True)
 class Bet:
-    """How a rule fares on pairs.
-
-    Attributes:
-        wins: Pairs whose chosen answer has the larger value.
-        ties: Pairs whose answers have the same.
-        num_pairs: Pairs in all.
-    """
+    """A rule's record: pairs whose chosen answer has the larger value, or the same (ties)."""
 
     wins: int
     ties: int

@@ -19,7 +19,6 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig
 
 OK, LOOK, STOP, UNCHECKED = "ok", "look", "stop", "not checked"
-LENGTH, BY_KIND = "length bias", "length by kind"
 
 # A bet that wins outside these shares is worth a look, once chance is ruled out. With its whole
 # interval outside LOPSIDED, where training warns as well, the model can win without reading.
@@ -116,7 +115,7 @@ def check_length(measures: Measures) -> Check:
         verdict = max(verdict, bet_verdict(characters), key=[OK, LOOK, STOP].index)
         reason += f"; counted in characters {characters}"
         figures["characters"] = characters.figures()
-    return Check(LENGTH, verdict, reason, _widest(gaps, score, measures.unit), figures)
+    return Check("length bias", verdict, reason, _widest(gaps, score, measures.unit), figures)
 
 
 def check_surface(preferences: Sequence[Preference]) -> list[Check]:
@@ -163,7 +162,7 @@ def check_kinds(preferences: Sequence[Preference], measures: Measures) -> Check:
             f'"the longer one wins" is right in {min(shares):.2f} to {max(shares):.2f} of the '
             f"{len(table)} kinds, none beyond chance and {LOPSIDED[1]}"
         )
-    return Check(BY_KIND, verdict, reason, [], {"kinds": table})
+    return Check("length by kind", verdict, reason, [], {"kinds": table})
 
 
 def check_copies(preferences: Sequence[Preference], shingles: Sequence[Shingles]) -> list[Check]:

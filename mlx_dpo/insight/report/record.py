@@ -28,15 +28,12 @@ class RunCost:
     """Sums over the timed steps of a run.
 
     Attributes:
-        steps: Their number.
-        seconds: All of their time.
-        pairs: Pairs trained on.
+        steps, seconds, pairs: Their number, their time, and the pairs trained on.
         phases: Name and seconds of each; what is in none of them is the last, "the rest".
-        peak: GiB, the most that MLX's arrays took.
-        peak_step: The step, counted from 1, that first took it.
+        peak: GiB, the most that MLX's arrays took; `peak_step`, from 1, first took it.
         padding: Tokens computed for each real one; None in runs that did not count.
-        unshared: Tokens it would have been with each prompt read for each response, for each token
-            computed.
+        unshared: Tokens that reading each prompt for each response would have computed, for each
+            token computed.
     """
 
     steps: int
@@ -51,21 +48,12 @@ class RunCost:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """A run, finished or not.
 
-    Attributes:
-        folder: Where it lies.
-        config: Its settings.
-        environment: Versions and device.
-        split: Ids of the pairs on each side.
-        steps: A row a step: loss, rewards, accuracy, lr, grad_norm.
-        held_out: A row an evaluation: the step and its metrics.
-        timings: A row a step: seconds by phase, tokens, peak memory.
-        samples: Answers sampled during the run.
-        kinds: Kinds of the N held-out pairs.
-        policy, reference: float32 (2, N), their log-probs after training and before.
-        answers: Prompts answered before and after.
-        is_finished: Whether the run came to its end.
+    `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
+    memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
+    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
+    `samples` are answers given during the run, `answers` those before and after it.
     """
 
     folder: Path
