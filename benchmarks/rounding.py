@@ -25,8 +25,7 @@ import numpy as np
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import machine
 from mlx_dpo.convert.sources import find_mlx, load_folder, load_tokenizer
-from mlx_dpo.insight.charts import Series, line_chart
-from mlx_dpo.insight.drawing import standalone
+from mlx_dpo.insight.charts import Series, line_chart, standalone
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample

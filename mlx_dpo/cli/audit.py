@@ -14,7 +14,7 @@ from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.audit.bias import Measures
-    from mlx_dpo.insight.audit.verdicts import Check
+    from mlx_dpo.insight.audit.checks import Check
     from mlx_dpo.records import Preference
 
 _SHOWN_ROWS = 5

@@ -16,7 +16,7 @@ from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.comparison import Compared, Question, Tally
+    from mlx_dpo.insight.comparison import Compared, ComparisonPrompt, Tally
 
 
 @click.command()
@@ -90,7 +90,7 @@ def compare(
             after_questions=lambda more: done("answers", 2 * len(questions), more),
         )
     # Unseeded: the sides of a second look should not be known from the first.
-    tally = comparison.judge(compared, _ask, random.Random()) if blind else None
+    tally = comparison.judge_blind(compared, _ask, random.Random()) if blind else None
     if as_json:
         record = {"a": a, "b": b, "temperature": temperature, "seed": seed}
         click.echo(json.dumps(record | _as_record(compared, tally), indent=2))
@@ -102,7 +102,7 @@ def compare(
         _print_tally(tally)
 
 
-def _ask(question: "Question", first: str, second: str) -> str:
+def _ask(question: "ComparisonPrompt", first: str, second: str) -> str:
     from mlx_dpo.cli.screen import printable
 
     for text in ("", question.prompt, f"  1  {first}", f"  2  {second}"):

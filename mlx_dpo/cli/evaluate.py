@@ -10,7 +10,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.scoring import Judged
+    from mlx_dpo.insight.scoring import LoadedModel
     from mlx_dpo.records import Preference
 
 
@@ -144,7 +144,7 @@ def setting_of_run(record: dict[str, Any], key: str) -> Any:
 
 
 def _rows_to_judge(
-    preferences: "list[Preference]", data: str, policy: "Judged", all_pairs: bool
+    preferences: "list[Preference]", data: str, policy: "LoadedModel", all_pairs: bool
 ) -> "tuple[list[Preference], str]":
     from mlx_dpo.insight.evaluation import held_out_of_run
 
@@ -156,7 +156,7 @@ def _rows_to_judge(
     return held_out, "those its run held out (--all-pairs takes all)"
 
 
-def _warn_of_foreign_reference(policy: "Judged", reference: "Judged") -> None:
+def _warn_of_foreign_reference(policy: "LoadedModel", reference: "LoadedModel") -> None:
     from mlx_dpo.models.parameters import fingerprint
 
     origin = policy.record.get("trained_from")

@@ -64,7 +64,7 @@ def profile(
       mlx_dpo profile --model ~/models/my-sft --data pairs.jsonl
       mlx_dpo profile --model ~/models/my-sft --data pairs.jsonl --compare reference
     """
-    from mlx_dpo.insight.memory_page import (
+    from mlx_dpo.insight.report.memory import (
         check_picture,
         compared_charts,
         profile_charts,

@@ -14,7 +14,7 @@ from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, resolve
 
 if TYPE_CHECKING:
-    from mlx_dpo.insight.sweep import Failed, Outcome
+    from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
 
 _READING = """\
 log-ratio: mean of log-ratio chosen minus rejected in nats, margin / beta: the margin itself
@@ -76,8 +76,8 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> N
 
 def _train_all(
     settings: RunConfig, folder: Path, betas: list[float]
-) -> "tuple[list[Path], list[Failed]]":
-    from mlx_dpo.insight.sweep import Failed
+) -> "tuple[list[Path], list[FailedBeta]]":
+    from mlx_dpo.insight.sweep import FailedBeta
 
     places, failed = [], []
     for number, each in enumerate(betas, 1):
@@ -91,7 +91,7 @@ def _train_all(
             places.append(_place(folder, each))
         except NonFiniteError as error:
             click.echo(f"beta {each:g}: {error}", err=True)
-            failed.append(Failed(each, str(error)))
+            failed.append(FailedBeta(each, str(error)))
         gc.collect()
     return places, failed
 
@@ -140,17 +140,17 @@ def _train(settings: RunConfig, folder: Path) -> None:
             ) from None
 
 
-def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts: int) -> None:
+def _show(folder: Path, places: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
     from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight.report.page import write_report
-    from mlx_dpo.insight.sweep import look
+    from mlx_dpo.insight.sweep import sweep_outcomes
 
     def begin(place: Path, count: int) -> None:
         click.echo(f"{place.name}: answers to {count} held-out prompts", err=True)
 
     with progress() as done:
         total = num_prompts * len(places)
-        found = look(
+        found = sweep_outcomes(
             places,
             num_prompts,
             begin=begin,
@@ -164,7 +164,7 @@ def _show(folder: Path, places: list[Path], failed: "list[Failed]", num_prompts:
     click.echo(f"The report is {write_report(runs, folder / 'report.html', found, failed)}.")
 
 
-def _print_table(found: "list[Outcome]", failed: "list[Failed]") -> None:
+def _print_table(found: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:
     from mlx_dpo.cli.screen import table
 
     rows = [list(_COLUMNS)]

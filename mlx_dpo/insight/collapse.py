@@ -8,7 +8,7 @@ from mlx_dpo.runs.callbacks import RewardWatch
 _REPEATS = 0.1  # of an answer's word triples, more than the reference repeats
 _NEVER_END = 0.25  # of the answers, more than of the reference's
 
-Both = tuple[float, float]
+PolicyAndReference = tuple[float, float]
 
 
 def repetition(texts: Iterable[str]) -> float:
@@ -18,36 +18,39 @@ def repetition(texts: Iterable[str]) -> float:
     return repeated / max(1, sum(map(len, triples)))
 
 
-def answer_signs(num_answers: int, *, length: Both, cut: Both, repeated: Both) -> list[str]:
-    """What is suspicious about a policy's answers beside its reference's.
+def answer_signs(
+    num_answers: int,
+    *,
+    length: PolicyAndReference,
+    cut: PolicyAndReference,
+    repeated: PolicyAndReference,
+) -> list[str]:
+    """What is suspicious about a policy's answers beside as many of its reference's.
 
-    Args:
-        num_answers: Answers of each.
-        length: Mean tokens of an answer, of the policy and of the reference.
-        cut: Answers that reached the limit.
-        repeated: Their `repetition`.
+    Each pair of numbers is the policy's and the reference's: mean tokens of an answer, answers that
+    reached the limit, and their `repetition`.
     """
-    found = []
+    signs = []
     ratio = length[0] / max(1.0, length[1])
     if not 0.5 <= ratio <= 2:
-        found.append(f"answers are {ratio:.1f} times as long as before")
+        signs.append(f"answers are {ratio:.1f} times as long as before")
     if cut[0] > cut[1] + _NEVER_END * num_answers:
-        found.append(
+        signs.append(
             f"{cut[0]:.0f} of {num_answers} answers never end, {cut[1]:.0f} of them before"
         )
     if repeated[0] > repeated[1] + _REPEATS:
-        found.append(
+        signs.append(
             f"answers repeat themselves: {repeated[0]:.0%} of their word triples, "
             f"{repeated[1]:.0%} before"
         )
-    return found
+    return signs
 
 
 def reward_signs(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is suspicious about the rewards of a run: a warning, once, where both fall far."""
     watch = RewardWatch()
-    found = [watch.judge(row["step"], dict(row)) for row in steps]
-    return [warning for warning in found if warning is not None]
+    warnings = [watch.judge(row["step"], dict(row)) for row in steps]
+    return [warning for warning in warnings if warning is not None]
 
 
 def _triples(text: str) -> list[tuple[str, str, str]]:

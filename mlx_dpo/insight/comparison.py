@@ -12,19 +12,14 @@ from mlx_dpo.convert.sources import find
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
-from mlx_dpo.insight.scoring import Done, Judged, in_turn
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn
 from mlx_dpo.models.generate import Answer, answer_all
 from mlx_dpo.records import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A prompt to compare on.
-
-    Attributes:
-        kind: Its group: seen, unseen, off-topic, or as the file says.
-        prompt: What is asked.
-    """
+class ComparisonPrompt:
+    """A user's turn to compare on, and its kind: seen, unseen, off-topic, or as the file says."""
 
     kind: str
     prompt: str
@@ -32,15 +27,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One prompt with both models' answers, model A's first.
+    """One prompt with both models' answers, A's first: greedy, and sampled from the same seed."""
 
-    Attributes:
-        question: The prompt.
-        greedy: The likeliest token each time.
-        sampled: Drawn, from the same seed.
-    """
-
-    question: Question
+    question: ComparisonPrompt
     greedy: tuple[Answer, Answer]
     sampled: tuple[Answer, Answer]
 
@@ -50,10 +39,9 @@ class Habits:
     """How a model answers the prompts of a group, greedy and sampled taken together.
 
     Attributes:
-        num_answers: Answers.
+        num_answers: Twice the prompts; `num_closed` of them the model ended itself.
         mean_length: Tokens of an answer, the closing token among them.
         repetition: Share of word triples that came before in the same answer.
-        num_closed: Answers the model ended itself.
         num_different: Different texts among the greedy answers.
     """
 
@@ -66,14 +54,9 @@ class Habits:
 
 @dataclass(slots=True)
 class Tally:
-    """What a person preferred.
+    """A person's preferences, as numbers of prompts.
 
-    Attributes:
-        a_wins: Prompts where A's answer was the better.
-        b_wins: Prompts where B's was.
-        ties: Prompts where neither was.
-        skipped: Prompts left unjudged on purpose.
-        same: Prompts with one answer from both, which nobody is asked about.
+    `same` are those to which both models give one answer: nobody is asked about them.
     """
 
     a_wins: int = 0
@@ -98,11 +81,10 @@ class Tally:
         return wilson_interval(self.b_wins + self.ties / 2, self.judged)
 
 
-def read_questions(path: Path | None) -> list[Question]:
+def read_questions(path: Path | None) -> list[ComparisonPrompt]:
     """Prompts of a file: a prompt a line, or an object with `prompt` and perhaps `kind` a line.
 
-    Args:
-        path: The file; None takes the set that comes with the package.
+    Without a file, the set that comes with the package.
 
     Raises:
         UsageError: If it can't be read.
@@ -116,7 +98,7 @@ def read_questions(path: Path | None) -> list[Question]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
     questions = [
-        _question(f"{path}:{number}", line.strip())
+        _read_prompt(f"{path}:{number}", line.strip())
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
@@ -127,42 +109,36 @@ def read_questions(path: Path | None) -> list[Question]:
 
 def compare(
     names: tuple[str, str],
-    questions: Sequence[Question],
+    questions: Sequence[ComparisonPrompt],
     *,
     max_tokens: int,
     temperature: float,
     seed: int,
-    after_questions: Done = lambda count: None,
+    after_questions: CountDone = lambda count: None,
 ) -> list[Compared]:
-    """Answers of both models, one of them in memory at a time.
+    """Answers of models A and B, one of them in memory at a time.
 
-    Args:
-        names: Models A and B, by folder or hub id.
-        questions: The prompts.
-        max_tokens: Longest answer.
-        temperature: Of the sampled answers.
-        seed: Prompt i is sampled with seed + i, by both models.
-        after_questions: Called with how many more prompts a model has answered.
+    Each prompt is answered greedily and at `temperature`; prompt i is sampled with seed + i by both
+    models. `after_questions` is called with how many more prompts a model has answered.
 
     Raises:
         UsageError: If a model can't be loaded.
     """
-    for name in names:  # a slip in B is told before A has answered everything
+    for name in names:  # a mistyped B is refused before A has answered everything
         find(name)
 
-    def use(judged: Judged) -> list[tuple[Answer, Answer]]:
-        prompts = [judged.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
-        say = partial(
-            answer_all, judged.model, judged.chat, prompts, max_tokens=max_tokens, seed=seed
+    def answer(loaded: LoadedModel) -> list[tuple[Answer, Answer]]:
+        prompts = [loaded.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
+        ask = partial(
+            answer_all, loaded.model, loaded.chat, prompts, max_tokens=max_tokens, seed=seed
         )
-        greedy = say(temperature=0.0)
-        return list(
-            zip(greedy, say(temperature=temperature, after_prompts=after_questions), strict=True)
-        )
+        greedy = ask(temperature=0.0)
+        drawn = ask(temperature=temperature, after_prompts=after_questions)
+        return list(zip(greedy, drawn, strict=True))
 
     return [
         Compared(question, (a[0], b[0]), (a[1], b[1]))
-        for question, a, b in zip(questions, *in_turn(names, use), strict=True)
+        for question, a, b in zip(questions, *in_turn(names, answer), strict=True)
     ]
 
 
@@ -190,27 +166,24 @@ def signs(compared: Sequence[Compared]) -> list[str]:
     )
 
 
-def judge(
+def judge_blind(
     compared: Sequence[Compared],
-    ask: Callable[[Question, str, str], str],
+    ask: Callable[[ComparisonPrompt, str, str], str],
     rng: random.Random,
 ) -> Tally:
     """Let a person judge the greedy answers without knowing whose is whose.
 
-    Args:
-        compared: Prompts with answers.
-        ask: Shown a prompt and two answers, returns "1", "2", "t" for a tie, "s" to skip, or "q"
-            to stop.
-        rng: Shuffles the sides of each prompt.
+    `ask` shows a prompt and two answers, and returns "1", "2", "t" for a tie, "s" to skip, or "q"
+    to stop. `rng` shuffles the sides of each prompt.
     """
     tally = Tally()
-    for one in compared:
-        texts = [answer.text for answer in one.greedy]
+    for each in compared:
+        texts = [answer.text for answer in each.greedy]
         if texts[0] == texts[1]:
             tally.same += 1
             continue
         first = rng.randrange(2)  # whose answer is shown as 1
-        key = ask(one.question, texts[first], texts[1 - first])
+        key = ask(each.question, texts[first], texts[1 - first])
         if key == "q":
             break
         if key == "s":
@@ -224,14 +197,16 @@ def judge(
     return tally
 
 
-def _question(place: str, line: str) -> Question:
+def _read_prompt(position: str, line: str) -> ComparisonPrompt:
     if not line.startswith("{"):
-        return Question("", line)
+        return ComparisonPrompt("", line)
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise DataError(f"{place}: not JSON; a prompt a line, or an object with 'prompt'") from None
+        raise DataError(
+            f"{position}: not JSON; a prompt a line, or an object with 'prompt'"
+        ) from None
     kind, prompt = row.get("kind", ""), row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip() or not isinstance(kind, str):
-        raise DataError(f"{place}: needs 'prompt' as text, and 'kind', if there, as text")
-    return Question(kind, prompt)
+        raise DataError(f"{position}: needs 'prompt' as text, and 'kind', if there, as text")
+    return ComparisonPrompt(kind, prompt)

@@ -1,16 +1,15 @@
-"""How far a policy has moved from its reference where it speaks itself.
+"""How far a policy has moved from its reference, on answers of its own.
 
-The objective of DPO holds back E over y ~ π of log π(y) - log π_ref(y). By the chain rule that is
-the expected sum, over the positions of an answer *of the policy's own, sampled as it is*, of the
+The objective of DPO penalises E over y ~ π of log π(y) - log π_ref(y). By the chain rule that is
+the expected sum, over the positions of an answer *sampled from the policy itself*, of the
 divergence of the two next-token distributions. So the answers are sampled from the policy at
-temperature 1; on greedy answers, or the reference's, it would be another quantity. Summing each
-position over the whole vocabulary, instead of taking the one token that was drawn, leaves less to
-chance.
+temperature 1; greedy answers, or the reference's, would give another quantity. Summing each
+position over the whole vocabulary, instead of taking the one token that was drawn, lowers the
+variance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,25 +18,23 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
-from mlx_dpo.insight.scoring import Judged, next_logprobs
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, next_logprobs
 from mlx_dpo.models.generate import Answer, answer_all
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Divergence on the policy's own answers, and how long both models' answers are.
+    """Divergence on the policy's own answers, and how both models answer.
 
     Attributes:
         num_prompts: Prompts answered.
         num_tokens: Tokens of the policy's answers, closing tokens included.
         kl_per_token: Mean KL(policy || reference) of a position, in nats.
         kl_per_answer: Mean of its sum over an answer, in nats.
-        policy_length: Mean tokens of an answer of the policy.
-        reference_length: The same of the reference.
-        policy_cut: Answers of the policy that reached the limit.
-        reference_cut: The same of the reference.
-        policy_repetition: Share of word triples that came before in the same answer.
-        reference_repetition: The same of the reference.
+        policy_length, reference_length: Mean tokens of an answer.
+        policy_cut, reference_cut: Answers that reached the limit.
+        policy_repetition, reference_repetition: Share of word triples that came before in the same
+            answer.
     """
 
     num_prompts: int
@@ -63,75 +60,32 @@ class Drift:
 
 
 def measure_drift(
-    policy: Judged,
-    reference: Judged,
+    policy: LoadedModel,
+    reference: LoadedModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
     seed: int,
-    after_prompts: Callable[[int], None] = lambda count: None,
+    reference_answers: Sequence[Answer] | None = None,
+    after_prompts: CountDone = lambda count: None,
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
 
-    Both models are in memory: a position needs both distributions at once.
-
-    Args:
-        policy: The trained model.
-        reference: The model it was trained from.
-        prompts: Ids of at least one prompt.
-        max_tokens: Longest answer.
-        seed: Prompt i is sampled with seed + i, by both.
-        after_prompts: Called with how many more are answered by both.
+    Both models are in memory: each position needs both distributions at once. Prompt i, of at least
+    one, is sampled with seed + i by both; `reference_answers` are the reference's where they were
+    sampled before in the same way. `after_prompts` counts those that the policy has answered.
 
     Raises:
         UsageError: If the models' vocabularies differ in size.
     """
-    sample = partial(sampled, prompts=prompts, max_tokens=max_tokens, seed=seed)
-    others, answers = sample(reference), sample(policy, after_prompts=after_prompts)
-    return drift_along(policy.model, reference.model, prompts, answers, others)
-
-
-def sampled(
-    judged: Judged,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    seed: int,
-    after_prompts: Callable[[int], None] = lambda count: None,
-) -> list[Answer]:
-    """An answer to each prompt, at temperature 1 as the definition of the KL divergence has it."""
-    return answer_all(
-        judged.model,
-        judged.chat,
-        prompts,
-        max_tokens=max_tokens,
-        temperature=1.0,
-        seed=seed,
-        after_prompts=after_prompts,
+    others = reference_answers or sample_answers(
+        reference, prompts, max_tokens=max_tokens, seed=seed
     )
-
-
-def drift_along(
-    policy: nn.Module,
-    reference: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    others: Sequence[Answer],
-) -> Drift:
-    """Compare two models along the policy's answers.
-
-    Args:
-        policy: The trained model.
-        reference: The model it was trained from.
-        prompts: Ids of at least one prompt.
-        answers: Sampled from the policy, one a prompt.
-        others: Sampled from the reference.
-
-    Raises:
-        UsageError: If the models' vocabularies differ in size.
-    """
+    answers = sample_answers(
+        policy, prompts, max_tokens=max_tokens, seed=seed, after_prompts=after_prompts
+    )
     divergence = sum(
-        float(token_kl(policy, reference, prompt, answer.ids).sum())
+        float(token_kl(policy.model, reference.model, prompt, answer.ids).sum())
         for prompt, answer in zip(prompts, answers, strict=True)
     )
     num_tokens = sum(len(a.ids) for a in answers)
@@ -149,21 +103,34 @@ def drift_along(
     )
 
 
+def sample_answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int,
+    after_prompts: CountDone = lambda count: None,
+) -> list[Answer]:
+    """An answer to each prompt, at temperature 1, as the KL divergence is defined."""
+    return answer_all(
+        *(loaded.model, loaded.chat, prompts),
+        max_tokens=max_tokens,
+        temperature=1.0,
+        seed=seed,
+        after_prompts=after_prompts,
+    )
+
+
 def token_kl(
     policy: nn.Module, reference: nn.Module, prompt: Sequence[int], answer: Sequence[int]
 ) -> npt.NDArray[np.float32]:
     """KL(policy || reference) of the next token at each position of an answer, in nats.
 
-    Exact, over the whole vocabulary. Logits are alive for one chunk of positions only.
+    Exact, over the whole vocabulary. Logits are alive for one chunk of positions only. The prompt
+    has at least one id; T ids of an answer give float32 (T,).
 
-    Args:
-        policy: A model.
-        reference: A model of the same vocabulary.
-        prompt: At least one id.
-        answer: T ids.
-
-    Returns:
-        float32 (T,).
+    Raises:
+        UsageError: If the vocabularies differ in size.
     """
     parts = []
     chunks = (next_logprobs(model, prompt, answer) for model in (policy, reference))

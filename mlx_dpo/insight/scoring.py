@@ -1,4 +1,4 @@
-"""Models to look at, and the log-probs they give: of whole responses, and position by position."""
+"""Models opened to be scored, and their log-probs: of whole responses, and position by position."""
 
 import gc
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,27 +19,23 @@ from mlx_dpo.models.hub import check_ids
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.reference import score_in_batches
+from mlx_dpo.training.self_check import Choice, choose_path
 
 # Logits of so many positions are alive at a time: 50 MB at a vocabulary of 200,000.
 POSITIONS = 64
 
 Logprobs = npt.NDArray[np.float32]
-Done = Callable[[int], None]
+CountDone = Callable[[int], None]  # called with how many more are done
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A model that is looked at, and never changed.
+class LoadedModel:
+    """A model in memory that is scored, and never changed.
 
-    Attributes:
-        name: As it was given.
-        model: Called as ``model(ids, cache=...)``.
-        chat: Its conversation format.
-        folder: Where it lies.
-        record: What its ``dpo.json`` says of the run that made it; empty where there is none.
+    `name` is as it was given; `model` is frozen and called as ``model(ids, cache=...)``; `record`
+    is its ``dpo.json``, which describes the run that made it, empty where there is none.
     """
 
     name: str
@@ -54,16 +50,13 @@ class Judged:
         Raises:
             UsageError: If it can't embed them.
         """
-        check_ids(
-            self.model,
-            self.folder,
-            largest_id=max((max(ids, default=0) for e in examples for ids in e), default=0),
-            longest=max((len(e.prompt_ids) + max(map(len, e[1:])) for e in examples), default=0),
-        )
+        largest = max((max(ids, default=0) for e in examples for ids in e), default=0)
+        longest = max((len(e.prompt_ids) + max(map(len, e[1:])) for e in examples), default=0)
+        check_ids(self.model, self.folder, largest_id=largest, longest=longest)
 
 
-def open_model(name: str) -> Judged:
-    """Load a model to look at.
+def open_model(name: str) -> LoadedModel:
+    """Load a model to score with, by folder or hub id.
 
     Raises:
         UsageError: If it is not there or can't be loaded.
@@ -72,7 +65,7 @@ def open_model(name: str) -> Judged:
     model, tokenizer = load_folder(folder)
     model.freeze()
     model.eval()
-    return Judged(name, model, chat_format(tokenizer), folder, read_record(folder))
+    return LoadedModel(name, model, chat_format(tokenizer), folder, read_record(folder))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -84,66 +77,76 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def in_turn(names: Sequence[str], use: Callable[[Judged], T]) -> list[T]:
-    """What `use` makes of each model, with one in memory at a time.
+def in_turn(names: Sequence[str], use: Callable[[LoadedModel], T]) -> list[T]:
+    """Results of `use` for each model, with one model in memory at a time.
 
     Raises:
         UsageError: If a model can't be loaded.
     """
     results = []
     for name in names:
-        judged = open_model(name)
-        results.append(use(judged))
-        del judged
+        loaded = open_model(name)
+        results.append(use(loaded))
+        del loaded
         gc.collect()
         mx.clear_cache()
     return results
 
 
-def check_same_tokens(chat: ChatFormat, judged: Judged) -> None:
+def check_same_tokens(chat: ChatFormat, loaded: LoadedModel) -> None:
     """Refuse a model that means something else by a token id.
 
     Raises:
         UsageError: If its vocabulary is not that of `chat`.
     """
-    if chat.tokenizer.get_vocab() != judged.chat.tokenizer.get_vocab():
+    if chat.tokenizer.get_vocab() != loaded.chat.tokenizer.get_vocab():
         raise UsageError(
-            f"{judged.name}: has another tokenizer than the policy, so their log-probs are not of "
+            f"{loaded.name}: has another tokenizer than the policy, so their log-probs are not of "
             "the same thing; the reference is the model the policy was trained from"
         )
 
 
+class PairScores(NamedTuple):
+    """Log-probs of pairs, float32 (2, N), chosen and rejected, in nats; and how they were computed.
+
+    `choice` holds the scoring path, and why faster ones were not taken.
+    """
+
+    logprobs: Logprobs
+    choice: Choice
+
+
 def score_pairs(
-    judged: Judged,
+    loaded: LoadedModel,
     examples: Sequence[PreferenceExample],
     *,
     max_length: int,
-    after_batch: Done | None = None,
-) -> Logprobs:
-    """Log-probs of pairs under a model, float32 (2, N): chosen and rejected.
+    after_batch: CountDone | None = None,
+) -> PairScores:
+    """Score at least one pair by the fastest path that agrees with the plain one, as training does.
 
     Raises:
         UsageError: If the model has no row for an id or a position.
         NonFiniteError: If a log-prob is not finite.
     """
-    judged.check_ids(examples)
-    score = partial(
-        pair_logprobs,
-        judged.model,
-        max_seq_len=max_length,
-        pad_id=pad_id_of(judged.chat.tokenizer),
+    loaded.check_ids(examples)
+    choice = choose_path(
+        loaded.model, examples, max_seq_len=max_length, pad_id=pad_id_of(loaded.chat.tokenizer)
     )
     logprobs = score_in_batches(
-        score, examples, batch_size=RunConfig.batch_size, after_batch=after_batch
+        partial(choice.path, loaded.model),
+        examples,
+        batch_size=RunConfig.batch_size,
+        after_batch=after_batch,
     )
     if not np.isfinite(logprobs).all():
         row = int(np.flatnonzero(~np.isfinite(logprobs).all(axis=0))[0]) + 1
-        raise NonFiniteError(f"{judged.name}: the log-prob of pair {row} is not a finite number")
-    return logprobs
+        raise NonFiniteError(f"{loaded.name}: the log-prob of pair {row} is not a finite number")
+    return PairScores(logprobs, choice)
 
 
 def token_logprobs(
-    judged: Judged, prompt_ids: Sequence[int], response_ids: Sequence[int]
+    loaded: LoadedModel, prompt_ids: Sequence[int], response_ids: Sequence[int]
 ) -> Logprobs:
     """Log-prob of each response token after all before it, in nats, float32 (T,).
 
@@ -153,7 +156,7 @@ def token_logprobs(
     targets = mx.array([*prompt_ids, *response_ids][max(1, len(prompt_ids)) :])
     parts = [mx.zeros(len(response_ids) - targets.size)]
     start = 0
-    for logprobs in next_logprobs(judged.model, prompt_ids, response_ids):
+    for logprobs in next_logprobs(loaded.model, prompt_ids, response_ids):
         picked = targets[start : start + len(logprobs), None]
         parts.append(mx.take_along_axis(logprobs, picked, axis=-1).squeeze(-1))
         mx.eval(parts[-1])

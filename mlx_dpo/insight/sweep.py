@@ -1,4 +1,4 @@
-"""What each run of a beta sweep came to."""
+"""Results of each run of a beta sweep: score, drift and warnings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.drift import Drift, drift_along, sampled
+from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
 from mlx_dpo.insight.evaluation import GroupScore, score_groups, spread_prompts
-from mlx_dpo.insight.report.record import Record, read_run
-from mlx_dpo.insight.scoring import Done, Judged, in_turn, open_model
+from mlx_dpo.insight.report.record import RunRecord, read_run
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn, open_model
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.callbacks import ANSWER_TOKENS
@@ -20,15 +20,8 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One beta.
-
-    Attributes:
-        beta: Of the run.
-        score: Of all held-out pairs.
-        drift: Of the policy from its reference, on held-out prompts.
-        warnings: Signs of collapse.
-    """
+class BetaOutcome:
+    """A finished run of a sweep: score of all held-out pairs, drift, and signs of collapse."""
 
     beta: float
     score: GroupScore
@@ -37,78 +30,74 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedBeta:
     """A beta whose run ended in a loss or gradient that is not finite, and where."""
 
     beta: float
     reason: str
 
 
-def look(
-    places: Sequence[Path],
+def sweep_outcomes(
+    folders: Sequence[Path],
     num_prompts: int,
     *,
-    begin: Callable[[Path, int], None] = lambda place, count: None,
-    after_prompts: Done = lambda count: None,
-) -> list[Outcome]:
-    """Judge the finished runs of a sweep, which are alike but for beta.
+    begin: Callable[[Path, int], None] = lambda folder, count: None,
+    after_prompts: CountDone = lambda count: None,
+) -> list[BetaOutcome]:
+    """Score the finished runs of a sweep, which are alike but for beta, and measure their drift.
 
-    The reference answers once for all of them. What was measured before is read, not measured.
-
-    Args:
-        places: Each holds a `run` and its `model`.
-        num_prompts: Held-out prompts that are answered.
-        begin: Called before a run's answers are sampled, with how many.
-        after_prompts: Called with how many more prompts a policy has answered.
+    Each folder holds a `run` and its `model`. The reference answers the held-out prompts once for
+    all of them. A drift that was measured before is read instead. `begin` is called before a run's
+    answers are sampled, with how many; `after_prompts` with how many more are answered.
 
     Raises:
         UsageError: If a file or model is not there.
     """
-    runs = {place: read_run(place / "run") for place in places}
+    runs = {folder: read_run(folder / "run") for folder in folders}
     asked = {"num_prompts": num_prompts, "max_tokens": ANSWER_TOKENS, "seed": _SEED}
-    drifts = {place: _read(place, asked) for place in places}
-    if missing := [place for place in places if drifts[place] is None]:
+    drifts = {folder: _read_drift(folder, asked) for folder in folders}
+    if missing := [folder for folder in folders if drifts[folder] is None]:
         reference = open_model(str(runs[missing[0]].config.model))
         prompts = _held_out_prompts(runs[missing[0]], reference, num_prompts)
-        others = sampled(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
+        others = sample_answers(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
         waiting = iter(missing)
 
-        def measure(policy: Judged) -> None:
-            place = next(waiting)
-            begin(place, len(prompts))
-            answers = sampled(
-                *(policy, prompts),
+        def measure(policy: LoadedModel) -> None:
+            folder = next(waiting)
+            begin(folder, len(prompts))
+            drift = measure_drift(
+                *(policy, reference, prompts),
                 max_tokens=ANSWER_TOKENS,
                 seed=_SEED,
+                reference_answers=others,
                 after_prompts=after_prompts,
             )
-            drift = drift_along(policy.model, reference.model, prompts, answers, others)
-            drifts[place] = drift
+            drifts[folder] = drift
             record = {"asked": asked, "drift": asdict(drift)}
-            write_file(place / "run" / _FILE, json.dumps(record, indent=2) + "\n")
+            write_file(folder / "run" / _FILE, json.dumps(record, indent=2) + "\n")
 
-        in_turn([str(place / "model") for place in missing], measure)
-    return [_outcome(runs[place], drift) for place in places if (drift := drifts[place])]
+        in_turn([str(folder / "model") for folder in missing], measure)
+    return [_outcome(runs[folder], drift) for folder in folders if (drift := drifts[folder])]
 
 
-def _read(place: Path, asked: dict[str, int]) -> Drift | None:
-    """The drift of a run where it was measured as it is now asked for."""
+def _read_drift(folder: Path, asked: dict[str, int]) -> Drift | None:
+    """The drift of a run where it was measured with these settings."""
     try:
-        record = json.loads((place / "run" / _FILE).read_text(encoding="utf-8"))
+        record = json.loads((folder / "run" / _FILE).read_text(encoding="utf-8"))
         return Drift(**record["drift"]) if record["asked"] == asked else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _held_out_prompts(run: Record, judged: Judged, count: int) -> list[list[int]]:
+def _held_out_prompts(run: RunRecord, loaded: LoadedModel, count: int) -> list[list[int]]:
     held_out = set(run.split["held_out"])
     source = run.config.eval_data or str(run.config.data)
     rows = read_rows(source, Problems(), compare=False)
-    kept = [row.preference for row in rows if row.preference and row.preference.id in held_out]
-    return [judged.chat.prompt_ids(row.prompt) for row in spread_prompts(kept, count)]
+    usable = [row.preference for row in rows if row.preference and row.preference.id in held_out]
+    return [loaded.chat.prompt_ids(row.prompt) for row in spread_prompts(usable, count)]
 
 
-def _outcome(run: Record, drift: Drift) -> Outcome:
+def _outcome(run: RunRecord, drift: Drift) -> BetaOutcome:
     beta = run.config.beta
     score = score_groups(run.policy, run.reference, ["all"] * len(run.kinds), beta=beta)[0]
-    return Outcome(beta, score, drift, [*reward_signs(run.steps), *drift.signs])
+    return BetaOutcome(beta, score, drift, [*reward_signs(run.steps), *drift.signs])

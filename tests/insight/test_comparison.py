@@ -8,7 +8,14 @@ import pytest
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.audit.copies import normalised
-from mlx_dpo.insight.comparison import Compared, Question, compare, habits, judge, read_questions
+from mlx_dpo.insight.comparison import (
+    Compared,
+    ComparisonPrompt,
+    compare,
+    habits,
+    judge_blind,
+    read_questions,
+)
 from mlx_dpo.models.generate import Answer
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
@@ -22,7 +29,7 @@ def said(text: str, closed: bool = True) -> Answer:
 
 
 def compared(number: int, a: str, b: str) -> Compared:
-    return Compared(Question("x", f"q{number}"), (said(a), said(b)), (said(a), said(b)))
+    return Compared(ComparisonPrompt("x", f"q{number}"), (said(a), said(b)), (said(a), said(b)))
 
 
 def test_the_default_prompts_are_seen_and_unseen_as_they_say() -> None:
@@ -56,11 +63,11 @@ def test_a_judge_who_always_likes_b_makes_b_win_on_whichever_side(seed: int) -> 
     rows = [compared(n, f"bad {n}", f"good {n}") for n in range(12)] + [compared(99, "x", "x")]
     sides = []
 
-    def ask(question: Question, first: str, second: str) -> str:
+    def ask(question: ComparisonPrompt, first: str, second: str) -> str:
         sides.append("1" if first.startswith("good") else "2")
         return sides[-1]
 
-    tally = judge(rows, ask, random.Random(seed))
+    tally = judge_blind(rows, ask, random.Random(seed))
     assert (tally.a_wins, tally.b_wins, tally.same) == (0, 12, 1)
     assert set(sides) == {"1", "2"}
     assert tally.b_share == 1.0
@@ -69,7 +76,7 @@ def test_a_judge_who_always_likes_b_makes_b_win_on_whichever_side(seed: int) -> 
 def test_ties_count_half_skips_not_at_all_and_q_ends_it() -> None:
     rows = [compared(n, f"bad {n}", f"good {n}") for n in range(6)]
     keys = iter("ttstq1")
-    tally = judge(rows, lambda question, first, second: next(keys), random.Random(0))
+    tally = judge_blind(rows, lambda question, first, second: next(keys), random.Random(0))
     assert (tally.ties, tally.skipped, tally.judged) == (3, 1, 3)
     assert tally.b_share == 0.5
     low, high = tally.interval
@@ -77,30 +84,30 @@ def test_ties_count_half_skips_not_at_all_and_q_ends_it() -> None:
 
 
 def test_both_models_answer_from_one_seed() -> None:
-    questions = [Question("", "Hello"), Question("", "Tell me more")]
-    told: list[int] = []
+    questions = [ComparisonPrompt("", "Hello"), ComparisonPrompt("", "Tell me more")]
+    counts: list[int] = []
     found = compare(
         (str(ORACLE), str(ORACLE)),
         questions,
         max_tokens=8,
         temperature=1.0,
         seed=4,
-        after_questions=told.append,
+        after_questions=counts.append,
     )
     assert [one.question for one in found] == questions
     assert all(one.sampled[0] == one.sampled[1] for one in found)
     assert all(one.greedy[0] == one.greedy[1] for one in found)
     assert any(one.greedy[0] != one.sampled[0] for one in found)
-    assert sum(told) == 4
+    assert sum(counts) == 4
 
 
 def test_a_prompt_file_is_lines_or_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text('Plain?\n\n{"kind": "k", "prompt": "From JSON?"}\n{"prompt": "No kind?"}\n')
     assert read_questions(file) == [
-        Question("", "Plain?"),
-        Question("k", "From JSON?"),
-        Question("", "No kind?"),
+        ComparisonPrompt("", "Plain?"),
+        ComparisonPrompt("k", "From JSON?"),
+        ComparisonPrompt("", "No kind?"),
     ]
 
 

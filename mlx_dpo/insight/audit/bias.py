@@ -1,29 +1,39 @@
-"""Checks for what a model could learn instead of what the pairs are meant to teach."""
+"""What tells the chosen answer by its surface alone: length, punctuation, layout, first word.
 
-from collections.abc import Callable, Sequence
+A rule gives a value to each answer and bets on the larger one of a pair. Where such a bet wins
+often, the pairs can be learned without what they are meant to teach. The verdicts on these
+measures are in `checks`.
+"""
+
+import math
+import re
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.insight.audit import shortcuts
-from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps, num_words, text_of
-from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, Check, Finding, bet_verdict
-from mlx_dpo.preferences.audit import LOPSIDED
+from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import encode_pairs, find_special, special_tokens
-from mlx_dpo.records import Preference
-
-# --- How long prompts and answers are, in tokens of a model or,
-# without one, in words.
-
-
-_BATCH = 256  # rows tokenised together
+from mlx_dpo.records import Message, Preference
 
 Lengths = npt.NDArray[np.int64]
+Values = npt.NDArray[Any]
+
+_BATCH = 256  # rows tokenized together
+_FOLDS = 5  # of the prompts, to judge first words on prompts they were not counted on
+_WORD = re.compile(r"\w+(?:'\w+)*")
+_MARK = re.compile(r"[^\w\s]")
+_SENTENCE_END = re.compile(r"[.!?\u3002]+(?=\W*(?:\s|$))")
+_MARKDOWN = re.compile(
+    r"^ {0,3}(?:#{1,6} |[-*+] |\d+[.)] |> |```)|\*\*|__|`|\[[^\]\n]*\]\(", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Measures:
     Attributes:
         unit: "tokens" or "words".
         lengths: int (3, N): prompt, chosen, rejected.
+        character_gaps: int (N,): characters of chosen minus rejected; words only.
         merged: Rows where a token spans the boundary of prompt and answer; tokens only.
         special: Rows whose words hold the text of a token of the model's own: the row, the part
             (prompt, chosen or rejected) and the text; tokens only.
@@ -40,6 +51,7 @@ class Measures:
 
     unit: str
     lengths: Lengths
+    character_gaps: Lengths | None = None
     merged: list[int] = field(default_factory=list)
     special: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -50,21 +62,15 @@ class Measures:
         return gaps
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar of a histogram: gaps from `low` to `high`, both included; None is open."""
-
-    low: int | None
-    high: int | None
-    count: int
-
-
-def in_words(preferences: Sequence[Preference]) -> Measures:
-    """Lengths in words, for those who name no model."""
-    rows = [
-        [num_words(text_of(side)) for side in (p.prompt, p.chosen, p.rejected)] for p in preferences
-    ]
-    return Measures("words", np.array(rows, dtype=np.int64).T)
+def in_words(preferences: Iterable[Preference]) -> Measures:
+    """Lengths in words, where no model is named; rows are read once and none is held."""
+    numbers = array("q")
+    for preference in preferences:
+        texts = pair_texts(preference)
+        numbers.extend(map(num_words, texts))
+        numbers.append(len(texts[1]) - len(texts[2]))
+    columns = np.array(numbers, dtype=np.int64).reshape(-1, 4).T
+    return Measures("words", columns[:3], columns[3])
 
 
 def in_tokens(
@@ -74,11 +80,6 @@ def in_tokens(
 ) -> Measures:
     """Lengths in tokens, template and closing token counted as in training.
 
-    Args:
-        preferences: The rows.
-        chat: The model's conversation format.
-        after_rows: Called with how many more are done.
-
     Raises:
         DataError: If the chat template refuses a row.
     """
@@ -86,8 +87,7 @@ def in_tokens(
     merged, special, pattern = [], [], special_tokens(chat)
     for start in range(0, len(preferences), _BATCH):
         batch = preferences[start : start + _BATCH]
-        found = encode_pairs(batch, chat)
-        for row, encoded in enumerate(found, start):
+        for row, encoded in enumerate(encode_pairs(batch, chat), start):
             if isinstance(encoded, DataError):
                 raise DataError(f"row {row + 1}: {encoded}")
             example, has_merge = encoded
@@ -96,11 +96,30 @@ def in_tokens(
                 merged.append(row)
             if pattern and (words := find_special(batch[row - start], pattern)):
                 special.append((row, *words))
-        after_rows(len(found))
-    return Measures("tokens", np.array(rows, dtype=np.int64).T, merged, special)
+        after_rows(len(batch))
+    return Measures("tokens", np.array(rows, dtype=np.int64).T, None, merged, special)
 
 
-def histogram(gaps: npt.NDArray[Any], bars_each_side: int = 4) -> list[Bar]:
+@dataclass(frozen=True, slots=True)
+class GapBar:
+    """A bar of a histogram: gaps from `low` to `high`, both included; None is open."""
+
+    low: int | None
+    high: int | None
+    count: int
+
+    @property
+    def label(self) -> str:
+        """`+3 to +5`, `0`, `-12 or less`."""
+        if self.low is None:
+            return f"{self.high:+d} or less"
+        if self.high is None:
+            return f"{self.low:+d} or more"
+        label = f"{self.low:+d}" if self.low == self.high else f"{self.low:+d} to {self.high:+d}"
+        return label.replace("+0", "0")
+
+
+def histogram(gaps: Lengths, bars_each_side: int = 4) -> list[GapBar]:
     """Count whole-number gaps in bars of one width around zero; the outermost are open.
 
     The width is odd, so that the middle bar reaches as far to either side, and wide enough for 19
@@ -111,128 +130,136 @@ def histogram(gaps: npt.NDArray[Any], bars_each_side: int = 4) -> list[Bar]:
     while (2 * half + 1) * (bars_each_side - 0.5) < reach:
         half += 1
     width = 2 * half + 1
-    place = np.clip(np.floor_divide(gaps + half, width), -bars_each_side, bars_each_side)
-    bars = []
-    for number in range(-bars_each_side, bars_each_side + 1):
-        low, high = number * width - half, number * width + half
-        bars.append(
-            Bar(
-                None if number == -bars_each_side else low,
-                None if number == bars_each_side else high,
-                int((place == number).sum()),
-            )
-        )
-    return bars
-
-
-LENGTH, BY_KIND = "length bias", "length by kind"
-_SHOWN = 20  # rows a check names; the widest gaps
-
-
-def check_length(preferences: Sequence[Preference], measures: Measures) -> Check:
-    """Can the pairs be learned by writing more, or less?"""
-    gaps = measures.gaps
-    score = bet(gaps)
-    verdict = bet_verdict(score)
-    num = len(gaps)
-    longer, shorter = (gaps > 0).sum() / num, (gaps < 0).sum() / num
-    reason = (
-        f'"the longer one wins" is right in {_figure(score)} of {num} pairs; chosen longer '
-        f"{longer:.0%}, shorter {shorter:.0%}; gap median {np.median(gaps):+g}, mean "
-        f"{gaps.mean():+.1f} {measures.unit}"
-    )
-    figures = {
-        **_figures(score),
-        "chosen_longer": longer,
-        "rejected_longer": shorter,
-        "median_gap": float(np.median(gaps)),
-        "mean_gap": float(gaps.mean()),
-        "unit": measures.unit,
-    }
-    if measures.unit == "words":
-        characters = bet(feature_gaps(preferences, len))
-        verdict = max(verdict, bet_verdict(characters), key=[OK, LOOK, STOP].index)
-        reason += f"; counted in characters {_figure(characters)}"
-        figures["characters"] = _figures(characters)
-    return Check(LENGTH, verdict, reason, _extremes(gaps, score, measures.unit), figures)
-
-
-def check_surface(preferences: Sequence[Preference]) -> list[Check]:
-    """Do marks, layout or the first word give the chosen answer away?"""
-    gaps_of = partial(feature_gaps, preferences)
-    features: list[tuple[str, str, npt.NDArray[Any]]] = [
-        ("punctuation", "more punctuation a word", gaps_of(shortcuts.punctuation)),
-        ("markdown", "more markdown", gaps_of(shortcuts.markdown)),
-        ("sentences", "more sentences", gaps_of(shortcuts.sentences)),
-        ("first word", "the better first word", shortcuts.first_word_gaps(preferences)),
-    ]
-    checks = []
-    for name, rule, gaps in features:
-        score = bet(gaps)
-        verdict = bet_verdict(score)
-        findings = _extremes(gaps, score, "")
-        reason = f'"{rule} wins" is right in {_figure(score)}; no difference in {score.ties}'
-        if name == "first word":
-            if verdict != OK:
-                reason += "; " + ", ".join(shortcuts.telling_first_words(preferences))
-            findings = [_with_first_words(finding, preferences) for finding in findings]
-        checks.append(Check(name, verdict, reason, findings, _figures(score)))
-    return checks
-
-
-def check_kinds(preferences: Sequence[Preference], measures: Measures) -> Check:
-    """Lengths that balance over all and not within a kind teach length where that kind is asked."""
-    gaps = measures.gaps
-    table = []
-    for kind, rows in shortcuts.rows_by_kind(preferences).items():
-        score = bet(gaps[rows])
-        table.append({"kind": kind, **_figures(score), "mean_gap": float(gaps[rows].mean())})
-    lopsided = [
-        f"{row['kind'] or '(none)'} {row['auc']:.2f}"
-        for row in table
-        if row["interval"][1] < LOPSIDED[0] or row["interval"][0] > LOPSIDED[1]
-    ]
-    figures = {"kinds": table}
-    if len(table) == 1:
-        return Check(BY_KIND, OK, "the pairs are of one kind", [], figures)
-    if lopsided:
-        # Not "stop": of many kinds one is lopsided by chance, and a kind may be about length.
-        reason = f'"the longer one wins" tells in {len(lopsided)} of {len(table)} kinds: '
-        return Check(BY_KIND, LOOK, reason + ", ".join(lopsided), [], figures)
-    shares = [row["auc"] for row in table]
-    reason = (
-        f'"the longer one wins" is right in {min(shares):.2f} to {max(shares):.2f} of the '
-        f"{len(table)} kinds, none beyond chance and {LOPSIDED[1]}"
-    )
-    return Check(BY_KIND, OK, reason, [], figures)
-
-
-def _extremes(gaps: npt.NDArray[Any], score: Bet, unit: str) -> list[Finding]:
-    """The pairs that make the bet's record most: the widest gaps on the side it leans to."""
-    leaning = gaps if score.auc >= 0.5 else -gaps
-    worst: list[int] = np.argsort(-leaning, kind="stable").tolist()
+    bar_of = np.clip(np.floor_divide(gaps + half, width), -bars_each_side, bars_each_side)
     return [
-        Finding((row + 1,), f"gap {gaps[row]:+.3g} {unit}".rstrip())
-        for row in worst[:_SHOWN]
-        if leaning[row] > 0
+        GapBar(
+            None if number == -bars_each_side else number * width - half,
+            None if number == bars_each_side else number * width + half,
+            int((bar_of == number).sum()),
+        )
+        for number in range(-bars_each_side, bars_each_side + 1)
     ]
 
 
-def _with_first_words(finding: Finding, preferences: Sequence[Preference]) -> Finding:
-    row = preferences[finding.rows[0] - 1]
-    chosen, rejected = shortcuts.first_word(row.chosen), shortcuts.first_word(row.rejected)
-    return Finding(finding.rows, f"{chosen!r} over {rejected!r}")
+@dataclass(frozen=True, slots=True)
+class Bet:
+    """A rule's record: pairs whose chosen answer has the larger value, or the same (ties)."""
+
+    wins: int
+    ties: int
+    num_pairs: int
+
+    @property
+    def auc(self) -> float:
+        """Probability that the rule picks the chosen one of a pair's two answers; ties by coin."""
+        return (self.wins + self.ties / 2) / self.num_pairs if self.num_pairs else 0.5
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of `auc`. Half wins for ties make it a little too wide."""
+        return wilson_interval(self.wins + self.ties / 2, self.num_pairs)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.auc:.2f} ({low:.2f}-{high:.2f})"
+
+    def figures(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "auc": self.auc,
+            "interval": list(self.interval),
+            "ties": self.ties,
+            "pairs": self.num_pairs,
+        }
 
 
-def _figure(score: Bet) -> str:
-    low, high = score.interval
-    return f"{score.auc:.2f} ({low:.2f}-{high:.2f})"
+def bet(gaps: Values) -> Bet:
+    """A rule's record, from (N,) values of the chosen answers minus those of the rejected."""
+    return Bet(int((gaps > 0).sum()), int((gaps == 0).sum()), len(gaps))
 
 
-def _figures(score: Bet) -> dict[str, Any]:
-    return {
-        "auc": score.auc,
-        "interval": list(score.interval),
-        "ties": score.ties,
-        "pairs": score.num_pairs,
+def text_of(turns: Sequence[Message]) -> str:
+    """The contents of some turns."""
+    return "\n".join(turn.content for turn in turns)
+
+
+def pair_texts(preference: Preference) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected as texts."""
+    return text_of(preference.prompt), text_of(preference.chosen), text_of(preference.rejected)
+
+
+def num_words(text: str) -> int:
+    """Words, separated by white space."""
+    return len(text.split())
+
+
+def punctuation(text: str) -> float:
+    """Marks per word: a count of marks would be another measure of length."""
+    return len(_MARK.findall(text)) / max(1, num_words(text))
+
+
+def markdown(text: str) -> int:
+    """Headings, list items, quotes, fences, bold, code and links."""
+    return len(_MARKDOWN.findall(text))
+
+
+def sentences(text: str) -> int:
+    """Ends of sentences."""
+    return len(_SENTENCE_END.findall(text))
+
+
+def first_word(turns: Sequence[Message]) -> str:
+    """The word an answer opens with, in lower case; empty where there is none."""
+    match = _WORD.search(text_of(turns))
+    return match.group().casefold() if match else ""
+
+
+def feature_gaps(preferences: Sequence[Preference], feature: Callable[[str], float]) -> Values:
+    """A feature of the chosen answer minus that of the rejected, (N,)."""
+    return np.array(
+        [feature(text_of(p.chosen)) - feature(text_of(p.rejected)) for p in preferences]
+    )
+
+
+def first_word_gaps(preferences: Sequence[Preference]) -> Values:
+    """How much more the chosen answer's first word promises than the rejected one's, (N,).
+
+    A word's value is its log-odds of opening a chosen answer, counted on other prompts than the
+    pair's own (five folds by prompt): counted on the pair itself, any rare word would look like a
+    perfect sign.
+    """
+    firsts = _first_words(preferences)
+    folds = [zlib.crc32(text_of(p.prompt).encode()) % _FOLDS for p in preferences]
+    total = _count_sides(firsts)
+    by_fold = {
+        fold: _count_sides([f for f, own in zip(firsts, folds, strict=True) if own == fold])
+        for fold in set(folds)
     }
+
+    def value(word: str, fold: int) -> float:
+        chosen, rejected = (t[word] - o[word] for t, o in zip(total, by_fold[fold], strict=True))
+        return math.log((chosen + 1) / (rejected + 1))
+
+    return np.array(
+        [
+            0.0 if chosen == rejected else value(chosen, fold) - value(rejected, fold)
+            for (chosen, rejected), fold in zip(firsts, folds, strict=True)
+        ]
+    )
+
+
+def telling_first_words(preferences: Sequence[Preference], count: int = 3) -> list[str]:
+    """The first words that tell the sides apart most, as `i: 30 chosen, 2 rejected`."""
+    chosen, rejected = _count_sides(_first_words(preferences))
+    words = sorted(
+        {*chosen, *rejected}, key=lambda word: (-abs(chosen[word] - rejected[word]), word)
+    )
+    return [f"{w!r}: {chosen[w]} chosen, {rejected[w]} rejected" for w in words[:count]]
+
+
+def _first_words(preferences: Sequence[Preference]) -> list[tuple[str, str]]:
+    return [(first_word(p.chosen), first_word(p.rejected)) for p in preferences]
+
+
+def _count_sides(firsts: Sequence[tuple[str, str]]) -> tuple[Counter[str], Counter[str]]:
+    return Counter(chosen for chosen, _ in firsts), Counter(rejected for _, rejected in firsts)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.insight.audit.shortcuts import text_of
+from mlx_dpo.insight.audit.bias import text_of
 from mlx_dpo.records import Preference
 
 NEAR = 0.8  # Jaccard similarity of word triples from which two rows count as near-copies
@@ -41,13 +41,12 @@ def prompt_key(preference: Preference) -> tuple[tuple[str, str], ...]:
 def copies(preferences: Sequence[Preference]) -> list[tuple[int, int]]:
     """Rows that repeat an earlier one, each with the first of its like."""
     first: dict[object, int] = {}
-    found = []
+    pairs = []
     for row, p in enumerate(preferences):
-        key = (prompt_key(p), normalised(text_of(p.chosen)), normalised(text_of(p.rejected)))
-        earlier = first.setdefault(key, row)
+        earlier = first.setdefault((prompt_key(p), *_sides(p)), row)
         if earlier != row:
-            found.append((row, earlier))
-    return found
+            pairs.append((row, earlier))
+    return pairs
 
 
 def contradictions(preferences: Sequence[Preference]) -> list[tuple[int, ...]]:
@@ -58,41 +57,31 @@ def contradictions(preferences: Sequence[Preference]) -> list[tuple[int, ...]]:
     """
     by_prompt: dict[object, list[tuple[int, str, str]]] = defaultdict(list)
     for row, p in enumerate(preferences):
-        by_prompt[prompt_key(p)].append(
-            (row, normalised(text_of(p.chosen)), normalised(text_of(p.rejected)))
-        )
-    found = []
+        by_prompt[prompt_key(p)].append((row, *_sides(p)))
+    groups = []
     for edges in by_prompt.values():
         beats: dict[str, set[str]] = defaultdict(set)
         for _, winner, loser in edges:
             beats[winner].add(loser)
         circular = tuple(row for row, winner, loser in edges if _reaches(beats, loser, winner))
         if circular:
-            found.append(circular)
-    return found
+            groups.append(circular)
+    return groups
 
 
 def near_copies(shingles: Sequence[Shingles], skip: set[int]) -> list[tuple[int, int, float]]:
     """Rows much like an earlier one: ``(row, the earlier row, similarity)``.
 
     A row that is like an earlier one is not compared with later ones itself, so a crowd of like
-    rows names one row they are like, and costs no square of its size.
-
-    Args:
-        shingles: One set a row, from `shingle_sets`.
-        skip: Rows to leave out.
+    rows names one row they are like, and costs no square of its size. `shingles` holds one set a
+    row, from `shingle_sets`; rows in `skip` are left out.
     """
     index = NearIndex()
-    found = []
-    for row, own in enumerate(shingles):
-        if row in skip:
-            continue
-        match = index.most_like(own)
-        if match is None:
-            index.add(row, own)
-        else:
-            found.append((row, *match))
-    return found
+    return [
+        (row, *match)
+        for row, own in enumerate(shingles)
+        if row not in skip and (match := index.match_or_add(row, own)) is not None
+    ]
 
 
 class NearIndex:
@@ -102,11 +91,14 @@ class NearIndex:
         self._rows: dict[int, Shingles] = {}
         self._by_shingle: dict[int, list[int]] = defaultdict(list)
 
-    def add(self, row: int, shingles: Shingles) -> None:
-        """Make a row findable."""
-        self._rows[row] = shingles
-        for shingle in _rarest(shingles):
-            self._by_shingle[shingle].append(row)
+    def match_or_add(self, row: int, shingles: Shingles) -> tuple[int, float] | None:
+        """The row most like this one; None where none is, and this one is added."""
+        match = self.most_like(shingles)
+        if match is None:
+            self._rows[row] = shingles
+            for shingle in _rarest(shingles):
+                self._by_shingle[shingle].append(row)
+        return match
 
     def most_like(self, shingles: Shingles) -> tuple[int, float] | None:
         """The most similar row and its Jaccard similarity, if that is at least `NEAR`."""
@@ -147,9 +139,8 @@ def shingle_sets(rows: Sequence[Sequence[str]]) -> list[Shingles]:
     return [np.sort(part) for part in np.split(rank[inverse], ends[:-1])]
 
 
-def pair_texts(preference: Preference) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected as texts."""
-    return text_of(preference.prompt), text_of(preference.chosen), text_of(preference.rejected)
+def _sides(preference: Preference) -> tuple[str, str]:
+    return normalised(text_of(preference.chosen)), normalised(text_of(preference.rejected))
 
 
 def _hash(text: str, side: int, vocabulary: dict[str, int]) -> npt.NDArray[np.uint64]:
@@ -160,13 +151,13 @@ def _hash(text: str, side: int, vocabulary: dict[str, int]) -> npt.NDArray[np.ui
 
 
 def _rarest(shingles: Shingles) -> list[int]:
-    kept: list[int] = shingles[
-        : len(shingles) - math.ceil(NEAR * len(shingles) - 1e-9) + 1
-    ].tolist()
-    return kept
+    count = len(shingles) - math.ceil(NEAR * len(shingles) - 1e-9) + 1
+    rarest: list[int] = shingles[:count].tolist()
+    return rarest
 
 
 def _reaches(beats: dict[str, set[str]], start: str, goal: str) -> bool:
+    """Whether `goal` is beaten, directly or through others, by `start`, or is `start`."""
     seen, waiting = {start}, [start]
     while waiting:
         answer = waiting.pop()

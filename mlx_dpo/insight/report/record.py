@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back."""
+"""What a run left in its folder, read back: its record, and what it cost."""
 
 import json
 from contextlib import suppress
@@ -15,25 +15,45 @@ from mlx_dpo.runs.config import RunConfig, read_toml
 
 Rows = list[dict[str, Any]]
 
+_PHASES = {
+    "data_seconds": "data",
+    "reference_seconds": "reference",
+    "forward_backward_seconds": "forward and backward",
+    "update_seconds": "update",
+}
+
 
 @dataclass(frozen=True)
-class Record:
-    """A run.
+class RunCost:
+    """Sums over the timed steps of a run.
 
     Attributes:
-        folder: Where it lies.
-        config: Its settings.
-        environment: Versions and device.
-        split: Ids of the pairs on each side.
-        steps: A row a step: loss, rewards, accuracy, lr, grad_norm.
-        held_out: A row an evaluation: the step and what was found.
-        timings: A row a step: seconds by phase, tokens, peak memory.
-        samples: Answers given on the way.
-        kinds: Kinds of the N held-out pairs.
-        policy: float32 (2, N), log-probs of the held-out pairs after training.
-        reference: float32 (2, N), before.
-        answers: Prompts answered before and after.
-        is_finished: Whether the run came to its end.
+        steps, seconds, pairs: Their number, their time, and the pairs trained on.
+        phases: Name and seconds of each; what is in none of them is the last, "the rest".
+        peak: GiB, the most that MLX's arrays took; `peak_step`, from 1, first took it.
+        padding: Tokens computed for each real one; None in runs that did not count.
+        unshared: Tokens that reading each prompt for each response would have computed, for each
+            token computed.
+    """
+
+    steps: int
+    seconds: float
+    pairs: int
+    phases: list[tuple[str, float]]
+    peak: float
+    peak_step: int
+    padding: float | None
+    unshared: float | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, finished or not.
+
+    `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
+    memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
+    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
+    `samples` are answers given during the run, `answers` those before and after it.
     """
 
     folder: Path
@@ -50,8 +70,32 @@ class Record:
     answers: Rows
     is_finished: bool
 
+    def cost(self) -> RunCost | None:
+        """Time and memory; None where no step was timed."""
+        if not self.timings:
+            return None
 
-def read_run(folder: Path) -> Record:
+        def total(key: str) -> float:
+            return float(sum(row.get(key, 0) for row in self.timings))
+
+        seconds = total("seconds")
+        phases = [(name, total(key)) for key, name in _PHASES.items() if key in self.timings[-1]]
+        phases.append(("the rest", max(0.0, seconds - sum(spent for _, spent in phases))))
+        largest = max(self.timings, key=lambda row: row["peak_bytes"])  # the first of equals
+        real, computed = total("real_tokens"), total("computed_tokens")
+        return RunCost(
+            steps=len(self.timings),
+            seconds=seconds,
+            pairs=int(total("pairs")),
+            phases=phases,
+            peak=largest["peak_bytes"] / 2**30,
+            peak_step=largest["step"] + 1,
+            padding=computed / real if real else None,
+            unshared=total("unshared_tokens") / computed if computed else None,
+        )
+
+
+def read_run(folder: Path) -> RunRecord:
     """Read a run's folder, finished or not.
 
     Raises:
@@ -70,7 +114,7 @@ def read_run(folder: Path) -> Record:
     held_out = _json(folder / "held_out.json")
     result = _json(folder / "result.json")
     try:
-        return Record(
+        return RunRecord(
             folder=folder,
             config=RunConfig(**read_toml(folder / "config.toml")),
             environment=_json(folder / "environment.json"),
@@ -105,7 +149,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> Rows:
-    """Whole lines; what a killed run left half written is passed over."""
+    """Whole lines; a line that a killed run left half written is skipped."""
     rows = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

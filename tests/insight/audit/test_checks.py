@@ -1,14 +1,17 @@
 """The audit stops what would teach length, and lets the embedded pairs through."""
 
-import numpy as np
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.insight.audit import bias
-from mlx_dpo.insight.audit.bias import Measures, histogram
-from mlx_dpo.insight.audit.checks import audit
-from mlx_dpo.insight.audit.faults import check_leaks, check_template, check_truncation
-from mlx_dpo.insight.audit.verdicts import Check
+from mlx_dpo.insight.audit.checks import (
+    Check,
+    audit,
+    check_leaks,
+    check_template,
+    check_truncation,
+)
+from mlx_dpo.insight.audit.copies import shingle_sets
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
@@ -31,9 +34,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 
 
 def shingles(rows: list[Preference]) -> list[bias.Lengths]:
-    from mlx_dpo.insight.audit.copies import pair_texts, shingle_sets
-
-    return shingle_sets([pair_texts(row) for row in rows])
+    return shingle_sets([bias.pair_texts(row) for row in rows])
 
 
 def test_the_embedded_pairs_pass_in_words_and_in_tokens(embedded: list[Preference]) -> None:
@@ -136,23 +137,3 @@ def test_without_a_file_leaks_are_looked_for_in_the_split_of_training() -> None:
     check = check_leaks(rows, None, shingles(rows))
     assert (check.verdict, check.figures["same_prompt"]) == ("stop", 1)
     assert check.findings[0].rows == (free + 1,)
-
-
-@pytest.mark.parametrize("spread", [0, 1, 4, 30])
-def test_a_histogram_holds_every_gap_once_around_zero(spread: int) -> None:
-    gaps = np.random.default_rng(0).integers(-spread, spread + 1, 200)
-    bars = histogram(gaps)
-    for bar in bars:
-        low = -np.inf if bar.low is None else bar.low
-        high = np.inf if bar.high is None else bar.high
-        assert bar.count == ((gaps >= low) & (gaps <= high)).sum()
-    assert sum(bar.count for bar in bars) == 200
-    middle = bars[len(bars) // 2]
-    assert middle.low is not None
-    assert middle.high == -middle.low
-    assert bars[0].count + bars[-1].count <= 0.05 * 200
-
-
-def test_gaps_are_chosen_minus_rejected() -> None:
-    measured = Measures("words", np.array([[1, 1], [5, 2], [3, 4]]))
-    assert measured.gaps.tolist() == [2, -2]

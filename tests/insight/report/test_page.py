@@ -1,17 +1,22 @@
 """The page of a run: all it must hold, nothing it must not, and a real browser agrees."""
 
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.drawing import MOST_COLOURS
+from mlx_dpo.insight.charts import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
+from mlx_dpo.preferences import reader
+from mlx_dpo.preferences.json_text import RawRow, raw_rows
+from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
 
@@ -80,6 +85,32 @@ def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
     assert "0.50\u00a0→ 0.50" in page  # log-prob accuracy of all, by hand
     assert len(page.encode()) < 1_000_000
     assert not re.search(r"<(script|img|link|iframe)|url\(|@import", page)
+
+
+def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_in_memory() -> int:
+        return sum(type(thing) is Preference for thing in gc.get_objects())
+
+    before, alive = rows_in_memory(), []
+    files = []
+
+    def watched(path: Path) -> Iterator[RawRow]:
+        files.append(path)
+        for row in raw_rows(path):
+            alive.append(rows_in_memory() - before)
+            yield row
+
+    monkeypatch.setattr(reader, "raw_rows", watched)
+    others = [run.parent / f"run-{n}" for n in (2, 3)]
+    for other in others:
+        shutil.copytree(run, other)
+    page = write_report([run, *others], run / "all.html").read_text()
+    assert page.count("right in") == 3
+    assert [str(file) for file in files] == ["pairs.json"]
+    assert len(alive) == 20
+    assert max(alive) <= 1
 
 
 def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:

@@ -87,12 +87,12 @@ def test_drift_adds_up_tokens_and_not_answers_means() -> None:
     """The policy against itself: no divergence, and both speak alike from one seed."""
     model = open_model(str(ORACLE))
     prompts = [[5, 6, 7], [8, 9]]
-    told: list[int] = []
-    found = measure_drift(model, model, prompts, max_tokens=6, seed=3, after_prompts=told.append)
+    counts: list[int] = []
+    found = measure_drift(model, model, prompts, max_tokens=6, seed=3, after_prompts=counts.append)
     assert found.kl_per_token == pytest.approx(0, abs=1e-7)
     assert found.policy_length == found.reference_length == found.num_tokens / 2
     assert found.policy_cut == found.reference_cut
-    assert sum(told) == 2
+    assert sum(counts) == 2
     assert found == measure_drift(model, model, prompts, max_tokens=6, seed=3)
 
 

@@ -5,9 +5,16 @@ import random
 import numpy as np
 import pytest
 
-from mlx_dpo.insight.audit import shortcuts
-from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps, first_word_gaps
-from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, bet_verdict
+from mlx_dpo.insight.audit import bias
+from mlx_dpo.insight.audit.bias import (
+    Bet,
+    Measures,
+    bet,
+    feature_gaps,
+    first_word_gaps,
+    histogram,
+)
+from mlx_dpo.insight.audit.checks import LOOK, OK, STOP, bet_verdict
 from tests.insight.conftest import pair
 
 
@@ -44,13 +51,13 @@ def test_a_verdict_needs_size_and_certainty_and_takes_both_directions(
 @pytest.mark.parametrize(
     ("feature", "text", "value"),
     [
-        (shortcuts.punctuation, "Yes, no. Oh", 2 / 3),
-        (shortcuts.punctuation, "", 0),
-        (shortcuts.markdown, "# A\n- b\n- c\n1. d\n**e** and `f`, [g](h)", 9),
-        (shortcuts.markdown, "2 * 3 - 1, well-known #hash", 0),
-        (shortcuts.sentences, "One. Two! Really?! Version 3.5 is out", 3),
-        (shortcuts.sentences, 'He said "Go." Then he went.', 2),
-        (shortcuts.num_words, " a  b\nc ", 3),
+        (bias.punctuation, "Yes, no. Oh", 2 / 3),
+        (bias.punctuation, "", 0),
+        (bias.markdown, "# A\n- b\n- c\n1. d\n**e** and `f`, [g](h)", 9),
+        (bias.markdown, "2 * 3 - 1, well-known #hash", 0),
+        (bias.sentences, "One. Two! Really?! Version 3.5 is out", 3),
+        (bias.sentences, 'He said "Go." Then he went.', 2),
+        (bias.num_words, " a  b\nc ", 3),
     ],
 )
 def test_features_count_what_they_say(feature: object, text: str, value: float) -> None:
@@ -63,7 +70,7 @@ def test_a_first_word_that_tells_is_found_on_prompts_it_was_not_counted_on() -> 
     assert bet(first_word_gaps(rows)).auc == 1.0
     turned = [pair(f"Question {n}?", "Whatever.", "Sorry, no.") for n in range(60)]
     assert bet(first_word_gaps([*rows, *turned])).auc == pytest.approx(0.5, abs=0.1)
-    assert shortcuts.telling_first_words(rows)[0] == "'sorry': 60 chosen, 0 rejected"
+    assert bias.telling_first_words(rows)[0] == "'sorry': 60 chosen, 0 rejected"
 
 
 def test_rare_first_words_are_no_sign() -> None:
@@ -85,4 +92,24 @@ def test_copies_of_a_prompt_do_not_vouch_for_its_first_words() -> None:
 
 def test_feature_gaps_are_chosen_minus_rejected() -> None:
     rows = [pair("q", "a b c", "a"), pair("q", "a", "a b")]
-    assert feature_gaps(rows, shortcuts.num_words).tolist() == [2, -1]
+    assert feature_gaps(rows, bias.num_words).tolist() == [2, -1]
+
+
+@pytest.mark.parametrize("spread", [0, 1, 4, 30])
+def test_a_histogram_holds_every_gap_once_around_zero(spread: int) -> None:
+    gaps = np.random.default_rng(0).integers(-spread, spread + 1, 200)
+    bars = histogram(gaps)
+    for bar in bars:
+        low = -np.inf if bar.low is None else bar.low
+        high = np.inf if bar.high is None else bar.high
+        assert bar.count == ((gaps >= low) & (gaps <= high)).sum()
+    assert sum(bar.count for bar in bars) == 200
+    middle = bars[len(bars) // 2]
+    assert middle.low is not None
+    assert middle.high == -middle.low
+    assert bars[0].count + bars[-1].count <= 0.05 * 200
+
+
+def test_gaps_are_chosen_minus_rejected() -> None:
+    measured = Measures("words", np.array([[1, 1], [5, 2], [3, 4]]))
+    assert measured.gaps.tolist() == [2, -2]

@@ -100,7 +100,7 @@ def test_an_answer_ends_with_the_closing_token_and_must_fit() -> None:
 
 
 def test_a_reference_with_another_tokenizer_is_refused(policy_folder: Path) -> None:
-    tiny = Path(__file__).parents[3] / "checkpoints" / "tiny-sft"
+    tiny = Path(__file__).parents[2] / "checkpoints" / "tiny-sft"
     chat = chat_format(load_tokenizer(policy_folder))
     with pytest.raises(UsageError, match="tiny-sft: has another tokenizer than the policy"):
         reward_pairs(
@@ -113,13 +113,13 @@ def test_one_model_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     import weakref
 
     alive: list[weakref.ref[nn.Module]] = []
-    opened: Callable[[str], scoring.Judged] = scoring.open_model
+    opened: Callable[[str], scoring.LoadedModel] = scoring.open_model
 
-    def open_and_watch(name: str) -> scoring.Judged:
+    def open_and_watch(name: str) -> scoring.LoadedModel:
         assert [ref for ref in alive if ref() is not None] == []
-        judged = opened(name)
-        alive.append(weakref.ref(judged.model))
-        return judged
+        loaded = opened(name)
+        alive.append(weakref.ref(loaded.model))
+        return loaded
 
     monkeypatch.setattr(scoring, "open_model", open_and_watch)
     chat = chat_format(load_tokenizer(ORACLE))

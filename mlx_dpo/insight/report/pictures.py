@@ -1,0 +1,176 @@
+"""The pictures of a report: curves of runs, results by group and by beta, lengths of the data."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_dpo.insight import charts
+from mlx_dpo.insight.audit.bias import Lengths, histogram
+from mlx_dpo.insight.calibration import Reliability
+from mlx_dpo.insight.charts import (
+    HEIGHT,
+    Bars,
+    Drawing,
+    Point,
+    Series,
+    bar_chart,
+    line_chart,
+    nice_ticks,
+)
+from mlx_dpo.insight.evaluation import GroupScore, wilson_interval
+from mlx_dpo.insight.report.record import Rows, RunRecord
+from mlx_dpo.insight.sweep import BetaOutcome
+
+_MOST_POINTS = 300  # of a line; a page of a long run stays small
+_STEP = "optimizer step"
+_REWARD_UNIT = "\u03b2 \u00d7 nats"
+_UNTRAINED = [(math.log(2), "log 2: untrained")]
+
+
+def run_curves(run: RunRecord) -> list[Drawing]:
+    """Loss, rewards, margin, accuracy, learning rate and gradient norm over the steps."""
+    steps = run.steps
+
+    def chart(title: str, unit: str, key: str, *, evaluated: bool, **options: Any) -> Drawing:
+        lines = [_smooth("training", steps, key)]
+        if evaluated and run.held_out:
+            lines.append(Series("held out", _points(run.held_out, key), has_dots=True))
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, **options)
+
+    rewards = [_smooth(side, steps, f"{side}_reward") for side in ("chosen", "rejected")]
+    rate = Series("lr", _thinned(_points(steps, "lr")))
+    return [
+        chart("Loss", "nats", "loss", evaluated=True, levels=_UNTRAINED),
+        line_chart("Rewards, training pairs", rewards, x_label=_STEP, y_label=_REWARD_UNIT),
+        chart("Reward margin", _REWARD_UNIT, "reward_margin", evaluated=True),
+        chart("Reward accuracy", "share of pairs", "accuracy", evaluated=True, y_range=(0.0, 1.0)),
+        line_chart("Learning rate", [rate], x_label=_STEP, y_label="a step"),
+        chart("Gradient norm, before clipping", "L2", "grad_norm", evaluated=False),
+    ]
+
+
+def curves_together(runs: Sequence[RunRecord]) -> list[Drawing]:
+    """The curves of several runs in one picture each; a run has one colour in all of them.
+
+    Rewards are in units of beta. For runs with different betas the log-ratios are drawn instead,
+    which can be compared. Held-out accuracy is drawn where a run was evaluated more than once.
+    """
+    is_one_beta = len({run.config.beta for run in runs}) == 1
+    word, unit = ("reward", _REWARD_UNIT) if is_one_beta else ("log-ratio", "nats")
+
+    def together(title: str, unit: str, lines: Sequence[Series], **options: Any) -> Drawing:
+        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False, **options)
+
+    def training(key: str, *, of_rewards: bool = False) -> list[Series]:
+        lines = []
+        for run in runs:
+            scale = run.config.beta if of_rewards and not is_one_beta else 1.0
+            points = [(step, y / scale) for step, y in _smooth("", run.steps, key).points]
+            lines.append(Series(run.folder.name, points))
+        return lines
+
+    drawings = [together("Loss, training", "nats", training("loss"), levels=_UNTRAINED)]
+    for title, key in (
+        (f"{word.capitalize()} margin, training", "reward_margin"),
+        (f"Chosen {word}, training", "chosen_reward"),
+        (f"Rejected {word}, training", "rejected_reward"),
+    ):
+        drawings.append(together(title, unit, training(key, of_rewards=True)))
+    if any(len(run.held_out) > 1 for run in runs):  # a dot a run says less than the tables do
+        title, unit = "Reward accuracy, held out", "share of pairs"
+        lines = [Series(r.folder.name, _points(r.held_out, "accuracy"), (), True) for r in runs]
+        drawings.append(together(title, unit, lines, y_range=(0.0, 1.0)))
+    return [*drawings, together("Gradient norm, before clipping", "L2", training("grad_norm"))]
+
+
+def against_beta(outcomes: Sequence[BetaOutcome]) -> list[Drawing]:
+    """Margin, accuracy, drift and answer length of a sweep."""
+    by_beta = sorted(outcomes, key=lambda outcome: outcome.beta)
+    sft_length = by_beta[0].drift.reference_length
+
+    def chart(title: str, unit: str, values: list[float], **options: Any) -> Drawing:
+        points = [(o.beta, value) for o, value in zip(by_beta, values, strict=True)]
+        lines = [Series("", points, has_dots=True)]
+        x_label = "\u03b2, logarithmic"
+        return line_chart(title, lines, x_label=x_label, y_label=unit, is_log=True, **options)
+
+    accuracy = [o.score.reward_accuracy for o in by_beta]
+    length = [o.drift.policy_length for o in by_beta]
+    return [
+        chart("Log-ratio margin, held out", "nats", [o.score.margin / o.beta for o in by_beta]),
+        chart("Reward accuracy, held out", "share of pairs", accuracy, y_range=(0.0, 1.0)),
+        chart("Drift: KL a token", "nats", [o.drift.kl_per_token for o in by_beta]),
+        chart("Answer length", "tokens", length, levels=[(sft_length, "SFT")]),
+    ]
+
+
+def accuracy_by_kind(groups: Sequence[GroupScore]) -> Drawing:
+    """Log-prob accuracy of each group before and after."""
+    return bar_chart(
+        "Log-prob accuracy by kind, held out",
+        [group.name for group in groups],
+        [
+            Bars("SFT", [group.logprob_accuracy_before for group in groups]),
+            Bars("DPO", [group.logprob_accuracy_after for group in groups]),
+        ],
+        label="share with log p(chosen) > log p(rejected)",
+        x_range=(0.0, 1.0),
+    )
+
+
+def calibration_diagram(calibration: Reliability) -> Drawing:
+    """How sure a policy is of its picks against how often they are right, with the diagonal."""
+    area = charts.axes(
+        nice_ticks(0.5, 1.0),
+        nice_ticks(0.0, 1.0),
+        x_label="predicted: \u03c3(|margin|)",
+        x_range=(0.5, 1.0),
+    )
+    x, y = area.x, area.y
+    marks = [
+        *area.marks,
+        charts.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
+        charts.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
+    ]
+    for each in calibration.bins:
+        at = x(each.confidence)
+        low, high = wilson_interval(each.right, each.num_pairs)
+        marks.append(charts.line(at, y(low), at, y(high), "whisker"))
+        marks.append(charts.dot(at, y(each.right / each.num_pairs), "f1"))
+    y_label = "share of picks that are right (95 % interval)"
+    return Drawing("Calibration, held out", y_label, HEIGHT, marks)
+
+
+def length_histogram(gaps: Lengths) -> Drawing:
+    """Gaps in words between chosen and rejected."""
+    bars = histogram(gaps)
+    return bar_chart(
+        "Length of chosen minus rejected, whole file",
+        [bar.label for bar in bars],
+        [Bars("pairs", [bar.count for bar in bars])],
+        label="pairs, by gap in words",
+    )
+
+
+def _points(rows: Rows, key: str) -> list[Point]:
+    return [(row["step"] + 1, float(row[key])) for row in rows]
+
+
+def _smooth(name: str, rows: Rows, key: str) -> Series:
+    """A running mean over a twentieth of the run, in front of the values themselves."""
+    points = _points(rows, key)
+    reach = len(points) // 40
+    if not reach:
+        return Series(name, points)
+    means = []
+    for index, (step, _) in enumerate(points):
+        near = [y for _, y in points[max(0, index - reach) : index + reach + 1]]
+        means.append((step, sum(near) / len(near)))
+    return Series(name, _thinned(means), behind=_thinned(points))
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most `_MOST_POINTS` points: means of neighbours."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), max(1, size))]
+    return [(g[len(g) // 2][0], sum(y for _, y in g) / len(g)) for g in groups]
