@@ -8,7 +8,7 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import (
-    Answer,
+    Candidate,
     Candidates,
     candidates_line,
     load_candidates,
@@ -22,15 +22,15 @@ ROWS = [
         prompt=(Message("user", "Wer da?\u2028\x85 \U0001f40b"),),
         kind="tone",
         answers=(
-            Answer("Ich.", True, "a/b", "5b1f", 3, 0.0),
-            Answer(" two\nlines", False, "a/b", "5b1f", 4, 0.8),
+            Candidate("Ich.", True, "a/b", "5b1f", 3, 0.0),
+            Candidate(" two\nlines", False, "a/b", "5b1f", 4, 0.8),
         ),
         sampling={"batch": 8, "mlx": "0.32.4"},
     ),
     Candidates(
         id="many turns",
         prompt=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "there")),
-        answers=(Answer(""), Answer("by a person")),
+        answers=(Candidate(""), Candidate("by a person")),
     ),
 ]
 
@@ -51,7 +51,7 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
     )
     first, second, third = load_candidates(file)
     assert first == Candidates(prompt_id((Message("user", "a"),)), (Message("user", "a"),))
-    assert second.answers == (Answer("x"), Answer("y"))
+    assert second.answers == (Candidate("x"), Candidate("y"))
     assert second.question == "b"
     assert third.id == "7"
 

@@ -1,40 +1,53 @@
-"""What a judge may say of two answers, and what its two verdicts on them come to."""
+"""A round of judging: what a judge is asked and may say, what its two verdicts come to, the counts.
+
+Each two answers are shown in both orders: a judge that prefers the first place contradicts itself.
+"""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import NamedTuple
 
+from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.workshop.candidates import Answer
-from mlx_dpo.workshop.collection import Contest
+from mlx_dpo.workshop.candidates import Candidate, Contest
+
+OUTCOMES = ("won", "flip", "tie", "abstain", "failed")
+MAX_FAILURES = 8  # in a row: by then the judge is at fault, not the pair
+_VERDICT_LINE = re.compile(
+    r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
+    r"(A|B|(?i:tie))[\W_]*"
+)
 
 
 class Verdict(StrEnum):
-    """Of two answers shown as A and B."""
+    """The better one of two answers shown as A and B."""
 
     A = "A"
     B = "B"
     TIE = "tie"
-    ABSTAIN = "abstain"  # anything else a judge may have said
-    FAILED = "failed"  # nothing was said: worth asking again
+    ABSTAIN = "abstain"  # the judge said something else
+    FAILED = "failed"  # no reply: worth asking again
 
     @property
     def swapped(self) -> "Verdict":
-        """The same verdict where A and B are called the other way round."""
+        """The same verdict with the names A and B exchanged."""
         return {Verdict.A: Verdict.B, Verdict.B: Verdict.A}.get(self, self)
 
 
-class Question(NamedTuple):
-    """What a judge is asked.
+class JudgeQuestion(NamedTuple):
+    """Two answers to compare.
 
     Attributes:
-        prompt: The turns both answers go on from.
+        prompt: The turns that both continue.
         a: Text of the answer shown first.
         b: Text of the other.
-        kind: What the choice teaches; "" when that is not known.
+        kind: What the choice teaches; "" if that is not known.
     """
 
     prompt: tuple[Message, ...]
@@ -43,29 +56,46 @@ class Question(NamedTuple):
     kind: str
 
     @property
-    def swapped(self) -> "Question":
-        """The same with the answers in the other order."""
+    def swapped(self) -> "JudgeQuestion":
+        """The same answers in the other order."""
         return self._replace(a=self.b, b=self.a)
 
 
-class Judge(Protocol):
-    """Decides between two answers."""
+class Judge:
+    """Decides between two answers. The base of all judges.
+
+    Attributes:
+        name: The judge as it was named on the command line.
+        model: Name of its model; "" for a rule, or if an endpoint chooses.
+        concurrency: Number of threads that may ask at a time.
+        last_failure: Reason of the last `Verdict.FAILED`.
+    """
 
     name: str
+    model: str = ""
+    concurrency: int = 1
+    last_failure: str = ""
 
-    def verdict(self, question: Question) -> Verdict:
-        """Say which is better. Called from several threads where the judge allows it."""
-        ...
+    def verdict(self, question: JudgeQuestion) -> Verdict:
+        """Say which answer is better."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Give up waiting for replies, in all threads."""
+
+
+class NoReplyError(Exception):
+    """A judge's model gave no reply, but may give one another time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What became of a contest.
+class JudgeDecision:
+    """Both verdicts on a contest.
 
     Attributes:
         contest: The contest.
         asked: The verdict with the first answer as A.
-        again: The verdict with the second answer as A, put in terms of the first order.
+        again: The verdict with the second answer as A, in terms of the first order.
     """
 
     contest: Contest
@@ -74,7 +104,7 @@ class Decision:
 
     @property
     def outcome(self) -> str:
-        """won, flip, tie, abstain or failed; only what is won becomes a pair."""
+        """One of `OUTCOMES`; only a contest that was won becomes a pair."""
         both = {self.asked, self.again}
         for verdict in (Verdict.FAILED, Verdict.ABSTAIN, Verdict.TIE):
             if verdict in both:
@@ -82,20 +112,20 @@ class Decision:
         return "won" if len(both) == 1 else "flip"
 
     @property
-    def winner(self) -> Answer:
+    def winner(self) -> Candidate:
         """The better answer of a contest that was won."""
         assert self.outcome == "won"
         return self.contest.first if self.asked is Verdict.A else self.contest.second
 
     @property
-    def loser(self) -> Answer:
-        """The other."""
+    def loser(self) -> Candidate:
+        """The other answer of a contest that was won."""
         won = self.winner is self.contest.first
         return self.contest.second if won else self.contest.first
 
     @property
     def preference(self) -> Preference:
-        """The pair that a contest that was won becomes."""
+        """The pair of a contest that was won."""
         return Preference(
             prompt=self.contest.row.prompt,
             chosen=(Message("assistant", self.winner.text),),
@@ -105,64 +135,99 @@ class Decision:
         )
 
 
-def decide(judge: Judge, contest: Contest) -> Decision:
-    """Ask in both orders: a judge that likes the first place contradicts itself, and is found out.
+def judge_all(
+    judge: Judge,
+    contests: Sequence[Contest],
+    *,
+    after_contest: Callable[[int], None] = lambda more: None,
+) -> list[JudgeDecision]:
+    """Decide all contests, in their order.
 
-    The second question is spared where the first one alone settles that there is no winner.
+    Args:
+        judge: Asked from `judge.concurrency` threads; from the caller's alone if that is 1.
+        contests: The contests.
+        after_contest: Called with 1 after each.
+
+    Raises:
+        MlxDpoError: If the judge failed several times in a row.
     """
+    decisions: list[JudgeDecision] = []
+    failures = 0
+    with closing(_decisions(judge, contests)) as decided:
+        for decision in decided:
+            decisions.append(decision)
+            after_contest(1)
+            failures = failures + 1 if decision.outcome == "failed" else 0
+            if failures == MAX_FAILURES:
+                raise MlxDpoError(
+                    f"{judge.name}: no reply for {failures} pairs in a row "
+                    f"({judge.last_failure}); earlier replies are kept: repair the judge, and "
+                    "give the same command again"
+                )
+    return decisions
+
+
+def _decisions(judge: Judge, contests: Sequence[Contest]) -> Generator[JudgeDecision, None, None]:
+    if judge.concurrency == 1:
+        yield from (decide(judge, contest) for contest in contests)
+        return
+    pool = ThreadPoolExecutor(judge.concurrency)
+    waiting: deque[Future[JudgeDecision]] = deque()
+    rest = iter(contests)
+    try:
+        # A window: decisions are reported soon, and no results pile up.
+        for contest in islice(rest, 2 * judge.concurrency):
+            waiting.append(pool.submit(decide, judge, contest))
+        while waiting:
+            yield waiting.popleft().result()
+            for contest in islice(rest, 1):
+                waiting.append(pool.submit(decide, judge, contest))
+    finally:
+        if waiting:
+            judge.stop()
+        # Threads that still run may have a reply to keep.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decide(judge: Judge, contest: Contest) -> JudgeDecision:
+    """Ask in both orders; once, if the first verdict already rules out a winner."""
     row, first, second = contest.row, contest.first, contest.second
-    question = Question(row.prompt, first.text, second.text, row.kind)
+    question = JudgeQuestion(row.prompt, first.text, second.text, row.kind)
     asked = judge.verdict(question)
     if asked in (Verdict.ABSTAIN, Verdict.FAILED):
-        return Decision(contest, asked, asked)
-    return Decision(contest, asked, judge.verdict(question.swapped).swapped)
-
-
-_SAID = re.compile(
-    r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
-    r"(A|B|(?i:tie))[\W_]*"
-)
+        return JudgeDecision(contest, asked, asked)
+    return JudgeDecision(contest, asked, judge.verdict(question.swapped).swapped)
 
 
 def read_verdict(reply: str) -> Verdict:
-    """The verdict in what a model said: its first or last line, and nothing else on that line.
+    """The verdict in a model's reply: alone on its first or last line.
 
-    Strict on purpose: a sentence that happens to hold an A is no verdict. Thoughts up to
-    ``</think>`` don't count.
+    Strict on purpose: a sentence that happens to hold an A is no verdict. Text up to ``</think>``
+    does not count.
     """
-    lines: Sequence[str] = reply.rsplit("</think>", 1)[-1].split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        return Verdict.ABSTAIN
-    found = set()
-    for line in (lines[0], lines[-1]):
-        said = _SAID.fullmatch(line[:100])
-        if said:
-            found.add(Verdict.TIE if said[1].lower() == "tie" else Verdict(said[1]))
-    return found.pop() if len(found) == 1 else Verdict.ABSTAIN
-
-
-# --- What a judge did, in numbers that add up, and what in them
-# should make one suspicious.
-
-
-OUTCOMES = ("won", "flip", "tie", "abstain", "failed")
+    lines = [line.strip() for line in reply.rsplit("</think>", 1)[-1].split("\n")]
+    lines = [line for line in lines if line]
+    verdicts = set()
+    for line in (*lines[:1], *lines[-1:]):
+        match = _VERDICT_LINE.fullmatch(line[:100])
+        if match:
+            verdicts.add(Verdict.TIE if match[1].lower() == "tie" else Verdict(match[1]))
+    return verdicts.pop() if len(verdicts) == 1 else Verdict.ABSTAIN
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """The account of a round of judging. ``sum(outcomes.values())`` is the number of contests.
+class JudgeSummary:
+    """Counts of a round of judging. ``sum(outcomes.values())`` is the number of contests.
 
     Attributes:
         rows: Rows of candidates read.
         without_contest: Rows without two different answers that are not blank.
-        outcomes: Contests by what became of them; the keys are `OUTCOMES`.
+        outcomes: Contests by outcome; the keys are `OUTCOMES`.
         longer_winners: Won contests whose winner has more characters than the loser.
-        shorter_winners: Those whose winner has fewer.
-        wins_by_model: Won contests between two models' answers, by the model that won.
-        own_answers: Contests in which the judge decided on an answer of its own.
-        own_wins: Those it won with one, against another model's.
-        own_losses: Those it lost with one, against another model's.
+        shorter_winners: Won contests whose winner has fewer.
+        own_answers: Contests with an answer of the judge's own model.
+        own_wins: Contests that such an answer won against another model's.
+        own_losses: Contests that it lost against another model's.
     """
 
     rows: int
@@ -170,52 +235,43 @@ class Summary:
     outcomes: dict[str, int]
     longer_winners: int
     shorter_winners: int
-    wins_by_model: dict[str, int]
     own_answers: int
     own_wins: int
     own_losses: int
 
-    @property
-    def flip_rate(self) -> float | None:
-        """Flips among contests with a winner in both orders; None where there are none."""
-        decided = self.outcomes["won"] + self.outcomes["flip"]
-        return self.outcomes["flip"] / decided if decided else None
 
-
-def summarise(
-    decisions: Sequence[Decision], *, rows: int, without_contest: int, judge_model: str = ""
-) -> Summary:
-    """Count.
+def summarize(
+    decisions: Sequence[JudgeDecision], *, rows: int, without_contest: int, judge_model: str = ""
+) -> JudgeSummary:
+    """Count a round.
 
     Args:
-        decisions: All of a round.
+        decisions: All decisions of the round.
         rows: Rows of candidates read.
-        without_contest: Rows among them that gave no contest.
+        without_contest: Rows among them without a contest.
         judge_model: Name of the judge's model; "" for a rule.
     """
     outcomes = Counter(decision.outcome for decision in decisions)
     won = [decision for decision in decisions if decision.outcome == "won"]
     gaps = [len(d.winner.text.strip()) - len(d.loser.text.strip()) for d in won]
     rivals = [d for d in won if d.winner.model != d.loser.model]
-    own = [
-        is_same_model(d.contest.first.model, judge_model)
-        or is_same_model(d.contest.second.model, judge_model)
-        for d in decisions
-    ]
-    return Summary(
+    return JudgeSummary(
         rows=rows,
         without_contest=without_contest,
         outcomes={name: outcomes[name] for name in OUTCOMES},
         longer_winners=sum(gap > 0 for gap in gaps),
         shorter_winners=sum(gap < 0 for gap in gaps),
-        wins_by_model=dict(Counter(d.winner.model for d in rivals)),
-        own_answers=sum(own),
+        own_answers=sum(
+            is_same_model(d.contest.first.model, judge_model)
+            or is_same_model(d.contest.second.model, judge_model)
+            for d in decisions
+        ),
         own_wins=sum(is_same_model(d.winner.model, judge_model) for d in rivals),
         own_losses=sum(is_same_model(d.loser.model, judge_model) for d in rivals),
     )
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model, as far as names tell: the last parts are equal."""
+    """Whether two names are of one model, by their last parts."""
     names = [name.rstrip("/").rsplit("/", 1)[-1].casefold() for name in (one, other)]
     return bool(names[0]) and names[0] == names[1]

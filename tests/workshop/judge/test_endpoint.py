@@ -8,10 +8,10 @@ import pytest
 
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.workshop.judge.asking import NoReplyError
 from mlx_dpo.workshop.judge.endpoint import Clock, Endpoint
+from mlx_dpo.workshop.judge.verdicts import NoReplyError
 from tests.cli.test_cli import exit_code
-from tests.workshop.judging.bad_endpoint import (
+from tests.workshop.judge.bad_endpoint import (
     BadEndpoint,
     Behaviour,
     Handler,

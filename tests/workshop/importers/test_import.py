@@ -15,7 +15,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.workshop.collection import Account, Collection
+from mlx_dpo.workshop.collection import Collection, CollectionAccount
 from mlx_dpo.workshop.importers.formats import FORMATS
 from mlx_dpo.workshop.importers.reading import collect, open_rows
 from mlx_dpo.workshop.importers.sources import find_files
@@ -29,7 +29,7 @@ def user(text: str) -> Message:
 
 def run_import(
     source: Path, out: Path, *, name: str = "auto", all_pairs: bool = False
-) -> tuple[str, Account, list[Preference]]:
+) -> tuple[str, CollectionAccount, list[Preference]]:
     """The format, the account, and the pairs as the project's reader finds them in the output."""
     shape, rows, _ = open_rows([source], name)
     with Collection(Problems()) as collection:
