@@ -81,16 +81,9 @@ class Candidates:
 
 
 class Contest(NamedTuple):
-    """Two different answers to a prompt, to choose between.
+    """Two different answers of a row, to choose between."""
 
-    Attributes:
-        id: Id of the pair that the choice makes.
-        row: The row of both answers.
-        first: One answer.
-        second: The other.
-    """
-
-    id: str
+    id: str  # of the pair that the choice makes
     row: Candidates
     first: Candidate
     second: Candidate

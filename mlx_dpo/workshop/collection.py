@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import NamedTuple
 
 from mlx_dpo.errors import DataError, DiskError
@@ -29,18 +28,11 @@ PairFilter = Callable[[Preference], str | None]
 
 
 class CollectionAccount(NamedTuple):
-    """What became of the rows. ``read == kept + sum(dropped.values())``, always.
-
-    Attributes:
-        read: Rows of the source.
-        kept: Rows that gave at least one pair.
-        dropped: The other rows, by code.
-        pairs: Pairs that were collected.
-    """
+    """What became of the rows. ``read == kept + sum(dropped.values())``, always."""
 
     read: int
-    kept: int
-    dropped: Counter[str]
+    kept: int  # rows with at least one pair
+    dropped: Counter[str]  # rows by code
     pairs: int
 
 
@@ -75,12 +67,7 @@ class Collection:
     def __enter__(self) -> "Collection":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._spool.close()
 
     def take(
@@ -198,14 +185,9 @@ def rework(
 ) -> None:
     """Take the pairs of preference files into a collection.
 
-    Rows that can't be used are left out, and then those that a filter names a code for. With
-    several files, ids get the file's name in front.
-
-    Args:
-        files: The preference files.
-        collection: Gets the pairs and the problems.
-        filters: Asked in this order.
-        progress: Called now and then with the share of the current file that is done, 0 to 1.
+    Rows that can't be used are left out, then those that a filter names a code for. With several
+    files, ids get the file's name in front. `progress` is called now and then with the share of the
+    current file that is done, 0 to 1.
 
     Raises:
         UsageError: If a file is not there.

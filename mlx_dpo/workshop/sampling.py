@@ -53,26 +53,13 @@ class SamplingSettings:
     batch_size: int = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
-    """A model that answers.
-
-    Attributes:
-        model: The model.
-        chat: Its conversation format.
-        name: Its name in the file of candidates.
-    """
-
-    model: nn.Module
-    chat: ChatFormat
-    name: str
-
-
 class Session:
     """The answers of one model to one list of prompts, in one file.
 
     Args:
-        author: The model.
+        model: The model.
+        chat: Its conversation format.
+        name: Its name in the file of candidates.
         prompts: The prompts, without answers.
         settings: How to sample.
         path: The file of candidates, possibly begun by an earlier session.
@@ -88,16 +75,24 @@ class Session:
     """
 
     def __init__(
-        self, author: Author, prompts: Sequence[Candidates], settings: SamplingSettings, path: Path
+        self,
+        model: nn.Module,
+        chat: ChatFormat,
+        name: str,
+        prompts: Sequence[Candidates],
+        settings: SamplingSettings,
+        path: Path,
     ) -> None:
-        self._author = author
+        self._model = model
+        self._chat = chat
+        self._name = name
         self._prompts = prompts
         self._settings = settings
         self._path = path
-        self._weights = fingerprint(author.model)[:16]
-        self._special = special_tokens(author.chat)
-        self._ids = [author.chat.prompt_ids(row.prompt) for row in prompts]
-        self.together = settings.batch_size > 1 and batches_exactly(author.model, self._ids)
+        self._weights = fingerprint(model)[:16]
+        self._special = special_tokens(chat)
+        self._ids = [chat.prompt_ids(row.prompt) for row in prompts]
+        self.together = settings.batch_size > 1 and batches_exactly(model, self._ids)
         self._sampling = {
             **asdict(settings),
             "temperatures": list(settings.temperatures),
@@ -148,9 +143,9 @@ class Session:
         ]
         answers = iter(
             (generate_together if self.together else generate_each)(
-                self._author.model,
+                self._model,
                 asks,
-                stop_ids=self._author.chat.stop_ids,
+                stop_ids=self._chat.stop_ids,
                 max_tokens=self._settings.max_tokens,
             )
         )
@@ -162,14 +157,14 @@ class Session:
         An answer in which the model wrote a token of the template, such as the beginning of
         another turn, is left out: as text it could not be trained on.
         """
-        chat, different = self._author.chat, dict[str, Candidate]()
+        chat, different = self._chat, dict[str, Candidate]()
         for number, ids in enumerate(answers):
             finished = bool(ids) and ids[-1] in chat.stop_ids
             text = chat.tokenizer.decode(ids[:-1] if finished else ids).strip()
             if self._special is not None and self._special.search(text):
                 continue
             answer = Candidate(
-                *(text, finished, self._author.name, self._weights),
+                *(text, finished, self._name, self._weights),
                 seed=self._settings.seed + number,
                 temperature=self._temperature(number),
             )
@@ -182,7 +177,7 @@ class Session:
         return self._settings.temperatures[number % len(self._settings.temperatures)]
 
     def _key(self, prompt: Candidates, number: int) -> int:
-        """The random seed of an answer: with the same one, all prompts would draw alike."""
+        """The random seed of an answer: with the seed alone, all prompts would draw alike."""
         text = f"{self._settings.seed + number} {prompt.id}"
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
@@ -202,7 +197,7 @@ class Session:
             raise self._other("answers other prompts")
         for row in rows:
             models = {(answer.model, answer.weights) for answer in row.answers}
-            if not models <= {(self._author.name, self._weights)}:
+            if not models <= {(self._name, self._weights)}:
                 raise self._other("was made with another model")
             if row.sampling != self._sampling:
                 raise self._other(f"was made with other settings ({self._difference(row)})")

@@ -91,7 +91,7 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge path/to/instruct-model
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
-    from mlx_dpo.cli.screen import progress
+    from mlx_dpo.cli.screen import counted, progress
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
     from mlx_dpo.workshop.candidates import contests_of, load_candidates
@@ -124,9 +124,11 @@ def judge(
         )
     won = [decision.preference for decision in decisions if decision.outcome == "won"]
     write_file(path, "".join(map(preference_line, won)))
-    summary = summarize(
-        decisions, rows=len(rows), without_contest=by_row.count([]), judge_model=chosen.model
+    click.echo(
+        f"read       {counted(len(rows), 'prompt')}, {by_row.count([])} of them without "
+        "two different answers"
     )
+    summary = summarize(decisions, chosen.model)
     _show(summary, out)
     _warn(summary, chosen)
 
@@ -136,10 +138,6 @@ def _show(summary: "JudgeSummary", out: str) -> None:
 
     counts = summary.outcomes
     won = counts["won"]
-    click.echo(
-        f"read       {counted(summary.rows, 'prompt')}, {summary.without_contest} of them without "
-        "two different answers"
-    )
     click.echo(
         f"judged     {counted(sum(counts.values()), 'pair')} of answers: {won} kept, "
         f"{counts['flip']} flipped with the order, {counts['tie']} tied, {counts['abstain']} "

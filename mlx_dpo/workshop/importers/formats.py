@@ -80,7 +80,6 @@ def _is_transcript(text: Any) -> TypeGuard[str]:
 
 
 def _transcript_turns(text: str) -> Turns:
-    """The turns of a transcript, without the white space around each."""
     _, *parts = _SPEAKER.split(text)
     return [
         {"role": _TRANSCRIPT_ROLES[speaker], "content": content.strip()}
@@ -146,7 +145,8 @@ def _trl_rows(row: Fields, _: bool) -> list[Fields]:
     fields = {name: row[name] for name in names if row.get(name) is not None}
     prompt, chosen, rejected = (row.get(name) for name in names[:3])
     if _are_turns(chosen) and _are_turns(rejected):
-        if prompt is None or _begins_with(chosen, _as_turns(prompt)):
+        shared = len(_as_turns(prompt))
+        if prompt is None or (0 < shared < len(chosen) and chosen[:shared] == _as_turns(prompt)):
             return [fields | _split_dialogues(chosen, rejected)]
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         raise LeftOutError(
@@ -165,10 +165,6 @@ def _as_turns(prompt: Any) -> list[Any]:
 
 def _are_turns(value: Any) -> TypeGuard[Turns]:
     return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
-
-
-def _begins_with(dialogue: list[Any], prompt: list[Any]) -> bool:
-    return 0 < len(prompt) < len(dialogue) and dialogue[: len(prompt)] == prompt
 
 
 # Scores: {"prompt": ..., "completions": [{"text": ..., "score": ...}, ...]}.
@@ -199,6 +195,7 @@ def _completions(row: Fields) -> list[Any]:
 
 
 # OpenAssistant's trees: at each prompter's message, the assistant's replies by rank, 0 the best.
+# Deleted and unranked replies are not used.
 
 
 def _is_tree(row: Fields) -> bool:
@@ -206,7 +203,6 @@ def _is_tree(row: Fields) -> bool:
 
 
 def _tree_rows(row: Fields, all_pairs: bool) -> list[Fields]:
-    """The pairs of a tree; deleted and unranked replies are not used."""
     if not _is_tree(row):
         raise LeftOutError("wrong-type", "'prompt' must be a message with 'replies'")
     rows: list[Fields] = []

@@ -18,14 +18,12 @@ _NUM_TRIED = 100  # first rows, one of which must have a known shape
 
 
 def open_rows(files: Sequence[Path], name: str) -> tuple[Format, Iterator[LocatedRow], int]:
-    """The rows of some files, and their format.
+    """The format of some files, their rows, and the number of the row that decided the format.
 
     Args:
         files: Data files.
-        name: A key of `FORMATS`, or "auto" to go by the first row that has a known shape.
-
-    Returns:
-        The format, all rows, and the number of the row that decided the format (0 if it was named).
+        name: A key of `FORMATS` (then the number is 0), or "auto": the first row of a known shape
+            decides.
 
     Raises:
         UsageError: If a file can't be read.
@@ -45,12 +43,8 @@ def open_rows(files: Sequence[Path], name: str) -> tuple[Format, Iterator[Locate
     if not tried:
         raise DataError(f"{files[0]}: no rows in the file")
     file, raw = tried[0]
-    if raw.findings:
-        first = raw.findings[0].reason
-    elif isinstance(raw.value, dict):
-        first = f"the first has {sorted(raw.value)[:12]}"
-    else:
-        first = "the first is no object"
+    keys = sorted(raw.value)[:12] if isinstance(raw.value, dict) else "no object"
+    first = raw.findings[0].reason if raw.findings else f"the first has {keys}"
     raise DataError(
         f"{file}:{raw.line}: the shape of its rows is not known ({first}); name it with "
         f"--format: {', '.join(FORMATS)}"

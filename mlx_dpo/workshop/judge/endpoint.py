@@ -8,7 +8,6 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -22,19 +21,6 @@ WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds, even if an endpoint asks for more
 MAX_REPLY = 1_000_000  # bytes
 _RETRIED = {408, 425, 429, 500, 502, 503, 504, 529}  # HTTP statuses
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Time, replaced in tests.
-
-    Attributes:
-        now: Seconds since a fixed moment.
-        wait: Waits so many seconds; returns True if the wait was interrupted.
-    """
-
-    now: Callable[[], float]
-    wait: Callable[[float], bool]
 
 
 class _RetryError(Exception):
@@ -54,7 +40,8 @@ class Endpoint:
         key: Sent as a bearer token unless it is ""; never shown or written.
         max_tokens: Longest reply.
         timeout: Seconds for a whole reply.
-        clock: The time; None for the real one.
+        now: Seconds since a fixed moment.
+        wait: Waits so many seconds; True if that was interrupted. None waits until `close`.
 
     Raises:
         UsageError: If the URL is not valid, holds a password, or would send the key unencrypted.
@@ -68,11 +55,12 @@ class Endpoint:
         key: str = "",
         max_tokens: int = 16,
         timeout: float = 60.0,
-        clock: Clock | None = None,
+        now: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
     ) -> None:
         host = _checked_host(url, key)
         self._stop = threading.Event()
-        self._clock = clock or Clock(time.monotonic, self._stop.wait)
+        self._now, self._wait = now, wait or self._stop.wait
         self._url = url
         self._key = key
         self._timeout = timeout
@@ -108,7 +96,7 @@ class Endpoint:
             except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
                 # RuntimeError: another thread has closed the client.
                 reason = f"{type(error).__name__}: {error}"
-            if pause is None or self._clock.wait(min(max(pause, wait_longer), LONGEST_WAIT)):
+            if pause is None or self._wait(min(max(pause, wait_longer), LONGEST_WAIT)):
                 break
         raise NoReplyError(self._without_key(reason))
 
@@ -118,7 +106,7 @@ class Endpoint:
         self._client.close()
 
     def _try(self, body: dict[str, Any]) -> str:
-        deadline = self._clock.now() + self._timeout
+        deadline = self._now() + self._timeout
         url = self._url.rstrip("/") + "/chat/completions"
         with self._client.stream("POST", url, json=body) as response:
             data = bytearray()
@@ -126,7 +114,7 @@ class Endpoint:
                 data += block
                 if len(data) > MAX_REPLY:
                     raise _RetryError("the reply does not end")
-                if self._clock.now() > deadline:  # httpx limits the time of each block alone
+                if self._now() > deadline:  # httpx limits the time of each block alone
                     raise _RetryError(f"no whole reply within {self._timeout:g} s")
         status = response.status_code
         if status in _RETRIED:

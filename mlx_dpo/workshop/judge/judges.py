@@ -32,35 +32,20 @@ _LONGEST_KEPT = 4000  # characters of a reply in the journal, half from each end
 
 
 class JudgeModel(NamedTuple):
-    """A model that can be asked.
+    """A model that can be asked; `name` is "" if an endpoint chooses it."""
 
-    Attributes:
-        ask: From a text to the reply; raises `NoReplyError`.
-        identity: Model and settings: replies to another identity don't count.
-        name: The model's name; "" if an endpoint chooses.
-        concurrency: Number of threads that may ask at a time.
-        stop: Ends all asking.
-    """
-
-    ask: Callable[[str], str]
-    identity: str
     name: str
+    identity: str  # model and settings: the replies of another identity don't count
+    ask: Callable[[str], str]  # from a text to the reply; raises NoReplyError
     concurrency: int = 1
     stop: Callable[[], None] = lambda: None
 
 
 class ModelJudge(Judge):
-    """Asks a model, and takes verdicts from its replies.
-
-    Args:
-        name: The judge as it was named.
-        model: The model.
-        rubrics: Rubrics by kind.
-        replies: Keeps all replies.
-    """
+    """Asks a model by the rubrics of each kind, and reads verdicts in its replies."""
 
     def __init__(
-        self, name: str, model: JudgeModel, *, rubrics: dict[str, str], replies: Journal
+        self, name: str, model: JudgeModel, rubrics: dict[str, str], replies: Journal
     ) -> None:
         self.name = name
         self.model = model.name
@@ -133,7 +118,7 @@ def open_judge(
         asked = _local_model(name, max_tokens)
     replies = Journal(out.with_name(f"{out.name}.replies.jsonl"))
     try:
-        yield ModelJudge(name, asked, rubrics=texts, replies=replies)
+        yield ModelJudge(name, asked, texts, replies)
     except KeyboardInterrupt:
         kept = f"{len(replies.entries)} replies are kept in {replies.path}"
         raise StoppedError(f"stopped; {kept}, and the same command goes on") from None
@@ -160,7 +145,7 @@ def _local_model(name: str, max_tokens: int) -> JudgeModel:
             return ""  # longer than the model can read: an abstention
         return answer_ids(model, chat, ids, max_tokens=max_tokens).text
 
-    return JudgeModel(ask, f"{model_digest(model, folder)}\0{max_tokens}", name)
+    return JudgeModel(name, f"{model_digest(model, folder)}\0{max_tokens}", ask)
 
 
 def _endpoint_model(
@@ -171,7 +156,7 @@ def _endpoint_model(
     key = os.environ.get(KEY_VARIABLE, "").strip()
     endpoint = Endpoint(url, model=model, key=key, max_tokens=max_tokens, timeout=timeout)
     identity = f"{url}\0{model}\0{max_tokens}"
-    return JudgeModel(endpoint.ask, identity, model, concurrency, endpoint.close)
+    return JudgeModel(model, identity, endpoint.ask, concurrency, endpoint.close)
 
 
 def wording(question: JudgeQuestion, rubric: str) -> str:

@@ -26,7 +26,7 @@ _VERDICT_LINE = re.compile(
 
 
 class Verdict(StrEnum):
-    """The better one of two answers shown as A and B."""
+    """Which of two answers, shown as A and B, is better."""
 
     A = "A"
     B = "B"
@@ -41,14 +41,7 @@ class Verdict(StrEnum):
 
 
 class JudgeQuestion(NamedTuple):
-    """Two answers to compare.
-
-    Attributes:
-        prompt: The turns that both continue.
-        a: Text of the answer shown first.
-        b: Text of the other.
-        kind: What the choice teaches; "" if that is not known.
-    """
+    """Two answers to compare, `a` shown first, and the kind of their prompt."""
 
     prompt: tuple[Message, ...]
     a: str
@@ -220,8 +213,6 @@ class JudgeSummary:
     """Counts of a round of judging. ``sum(outcomes.values())`` is the number of contests.
 
     Attributes:
-        rows: Rows of candidates read.
-        without_contest: Rows without two different answers that are not blank.
         outcomes: Contests by outcome; the keys are `OUTCOMES`.
         longer_winners: Won contests whose winner has more characters than the loser.
         shorter_winners: Won contests whose winner has fewer.
@@ -230,8 +221,6 @@ class JudgeSummary:
         own_losses: Contests that it lost against another model's.
     """
 
-    rows: int
-    without_contest: int
     outcomes: dict[str, int]
     longer_winners: int
     shorter_winners: int
@@ -240,30 +229,18 @@ class JudgeSummary:
     own_losses: int
 
 
-def summarize(
-    decisions: Sequence[JudgeDecision], *, rows: int, without_contest: int, judge_model: str = ""
-) -> JudgeSummary:
-    """Count a round.
-
-    Args:
-        decisions: All decisions of the round.
-        rows: Rows of candidates read.
-        without_contest: Rows among them without a contest.
-        judge_model: Name of the judge's model; "" for a rule.
-    """
+def summarize(decisions: Sequence[JudgeDecision], judge_model: str) -> JudgeSummary:
+    """Count the decisions of a round by a judge's model ("" for a rule)."""
     outcomes = Counter(decision.outcome for decision in decisions)
     won = [decision for decision in decisions if decision.outcome == "won"]
     gaps = [len(d.winner.text.strip()) - len(d.loser.text.strip()) for d in won]
     rivals = [d for d in won if d.winner.model != d.loser.model]
     return JudgeSummary(
-        rows=rows,
-        without_contest=without_contest,
         outcomes={name: outcomes[name] for name in OUTCOMES},
         longer_winners=sum(gap > 0 for gap in gaps),
         shorter_winners=sum(gap < 0 for gap in gaps),
         own_answers=sum(
-            is_same_model(d.contest.first.model, judge_model)
-            or is_same_model(d.contest.second.model, judge_model)
+            any(is_same_model(a.model, judge_model) for a in (d.contest.first, d.contest.second))
             for d in decisions
         ),
         own_wins=sum(is_same_model(d.winner.model, judge_model) for d in rivals),

@@ -25,19 +25,12 @@ PAIR, TIE, SKIP, UNDO, BEGIN = "pair", "tie", "skip", "undo", "begin"  # events 
 
 
 class Task(NamedTuple):
-    """One thing to decide.
-
-    Attributes:
-        id: Follows from the texts, so that a changed or reordered file keeps its decisions.
-        prompt: The turns to answer.
-        kind: What the choice teaches; "" if that is not known.
-        texts: The two answers; an empty one is still to be written.
-    """
+    """One thing to decide. The id follows from the texts: a changed file keeps its decisions."""
 
     id: str
     prompt: tuple[Message, ...]
     kind: str
-    texts: tuple[str, str]
+    texts: tuple[str, str]  # the two answers; an empty one is still to be written
 
     @property
     def is_choice(self) -> bool:
@@ -74,16 +67,10 @@ def tasks_of(rows: Iterable[Candidates]) -> list[Task]:
 
 @dataclass(frozen=True, slots=True)
 class LabelDecision:
-    """An entry of the journal that is not undone.
-
-    Attributes:
-        event: pair, tie or skip.
-        task: Id of the task it decides; "" for a pair that was written from scratch.
-        pair: The pair, if there is one.
-    """
+    """An entry of the journal that is not undone: a pair, tie or skip."""
 
     event: str
-    task: str
+    task: str  # its id; "" for a pair that was written from scratch
     pair: Preference | None = None
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.workshop.judge.endpoint import Clock, Endpoint
+from mlx_dpo.workshop.judge.endpoint import Endpoint
 from mlx_dpo.workshop.judge.verdicts import NoReplyError
 from tests.cli.test_cli import exit_code
 from tests.workshop.judge.bad_endpoint import (
@@ -30,8 +30,9 @@ class Ask:
     def __init__(self, server: BadEndpoint, *, key: str = "", timeout: float = 20.0) -> None:
         self.waits: list[float] = []
         self.time = 0.0
-        clock = Clock(now=lambda: self.time, wait=self._wait)
-        self.endpoint = Endpoint(server.url, key=key, timeout=timeout, clock=clock)
+        self.endpoint = Endpoint(
+            server.url, key=key, timeout=timeout, now=lambda: self.time, wait=self._wait
+        )
 
     def _wait(self, seconds: float) -> bool:
         self.waits.append(seconds)

@@ -126,7 +126,7 @@ def test_the_counts_of_a_round_add_up() -> None:
         Verdict.FAILED,
     ]
     decisions = judge_all(Scripted(*said), contests)
-    summary = summarize(decisions, rows=9, without_contest=3, judge_model="JUDGE-7B")
+    summary = summarize(decisions, "JUDGE-7B")
     assert summary.outcomes == {"won": 2, "flip": 1, "tie": 1, "abstain": 1, "failed": 1}
     assert sum(summary.outcomes.values()) == len(contests)
     assert (summary.longer_winners, summary.shorter_winners) == (1, 1)
