@@ -33,51 +33,29 @@ _TYPES: dict[str, tuple[type, ...]] = {  # of an answer's keys beside its text
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer to a prompt.
+    """One answer to a prompt. What the file does not say of it is "" or None."""
 
-    Attributes:
-        text: The answer without markers.
-        finished: Whether its writer ended it; False if a token limit cut it off.
-        model: Name of the model that wrote it; "" if the file does not say.
-        weights: Digest of that model's weights and configuration.
-        seed: Seed it was sampled with; None if it was not sampled.
-        temperature: Temperature it was sampled with; None if it was not sampled.
-    """
-
-    text: str
-    finished: bool = True
-    model: str = ""
-    weights: str = ""
-    seed: int | None = None
-    temperature: float | None = None
+    text: str  # without markers
+    finished: bool = True  # False if a token limit cut it off
+    model: str = ""  # name of the model that wrote it
+    weights: str = ""  # digest of that model's weights and configuration
+    seed: int | None = None  # it was sampled with
+    temperature: float | None = None  # it was sampled with
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A prompt and the answers to it: a row of the file.
+    """A prompt and the answers to it: a row of the file."""
 
-    Attributes:
-        id: The row's own id, or else `prompt_id`.
-        prompt: Turns up to the answer.
-        kind: What a choice among the answers teaches; "" if the file does not say.
-        answers: In the order of the file; possibly none.
-        sampling: Settings that made all of them.
-    """
-
-    id: str
+    id: str  # the row's own, or else `prompt_id`
     prompt: tuple[Message, ...]
-    kind: str = ""
+    kind: str = ""  # what a choice among the answers teaches
     answers: tuple[Candidate, ...] = ()
-    sampling: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def question(self) -> str:
-        """Text of the last turn of the prompt, to show a person."""
-        return self.prompt[-1].content if self.prompt else ""
+    sampling: dict[str, Any] = field(default_factory=dict)  # the settings of all answers
 
     def different(self) -> list[Candidate]:
         """The answers that are not blank, each text once."""
-        return list({one.text: one for one in self.answers if one.text.strip()}.values())
+        return list({each.text: each for each in self.answers if each.text.strip()}.values())
 
 
 class Contest(NamedTuple):
@@ -103,11 +81,7 @@ def prompt_id(prompt: tuple[Message, ...]) -> str:
 
 
 def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates]:
-    """All rows of a file, in memory.
-
-    Args:
-        path: A JSON array or JSON lines.
-        unique: Whether a second row with the same id is an error.
+    """All rows of `read_candidates`, in memory.
 
     Raises:
         UsageError: If there is no such file.

@@ -4,11 +4,10 @@ Which prompts share a batch follows from the list of prompts alone, and the rand
 answer from its seed and its prompt. So the same command gives the same bytes, stopped or not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
@@ -36,21 +35,13 @@ _ROW_START = b'{"id": '  # the first bytes of each line that `candidates_line` w
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How answers are sampled.
+    """How answers are sampled."""
 
-    Attributes:
-        num_answers: Answers per prompt; equal ones are kept once.
-        temperatures: Of the first, second, ... answer, repeated as needed. 0 is greedy.
-        seed: Of the first answer; the next answer has the next number.
-        max_tokens: Longest answer.
-        batch_size: Answers sampled together.
-    """
-
-    num_answers: int = 2
-    temperatures: tuple[float, ...] = (1.0,)
-    seed: int = 0
-    max_tokens: int = 256
-    batch_size: int = 16
+    num_answers: int = 2  # per prompt; equal ones are kept once
+    temperatures: tuple[float, ...] = (1.0,)  # of the first, second, ... answer; 0: greedy
+    seed: int = 0  # of the first answer; the next answer has the next number
+    max_tokens: int = 256  # longest answer
+    batch_size: int = 16  # answers sampled together
 
 
 class Session:
@@ -65,7 +56,7 @@ class Session:
         path: The file of candidates, possibly begun by an earlier session.
 
     Attributes:
-        together: Whether batches are sampled together; one answer at a time where the model's
+        together: Whether the answers of a batch are sampled together; one by one if the model's
             caches can't be batched exactly.
 
     Raises:
@@ -108,15 +99,14 @@ class Session:
         return len(self._rows)
 
     def run(self, progress: Callable[[int], None] = lambda more: None) -> list[Candidates]:
-        """Answer the prompts that are not answered yet.
+        """Answer the prompts that are left; returns all rows of the file.
 
-        Args:
-            progress: Called after each batch with the number of prompts it answered.
-
-        Returns:
-            All rows of the file.
+        `progress` is called after each batch with the number of prompts it answered.
         """
-        for first, batch in self._batches():
+        # Batches follow from the prompts alone, not from where a session was stopped.
+        size = max(1, self._settings.batch_size // self._settings.num_answers)
+        for first in range(0, len(self._prompts), size):
+            batch = self._prompts[first : first + size]
             missing = first + len(batch) - self.done
             if missing > 0:
                 # The whole batch, even if the file has a part of it: its shape decides rounding.
@@ -126,29 +116,16 @@ class Session:
                 progress(missing)
         return self._rows
 
-    def _batches(self) -> Iterator[tuple[int, list[Candidates]]]:
-        size = max(1, self._settings.batch_size // self._settings.num_answers)
-        rows = iter(self._prompts)
-        first = 0
-        while batch := list(islice(rows, size)):
-            yield first, batch
-            first += len(batch)
-
-    def _answer(self, first: int, batch: list[Candidates]) -> list[Candidates]:
+    def _answer(self, first: int, batch: Sequence[Candidates]) -> list[Candidates]:
         numbers = range(self._settings.num_answers)
         asks = [
             Ask(ids, self._key(row, number), self._temperature(number))
             for row, ids in zip(batch, self._ids[first:], strict=False)
             for number in numbers
         ]
-        answers = iter(
-            (generate_together if self.together else generate_each)(
-                self._model,
-                asks,
-                stop_ids=self._chat.stop_ids,
-                max_tokens=self._settings.max_tokens,
-            )
-        )
+        generate = generate_together if self.together else generate_each
+        stop_ids, max_tokens = self._chat.stop_ids, self._settings.max_tokens
+        answers = iter(generate(self._model, asks, stop_ids=stop_ids, max_tokens=max_tokens))
         return [self._candidates(row, [next(answers) for _ in numbers]) for row in batch]
 
     def _candidates(self, prompt: Candidates, answers: list[list[int]]) -> Candidates:
@@ -218,14 +195,10 @@ class Session:
 
 
 def read_prompts(path: str | Path) -> tuple[list[Candidates], int]:
-    """The prompts of a file, each once.
+    """The prompts of a file, each once and without answers, and the number of its rows.
 
-    Args:
-        path: A ``.txt`` file with a prompt a line, or JSON rows with ``prompt`` (or ``user``): a
-            list of prompts, of candidates or of preference pairs.
-
-    Returns:
-        The different prompts, without answers, in the order of the file; the number of its rows.
+    The file has a prompt a line (``.txt``), or JSON rows with ``prompt`` (or ``user``): prompts,
+    candidates or preference pairs.
 
     Raises:
         UsageError: If there is no such file.

@@ -52,7 +52,7 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
     first, second, third = load_candidates(file)
     assert first == Candidates(prompt_id((Message("user", "a"),)), (Message("user", "a"),))
     assert second.answers == (Candidate("x"), Candidate("y"))
-    assert second.question == "b"
+    assert second.prompt == (Message("user", "b"),)
     assert third.id == "7"
 
 
@@ -79,7 +79,7 @@ def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_read(
     file.write_text('{"prompt": "good"}\n' + line + '\n{"prompt": "fine"}\n')
     problems = Problems()
     rows = list(read_candidates(file, problems))
-    assert [row.question for row in rows] == ["good", "fine"]
+    assert [row.prompt[0].content for row in rows] == ["good", "fine"]
     assert dict(problems.counts) == {code: 1}
     assert problems.shown()[0].line == 2
     with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: "):

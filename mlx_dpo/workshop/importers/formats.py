@@ -34,24 +34,19 @@ class LeftOutError(Exception):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Format:
     """One shape of rows.
 
-    Attributes:
-        name: Its name for ``--format``.
-        about: Description in a few words.
-        fits: Whether a row has this shape.
-        rows: Pairs of a row, as rows with this project's keys; raises `LeftOutError`. The second
-            argument says whether a ranking gives all its pairs, or best against worst only.
+    `rows` gives the pairs of a row, as rows with this project's keys; it raises `LeftOutError`. Its
+    second argument says whether a ranking gives all its pairs, or best against worst only.
     """
 
-    name: str
+    name: str  # for --format
     about: str
-    fits: Callable[[Fields], bool]
+    fits: Callable[[Fields], bool]  # whether a row has this shape
     rows: Callable[[Fields, bool], list[Fields]]
 
 

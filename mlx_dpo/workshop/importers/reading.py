@@ -85,14 +85,14 @@ def collect(
 def _pairs(
     value: Any, number: int, row_format: Format, all_pairs: bool, findings: list[Finding]
 ) -> list[Preference]:
-    """The usable pairs of a row; problems are added to `findings`."""
+    """The usable pairs of a row; `findings` get its problems."""
     if not isinstance(value, dict):
         findings.append(Finding("not-object", 0, "expected an object"))
         return []
     try:
         rows = row_format.rows(value, all_pairs)
     except LeftOutError as error:
-        findings.append(Finding(error.code, 0, error.reason))
+        findings.append(Finding(error.code, 0, str(error)))
         return []
     pairs = []
     for rank, row in enumerate(rows, 1):

@@ -114,34 +114,28 @@ def _csv_rows(path: Path, source: Path) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_ROW)
     size = max(1, path.stat().st_size)
     header: list[str] = []
-    number = 0
+    number, line = 0, 1
     with path.open("rb") as file, TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as text:
         reader = csv.reader(text)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                findings = [Finding("bad-json", 0, f"not CSV: {error}")]
-                yield RawRow(number + 1, line, 1, 1.0, findings=findings, ends=True)
-                return
-            if cells is None:
-                return
-            if not cells:  # a blank line
-                continue
-            if not header:
-                header = _checked_names(cells, f"{source}:{line}")
-                continue
-            number += 1
-            share = min(1.0, file.tell() / size)
-            row = RawRow(number, line, 1, share, value=dict(zip(header, cells, strict=False)))
-            if len(cells) != len(header):
-                reason = f"the row has {len(cells)} fields, the header has {len(header)} columns"
-                row.findings.append(Finding("wrong-type", 0, reason))
-            elif _NOT_UTF8.search("".join(cells)):
-                reason = "the row has a byte that is not UTF-8"
-                row.findings.append(Finding("bad-utf8", 0, reason, "save the file as UTF-8"))
-            yield row
+        try:
+            for cells in reader:  # a blank line has none
+                if cells and not header:
+                    header = _checked_names(cells, f"{source}:{line}")
+                elif cells:
+                    number += 1
+                    row = RawRow(number, line, 1, min(1.0, file.tell() / size))
+                    row.value = dict(zip(header, cells, strict=False))
+                    if len(cells) != len(header):
+                        reason = f"the header has {len(header)} columns, the row {len(cells)}"
+                        row.findings.append(Finding("wrong-type", 0, reason))
+                    elif _NOT_UTF8.search("".join(cells)):
+                        reason, hint = "a byte is not UTF-8", "save the file as UTF-8"
+                        row.findings.append(Finding("bad-utf8", 0, reason, hint))
+                    yield row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            findings = [Finding("bad-json", 0, f"not CSV: {error}")]
+            yield RawRow(number + 1, line, 1, 1.0, findings=findings, ends=True)
 
 
 def _checked_names(names: list[str], place: str) -> list[str]:

@@ -92,13 +92,13 @@ def open_judge(
     timeout: float = 60.0,
     max_tokens: int = 16,
 ) -> Iterator[Judge]:
-    """The judge of a name, ready to be asked.
+    """The judge of a name: ``rule:NAME``, a model's folder or hub id, or the URL of an endpoint.
 
     Args:
-        name: ``rule:NAME``, a model's folder or hub id, or the URL of an endpoint.
+        name: The name.
         out: The preference file; a model's replies are kept in ``OUT.replies.jsonl`` beside it.
         model: The model to ask for at an endpoint; "" lets the endpoint choose.
-        rubrics: Folder of the rubrics; the built-in ones if None.
+        rubrics: Folder of the rubrics; None for the built-in ones.
         concurrency: Pairs that an endpoint is asked about at a time.
         timeout: Seconds that an endpoint has for a reply.
         max_tokens: Longest reply of a model.

@@ -18,12 +18,7 @@ AnswerScore = Callable[[tuple[Message, ...], str], float | None]
 
 
 class RuleJudge(Judge):
-    """The answer with the higher score is better.
-
-    Args:
-        name: The rule as it was named.
-        score: Scores one answer.
-    """
+    """The answer with the higher score is better."""
 
     def __init__(self, name: str, score: AnswerScore) -> None:
         self.name = name

@@ -55,19 +55,12 @@ class JudgeQuestion(NamedTuple):
 
 
 class Judge:
-    """Decides between two answers. The base of all judges.
+    """Decides between two answers. The base of all judges."""
 
-    Attributes:
-        name: The judge as it was named on the command line.
-        model: Name of its model; "" for a rule, or if an endpoint chooses.
-        concurrency: Number of threads that may ask at a time.
-        last_failure: Reason of the last `Verdict.FAILED`.
-    """
-
-    name: str
-    model: str = ""
-    concurrency: int = 1
-    last_failure: str = ""
+    name: str  # as it was named on the command line
+    model: str = ""  # name of its model; "" for a rule, or if an endpoint chooses
+    concurrency: int = 1  # threads that may ask at a time
+    last_failure: str = ""  # reason of the last `Verdict.FAILED`
 
     def verdict(self, question: JudgeQuestion) -> Verdict:
         """Say which answer is better."""
@@ -83,17 +76,11 @@ class NoReplyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JudgeDecision:
-    """Both verdicts on a contest.
-
-    Attributes:
-        contest: The contest.
-        asked: The verdict with the first answer as A.
-        again: The verdict with the second answer as A, in terms of the first order.
-    """
+    """Both verdicts on a contest."""
 
     contest: Contest
-    asked: Verdict
-    again: Verdict
+    asked: Verdict  # with the first answer as A
+    again: Verdict  # with the second answer as A, in terms of the first order
 
     @property
     def outcome(self) -> str:
@@ -105,27 +92,18 @@ class JudgeDecision:
         return "won" if len(both) == 1 else "flip"
 
     @property
-    def winner(self) -> Candidate:
-        """The better answer of a contest that was won."""
+    def ranking(self) -> tuple[Candidate, Candidate]:
+        """Winner and loser of a contest that was won."""
         assert self.outcome == "won"
-        return self.contest.first if self.asked is Verdict.A else self.contest.second
-
-    @property
-    def loser(self) -> Candidate:
-        """The other answer of a contest that was won."""
-        won = self.winner is self.contest.first
-        return self.contest.second if won else self.contest.first
+        _, _, first, second = self.contest
+        return (first, second) if self.asked is Verdict.A else (second, first)
 
     @property
     def preference(self) -> Preference:
         """The pair of a contest that was won."""
-        return Preference(
-            prompt=self.contest.row.prompt,
-            chosen=(Message("assistant", self.winner.text),),
-            rejected=(Message("assistant", self.loser.text),),
-            kind=self.contest.row.kind,
-            id=self.contest.id,
-        )
+        chosen, rejected = ((Message("assistant", answer.text),) for answer in self.ranking)
+        row = self.contest.row
+        return Preference(row.prompt, chosen, rejected, row.kind, self.contest.id)
 
 
 def judge_all(
@@ -134,12 +112,9 @@ def judge_all(
     *,
     after_contest: Callable[[int], None] = lambda more: None,
 ) -> list[JudgeDecision]:
-    """Decide all contests, in their order.
+    """Decide all contests, in their order; `after_contest` is called with 1 after each.
 
-    Args:
-        judge: Asked from `judge.concurrency` threads; from the caller's alone if that is 1.
-        contests: The contests.
-        after_contest: Called with 1 after each.
+    The judge is asked from `judge.concurrency` threads; from the caller's alone if that is 1.
 
     Raises:
         MlxDpoError: If the judge failed several times in a row.
@@ -210,31 +185,22 @@ def read_verdict(reply: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSummary:
-    """Counts of a round of judging. ``sum(outcomes.values())`` is the number of contests.
+    """Counts of contests."""
 
-    Attributes:
-        outcomes: Contests by outcome; the keys are `OUTCOMES`.
-        longer_winners: Won contests whose winner has more characters than the loser.
-        shorter_winners: Won contests whose winner has fewer.
-        own_answers: Contests with an answer of the judge's own model.
-        own_wins: Contests that such an answer won against another model's.
-        own_losses: Contests that it lost against another model's.
-    """
-
-    outcomes: dict[str, int]
-    longer_winners: int
-    shorter_winners: int
-    own_answers: int
-    own_wins: int
-    own_losses: int
+    outcomes: dict[str, int]  # of all contests, by `OUTCOMES`
+    longer_winners: int  # won by the answer with more characters
+    shorter_winners: int  # won by the answer with fewer
+    own_answers: int  # with an answer of the judge's own model
+    own_wins: int  # won by such an answer against another model's
+    own_losses: int  # lost by such an answer to another model's
 
 
 def summarize(decisions: Sequence[JudgeDecision], judge_model: str) -> JudgeSummary:
     """Count the decisions of a round by a judge's model ("" for a rule)."""
     outcomes = Counter(decision.outcome for decision in decisions)
-    won = [decision for decision in decisions if decision.outcome == "won"]
-    gaps = [len(d.winner.text.strip()) - len(d.loser.text.strip()) for d in won]
-    rivals = [d for d in won if d.winner.model != d.loser.model]
+    won = [decision.ranking for decision in decisions if decision.outcome == "won"]
+    gaps = [len(winner.text.strip()) - len(loser.text.strip()) for winner, loser in won]
+    rivals = [(winner.model, loser.model) for winner, loser in won if winner.model != loser.model]
     return JudgeSummary(
         outcomes={name: outcomes[name] for name in OUTCOMES},
         longer_winners=sum(gap > 0 for gap in gaps),
@@ -243,8 +209,8 @@ def summarize(decisions: Sequence[JudgeDecision], judge_model: str) -> JudgeSumm
             any(is_same_model(a.model, judge_model) for a in (d.contest.first, d.contest.second))
             for d in decisions
         ),
-        own_wins=sum(is_same_model(d.winner.model, judge_model) for d in rivals),
-        own_losses=sum(is_same_model(d.loser.model, judge_model) for d in rivals),
+        own_wins=sum(is_same_model(winner, judge_model) for winner, _ in rivals),
+        own_losses=sum(is_same_model(loser, judge_model) for _, loser in rivals),
     )
 
 

@@ -175,12 +175,10 @@ class Book:
         }
 
     def add_pair(self, pair: dict[str, Any], *, task: str = "", shown: str = "") -> None:
-        """Record a pair.
+        """Record a pair: ``prompt``, ``chosen``, ``rejected`` and ``kind`` of a preference file.
 
-        Args:
-            pair: ``prompt``, ``chosen``, ``rejected`` and ``kind`` as in a preference file.
-            task: Id of the task it decides.
-            shown: Which answer was chosen as shown on the page, to study habits of position.
+        `task` is the id of the task it decides; `shown` is the place of the chosen answer on the
+        page, recorded to study habits of position.
 
         Raises:
             DataError: If the pair can't stand in the preference file; nothing is written then.

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_dpo.errors import DataError, DiskError, UsageError
 from mlx_dpo.preferences.audit import LOPSIDED
 from mlx_dpo.records import Preference
-from mlx_dpo.workshop.label.book import SKIP, TIE, Book
+from mlx_dpo.workshop.label.book import SKIP, TIE, Book, Task
 
 PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -54,8 +54,8 @@ def serve(book: Book, *, port: int, command: str, announce: Callable[[str], None
     Args:
         book: The tasks and decisions.
         port: 0 for any that is free.
-        command: The command line that starts the same again, shown when the page gets no answer.
-        announce: Called with the page's address and token when it can be opened.
+        command: Starts the same again; the page shows it when it gets no answer.
+        announce: Called with the page's address, token included, when it can be opened.
 
     Raises:
         UsageError: If the port is taken.
@@ -222,22 +222,9 @@ def _undo(book: Book, body: dict[str, Any]) -> str:
 def view(book: Book) -> dict[str, Any]:
     """The state of a book, as JSON for the page."""
     task = book.next_task()
-    shown = None
-    if task is not None:
-        a, b = task.texts
-        if task.is_shown_swapped(book.salt):
-            a, b = b, a
-        shown = {
-            "id": task.id,
-            "kind": task.kind,
-            "prompt": [turn._asdict() for turn in task.prompt],
-            "is_choice": task.is_choice,
-            "a": a,
-            "b": b,
-        }
     return {
         "revision": book.revision,
-        "task": shown,
+        "task": None if task is None else _task_view(task, book.salt),
         "done": book.num_done(),
         "total": len(book.tasks),
         **book.shares(),
@@ -246,6 +233,13 @@ def view(book: Book) -> dict[str, Any]:
         "lengths": length_meter(book.pairs),
         "out": str(book.out),
     }
+
+
+def _task_view(task: Task, salt: str) -> dict[str, Any]:
+    a, b = reversed(task.texts) if task.is_shown_swapped(salt) else task.texts
+    prompt = [turn._asdict() for turn in task.prompt]
+    shown = {"id": task.id, "kind": task.kind, "prompt": prompt, "is_choice": task.is_choice}
+    return {**shown, "a": a, "b": b}
 
 
 def length_meter(pairs: list[Preference]) -> dict[str, Any]:

@@ -218,27 +218,25 @@ def test_broken_parquet_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "place", "reason"),
     [
-        ("a,b\n1,2,3\n", "in.csv:2: the shape of its rows is not known (the row has 3 fields, "),
-        ("\n\na,b\n\n1\n", "in.csv:5: the shape of its rows is not known (the row has 1 fields, "),
-        (",,\na,b,c\n", "in.csv:2: the shape of its rows is not known (the first has ['']); "),
-        ("prompt,chosen,chosen\n", "in.csv:1: two columns have the name 'chosen'; rename one"),
-        (
-            "a,b\n" + "x" * 10_000_001 + ",y\n",
-            "in.csv:2: the shape of its rows is not known (not CSV",
-        ),
-        ("a,\udce9\n", "in.csv:1: the header is not UTF-8"),
+        ("a,b\n1,2,3\n", "in.csv:2", "the header has 2 columns, the row 3"),
+        ("\n\na,b\n\n1\n", "in.csv:5", "the header has 2 columns, the row 1"),
+        (",,\na,b,c\n", "in.csv:2", "the first has ['']"),
+        ("a,b\n" + "x" * 10_000_001 + ",y\n", "in.csv:2", "not CSV: field larger than"),
+        ("prompt,chosen,chosen\n", "in.csv:1", "two columns have the name 'chosen'; rename one"),
+        ("a,\udce9\n", "in.csv:1", "the header is not UTF-8"),
     ],
 )
 def test_csv_without_a_known_shape_is_one_line_with_its_place(
-    tmp_path: Path, content: str, said: str
+    tmp_path: Path, content: str, place: str, reason: str
 ) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes(content.encode(errors="surrogateescape"))
     result = invoke("import", source, "--out", tmp_path / "out.jsonl")
     assert isinstance(result.exception, DataError)
-    assert f"{tmp_path}/{said}" in str(result.exception)
+    assert str(result.exception).startswith(f"{tmp_path / place}: ")
+    assert reason in str(result.exception)
     assert "\n" not in str(result.exception)
 
 
