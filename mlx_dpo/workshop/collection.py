@@ -8,7 +8,8 @@ one contradicts it, and a big file needs little memory. `rework` gathers pairs f
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -59,16 +60,15 @@ class Collection:
         self._repeats = Repeats()
         self._row_of = array("Q")  # row of each pair, ascending
         self._withdrawn: set[int] = set()
-        try:
+        with _room():
             self._spool = TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        except OSError as error:
-            raise _no_room(error) from None
 
     def __enter__(self) -> "Collection":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spool.close()
+        with suppress(OSError):  # of a full disk, which has been reported
+            self._spool.close()
 
     def take(
         self,
@@ -125,21 +125,19 @@ class Collection:
         *,
         replace: bool = False,
     ) -> int:
-        """Write the pairs that hold as JSON lines.
+        """Write the pairs that hold as JSON lines; returns their number.
 
         Args:
             path: The file; it appears whole or not at all.
             keep: Whether a pair goes into this file, by its index in `prompts`.
             replace: Whether a file that is there may be replaced.
 
-        Returns:
-            The number of pairs written.
-
         Raises:
             DiskError: If the file can't be written.
         """
         written = 0
-        self._spool.seek(0)
+        with _room():
+            self._spool.seek(0)
         with new_file(path, replace=replace) as file:
             for index, holds in enumerate(self.holds()):
                 line = self._spool.readline()
@@ -167,10 +165,8 @@ class Collection:
         return index < len(self._row_of) and self._row_of[index] == row
 
     def _add(self, row: int, pair: Preference) -> None:
-        try:
+        with _room():
             self._spool.write(preference_line(pair).encode())
-        except OSError as error:
-            raise _no_room(error) from None
         self._row_of.append(row)
         self.prompts.append(text_digest(pair.prompt))
         self.kinds.append(pair.kind)
@@ -263,5 +259,9 @@ def _id_prefixes(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def _no_room(error: OSError) -> DiskError:
-    return DiskError(f"no room for a temporary file: {error.strerror}")
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"no room for a temporary file: {error.strerror}") from None

@@ -94,7 +94,7 @@ class Book:
         self.out = out
         self.tasks = tasks
         self._undone: list[str] = []
-        if not journal_path(out).exists():
+        if not journal_path(out).exists():  # nor is it made beside a file of somebody else
             self._refuse_foreign([""])
         self._journal = Journal(journal_path(out))
         try:
