@@ -1,7 +1,7 @@
 """Data files as rows: JSON, CSV and Parquet, gzipped or not, in folders or on the hub.
 
-Rows are `RawRow`s, so that every problem has a place in its file. They are read a few at a time,
-whatever the size of the file.
+Rows are `RawRow`s, so that every problem has a place in its file. A few are in memory at a time (a
+JSON array excepted, which is one document).
 """
 
 import csv
