@@ -9,7 +9,6 @@
 a file of candidates without answers, and an answer may be plain text.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
@@ -81,37 +80,23 @@ def prompt_id(prompt: tuple[Message, ...]) -> str:
 
 
 def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates]:
-    """All rows of `read_candidates`, in memory.
-
-    Raises:
-        UsageError: If there is no such file.
-        DataError: If a row can't be read, or there is none.
-    """
-    problems = Problems()
-    rows = list(read_candidates(path, problems, unique=unique))
-    refuse_errors(problems, len(rows) + problems.num_errors)
-    return rows
-
-
-def read_candidates(
-    path: str | Path, problems: Problems, *, unique: bool = True
-) -> Iterator[Candidates]:
-    """The usable rows of a file of candidates or prompts, one at a time.
+    """All rows of a file of candidates or prompts, in memory.
 
     Args:
         path: A JSON array or JSON lines.
-        problems: Gets every problem, with the codes of preference files.
         unique: Whether a second row with the same id is an error.
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If it holds no row at all.
+        DataError: If a row can't be read, or there is none; the message has the first problem.
     """
-    path, ids, raw = Path(path), dict[str, int](), None
+    path, problems, ids, raw = Path(path), Problems(), dict[str, int](), None
+    rows: list[Candidates] = []
     for raw in raw_rows(path):
         findings: list[Finding] = list(raw.findings)
         row = None if _has_errors(findings) else _parse(raw, findings)
         if row is not None:
+            rows.append(row)
             same_id = ids.setdefault(row.id, raw.number)
             if unique and same_id != raw.number:
                 reason = f"id {row.id!r:.60} is that of row {same_id} too"
@@ -120,11 +105,10 @@ def read_candidates(
         for finding in findings:
             code, _, reason, hint = finding
             problems.add(Problem(str(path), *raw.place(finding), raw.number, code, reason, hint))
-        problems.cut_short |= raw.ends
-        if row is not None and not _has_errors(findings):
-            yield row
     if raw is None:
         raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
+    refuse_errors(problems, raw.number)
+    return rows
 
 
 def candidates_line(candidates: Candidates) -> str:

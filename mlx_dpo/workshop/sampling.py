@@ -37,11 +37,11 @@ _ROW_START = b'{"id": '  # the first bytes of each line that `candidates_line` w
 class SamplingSettings:
     """How answers are sampled."""
 
-    num_answers: int = 2  # per prompt; equal ones are kept once
-    temperatures: tuple[float, ...] = (1.0,)  # of the first, second, ... answer; 0: greedy
-    seed: int = 0  # of the first answer; the next answer has the next number
-    max_tokens: int = 256  # longest answer
-    batch_size: int = 16  # answers sampled together
+    num_answers: int  # per prompt; equal ones are kept once
+    temperatures: tuple[float, ...]  # of the first, second, ... answer; 0: greedy
+    seed: int  # of the first answer; the next answer has the next number
+    max_tokens: int  # longest answer
+    batch_size: int  # answers sampled together
 
 
 class Session:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import (
     Candidate,
@@ -13,7 +12,6 @@ from mlx_dpo.workshop.candidates import (
     candidates_line,
     load_candidates,
     prompt_id,
-    read_candidates,
 )
 
 ROWS = [
@@ -72,15 +70,14 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
         ('{"prompt": "good"}', "duplicate-id"),
     ],
 )
-def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_read(
+def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_checked_too(
     tmp_path: Path, line: str, code: str
 ) -> None:
     file = tmp_path / "candidates.jsonl"
     file.write_text('{"prompt": "good"}\n' + line + '\n{"prompt": "fine"}\n')
-    problems = Problems()
-    rows = list(read_candidates(file, problems))
-    assert [row.prompt[0].content for row in rows] == ["good", "fine"]
-    assert dict(problems.counts) == {code: 1}
-    assert problems.shown()[0].line == 2
-    with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: "):
+    with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: ") as caught:
+        load_candidates(file)
+    assert "the first of" not in str(caught.value)
+    file.write_text(file.read_text() + "[]\n" + '{"prompt": "fine too"}\n')
+    with pytest.raises(DataError, match=rf":2:\d+: {code}: .* \(the first of 2 errors in 5 rows"):
         load_candidates(file)

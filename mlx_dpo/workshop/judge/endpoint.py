@@ -53,8 +53,8 @@ class Endpoint:
         *,
         model: str = "",
         key: str = "",
-        max_tokens: int = 16,
-        timeout: float = 60.0,
+        max_tokens: int,
+        timeout: float,
         now: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool] | None = None,
     ) -> None:

@@ -86,11 +86,11 @@ def open_judge(
     name: str,
     out: Path,
     *,
-    model: str = "",
-    rubrics: Path | None = None,
-    concurrency: int = 1,
-    timeout: float = 60.0,
-    max_tokens: int = 16,
+    model: str,
+    rubrics: Path | None,
+    concurrency: int,
+    timeout: float,
+    max_tokens: int,
 ) -> Iterator[Judge]:
     """The judge of a name: ``rule:NAME``, a model's folder or hub id, or the URL of an endpoint.
 

@@ -31,7 +31,12 @@ class Ask:
         self.waits: list[float] = []
         self.time = 0.0
         self.endpoint = Endpoint(
-            server.url, key=key, timeout=timeout, now=lambda: self.time, wait=self._wait
+            server.url,
+            key=key,
+            max_tokens=16,
+            timeout=timeout,
+            now=lambda: self.time,
+            wait=self._wait,
         )
 
     def _wait(self, seconds: float) -> bool:
@@ -140,7 +145,7 @@ def test_what_will_not_pass_is_said_at_once_and_without_the_key(code: int) -> No
 )
 def test_an_address_that_would_give_a_secret_away_is_refused(url: str, key: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Endpoint(url, key=key)
+        Endpoint(url, key=key, max_tokens=16, timeout=20.0)
     assert "password@" not in str(caught.value)
 
 
