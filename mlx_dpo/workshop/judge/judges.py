@@ -14,11 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_dpo.errors import StoppedError, UsageError
+from mlx_dpo.errors import DataError, StoppedError, UsageError
 from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.preferences.json_text import Finding, raw_rows
+from mlx_dpo.preferences.reader import text_digest
+from mlx_dpo.preferences.schema import read_messages, read_text
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.journal import Journal
-from mlx_dpo.workshop.judge.rules import rule_judge
 from mlx_dpo.workshop.judge.verdicts import (
     Judge,
     JudgeQuestion,
@@ -27,58 +29,12 @@ from mlx_dpo.workshop.judge.verdicts import (
     read_verdict,
 )
 
+RULES = "rule:shorter, rule:longer, rule:regex:PATTERN, rule:exact:FILE"  # their names
 GENERAL = "general"  # the rubric for kinds without one of their own
 _LONGEST_KEPT = 4000  # characters of a reply in the journal, half from each end
 
-
-class JudgeModel(NamedTuple):
-    """A model that can be asked; `name` is "" if an endpoint chooses it."""
-
-    name: str
-    identity: str  # model and settings: the replies of another identity don't count
-    ask: Callable[[str], str]  # from a text to the reply; raises NoReplyError
-    concurrency: int = 1
-    stop: Callable[[], None] = lambda: None
-
-
-class ModelJudge(Judge):
-    """Asks a model by the rubrics of each kind, and reads verdicts in its replies."""
-
-    def __init__(
-        self, name: str, model: JudgeModel, rubrics: dict[str, str], replies: Journal
-    ) -> None:
-        self.name = name
-        self.model = model.name
-        self.concurrency = model.concurrency
-        self._asked = model
-        self._rubrics = rubrics
-        self._journal = replies
-        self._known = {str(e.get("key")): str(e.get("reply", "")) for e in replies.entries}
-
-    def verdict(self, question: JudgeQuestion) -> Verdict:
-        """Failed if there is no reply, abstain if the reply is no verdict."""
-        text = wording(question, rubric_for(question.kind, self._rubrics))
-        key = blake2b(f"{self._asked.identity}\0{text}".encode(), digest_size=16).hexdigest()
-        reply = self._known.get(key)
-        if reply is None:
-            try:
-                reply = self._asked.ask(text)
-            except NoReplyError as error:
-                self.last_failure = str(error)
-                return Verdict.FAILED
-            if len(reply) > _LONGEST_KEPT:
-                half = _LONGEST_KEPT // 2
-                reply = f"{reply[:half]}\n ... \n{reply[-half:]}"
-            reply = reply.encode(
-                errors="replace"
-            ).decode()  # half a surrogate pair can't be written
-            self._journal.append({"key": key, "reply": reply})
-            self._known[key] = reply
-        return read_verdict(reply)
-
-    def stop(self) -> None:
-        """Give up waiting for replies, in all threads."""
-        self._asked.stop()
+# The score of an answer to a prompt; None if the rule has none. Equal scores tie.
+AnswerScore = Callable[[tuple[Message, ...], str], float | None]
 
 
 @contextmanager
@@ -125,6 +81,124 @@ def open_judge(
     finally:
         asked.stop()
         replies.close()
+
+
+class RuleJudge(Judge):
+    """The answer with the higher score is better."""
+
+    def __init__(self, name: str, score: AnswerScore) -> None:
+        self.name = name
+        self._score = score
+
+    def verdict(self, question: JudgeQuestion) -> Verdict:
+        """Compare the scores; abstain if one of the answers has none."""
+        a, b = (self._score(question.prompt, text) for text in (question.a, question.b))
+        if a is None or b is None:
+            return Verdict.ABSTAIN
+        return Verdict.TIE if a == b else Verdict.A if a > b else Verdict.B
+
+
+def rule_judge(name: str) -> RuleJudge:
+    """The judge of a name such as ``rule:shorter``.
+
+    - ``shorter``, ``longer``: by characters, without the white space around.
+    - ``regex:PATTERN``: an answer in which Python's ``re.search`` finds the pattern.
+    - ``exact:FILE``: an answer that equals the right one, white space around aside. The file has
+      a JSON object a line, with ``prompt`` and ``answer``.
+
+    Raises:
+        UsageError: If there is no such rule or file, or the pattern is not valid.
+        DataError: If a row of the file can't be read.
+    """
+    _, _, rule = name.partition(":")
+    what, _, argument = rule.partition(":")
+    if rule == "shorter":
+        return RuleJudge(name, lambda _, text: -len(text.strip()))
+    if rule == "longer":
+        return RuleJudge(name, lambda _, text: len(text.strip()))
+    if what == "regex" and argument:
+        return RuleJudge(name, _regex_score(argument))
+    if what == "exact" and argument:
+        return RuleJudge(name, _exact_score(Path(argument)))
+    raise UsageError(f"--judge {name}: no such rule; there are {RULES}")
+
+
+def _regex_score(pattern: str) -> AnswerScore:
+    try:
+        regex = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--judge: {pattern!r} is no regular expression: {error}") from None
+    return lambda _, text: float(regex.search(text) is not None)
+
+
+def _exact_score(file: Path) -> AnswerScore:
+    right: dict[bytes, str] = {}  # answers by digest of their prompt
+    for raw in raw_rows(file):
+        findings: list[Finding] = list(raw.findings)
+        row = raw.value if isinstance(raw.value, dict) else {}
+        prompt = read_messages(row, "prompt", "user", findings)
+        answer = read_text(row.get("answer"), "answer", findings)
+        if prompt is None or answer is None:
+            reason = findings[0].reason if findings else "key 'prompt' is missing"
+            raise DataError(f"{file}:{raw.line}: {reason}; a row is a 'prompt' and its 'answer'")
+        right[text_digest(prompt)] = answer.strip()
+    if not right:
+        raise DataError(f"{file}: no answers in the file")
+
+    def score(prompt: tuple[Message, ...], text: str) -> float | None:
+        answer = right.get(text_digest(prompt))
+        return None if answer is None else float(text.strip() == answer)
+
+    return score
+
+
+class JudgeModel(NamedTuple):
+    """A model that can be asked; `name` is "" if an endpoint chooses it."""
+
+    name: str
+    identity: str  # model and settings: the replies of another identity don't count
+    ask: Callable[[str], str]  # from a text to the reply; raises NoReplyError
+    concurrency: int = 1
+    stop: Callable[[], None] = lambda: None
+
+
+class ModelJudge(Judge):
+    """Asks a model by the rubrics of each kind, and reads verdicts in its replies."""
+
+    def __init__(
+        self, name: str, model: JudgeModel, rubrics: dict[str, str], replies: Journal
+    ) -> None:
+        self.name = name
+        self.model = model.name
+        self.concurrency = model.concurrency
+        self._asked = model
+        self._rubrics = rubrics
+        self._journal = replies
+        self._known = {str(e.get("key")): str(e.get("reply", "")) for e in replies.entries}
+
+    def verdict(self, question: JudgeQuestion) -> Verdict:
+        """Failed if there is no reply, abstain if the reply is no verdict."""
+        text = wording(question, rubric_for(question.kind, self._rubrics))
+        key = blake2b(f"{self._asked.identity}\0{text}".encode(), digest_size=16).hexdigest()
+        reply = self._known.get(key)
+        if reply is None:
+            try:
+                reply = self._asked.ask(text)
+            except NoReplyError as error:
+                self.last_failure = str(error)
+                return Verdict.FAILED
+            if len(reply) > _LONGEST_KEPT:
+                half = _LONGEST_KEPT // 2
+                reply = f"{reply[:half]}\n ... \n{reply[-half:]}"
+            # Half a surrogate pair can't be written.
+            reply = reply.encode(errors="replace").decode()
+            self._journal.append({"key": key, "reply": reply})
+            self._known[key] = reply
+        return read_verdict(reply)
+
+    def stop(self) -> None:
+        """Give up waiting for replies, in all threads."""
+        self._asked.stop()
 
 
 def _local_model(name: str, max_tokens: int) -> JudgeModel:

@@ -77,7 +77,7 @@ def serve(book: Book, *, port: int, command: str, announce: Callable[[str], None
 
 
 def make_server(book: Book, *, port: int, token: str, command: str) -> uvicorn.Server:
-    """The server, not yet running. It serves one request after the other: the book has no lock."""
+    """The server, not yet running. No handler waits for anything, so the book needs no lock."""
 
     async def state(request: Request) -> Response:
         return JSONResponse({**view(book), "command": command})
