@@ -5,15 +5,15 @@
                   "weights": "5b1f...", "seed": 0, "temperature": 0.8}, ...],
      "sampling": {"batch": 8, "max_tokens": 128, "mlx": "0.32.4", ...}}
 
-``prompt`` is plain text or a list of messages. Only ``prompt`` must be there: a file of prompts is
+``prompt`` is plain text or a list of messages. Only ``prompt`` is required: a file of prompts is
 a file of candidates without answers, and an answer may be plain text.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.json_text import Finding, RawRow, raw_rows
@@ -21,55 +21,94 @@ from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_dig
 from mlx_dpo.preferences.schema import ERROR, LEVELS, Problem, Problems, read_messages, read_text
 from mlx_dpo.records import Message
 
+_TYPES: dict[str, tuple[type, ...]] = {  # of an answer's keys beside its text
+    "finished": (bool,),
+    "model": (str,),
+    "weights": (str,),
+    "seed": (int, type(None)),
+    "temperature": (int, float, type(None)),
+}
+
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer to a prompt.
+class Candidate:
+    """One answer to a prompt. What the file does not say of it is "" or None."""
 
-    Attributes:
-        text: Without markers.
-        finished: Whether its writer ended it; False where a token limit cut it off.
-        model: Whose it is; "" when the file does not say.
-        weights: Digest of the model's weights and configuration.
-        seed: What it was sampled with; None where it was not sampled.
-        temperature: The same.
-    """
-
-    text: str
-    finished: bool = True
-    model: str = ""
-    weights: str = ""
-    seed: int | None = None
-    temperature: float | None = None
+    text: str  # without markers
+    finished: bool = True  # False if a token limit cut it off
+    model: str = ""  # name of the model that wrote it
+    weights: str = ""  # digest of that model's weights and configuration
+    seed: int | None = None  # it was sampled with
+    temperature: float | None = None  # it was sampled with
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A prompt and answers to it.
+    """A prompt and the answers to it: a row of the file."""
 
-    Attributes:
-        id: Its own, or one that follows from the prompt.
-        prompt: Turns up to the answer.
-        kind: What a choice among them teaches; "" when the file does not say.
-        answers: In the order of the file; possibly none.
-        sampling: How they were made, beyond what each answer says.
-    """
-
-    id: str
+    id: str  # the row's own, or else `prompt_id`
     prompt: tuple[Message, ...]
-    kind: str = ""
-    answers: tuple[Answer, ...] = ()
-    sampling: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""  # what a choice among the answers teaches
+    answers: tuple[Candidate, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)  # the settings of all answers
 
-    @property
-    def question(self) -> str:
-        """Text of the last turn of the prompt, to show a person."""
-        return self.prompt[-1].content if self.prompt else ""
+    def different(self) -> list[Candidate]:
+        """The answers that are not blank, each text once."""
+        return list({each.text: each for each in self.answers if each.text.strip()}.values())
+
+
+class Contest(NamedTuple):
+    """Two different answers of a row, to choose between."""
+
+    id: str  # of the pair that the choice makes
+    row: Candidates
+    first: Candidate
+    second: Candidate
+
+
+def contests_of(row: Candidates) -> list[Contest]:
+    """Every two different answers of a row."""
+    couples = list(combinations(row.different(), 2))
+    if len(couples) == 1:
+        return [Contest(row.id, row, *couples[0])]
+    return [Contest(f"{row.id}-{number}", row, *two) for number, two in enumerate(couples, 1)]
 
 
 def prompt_id(prompt: tuple[Message, ...]) -> str:
-    """The id of a prompt that has none of its own: equal prompts have equal ids."""
+    """The id of a row without one of its own: equal prompts have equal ids."""
     return f"p-{blake2b(text_digest(prompt), digest_size=6).hexdigest()}"
+
+
+def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates]:
+    """All rows of a file of candidates or prompts, in memory.
+
+    Args:
+        path: A JSON array or JSON lines.
+        unique: Whether a second row with the same id is an error.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If a row can't be read, or there is none; the message has the first problem.
+    """
+    path, problems, ids, raw = Path(path), Problems(), dict[str, int](), None
+    rows: list[Candidates] = []
+    for raw in raw_rows(path):
+        findings: list[Finding] = list(raw.findings)
+        row = None if _has_errors(findings) else _parse(raw, findings)
+        if row is not None:
+            rows.append(row)
+            same_id = ids.setdefault(row.id, raw.number)
+            if unique and same_id != raw.number:
+                reason = f"id {row.id!r:.60} is that of row {same_id} too"
+                hint = "merge the two, or remove one"
+                findings.append(Finding("duplicate-id", "id", reason, hint))
+        for finding in findings:
+            code, _, reason, hint = finding
+            problems.add(Problem(str(path), *raw.place(finding), raw.number, code, reason, hint))
+    if raw is None:
+        raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
+    refuse_errors(problems, raw.number)
+    return rows
 
 
 def candidates_line(candidates: Candidates) -> str:
@@ -84,126 +123,59 @@ def candidates_line(candidates: Candidates) -> str:
     return json_line(row)
 
 
-def load_candidates(path: str | Path) -> list[Candidates]:
-    """All rows of a file, in memory.
-
-    Raises:
-        UsageError: If there is no such file.
-        DataError: If there is a row that can't be read, or none at all.
-    """
-    problems = Problems()
-    rows = list(read_candidates(path, problems))
-    refuse_errors(problems, len(rows) + problems.num_errors)
-    return rows
+def _answer_object(answer: Candidate) -> dict[str, Any]:
+    fields = {"text": answer.text, "finished": answer.finished}
+    optional = {key: getattr(answer, key) for key in ("model", "weights", "seed", "temperature")}
+    return fields | {key: value for key, value in optional.items() if value not in ("", None)}
 
 
-def read_candidates(
-    path: str | Path, problems: Problems, *, unique: bool = True
-) -> Iterator[Candidates]:
-    """The usable rows of a file of candidates or prompts, one at a time.
-
-    Args:
-        path: A JSON array or JSON lines.
-        problems: Told of everything that is wrong, with the codes of preference files.
-        unique: Whether a second row with the same id is wrong.
-
-    Raises:
-        UsageError: If there is no such file.
-        DataError: If it holds no row at all.
-    """
-    path, ids, raw = Path(path), dict[str, int](), None
-    for raw in raw_rows(path):
-        found: list[Finding] = list(raw.findings)
-        row = None if _has_errors(found) else _candidates(raw, found)
-        if row is not None:
-            same_id = ids.setdefault(row.id, raw.number)
-            if unique and same_id != raw.number:
-                reason = f"id {row.id!r:.60} is that of row {same_id} too"
-                found.append(Finding("duplicate-id", "id", reason, "merge the two, or remove one"))
-        for finding in found:
-            line, column = raw.place(finding)
-            problems.add(Problem(str(path), line, column, raw.number, *_spoken(finding)))
-        problems.cut_short |= raw.ends
-        if row is not None and not _has_errors(found):
-            yield row
-    if raw is None:
-        raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
+def _has_errors(findings: list[Finding]) -> bool:
+    return any(LEVELS[finding.code] == ERROR for finding in findings)
 
 
-def _spoken(finding: Finding) -> tuple[str, str, str]:
-    return finding.code, finding.reason, finding.hint
-
-
-def _has_errors(found: list[Finding]) -> bool:
-    return any(LEVELS[finding.code] == ERROR for finding in found)
-
-
-def _candidates(raw: RawRow, found: list[Finding]) -> Candidates | None:
+def _parse(raw: RawRow, findings: list[Finding]) -> Candidates | None:
+    """A row as candidates; None if it is not usable, and `findings` get the reasons."""
     row = raw.value
     if not isinstance(row, dict):
-        found.append(Finding("not-object", 0, "expected an object with a 'prompt'"))
+        findings.append(Finding("not-object", 0, "expected an object with a 'prompt'"))
         return None
     key = "user" if "user" in row else "prompt"
-    prompt = read_messages(row, key, "user", found)
+    prompt = read_messages(row, key, "user", findings)
     if key not in row:
-        found.append(Finding("missing-key", 0, "key 'prompt' is missing"))
-    kind = read_text(row.get("kind", ""), "kind", found)
-    answers = _answers(row.get("answers", []), found)
+        findings.append(Finding("missing-key", 0, "key 'prompt' is missing"))
+    kind = read_text(row.get("kind", ""), "kind", findings)
+    answers = _parse_answers(row.get("answers", []), findings)
     sampling = row.get("sampling", {})
     if not isinstance(sampling, dict):
-        found.append(Finding("wrong-type", "sampling", "'sampling' must be an object"))
+        findings.append(Finding("wrong-type", "sampling", "'sampling' must be an object"))
     if prompt is None or kind is None or answers is None or not isinstance(sampling, dict):
         return None
-    own = row.get("id", prompt_id(prompt))
-    name = read_text(str(own) if type(own) is int else own, "id", found)
+    own_id = row.get("id", prompt_id(prompt))
+    name = read_text(str(own_id) if type(own_id) is int else own_id, "id", findings)
     return None if name is None else Candidates(name, prompt, kind, answers, sampling)
 
 
-def _answers(value: Any, found: list[Finding]) -> tuple[Answer, ...] | None:
+def _parse_answers(value: Any, findings: list[Finding]) -> tuple[Candidate, ...] | None:
     if not isinstance(value, list):
-        found.append(Finding("wrong-type", "answers", "'answers' must be a list"))
+        findings.append(Finding("wrong-type", "answers", "'answers' must be a list"))
         return None
-    answers = [_answer(one, number, found) for number, one in enumerate(value, 1)]
-    known = tuple(answer for answer in answers if answer is not None)
-    return known if len(known) == len(answers) else None
+    parsed = [_parse_answer(entry, number, findings) for number, entry in enumerate(value, 1)]
+    answers = tuple(answer for answer in parsed if answer is not None)
+    return answers if len(answers) == len(parsed) else None
 
 
-def _answer(value: Any, number: int, found: list[Finding]) -> Answer | None:
+def _parse_answer(value: Any, number: int, findings: list[Finding]) -> Candidate | None:
     row = {"text": value} if isinstance(value, str) else value
     if not isinstance(row, dict) or "text" not in row:
         reason = f"answer {number} must be text, or an object with 'text'"
-        found.append(Finding("wrong-type", "answers", reason))
+        findings.append(Finding("wrong-type", "answers", reason))
         return None
-    answer = Answer(
-        text=row["text"],
-        finished=row.get("finished", True),
-        model=row.get("model", ""),
-        weights=row.get("weights", ""),
-        seed=row.get("seed"),
-        temperature=row.get("temperature"),
-    )
-    before = len(found)
-    read_text(answer.text, "text", found)
+    answer = Candidate(row["text"], **{key: row[key] for key in _TYPES if key in row})
+    own: list[Finding] = []
+    read_text(answer.text, "text", own)
     for key, types in _TYPES.items():
         if type(getattr(answer, key)) not in types:
             reason = f"{key!r} of answer {number} can't be {getattr(answer, key)!r:.40}"
-            found.append(Finding("wrong-type", key, reason))
-    return None if any(LEVELS[new.code] == ERROR for new in found[before:]) else answer
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "finished": (bool,),
-    "model": (str,),
-    "weights": (str,),
-    "seed": (int, type(None)),
-    "temperature": (int, float, type(None)),
-}
-
-
-def _answer_object(answer: Answer) -> dict[str, Any]:
-    row: dict[str, Any] = {"text": answer.text, "finished": answer.finished}
-    for key in ("model", "weights", "seed", "temperature"):
-        value = getattr(answer, key)
-        if value not in ("", None):
-            row[key] = value
-    return row
+            own.append(Finding("wrong-type", key, reason))
+    findings += own
+    return None if _has_errors(own) else answer

@@ -1,41 +1,39 @@
-"""Pairs on their way into a preference file: compared with each other, counted, written at once.
+"""Pairs on their way into a preference file: gathered, compared with each other, counted, written.
 
-They wait in a temporary file on disk, so that a pair can still be withdrawn when a later one
-contradicts it, and a big file needs little memory.
+A collection keeps its pairs in a temporary file, so that a pair can still be withdrawn when a later
+one contradicts it, and a big file needs little memory. `rework` gathers pairs from preference files
+(filter, merge, split); `importers.reading` from other people's data.
 """
 
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import NamedTuple
 
-from mlx_dpo.errors import DiskError
+from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import new_file
+from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.encoding import encode_pairs
 from mlx_dpo.preferences.json_text import Finding, RawRow
-from mlx_dpo.preferences.reader import Repeats, preference_line, text_digest
+from mlx_dpo.preferences.reader import Repeats, preference_line, read_rows, text_digest
 from mlx_dpo.preferences.schema import ERROR, LEVELS, WARNING, Problem, Problems
 from mlx_dpo.records import Preference
-from mlx_dpo.workshop.candidates import Answer, Candidates
+
+# The code under which a pair is left out; None if it stays.
+PairFilter = Callable[[Preference], str | None]
 
 
-class Account(NamedTuple):
-    """What became of the rows. ``read == kept + sum(dropped.values())``, always.
-
-    Attributes:
-        read: Rows of the source.
-        kept: Rows that gave at least one pair.
-        dropped: The others, by code.
-        pairs: Pairs that were collected.
-    """
+class CollectionAccount(NamedTuple):
+    """What became of the rows. ``read == kept + sum(dropped.values())``, always."""
 
     read: int
-    kept: int
-    dropped: Counter[str]
+    kept: int  # rows with at least one pair
+    dropped: Counter[str]  # rows by code
     pairs: int
 
 
@@ -46,33 +44,31 @@ class Collection:
     them is right.
 
     Args:
-        problems: Told of everything that is wrong.
+        problems: Gets every problem.
+
+    Attributes:
+        prompts: Digest of the prompt of each pair, 16 bytes.
+        kinds: Kind of each pair.
     """
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
-        self.prompts: list[bytes] = []  # of each pair, 16 bytes that stand for its prompt
+        self.prompts: list[bytes] = []
         self.kinds: list[str] = []
         self._read = 0
         self._dropped: Counter[str] = Counter()
         self._repeats = Repeats()
-        self._row_of = array("Q")
+        self._row_of = array("Q")  # row of each pair, ascending
         self._withdrawn: set[int] = set()
-        try:
+        with _room():
             self._spool = TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        except OSError as error:
-            raise DiskError(f"no room for a temporary file: {error.strerror}") from None
 
     def __enter__(self) -> "Collection":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._spool.close()
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # of a full disk, which has been reported
+            self._spool.close()
 
     def take(
         self,
@@ -81,23 +77,20 @@ class Collection:
         pairs: Sequence[Preference],
         findings: Sequence[Finding] = (),
     ) -> None:
-        """Take what a row gave.
+        """Take the pairs of a row.
 
         Args:
-            file: Where the row stands, for messages.
-            raw: The row; a new one at each call.
+            file: The file of the row, for messages.
+            raw: The row; another one at each call.
             pairs: Its pairs, possibly none. Their ids are written.
-            findings: What is wrong with it. If it gave no pairs, one says why.
+            findings: Its problems. If it has no pairs, one of them is the reason.
         """
         row = self._read = self._read + 1
-        code, found = self._compare(row, pairs)
-        for finding in (*findings, *found):
-            line, column = raw.place(finding)
+        code, repeated = self._compare(row, pairs)
+        for finding in (*findings, *repeated):
+            place = raw.place(finding)
             self.problems.add(
-                Problem(
-                    *(str(file), line, column, raw.number),
-                    *(finding.code, finding.reason, finding.hint),
-                )
+                Problem(str(file), *place, raw.number, finding.code, finding.reason, finding.hint)
             )
         if not pairs:
             code = next(f.code for f in findings if LEVELS[f.code] != WARNING)
@@ -112,13 +105,14 @@ class Collection:
         self._read += 1
         self._dropped[code] += 1
 
-    def account(self) -> Account:
+    def account(self) -> CollectionAccount:
         """What became of the rows so far."""
         dropped = Counter(self._dropped)
         if self._withdrawn:
             dropped["contradiction"] += len(self._withdrawn)
-        pairs = sum(self.holds())
-        return Account(self._read, self._read - dropped.total(), dropped, pairs)
+        return CollectionAccount(
+            self._read, self._read - dropped.total(), dropped, sum(self.holds())
+        )
 
     def holds(self) -> list[bool]:
         """For each pair, whether no later row contradicted it."""
@@ -131,83 +125,143 @@ class Collection:
         *,
         replace: bool = False,
     ) -> int:
-        """Write the pairs that hold as JSON lines.
+        """Write the pairs that hold as JSON lines; returns their number.
 
         Args:
             path: The file; it appears whole or not at all.
-            keep: Asked for each pair, by its place in `prompts`, whether it goes into this file.
+            keep: Whether a pair goes into this file, by its index in `prompts`.
             replace: Whether a file that is there may be replaced.
-
-        Returns:
-            How many were written.
 
         Raises:
             DiskError: If the file can't be written.
         """
         written = 0
-        self._spool.seek(0)
+        with _room():
+            self._spool.seek(0)
         with new_file(path, replace=replace) as file:
-            for place, holds in enumerate(self.holds()):
+            for index, holds in enumerate(self.holds()):
                 line = self._spool.readline()
-                if holds and keep(place):
+                if holds and keep(index):
                     file.write(line)
                     written += 1
         return written
 
     def _compare(self, row: int, pairs: Sequence[Preference]) -> tuple[str | None, list[Finding]]:
-        found: list[Finding] = []
+        """The code for which a row is left out, and problems with earlier rows."""
+        findings: list[Finding] = []
         code = None
         for pair in pairs:
-            again, opposite = self._repeats.look(pair, row)
-            found += again
-            code = next((finding.code for finding in again if LEVELS[finding.code] == ERROR), code)
+            repeated, opposite = self._repeats.look(pair, row)
+            findings += repeated
+            code = next((f.code for f in repeated if LEVELS[f.code] == ERROR), code)
             if opposite is not None:
                 code = "contradiction"
-                if self._is_held(opposite):
+                if self._has_pairs_of(opposite):
                     self._withdrawn.add(opposite)
-        return code, found
+        return code, findings
 
-    def _is_held(self, row: int) -> bool:
-        at = bisect_left(self._row_of, row)
-        return at < len(self._row_of) and self._row_of[at] == row
+    def _has_pairs_of(self, row: int) -> bool:
+        index = bisect_left(self._row_of, row)
+        return index < len(self._row_of) and self._row_of[index] == row
 
     def _add(self, row: int, pair: Preference) -> None:
-        try:
+        with _room():
             self._spool.write(preference_line(pair).encode())
-        except OSError as error:
-            raise DiskError(f"no room for a temporary file: {error.strerror}") from None
         self._row_of.append(row)
         self.prompts.append(text_digest(pair.prompt))
         self.kinds.append(pair.kind)
 
 
-# --- Two answers to a prompt that somebody has to choose between.
+def rework(
+    files: Sequence[Path],
+    collection: Collection,
+    *,
+    filters: Sequence[PairFilter] = (),
+    progress: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Take the pairs of preference files into a collection.
+
+    Rows that can't be used are left out, then those that a filter names a code for. With several
+    files, ids get the file's name in front. `progress` is called now and then with the share of the
+    current file that is done, 0 to 1.
+
+    Raises:
+        UsageError: If a file is not there.
+        DataError: If one holds no row at all.
+    """
+    for file, prefix in zip(files, _id_prefixes(files), strict=True):
+        for row in read_rows(file, collection.problems, compare=False):
+            pair, code = row.preference, row.code
+            if pair is None or code is not None:
+                collection.leave_out(code or "wrong-type")
+                continue
+            codes = (code_of(pair) for code_of in filters)
+            code = next((code for code in codes if code is not None), None)
+            if code is not None:
+                collection.leave_out(code)
+                continue
+            collection.take(file, row.raw, [replace(pair, id=prefix + pair.id)])
+            if row.raw.number % 256 == 0:
+                progress(row.raw.share)
+    progress(1.0)
 
 
-class Contest(NamedTuple):
-    """Two different answers to a prompt.
+def of_kinds(kinds: Sequence[str]) -> PairFilter:
+    """Keep only pairs of some kinds."""
+    return lambda pair: None if pair.kind in kinds else "other-kind"
 
-    Attributes:
-        id: Of the pair it may become.
-        row: Where they come from.
-        first: One answer.
-        second: The other.
+
+def length_ratio(limit: float, chat: ChatFormat | None = None) -> PairFilter:
+    """Leave out pairs whose longer answer is more than `limit` times as long as the shorter.
+
+    Args:
+        limit: At least 1.
+        chat: Lengths are in the tokens of this format; in characters if it is None.
     """
 
-    id: str
-    row: Candidates
-    first: Answer
-    second: Answer
+    def code(pair: Preference) -> str | None:
+        if chat is None:
+            sizes = [
+                sum(len(turn.content) for turn in side) for side in (pair.chosen, pair.rejected)
+            ]
+        else:
+            (encoded,) = encode_pairs([pair], chat)
+            if isinstance(encoded, DataError):
+                return "template"  # the chat template refuses the pair
+            sizes = [len(encoded[0].chosen_ids), len(encoded[0].rejected_ids)]
+        return "length-ratio" if max(sizes) > limit * min(sizes) else None
+
+    return code
 
 
-def different_answers(row: Candidates) -> list[Answer]:
-    """The answers of a row that are not blank, each text once."""
-    return list({answer.text: answer for answer in row.answers if answer.text.strip()}.values())
+def not_again() -> PairFilter:
+    """Leave out a pair that this filter has seen before."""
+    seen: set[bytes] = set()
+
+    def code(pair: Preference) -> str | None:
+        digest = text_digest(pair.prompt, pair.chosen, pair.rejected)
+        if digest in seen:
+            return "again"
+        seen.add(digest)
+        return None
+
+    return code
 
 
-def contests_of(row: Candidates) -> list[Contest]:
-    """Every two different answers of a row."""
-    pairs = list(combinations(different_answers(row), 2))
-    if len(pairs) == 1:
-        return [Contest(row.id, row, *pairs[0])]
-    return [Contest(f"{row.id}-{number}", row, *pair) for number, pair in enumerate(pairs, 1)]
+def _id_prefixes(files: Sequence[Path]) -> list[str]:
+    """What keeps the ids of several files apart: their names, numbered where two are the same."""
+    if len(files) == 1:
+        return [""]
+    counts = Counter(file.stem for file in files)
+    return [
+        f"{file.stem}:" if counts[file.stem] == 1 else f"{number}-{file.stem}:"
+        for number, file in enumerate(files, 1)
+    ]
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"no room for a temporary file: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""A file that remembers: one JSON object a line, on the disk before anything else happens."""
+"""An append-only file of JSON objects, each on the disk before the caller goes on."""
 
 import fcntl
 import json
@@ -12,13 +12,13 @@ from mlx_dpo.preferences.reader import json_line
 
 
 class Journal:
-    """Entries of this and of earlier sessions. One process at a time has it open.
+    """Entries of this and of earlier sessions. One process at a time can have it open.
 
     Args:
-        path: The file; made where it is not there. A last line that a kill cut off is removed.
+        path: The file; made if it is not there. A last line that a kill cut off is removed.
 
     Attributes:
-        entries: All of them, in order.
+        entries: All entries, in order.
 
     Raises:
         LockedError: If another process has it open.
@@ -31,11 +31,11 @@ class Journal:
         self._writing = Lock()
         make_folder(path.parent)
         try:
-            self._held = path.open("ab")
+            self._locked = path.open("ab")
         except OSError as error:
             raise DiskError(f"{path}: not written: {error.strerror or error}") from None
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
             cut_torn_line(path)
             self.entries = _read(path)
         except BlockingIOError:
@@ -49,7 +49,7 @@ class Journal:
         """Add an entry and wait until the disk has it. May be called from several threads.
 
         Raises:
-            DiskError: If it can't be written; then the journal is as it was.
+            DiskError: If it can't be written; the journal is then unchanged.
         """
         with self._writing:
             try:
@@ -60,8 +60,8 @@ class Journal:
             self.entries.append(entry)
 
     def close(self) -> None:
-        """Let others have it."""
-        self._held.close()
+        """Release the lock."""
+        self._locked.close()
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

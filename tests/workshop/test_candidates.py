@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import (
-    Answer,
+    Candidate,
     Candidates,
     candidates_line,
     load_candidates,
     prompt_id,
-    read_candidates,
 )
 
 ROWS = [
@@ -22,15 +20,15 @@ ROWS = [
         prompt=(Message("user", "Wer da?\u2028\x85 \U0001f40b"),),
         kind="tone",
         answers=(
-            Answer("Ich.", True, "a/b", "5b1f", 3, 0.0),
-            Answer(" two\nlines", False, "a/b", "5b1f", 4, 0.8),
+            Candidate("Ich.", True, "a/b", "5b1f", 3, 0.0),
+            Candidate(" two\nlines", False, "a/b", "5b1f", 4, 0.8),
         ),
         sampling={"batch": 8, "mlx": "0.32.4"},
     ),
     Candidates(
         id="many turns",
         prompt=(Message("system", "Be brief."), Message("user", "Hi"), Message("user", "there")),
-        answers=(Answer(""), Answer("by a person")),
+        answers=(Candidate(""), Candidate("by a person")),
     ),
 ]
 
@@ -51,8 +49,8 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
     )
     first, second, third = load_candidates(file)
     assert first == Candidates(prompt_id((Message("user", "a"),)), (Message("user", "a"),))
-    assert second.answers == (Answer("x"), Answer("y"))
-    assert second.question == "b"
+    assert second.answers == (Candidate("x"), Candidate("y"))
+    assert second.prompt == (Message("user", "b"),)
     assert third.id == "7"
 
 
@@ -72,15 +70,14 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
         ('{"prompt": "good"}', "duplicate-id"),
     ],
 )
-def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_read(
+def test_a_bad_row_has_a_code_and_a_place_and_the_others_are_checked_too(
     tmp_path: Path, line: str, code: str
 ) -> None:
     file = tmp_path / "candidates.jsonl"
     file.write_text('{"prompt": "good"}\n' + line + '\n{"prompt": "fine"}\n')
-    problems = Problems()
-    rows = list(read_candidates(file, problems))
-    assert [row.question for row in rows] == ["good", "fine"]
-    assert dict(problems.counts) == {code: 1}
-    assert problems.shown()[0].line == 2
-    with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: "):
+    with pytest.raises(DataError, match=rf"candidates\.jsonl:2:\d+: {code}: ") as caught:
+        load_candidates(file)
+    assert "the first of" not in str(caught.value)
+    file.write_text(file.read_text() + "[]\n" + '{"prompt": "fine too"}\n')
+    with pytest.raises(DataError, match=rf":2:\d+: {code}: .* \(the first of 2 errors in 5 rows"):
         load_candidates(file)

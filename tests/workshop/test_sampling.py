@@ -44,7 +44,7 @@ def test_each_prompt_is_answered_once_with_all_that_reproduces_it(
     assert result.exit_code == 0, result.output
     assert "(6 read, 5 different)" in result.stdout
     rows = load_candidates(out)
-    assert [row.question for row in rows] == QUESTIONS
+    assert [row.prompt[0].content for row in rows] == QUESTIONS
     for row in rows:
         texts = [answer.text for answer in row.answers]
         assert len(set(texts)) == len(texts), "equal answers are kept once"
@@ -119,7 +119,7 @@ def test_a_file_of_pairs_gives_each_of_its_prompts_once(tmp_path: Path) -> None:
     rows = [{"prompt": p, "chosen": c, "rejected": r, "kind": "k"} for p, c, r in texts]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts, read = read_prompts(file)
-    assert ([prompt.question for prompt in prompts], read) == (["a", "b"], 3)
+    assert ([row.prompt[0].content for row in prompts], read) == (["a", "b"], 3)
     assert {prompt.kind for prompt in prompts} == {"k"}
     file.write_text('{"no": "prompt"}\n')
     with pytest.raises(DataError, match=r"pairs\.jsonl:1:1: missing-key"):

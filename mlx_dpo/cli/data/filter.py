@@ -49,19 +49,19 @@ def filter_(
       mlx_dpo data filter pairs.jsonl --max-length-ratio 2 --out even.jsonl
     """
     from mlx_dpo.cli.data.screen import rework_to
-    from mlx_dpo.workshop.reworking import Sieve, length_ratio, not_again, of_kinds
+    from mlx_dpo.workshop.collection import PairFilter, length_ratio, not_again, of_kinds
 
-    sieves: list[Sieve] = []
+    filters: list[PairFilter] = []
     if kinds:
-        sieves.append(of_kinds(kinds))
+        filters.append(of_kinds(kinds))
     if ratio is not None:
-        sieves.append(length_ratio(ratio, _chat(model)))
+        filters.append(length_ratio(ratio, _chat(model)))
     if unique:
-        sieves.append(not_again())
-    if not sieves or (model and ratio is None):
-        what = "--model is for --max-length-ratio" if sieves or model else "nothing to filter by"
+        filters.append(not_again())
+    if not filters or (model and ratio is None):
+        what = "--model is for --max-length-ratio" if filters or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
-    rework_to([file], out, sieves, overwrite=overwrite)
+    rework_to([file], out, filters, overwrite=overwrite)
 
 
 def _chat(model: str | None) -> "ChatFormat | None":

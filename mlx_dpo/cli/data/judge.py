@@ -1,29 +1,15 @@
 """`mlx_dpo data judge`: a rule or a model decides which answer is better."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_dpo.cli.options import Name
-from mlx_dpo.errors import DataError, StoppedError, UsageError
+from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mlx_dpo.workshop.collection import Contest
-    from mlx_dpo.workshop.judge.verdicts import Decision, Judge, Summary
-
-
-class _Options(NamedTuple):
-    """How a model is asked."""
-
-    model: str
-    rubrics: str | None
-    concurrency: int
-    timeout: float
-    max_tokens: int
+    from mlx_dpo.workshop.judge.verdicts import Judge, JudgeSummary
 
 
 @click.command(short_help="Let a rule or a model decide between answers.")
@@ -105,120 +91,53 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge path/to/instruct-model
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
+    from mlx_dpo.cli.screen import counted, progress
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
-    from mlx_dpo.workshop.candidates import load_candidates
-    from mlx_dpo.workshop.collection import contests_of
-    from mlx_dpo.workshop.judge.verdicts import summarise
+    from mlx_dpo.workshop.candidates import contests_of, load_candidates
+    from mlx_dpo.workshop.judge.judges import open_judge
+    from mlx_dpo.workshop.judge.verdicts import judge_all, summarize
 
     path = Path(out)
     if path.exists() and not overwrite:
         raise UsageError(f"{out}: is there already; --overwrite replaces it")
     check_writable(path)
     rows = load_candidates(candidates)
-    found = [contests_of(row) for row in rows]
-    contests = [contest for some in found for contest in some]
+    by_row = [contests_of(row) for row in rows]
+    contests = [contest for of_row in by_row for contest in of_row]
     if not contests:
         raise DataError(f"{candidates}: no prompt has two different answers to choose between")
-    options = _Options(model, rubrics, concurrency, timeout, max_tokens)
-    with _open_judge(judge_name, path, options) as (chosen, asked):
-        decisions = _decide(chosen, contests, asked)
+    with (
+        open_judge(
+            judge_name,
+            path,
+            model=model,
+            rubrics=Path(rubrics) if rubrics else None,
+            concurrency=concurrency,
+            timeout=timeout,
+            max_tokens=max_tokens,
+        ) as chosen,
+        progress() as done,
+    ):
+        decisions = judge_all(
+            chosen, contests, after_contest=lambda more: done("pairs", len(contests), more)
+        )
     won = [decision.preference for decision in decisions if decision.outcome == "won"]
     write_file(path, "".join(map(preference_line, won)))
-    summary = summarise(
-        decisions, rows=len(rows), without_contest=found.count([]), judge_model=asked.name
+    click.echo(
+        f"read       {counted(len(rows), 'prompt')}, {by_row.count([])} of them without "
+        "two different answers"
     )
+    summary = summarize(decisions, chosen.model)
     _show(summary, out)
-    _warn(summary, asked.name, chosen)
+    _warn(summary, chosen)
 
 
-class _Model(NamedTuple):
-    """A model that can be asked.
-
-    Attributes:
-        ask: From a text to its reply.
-        identity: Whose replies they are.
-        name: What to call it; "" where an endpoint chooses.
-        at_a_time: Pairs it takes at a time.
-        close: Ends all asking.
-    """
-
-    ask: Callable[[str], str]
-    identity: str
-    name: str
-    at_a_time: int
-    close: Callable[[], None] = lambda: None
-
-
-@contextmanager
-def _open_judge(name: str, out: Path, options: _Options) -> "Iterator[tuple[Judge, _Model]]":
-    """The judge of a name, and the model behind it."""
-    from mlx_dpo.workshop.journal import Journal
-    from mlx_dpo.workshop.judge.asking import AskingJudge, built_in_rubrics, read_rubrics
-    from mlx_dpo.workshop.judge.rules import rule_judge
-
-    if name.startswith("rule:"):
-        yield rule_judge(name), _Model(lambda text: "", name, "", 1)
-        return
-    rubrics = read_rubrics(Path(options.rubrics)) if options.rubrics else built_in_rubrics()
-    model = _open_model(name, options)
-    replies = Journal(out.with_name(f"{out.name}.replies.jsonl"))
-    try:
-        yield (
-            AskingJudge(name, model.ask, identity=model.identity, rubrics=rubrics, replies=replies),
-            model,
-        )
-    except KeyboardInterrupt:
-        kept = f"{len(replies.entries)} replies are kept in {replies.path}"
-        raise StoppedError(f"stopped; {kept}, and the same command goes on") from None
-    finally:
-        model.close()
-        replies.close()
-
-
-def _open_model(name: str, options: _Options) -> _Model:
-    tokens = options.max_tokens
-    if not name.startswith(("http://", "https://")):
-        from mlx_dpo.workshop.judge.asking import local_model
-
-        ask, digest = local_model(name, max_tokens=tokens)
-        return _Model(ask, f"{digest}\0{tokens}", name, 1)
-    from mlx_dpo.workshop.judge.endpoint import KEY_VARIABLE, Endpoint
-
-    endpoint = Endpoint(
-        name,
-        model=options.model,
-        key=os.environ.get(KEY_VARIABLE, "").strip(),
-        max_tokens=tokens,
-        timeout=options.timeout,
-    )
-    identity = f"{name}\0{options.model}\0{tokens}"
-    return _Model(endpoint.ask, identity, options.model, options.concurrency, endpoint.close)
-
-
-def _decide(judge: "Judge", contests: "list[Contest]", asked: _Model) -> "list[Decision]":
-    from mlx_dpo.cli.screen import progress
-    from mlx_dpo.workshop.judge.rules import judge_all
-
-    with progress() as done:
-        return judge_all(
-            judge,
-            contests,
-            concurrency=asked.at_a_time,
-            stop=asked.close,
-            after_contest=lambda more: done("pairs", len(contests), more),
-        )
-
-
-def _show(summary: "Summary", out: str) -> None:
+def _show(summary: "JudgeSummary", out: str) -> None:
     from mlx_dpo.cli.screen import counted, share
 
     counts = summary.outcomes
     won = counts["won"]
-    click.echo(
-        f"read       {counted(summary.rows, 'prompt')}, {summary.without_contest} of them without "
-        "two different answers"
-    )
     click.echo(
         f"judged     {counted(sum(counts.values()), 'pair')} of answers: {won} kept, "
         f"{counts['flip']} flipped with the order, {counts['tie']} tied, {counts['abstain']} "
@@ -232,7 +151,7 @@ def _show(summary: "Summary", out: str) -> None:
     click.echo(f"wrote      {out}  ({counted(won, 'pair')})")
 
 
-def _warn(summary: "Summary", judge_model: str, judge: "Judge") -> None:
+def _warn(summary: "JudgeSummary", judge: "Judge") -> None:
     counts = summary.outcomes
     decided = counts["won"] + counts["flip"]
     if decided and counts["flip"] > decided / 3:
@@ -244,15 +163,14 @@ def _warn(summary: "Summary", judge_model: str, judge: "Judge") -> None:
     if summary.own_answers:
         against = summary.own_wins + summary.own_losses
         click.echo(
-            f"warning: {judge_model} wrote answers of {summary.own_answers} of these pairs itself, "
+            f"warning: {judge.model} wrote answers of {summary.own_answers} of these pairs itself, "
             "and models like their own answers best"
             + (f"; it won {summary.own_wins} of {against} against others" if against else ""),
             err=True,
         )
     if counts["failed"]:
-        reason = getattr(judge, "last_failure", "")
         click.echo(
-            f"warning: {counts['failed']} got no verdict ({reason}); the same command with "
-            "--overwrite asks again for those alone",
+            f"warning: {counts['failed']} got no verdict ({judge.last_failure}); the same command "
+            "with --overwrite asks again for those alone",
             err=True,
         )

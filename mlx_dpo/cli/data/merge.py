@@ -21,6 +21,6 @@ def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
       mlx_dpo data merge mine.jsonl harmless.jsonl --out all.jsonl
     """
     from mlx_dpo.cli.data.screen import rework_to
-    from mlx_dpo.workshop.reworking import not_again
+    from mlx_dpo.workshop.collection import not_again
 
     rework_to(files, out, [not_again()], overwrite=overwrite)

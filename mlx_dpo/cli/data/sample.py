@@ -78,15 +78,14 @@ def sample(
     from mlx_dpo.convert.sources import load, name_of
     from mlx_dpo.files import check_writable
     from mlx_dpo.preferences.chat import chat_format
-    from mlx_dpo.workshop.sampling import Author, Session, Settings, read_prompts
+    from mlx_dpo.workshop.sampling import SamplingSettings, Session, read_prompts
 
     path = Path(out)
     check_writable(path)
     rows, num_rows = read_prompts(prompts)
     loaded, tokenizer = load(model)
-    author = Author(loaded, chat_format(tokenizer), name_of(model))
-    settings = Settings(answers, temperatures, seed, max_tokens, batch_size)
-    session = Session(author, rows, settings, path)
+    settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
+    session = Session(loaded, chat_format(tokenizer), name_of(model), rows, settings, path)
     click.echo(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
     if session.done:
         click.echo(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")

@@ -11,8 +11,7 @@ from mlx_dpo.cli.options import Name
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.workshop.collection import Collection
-    from mlx_dpo.workshop.reworking import Sieve
+    from mlx_dpo.workshop.collection import Collection, PairFilter
 
 SHOWN = 8  # problems on the screen
 
@@ -108,9 +107,9 @@ def show_written(path: Path, pairs: int) -> None:
 
 
 def rework_to(
-    files: Sequence[str], out: str, sieves: "Sequence[Sieve]", *, overwrite: bool
+    files: Sequence[str], out: str, filters: "Sequence[PairFilter]", *, overwrite: bool
 ) -> None:
-    """Files of pairs through sieves into another, with the account of their rows.
+    """Files of pairs through filters into another, with the account of their rows.
 
     Raises:
         UsageError: If a file is not there, or the new one may not be replaced.
@@ -118,14 +117,13 @@ def rework_to(
         DiskError: If it can't be written.
     """
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.workshop.collection import Collection
-    from mlx_dpo.workshop.reworking import rework
+    from mlx_dpo.workshop.collection import Collection, rework
 
     path = Path(out)
     refuse_existing(path, overwrite)
     with Collection(Problems()) as collection:
         with data_progress("reading") as progress:
-            rework([Path(file) for file in files], collection, sieves=sieves, progress=progress)
+            rework([Path(file) for file in files], collection, filters=filters, progress=progress)
         show_account(collection, ", ".join(files))
         written = collection.write(path, replace=overwrite)
     show_written(path, written)

@@ -39,8 +39,7 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
     from mlx_dpo.errors import DataError
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.preferences.split import held_out_rows
-    from mlx_dpo.workshop.collection import Collection
-    from mlx_dpo.workshop.reworking import rework
+    from mlx_dpo.workshop.collection import Collection, rework
 
     prefix = Path(file).with_suffix("") if out is None else Path(out)
     paths = [prefix.with_name(f"{prefix.name}.{side}.jsonl") for side in ("train", "test")]

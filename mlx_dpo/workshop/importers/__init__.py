@@ -1,1 +1,1 @@
-"""Other people's preference files into this project's rows."""
+"""Other people's preference data as pairs of this project."""

@@ -1,7 +1,7 @@
-"""Rows from wherever they lie: JSON, CSV and Parquet files, packed or not, folders, the hub.
+"""Data files as rows: JSON, CSV and Parquet, gzipped or not, in folders or on the hub.
 
-Each becomes `RawRow`s, so that every problem has a place. Nothing is held in memory but a few rows
-(a JSON array excepted, which is one document).
+Rows are `RawRow`s, so that every problem has a place in its file. A few are in memory at a time (a
+JSON array excepted, which is one document).
 """
 
 import csv
@@ -9,6 +9,7 @@ import gzip
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -20,6 +21,7 @@ from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" writes such bytes
 
 
 def find_files(source: str, pattern: str | None = None) -> list[Path]:
@@ -52,23 +54,23 @@ def find_files(source: str, pattern: str | None = None) -> list[Path]:
 
 
 def source_rows(file: Path) -> Iterator[RawRow]:
-    """The rows of one file.
+    """The rows of one file, each with its place.
 
     Raises:
         UsageError: If it can't be read, or is Parquet and pyarrow is not installed.
-        DataError: If it is not what its name says.
+        DataError: If it is not what its name says, or two of its columns have the same name.
     """
-    with _unpacked(file) as plain:
-        kind = Path(file.name.removesuffix(".gz")).suffix
-        try:
-            if kind == ".parquet":
+    suffix = Path(file.name.removesuffix(".gz")).suffix
+    try:
+        with _unpacked(file) as plain:
+            if suffix == ".parquet":
                 yield from _parquet_rows(plain, file)
-            elif kind == ".csv":
-                yield from _csv_rows(plain)
+            elif suffix == ".csv":
+                yield from _csv_rows(plain, file)
             else:
                 yield from raw_rows(plain)
-        except OSError as error:
-            raise not_readable(file, error) from None
+    except OSError as error:
+        raise not_readable(file, error) from None
 
 
 def _is_data(file: Path) -> bool:
@@ -94,7 +96,7 @@ def _download(name: str, pattern: str | None) -> Path:
 
 @contextmanager
 def _unpacked(file: Path) -> Iterator[Path]:
-    """The file itself, or what a .gz holds, on disk and not in memory."""
+    """The file itself, or the content of a .gz in a temporary file."""
     if file.suffix != ".gz":
         yield file
         return
@@ -108,49 +110,67 @@ def _unpacked(file: Path) -> Iterator[Path]:
         yield plain
 
 
-def _csv_rows(path: Path) -> Iterator[RawRow]:
+def _csv_rows(path: Path, source: Path) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_ROW)
+    size = max(1, path.stat().st_size)
+    header: list[str] = []
+    number, line = 0, 1
     with path.open("rb") as file, TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as text:
-        reader = csv.DictReader(text)
-        size, number = max(1, path.stat().st_size), 0
-        while True:
-            line = reader.line_num + 1
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                number += 1
-                reason = f"not CSV: {error}"
-                yield RawRow(
-                    number, line, 1, 1.0, findings=[Finding("bad-json", 0, reason)], ends=True
-                )
-                return
-            if row is None:
-                return
-            number += 1
-            share = min(1.0, file.tell() / size)
-            found = []
-            if None in row or None in row.values():
-                reason = f"the row has not the {len(reader.fieldnames or ())} columns of the header"
-                found.append(Finding("wrong-type", 0, reason))
-            yield RawRow(number, line, 1, share, value=row, findings=found)
+        reader = csv.reader(text)
+        try:
+            for cells in reader:  # a blank line has none
+                if cells and not header:
+                    header = _checked_names(cells, f"{source}:{line}")
+                elif cells:
+                    number += 1
+                    row = RawRow(number, line, 1, min(1.0, file.tell() / size))
+                    row.value = dict(zip(header, cells, strict=False))
+                    if len(cells) != len(header):
+                        reason = f"the header has {len(header)} columns, the row {len(cells)}"
+                        row.findings.append(Finding("wrong-type", 0, reason))
+                    elif _NOT_UTF8.search("".join(cells)):
+                        reason, hint = "a byte is not UTF-8", "save the file as UTF-8"
+                        row.findings.append(Finding("bad-utf8", 0, reason, hint))
+                    yield row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            findings = [Finding("bad-json", 0, f"not CSV: {error}")]
+            yield RawRow(number + 1, line, 1, 1.0, findings=findings, ends=True)
 
 
-def _parquet_rows(path: Path, named: Path) -> Iterator[RawRow]:
+def _checked_names(names: list[str], place: str) -> list[str]:
+    """The names of columns. Blank ones may repeat: no format uses them."""
+    if _NOT_UTF8.search("".join(names)):
+        raise DataError(f"{place}: the header is not UTF-8; save the file as UTF-8")
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise DataError(f"{place}: two columns have the name {twice[0]!r:.60}; rename one")
+    return names
+
+
+def _parquet_rows(path: Path, source: Path) -> Iterator[RawRow]:
     try:
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, types
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UsageError(
-            f"{named}: reading Parquet needs pyarrow: pip install 'mlx-dpo[parquet]'"
+            f"{source}: reading Parquet needs pyarrow: pip install 'mlx-dpo[parquet]'"
         ) from None
     number = 0
     try:
-        # Not mapped, and a few rows at a time: memory stays what one row group needs.
+        # Not mapped, and a few rows at a time: memory stays at the size of one row group.
         with ParquetFile(path, pre_buffer=False) as file:
+            _checked_names(file.schema_arrow.names, str(source))
+            # Dates and durations hold no text, and many of them no value that Python has.
+            used = [
+                at for at, kind in enumerate(file.schema_arrow.types) if not types.is_temporal(kind)
+            ]
             total = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=256):
-                for value in batch.to_pylist():
+                for value in batch.select(used).to_pylist():
                     number += 1
                     yield RawRow(number, number, 1, number / total, value=value)
-    except ArrowException as error:
-        raise DataError(f"{named}: not readable as Parquet: {error}") from None
+    except (ArrowException, ValueError, OverflowError) as error:
+        after = f" after row {number}" if number else ""
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source}: not readable as Parquet{after}: {reason}") from None

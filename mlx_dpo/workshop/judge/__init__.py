@@ -1,1 +1,1 @@
-"""Pairs of answers decided by a machine."""
+"""Pairs of answers decided by a rule or a model."""

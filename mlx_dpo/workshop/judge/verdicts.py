@@ -1,41 +1,47 @@
-"""What a judge may say of two answers, and what its two verdicts on them come to."""
+"""A round of judging: what a judge is asked and may say, what its two verdicts come to, the counts.
+
+Each two answers are shown in both orders: a judge that prefers the first place contradicts itself.
+"""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import NamedTuple
 
+from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.workshop.candidates import Answer
-from mlx_dpo.workshop.collection import Contest
+from mlx_dpo.workshop.candidates import Candidate, Contest
+
+OUTCOMES = ("won", "flip", "tie", "abstain", "failed")
+MAX_FAILURES = 8  # in a row: by then the judge is at fault, not the pair
+_VERDICT_LINE = re.compile(
+    r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
+    r"(A|B|(?i:tie))[\W_]*"
+)
 
 
 class Verdict(StrEnum):
-    """Of two answers shown as A and B."""
+    """Which of two answers, shown as A and B, is better."""
 
     A = "A"
     B = "B"
     TIE = "tie"
-    ABSTAIN = "abstain"  # anything else a judge may have said
-    FAILED = "failed"  # nothing was said: worth asking again
+    ABSTAIN = "abstain"  # the judge said something else
+    FAILED = "failed"  # no reply: worth asking again
 
     @property
     def swapped(self) -> "Verdict":
-        """The same verdict where A and B are called the other way round."""
+        """The same verdict with the names A and B exchanged."""
         return {Verdict.A: Verdict.B, Verdict.B: Verdict.A}.get(self, self)
 
 
-class Question(NamedTuple):
-    """What a judge is asked.
-
-    Attributes:
-        prompt: The turns both answers go on from.
-        a: Text of the answer shown first.
-        b: Text of the other.
-        kind: What the choice teaches; "" when that is not known.
-    """
+class JudgeQuestion(NamedTuple):
+    """Two answers to compare, `a` shown first, and the kind of their prompt."""
 
     prompt: tuple[Message, ...]
     a: str
@@ -43,38 +49,42 @@ class Question(NamedTuple):
     kind: str
 
     @property
-    def swapped(self) -> "Question":
-        """The same with the answers in the other order."""
+    def swapped(self) -> "JudgeQuestion":
+        """The same answers in the other order."""
         return self._replace(a=self.b, b=self.a)
 
 
-class Judge(Protocol):
-    """Decides between two answers."""
+class Judge:
+    """Decides between two answers. The base of all judges."""
 
-    name: str
+    name: str  # as it was named on the command line
+    model: str = ""  # name of its model; "" for a rule, or if an endpoint chooses
+    concurrency: int = 1  # threads that may ask at a time
+    last_failure: str = ""  # reason of the last `Verdict.FAILED`
 
-    def verdict(self, question: Question) -> Verdict:
-        """Say which is better. Called from several threads where the judge allows it."""
-        ...
+    def verdict(self, question: JudgeQuestion) -> Verdict:
+        """Say which answer is better."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Give up waiting for replies, in all threads."""
+
+
+class NoReplyError(Exception):
+    """A judge's model gave no reply, but may give one another time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What became of a contest.
-
-    Attributes:
-        contest: The contest.
-        asked: The verdict with the first answer as A.
-        again: The verdict with the second answer as A, put in terms of the first order.
-    """
+class JudgeDecision:
+    """Both verdicts on a contest."""
 
     contest: Contest
-    asked: Verdict
-    again: Verdict
+    asked: Verdict  # with the first answer as A
+    again: Verdict  # with the second answer as A, in terms of the first order
 
     @property
     def outcome(self) -> str:
-        """won, flip, tie, abstain or failed; only what is won becomes a pair."""
+        """One of `OUTCOMES`; only a contest that was won becomes a pair."""
         both = {self.asked, self.again}
         for verdict in (Verdict.FAILED, Verdict.ABSTAIN, Verdict.TIE):
             if verdict in both:
@@ -82,140 +92,129 @@ class Decision:
         return "won" if len(both) == 1 else "flip"
 
     @property
-    def winner(self) -> Answer:
-        """The better answer of a contest that was won."""
+    def ranking(self) -> tuple[Candidate, Candidate]:
+        """Winner and loser of a contest that was won."""
         assert self.outcome == "won"
-        return self.contest.first if self.asked is Verdict.A else self.contest.second
-
-    @property
-    def loser(self) -> Answer:
-        """The other."""
-        won = self.winner is self.contest.first
-        return self.contest.second if won else self.contest.first
+        _, _, first, second = self.contest
+        return (first, second) if self.asked is Verdict.A else (second, first)
 
     @property
     def preference(self) -> Preference:
-        """The pair that a contest that was won becomes."""
-        return Preference(
-            prompt=self.contest.row.prompt,
-            chosen=(Message("assistant", self.winner.text),),
-            rejected=(Message("assistant", self.loser.text),),
-            kind=self.contest.row.kind,
-            id=self.contest.id,
-        )
+        """The pair of a contest that was won."""
+        chosen, rejected = ((Message("assistant", answer.text),) for answer in self.ranking)
+        row = self.contest.row
+        return Preference(row.prompt, chosen, rejected, row.kind, self.contest.id)
 
 
-def decide(judge: Judge, contest: Contest) -> Decision:
-    """Ask in both orders: a judge that likes the first place contradicts itself, and is found out.
+def judge_all(
+    judge: Judge,
+    contests: Sequence[Contest],
+    *,
+    after_contest: Callable[[int], None] = lambda more: None,
+) -> list[JudgeDecision]:
+    """Decide all contests, in their order; `after_contest` is called with 1 after each.
 
-    The second question is spared where the first one alone settles that there is no winner.
+    The judge is asked from `judge.concurrency` threads; from the caller's alone if that is 1.
+
+    Raises:
+        MlxDpoError: If the judge failed several times in a row.
     """
+    decisions: list[JudgeDecision] = []
+    failures = 0
+    with closing(_decisions(judge, contests)) as decided:
+        for decision in decided:
+            decisions.append(decision)
+            after_contest(1)
+            failures = failures + 1 if decision.outcome == "failed" else 0
+            if failures == MAX_FAILURES:
+                raise MlxDpoError(
+                    f"{judge.name}: no reply for {failures} pairs in a row "
+                    f"({judge.last_failure}); earlier replies are kept: repair the judge, and "
+                    "give the same command again"
+                )
+    return decisions
+
+
+def _decisions(judge: Judge, contests: Sequence[Contest]) -> Generator[JudgeDecision, None, None]:
+    if judge.concurrency == 1:
+        yield from (decide(judge, contest) for contest in contests)
+        return
+    pool = ThreadPoolExecutor(judge.concurrency)
+    waiting: deque[Future[JudgeDecision]] = deque()
+    rest = iter(contests)
+    try:
+        # A window: decisions are reported soon, and no results pile up.
+        for contest in islice(rest, 2 * judge.concurrency):
+            waiting.append(pool.submit(decide, judge, contest))
+        while waiting:
+            yield waiting.popleft().result()
+            for contest in islice(rest, 1):
+                waiting.append(pool.submit(decide, judge, contest))
+    finally:
+        if waiting:
+            judge.stop()
+        # Threads that still run may have a reply to keep.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decide(judge: Judge, contest: Contest) -> JudgeDecision:
+    """Ask in both orders; once, if the first verdict already rules out a winner."""
     row, first, second = contest.row, contest.first, contest.second
-    question = Question(row.prompt, first.text, second.text, row.kind)
+    question = JudgeQuestion(row.prompt, first.text, second.text, row.kind)
     asked = judge.verdict(question)
     if asked in (Verdict.ABSTAIN, Verdict.FAILED):
-        return Decision(contest, asked, asked)
-    return Decision(contest, asked, judge.verdict(question.swapped).swapped)
-
-
-_SAID = re.compile(
-    r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
-    r"(A|B|(?i:tie))[\W_]*"
-)
+        return JudgeDecision(contest, asked, asked)
+    return JudgeDecision(contest, asked, judge.verdict(question.swapped).swapped)
 
 
 def read_verdict(reply: str) -> Verdict:
-    """The verdict in what a model said: its first or last line, and nothing else on that line.
+    """The verdict in a model's reply: alone on its first or last line.
 
-    Strict on purpose: a sentence that happens to hold an A is no verdict. Thoughts up to
-    ``</think>`` don't count.
+    Strict on purpose: a sentence that happens to hold an A is no verdict. Text up to ``</think>``
+    does not count.
     """
-    lines: Sequence[str] = reply.rsplit("</think>", 1)[-1].split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        return Verdict.ABSTAIN
-    found = set()
-    for line in (lines[0], lines[-1]):
-        said = _SAID.fullmatch(line[:100])
-        if said:
-            found.add(Verdict.TIE if said[1].lower() == "tie" else Verdict(said[1]))
-    return found.pop() if len(found) == 1 else Verdict.ABSTAIN
-
-
-# --- What a judge did, in numbers that add up, and what in them
-# should make one suspicious.
-
-
-OUTCOMES = ("won", "flip", "tie", "abstain", "failed")
+    lines = [line.strip() for line in reply.rsplit("</think>", 1)[-1].split("\n")]
+    lines = [line for line in lines if line]
+    verdicts = set()
+    for line in (*lines[:1], *lines[-1:]):
+        match = _VERDICT_LINE.fullmatch(line[:100])
+        if match:
+            verdicts.add(Verdict.TIE if match[1].lower() == "tie" else Verdict(match[1]))
+    return verdicts.pop() if len(verdicts) == 1 else Verdict.ABSTAIN
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """The account of a round of judging. ``sum(outcomes.values())`` is the number of contests.
+class JudgeSummary:
+    """Counts of contests."""
 
-    Attributes:
-        rows: Rows of candidates read.
-        without_contest: Rows without two different answers that are not blank.
-        outcomes: Contests by what became of them; the keys are `OUTCOMES`.
-        longer_winners: Won contests whose winner has more characters than the loser.
-        shorter_winners: Those whose winner has fewer.
-        wins_by_model: Won contests between two models' answers, by the model that won.
-        own_answers: Contests in which the judge decided on an answer of its own.
-        own_wins: Those it won with one, against another model's.
-        own_losses: Those it lost with one, against another model's.
-    """
-
-    rows: int
-    without_contest: int
-    outcomes: dict[str, int]
-    longer_winners: int
-    shorter_winners: int
-    wins_by_model: dict[str, int]
-    own_answers: int
-    own_wins: int
-    own_losses: int
-
-    @property
-    def flip_rate(self) -> float | None:
-        """Flips among contests with a winner in both orders; None where there are none."""
-        decided = self.outcomes["won"] + self.outcomes["flip"]
-        return self.outcomes["flip"] / decided if decided else None
+    outcomes: dict[str, int]  # of all contests, by `OUTCOMES`
+    longer_winners: int  # won by the answer with more characters
+    shorter_winners: int  # won by the answer with fewer
+    own_answers: int  # with an answer of the judge's own model
+    own_wins: int  # won by such an answer against another model's
+    own_losses: int  # lost by such an answer to another model's
 
 
-def summarise(
-    decisions: Sequence[Decision], *, rows: int, without_contest: int, judge_model: str = ""
-) -> Summary:
-    """Count.
-
-    Args:
-        decisions: All of a round.
-        rows: Rows of candidates read.
-        without_contest: Rows among them that gave no contest.
-        judge_model: Name of the judge's model; "" for a rule.
-    """
+def summarize(decisions: Sequence[JudgeDecision], judge_model: str) -> JudgeSummary:
+    """Count the decisions of a round by a judge's model ("" for a rule)."""
     outcomes = Counter(decision.outcome for decision in decisions)
-    won = [decision for decision in decisions if decision.outcome == "won"]
-    gaps = [len(d.winner.text.strip()) - len(d.loser.text.strip()) for d in won]
-    rivals = [d for d in won if d.winner.model != d.loser.model]
-    own = [
-        is_same_model(d.contest.first.model, judge_model)
-        or is_same_model(d.contest.second.model, judge_model)
-        for d in decisions
-    ]
-    return Summary(
-        rows=rows,
-        without_contest=without_contest,
+    won = [decision.ranking for decision in decisions if decision.outcome == "won"]
+    gaps = [len(winner.text.strip()) - len(loser.text.strip()) for winner, loser in won]
+    rivals = [(winner.model, loser.model) for winner, loser in won if winner.model != loser.model]
+    return JudgeSummary(
         outcomes={name: outcomes[name] for name in OUTCOMES},
         longer_winners=sum(gap > 0 for gap in gaps),
         shorter_winners=sum(gap < 0 for gap in gaps),
-        wins_by_model=dict(Counter(d.winner.model for d in rivals)),
-        own_answers=sum(own),
-        own_wins=sum(is_same_model(d.winner.model, judge_model) for d in rivals),
-        own_losses=sum(is_same_model(d.loser.model, judge_model) for d in rivals),
+        own_answers=sum(
+            any(is_same_model(a.model, judge_model) for a in (d.contest.first, d.contest.second))
+            for d in decisions
+        ),
+        own_wins=sum(is_same_model(winner, judge_model) for winner, _ in rivals),
+        own_losses=sum(is_same_model(loser, judge_model) for _, loser in rivals),
     )
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model, as far as names tell: the last parts are equal."""
+    """Whether two names are of one model, by their last parts."""
     names = [name.rstrip("/").rsplit("/", 1)[-1].casefold() for name in (one, other)]
     return bool(names[0]) and names[0] == names[1]

@@ -8,13 +8,13 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
-from mlx_dpo.workshop.judge.rules import rule_judge
-from mlx_dpo.workshop.judge.verdicts import Question, Verdict
+from mlx_dpo.workshop.judge.judges import rule_judge
+from mlx_dpo.workshop.judge.verdicts import JudgeQuestion, Verdict
 from tests.cli.test_cli import exit_code
 
 
 def ask(rule: str, a: str, b: str, prompt: str = "What is 2 plus 2?") -> str:
-    question = Question((Message("user", prompt),), a, b, "")
+    question = JudgeQuestion((Message("user", prompt),), a, b, "")
     verdict = rule_judge(rule).verdict(question)
     # A rule has no favourite place, whatever it is.
     assert rule_judge(rule).verdict(question.swapped).swapped is verdict
@@ -48,7 +48,11 @@ def test_the_exact_answer_is_looked_up_by_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["rule:best", "rule:", "rule:regex:", "rule:regex:(", "rule:exact:no-file"]
+    "name",
+    [
+        *("rule:best", "rule:", "rule:exact:no-file"),
+        *("rule:regex:", "rule:regex:(", "rule:regex:a{99999999999}"),
+    ],
 )
 def test_a_rule_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError):

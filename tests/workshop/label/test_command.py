@@ -15,7 +15,7 @@ from mlx_dpo.workshop.candidates import load_candidates
 from mlx_dpo.workshop.journal import Journal
 from mlx_dpo.workshop.label.book import SKIP, Book, journal_path, tasks_of
 from tests.cli.test_cli import exit_code
-from tests.workshop.labelling.served import Served
+from tests.workshop.label.served import Served
 
 
 @pytest.fixture(autouse=True)

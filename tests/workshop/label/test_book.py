@@ -11,15 +11,13 @@ from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
 from mlx_dpo.workshop import journal
-from mlx_dpo.workshop.candidates import Answer, Candidates
+from mlx_dpo.workshop.candidates import Candidate, Candidates
 from mlx_dpo.workshop.label.book import (
     PAIR,
     SKIP,
     TIE,
     Book,
     Task,
-    as_pair,
-    is_shown_swapped,
     journal_path,
     tasks_of,
 )
@@ -29,7 +27,10 @@ from mlx_dpo.workshop.label.server import length_meter, view
 def tasks(number: int = 4) -> list[Task]:
     return tasks_of(
         Candidates(
-            f"r{i}", (Message("user", f"Question {i}"),), "tone", (Answer("Yes"), Answer("No"))
+            f"r{i}",
+            (Message("user", f"Question {i}"),),
+            "tone",
+            (Candidate("Yes"), Candidate("No")),
         )
         for i in range(number)
     )
@@ -43,7 +44,7 @@ def out(tmp_path: Path) -> Path:
 def choose(book: Book, chosen: str = "Yes", rejected: str = "No") -> None:
     task = book.next_task()
     assert task is not None
-    book.add_pair(as_pair(task, chosen, rejected), task=task.id)
+    book.add_pair(task.as_pair(chosen, rejected), task=task.id)
 
 
 def test_each_decision_is_in_both_files_at_once(out: Path) -> None:
@@ -230,14 +231,14 @@ def test_what_the_reader_would_refuse_is_not_taken_down(
 
 def test_the_same_answers_are_one_task_whatever_their_order_and_file() -> None:
     prompt = (Message("user", "Q"),)
-    one = Candidates("x", prompt, "", (Answer("Yes"), Answer("No")))
-    other = Candidates("y", prompt, "", (Answer("No"), Answer("Yes"), Answer("Perhaps")))
+    one = Candidates("x", prompt, "", (Candidate("Yes"), Candidate("No")))
+    other = Candidates("y", prompt, "", (Candidate("No"), Candidate("Yes"), Candidate("Perhaps")))
     assert [task.texts for task in tasks_of([one, other])] == [
         ("Yes", "No"),
         ("No", "Perhaps"),
         ("Yes", "Perhaps"),
     ]
-    written = tasks_of([Candidates("z", prompt), Candidates("u", prompt, "", (Answer("One"),))])
+    written = tasks_of([Candidates("z", prompt), Candidates("u", prompt, "", (Candidate("One"),))])
     assert [(task.texts, task.is_choice) for task in written] == [
         (("", ""), False),
         (("One", ""), False),
@@ -246,10 +247,10 @@ def test_the_same_answers_are_one_task_whatever_their_order_and_file() -> None:
 
 def test_either_answer_may_stand_first_and_stays_there() -> None:
     many = tasks(200)
-    swapped = [is_shown_swapped(task, "salt") for task in many]
+    swapped = [task.is_shown_swapped("salt") for task in many]
     assert 60 < sum(swapped) < 140
-    assert swapped == [is_shown_swapped(task, "salt") for task in many]
-    assert swapped != [is_shown_swapped(task, "pepper") for task in many]
+    assert swapped == [task.is_shown_swapped("salt") for task in many]
+    assert swapped != [task.is_shown_swapped("pepper") for task in many]
 
 
 def test_the_length_meter_speaks_up_when_one_side_keeps_winning(out: Path) -> None:

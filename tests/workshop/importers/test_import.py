@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,7 +15,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.workshop.collection import Account, Collection
+from mlx_dpo.workshop.collection import Collection, CollectionAccount
 from mlx_dpo.workshop.importers.formats import FORMATS
 from mlx_dpo.workshop.importers.reading import collect, open_rows
 from mlx_dpo.workshop.importers.sources import find_files
@@ -28,7 +29,7 @@ def user(text: str) -> Message:
 
 def run_import(
     source: Path, out: Path, *, name: str = "auto", all_pairs: bool = False
-) -> tuple[str, Account, list[Preference]]:
+) -> tuple[str, CollectionAccount, list[Preference]]:
     """The format, the account, and the pairs as the project's reader finds them in the output."""
     shape, rows, _ = open_rows([source], name)
     with Collection(Problems()) as collection:
@@ -214,6 +215,97 @@ def test_broken_parquet_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1" * 10)
     with pytest.raises(DataError, match="not readable as Parquet"):
         open_rows([tmp_path / "in.parquet"], "auto")
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "reason"),
+    [
+        ("a,b\n1,2,3\n", "in.csv:2", "the header has 2 columns, the row 3"),
+        ("\n\na,b\n\n1\n", "in.csv:5", "the header has 2 columns, the row 1"),
+        (",,\na,b,c\n", "in.csv:2", "the first has ['']"),
+        ("a,b\n" + "x" * 10_000_001 + ",y\n", "in.csv:2", "not CSV: field larger than"),
+        ("prompt,chosen,chosen\n", "in.csv:1", "two columns have the name 'chosen'; rename one"),
+        ("a,\udce9\n", "in.csv:1", "the header is not UTF-8"),
+    ],
+)
+def test_csv_without_a_known_shape_is_one_line_with_its_place(
+    tmp_path: Path, content: str, place: str, reason: str
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(content.encode(errors="surrogateescape"))
+    result = invoke("import", source, "--out", tmp_path / "out.jsonl")
+    assert isinstance(result.exception, DataError)
+    assert str(result.exception).startswith(f"{tmp_path / place}: ")
+    assert reason in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_csv_rows_that_cannot_be_used_are_counted_at_their_line_and_the_others_kept(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(
+        b"\xef\xbb\xbfprompt,,chosen,rejected,\n"  # two blank names, as spreadsheets write them
+        b'"two\nlines",z,yes,no,\n'
+        b"q,z,yes,no,more,still more\n"
+        b"q,z,yes\n"
+        b"caf\xe9,z,yes,no,\n"
+        b"nul \0,z,yes,no,\n"
+    )
+    result = invoke("import", source, "--out", tmp_path / "out.jsonl")
+    assert "5 read = 2 kept + 3 dropped (2 wrong-type, 1 bad-utf8)" in result.stdout
+    places = [line.split(": ")[1:3] for line in result.stderr.splitlines()]
+    assert places == [
+        [f"{source}:4:1", "wrong-type"],
+        [f"{source}:5:1", "wrong-type"],
+        [f"{source}:6:1", "bad-utf8"],
+        [f"{source}:7:1", "control-character"],
+    ]
+
+
+def test_scores_and_roles_of_any_type_are_no_crash(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    roles: list[Any] = [[], {}, "assistant"]
+    replies = [{"role": role, "text": "x", "rank": 10**400} for role in roles]
+    rows = [
+        {
+            "prompt": "q",
+            "completions": [{"text": "x", "score": 10**400}, {"text": "y", "score": 1}],
+        },
+        {"prompt": {"role": [], "text": "q", "replies": []}},
+        {"prompt": {"role": "prompter", "text": "q", "replies": replies}},
+    ]
+    for row in rows:
+        source.write_text(json.dumps(row) + "\n")
+        _, account, _ = run_import(source, tmp_path / "out.jsonl")
+        assert dict(account.dropped) == {"no-pair": 1}
+
+
+def test_parquet_columns_of_dates_are_not_read_and_twin_columns_refused(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "in.parquet"
+    texts = {"prompt": ["q"], "chosen": ["yes"], "rejected": ["no"]}
+    dates = {
+        "nanoseconds": arrow.array([1], arrow.timestamp("ns")),
+        "beyond the year 9999": arrow.array([2**60], arrow.timestamp("us")),
+        "far away": arrow.array([1], arrow.timestamp("us", "No/Such_Zone")),
+    }
+    parquet.write_table(arrow.table(texts | dates), file)
+    _, account, _ = run_import(file, tmp_path / "out.jsonl")
+    assert account.pairs == 1
+    names = ["prompt", "chosen", "chosen", "rejected"]
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["x"])] * 4, names=names), file)
+    with pytest.raises(DataError, match="two columns have the name 'chosen'"):
+        open_rows([file], "auto")
+
+
+def test_parquet_texts_that_are_not_utf8_are_one_line(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "in.parquet"
+    bad = arrow.Array.from_buffers(arrow.string(), 1, arrow.array([b"\xff"]).buffers())
+    parquet.write_table(arrow.table({"prompt": bad, "chosen": ["x"], "rejected": ["y"]}), file)
+    with pytest.raises(DataError, match=r"in\.parquet: not readable as Parquet: 'utf-8' codec"):
+        open_rows([file], "auto")
 
 
 def test_a_data_set_of_the_hub_is_read_from_the_cache_without_the_network(

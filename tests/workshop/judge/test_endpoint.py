@@ -8,10 +8,10 @@ import pytest
 
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.workshop.judge.asking import NoReplyError
-from mlx_dpo.workshop.judge.endpoint import Clock, Endpoint
+from mlx_dpo.workshop.judge.endpoint import Endpoint
+from mlx_dpo.workshop.judge.verdicts import NoReplyError
 from tests.cli.test_cli import exit_code
-from tests.workshop.judging.bad_endpoint import (
+from tests.workshop.judge.bad_endpoint import (
     BadEndpoint,
     Behaviour,
     Handler,
@@ -30,8 +30,14 @@ class Ask:
     def __init__(self, server: BadEndpoint, *, key: str = "", timeout: float = 20.0) -> None:
         self.waits: list[float] = []
         self.time = 0.0
-        clock = Clock(now=lambda: self.time, wait=self._wait)
-        self.endpoint = Endpoint(server.url, key=key, timeout=timeout, clock=clock)
+        self.endpoint = Endpoint(
+            server.url,
+            key=key,
+            max_tokens=16,
+            timeout=timeout,
+            now=lambda: self.time,
+            wait=self._wait,
+        )
 
     def _wait(self, seconds: float) -> bool:
         self.waits.append(seconds)
@@ -139,7 +145,7 @@ def test_what_will_not_pass_is_said_at_once_and_without_the_key(code: int) -> No
 )
 def test_an_address_that_would_give_a_secret_away_is_refused(url: str, key: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Endpoint(url, key=key)
+        Endpoint(url, key=key, max_tokens=16, timeout=20.0)
     assert "password@" not in str(caught.value)
 
 

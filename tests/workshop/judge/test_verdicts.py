@@ -3,39 +3,39 @@
 import pytest
 
 from mlx_dpo.records import Message
-from mlx_dpo.workshop.candidates import Answer, Candidates
-from mlx_dpo.workshop.collection import Contest, contests_of
-from mlx_dpo.workshop.judge.rules import judge_all
+from mlx_dpo.workshop.candidates import Candidate, Candidates, Contest, contests_of
 from mlx_dpo.workshop.judge.verdicts import (
-    Question,
+    Judge,
+    JudgeQuestion,
     Verdict,
     decide,
     is_same_model,
+    judge_all,
     read_verdict,
-    summarise,
+    summarize,
 )
 
 PROMPT = (Message("user", "I am late."),)
 
 
-class Scripted:
+class Scripted(Judge):
     """Says the next of some verdicts each time, and remembers what it was asked."""
 
     name = "scripted"
 
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
-        self.asked: list[Question] = []
+        self.asked: list[JudgeQuestion] = []
 
-    def verdict(self, question: Question) -> Verdict:
+    def verdict(self, question: JudgeQuestion) -> Verdict:
         self.asked.append(question)
         return self.verdicts.pop(0)
 
 
 def contest(first: str = "Come in.", second: str = "Go away.", **models: str) -> Contest:
     answers = (
-        Answer(first, model=models.get("one", "")),
-        Answer(second, model=models.get("other", "")),
+        Candidate(first, model=models.get("one", "")),
+        Candidate(second, model=models.get("other", "")),
     )
     return contests_of(Candidates("p-1", PROMPT, "tone", answers))[0]
 
@@ -78,11 +78,11 @@ def test_less_than_a_win_in_both_orders_is_no_pair(said: tuple[Verdict, ...], ou
 
 def test_blank_and_equal_answers_never_meet() -> None:
     texts = ["yes", " ", "yes", "no", "maybe"]
-    row = Candidates("p", PROMPT, "", tuple(map(Answer, texts)))
+    row = Candidates("p", PROMPT, "", tuple(map(Candidate, texts)))
     met = [(c.first.text, c.second.text) for c in contests_of(row)]
     assert met == [("yes", "no"), ("yes", "maybe"), ("no", "maybe")]
     assert len({c.id for c in contests_of(row)}) == 3
-    assert contests_of(Candidates("p", PROMPT, "", tuple(map(Answer, ["yes", "yes"])))) == []
+    assert contests_of(Candidates("p", PROMPT, "", tuple(map(Candidate, ["yes", "yes"])))) == []
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,11 @@ def test_the_counts_of_a_round_add_up() -> None:
         Verdict.FAILED,
     ]
     decisions = judge_all(Scripted(*said), contests)
-    summary = summarise(decisions, rows=9, without_contest=3, judge_model="JUDGE-7B")
+    summary = summarize(decisions, "JUDGE-7B")
     assert summary.outcomes == {"won": 2, "flip": 1, "tie": 1, "abstain": 1, "failed": 1}
     assert sum(summary.outcomes.values()) == len(contests)
     assert (summary.longer_winners, summary.shorter_winners) == (1, 1)
-    assert summary.flip_rate == pytest.approx(1 / 3)
     assert (summary.own_answers, summary.own_wins, summary.own_losses) == (6, 2, 0)
-    assert summary.wins_by_model == {"org/judge-7b": 2}
 
 
 def test_a_model_is_known_by_the_last_part_of_its_name() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.workshop.labelling.served import Served
+from tests.workshop.label.served import Served
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Splitting, merging and filtering files of pairs: every row accounted for."""
 
+import errno
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_dpo.cli import cli
+from mlx_dpo.errors import DiskError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
+from mlx_dpo.workshop import collection
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -139,3 +143,30 @@ def test_a_filter_without_a_wish_is_refused(
     result = invoke("filter", file, "--out", tmp_path / "out.jsonl", *args)
     assert result.exit_code == 2
     assert said in result.output
+
+
+class FullDisk(io.RawIOBase):
+    """A file on a disk without room."""
+
+    def readable(self) -> bool:
+        return True
+
+    writable = seekable = readable
+
+    def seek(self, *_: int) -> int:
+        return 0
+
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("num_rows", [1, 3000])  # within the file's buffer, and beyond it
+def test_no_room_for_the_temporary_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rows: int
+) -> None:
+    file = write(tmp_path / "p.jsonl", [(f"q{n}", "yes", "no") for n in range(num_rows)])
+    monkeypatch.setattr(collection, "TemporaryFile", lambda: io.BufferedRandom(FullDisk()))
+    result = invoke("merge", file, "--out", tmp_path / "all.jsonl")
+    assert isinstance(result.exception, DiskError)
+    assert str(result.exception) == "no room for a temporary file: No space left on device"
+    assert list(tmp_path.iterdir()) == [file]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mlx_dpo.preferences.reader import read_preferences
-from tests.workshop.labelling.served import Served
-from tests.workshop.labelling.xss import ATTACKS
+from tests.workshop.label.served import Served
+from tests.workshop.label.xss import ATTACKS
 
 Serve = Callable[..., Served]
 Write = Callable[..., Path]
