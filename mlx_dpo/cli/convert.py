@@ -5,13 +5,16 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.screen import printable
 
 
 @click.command(short_help="PyTorch to MLX and back, proven.")
 @click.argument("src", metavar="SRC", type=Name())
 @click.argument("dst", metavar="DST", type=Name(path_type=Path))
 @click.option(
-    "--to", type=click.Choice(["mlx", "torch"]), help="Direction, where SRC leaves it open."
+    "--to",
+    type=click.Choice(["mlx", "torch"]),
+    help="Direction, where SRC could be converted both ways.",
 )
 @click.option(
     "--dtype",
@@ -40,7 +43,6 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
-    from mlx_dpo.cli.screen import printable
     from mlx_dpo.convert.conversion import convert as run
     from mlx_dpo.convert.options import Options
     from mlx_dpo.convert.sources import find

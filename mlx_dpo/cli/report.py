@@ -4,16 +4,15 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.options import Name, path_option
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=Name(path_type=Path))
-@click.option(
+@path_option(
     "--out",
+    "The page. Default: report.html in the first run's folder.",
     type=Name(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The page. Default: report.html in the first run's folder.",
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write what runs did as one HTML page that opens from disk.

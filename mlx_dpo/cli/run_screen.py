@@ -7,13 +7,14 @@ from types import TracebackType
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen import Bar, clock, counted, gigabytes, printable
+from mlx_dpo.cli.screen import Bar, clock, counted, printable
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.loop import Hooks
+from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)

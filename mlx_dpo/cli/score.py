@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli.evaluate import reference_of, setting_of_run
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.options import (
+    beta_of_run_option,
+    max_length_of_run_option,
+    path_option,
+    policy_option,
+    reference_option,
+)
+from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.rewards import AnswerReward, Models
@@ -18,30 +24,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="The trained model (policy)."
-)
-@click.option(
-    "--reference",
-    metavar="FOLDER",
-    type=Name(),
-    help="The model it was trained from. Default: the one its dpo.json names.",
-)
+@policy_option
+@reference_option
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
-@click.option("--data", metavar="FILE", type=Name(), help="Preference pairs to score instead.")
-@click.option("--per-token", is_flag=True, help="Also what each token adds.")
-@click.option(
-    "--beta",
-    type=click.FloatRange(min=0, min_open=True),
-    help=f"Scale of the rewards. [default: the run's own, else {RunConfig.beta}]",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    help="Longest prompt + response in tokens. "
-    f"[default: the run's own, else {RunConfig.max_length}]",
-)
+@path_option("--data", "Preference pairs to score instead.")
+@click.option("--per-token", is_flag=True, help="Also the reward of each token.")
+@beta_of_run_option
+@max_length_of_run_option
 def score(
     model: str,
     reference: str | None,
@@ -94,8 +84,8 @@ def _score_answers(
 
     answers = encode_answers(chat, prompt, responses, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
-    for text, found in zip(responses, rewards, strict=True):
-        _print({"prompt": prompt, "response": text, **_as_record(found, per_token)})
+    for text, reward in zip(responses, rewards, strict=True):
+        _print({"prompt": prompt, "response": text, **_as_record(reward, per_token)})
 
 
 def _score_file(
@@ -107,7 +97,6 @@ def _score_file(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight.evaluation import held_out_of_run
     from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
@@ -120,7 +109,7 @@ def _score_file(
     examples = list(pairs.examples)
     if not examples:
         raise DataError(f"{data}: no pair is left to score; see --max-length")
-    with progress() as done:
+    with progress() as advance:
         if per_token:
             answers = [(e.prompt_ids, side) for e in examples for side in e[1:]]
             total = 2 * len(answers)
@@ -129,7 +118,7 @@ def _score_file(
                 chat,
                 answers,
                 beta=beta,
-                after_answer=lambda more: done("answers", total, more),
+                after_answer=lambda more: advance("answers", total, more),
             )
             rewards = list(zip(flat[::2], flat[1::2], strict=True))
         else:
@@ -139,7 +128,7 @@ def _score_file(
                 examples,
                 beta=beta,
                 max_length=max_length,
-                after_batch=lambda more: done("pairs", 2 * len(examples), more),
+                after_batch=lambda more: advance("pairs", 2 * len(examples), more),
             )
     for row, (chosen, rejected) in zip(pairs.preferences, rewards, strict=True):
         _print(
@@ -152,17 +141,15 @@ def _score_file(
                 "rejected": _as_record(rejected, per_token),
             }
         )
-    _summarise("all pairs", rewards, beta)
+    _summarize("all pairs", rewards, beta)
     if unseen is not None:
-        own = zip(pairs.preferences, rewards, strict=True)
-        _summarise("held out of its run", [r for row, r in own if row.id in unseen], beta)
+        both = zip(pairs.preferences, rewards, strict=True)
+        _summarize("held out of its run", [r for row, r in both if row.id in unseen], beta)
 
 
-def _summarise(
+def _summarize(
     name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
 ) -> None:
-    from mlx_dpo.cli.screen import share
-
     num = len(rewards)
     by_reward = sum(c.reward > r.reward for c, r in rewards)
     before = sum(c.reference_logprob > r.reference_logprob for c, r in rewards)
@@ -174,8 +161,8 @@ def _summarise(
     )
 
 
-def _as_record(found: "AnswerReward", per_token: bool) -> dict[str, Any]:
-    record = asdict(found)
+def _as_record(reward: "AnswerReward", per_token: bool) -> dict[str, Any]:
+    record = asdict(reward)
     if not per_token:
         del record["tokens"]
     return record

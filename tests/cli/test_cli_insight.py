@@ -107,7 +107,7 @@ def test_the_audit_stops_pairs_lengthened_on_purpose(capsys: pytest.CaptureFixtu
     assert exit_code("audit", "long.json") == 0
     shown = capsys.readouterr().out
     assert "length bias: rows to look at\n  row " in shown
-    assert "stop: mend length bias" in shown
+    assert "stop: fix length bias" in shown
     assert exit_code("audit", "long.json", "--strict") == 3
     assert "long.json: --strict: stop at length bias" in capsys.readouterr().err
     checks = audited("long.json", "--model", MODEL, capsys=capsys)

@@ -1,11 +1,12 @@
 """`mlx_dpo data filter`: leave pairs out of a file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.data.merge import rework_to
+from mlx_dpo.cli.options import Name, model_option, out_option, overwrite_option
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
     metavar="R",
     help="Leave out pairs with one answer more than R times as long as the other.",
 )
-@click.option(
-    "--model",
-    metavar="FOLDER",
-    type=Name(),
-    help="Count lengths in this model's tokens, not in characters.",
-)
+@model_option("Count lengths in this model's tokens, not in characters.", required=False)
 @click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
 @click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")
 @overwrite_option
@@ -48,7 +44,6 @@ def filter_(
     Example:
       mlx_dpo data filter pairs.jsonl --max-length-ratio 2 --out even.jsonl
     """
-    from mlx_dpo.cli.data.screen import rework_to
     from mlx_dpo.workshop.reworking import Sieve, length_ratio, not_again, of_kinds
 
     sieves: list[Sieve] = []
@@ -61,7 +56,7 @@ def filter_(
     if not sieves or (model and ratio is None):
         what = "--model is for --max-length-ratio" if sieves or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
-    rework_to([file], out, sieves, overwrite=overwrite)
+    rework_to([file], Path(out), sieves, overwrite=overwrite)
 
 
 def _chat(model: str | None) -> "ChatFormat | None":

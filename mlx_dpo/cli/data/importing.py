@@ -1,9 +1,11 @@
 """`mlx_dpo data import`: other people's preference files into one of our own."""
 
+from pathlib import Path
+
 import click
 
-from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.options import Name, out_option, overwrite_option, refuse_existing
+from mlx_dpo.cli.screen import share_progress, show_account, show_written
 
 NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
 
@@ -49,9 +51,6 @@ def import_(
       mlx_dpo data import harmless-base.jsonl.gz --out pairs.jsonl
       mlx_dpo data import HuggingFaceH4/ultrafeedback_binarized --files "*train_prefs*"
     """
-    from pathlib import Path
-
-    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.importers.reading import collect, open_rows
@@ -59,13 +58,13 @@ def import_(
 
     path = Path(out)
     refuse_existing(path, overwrite)
-    found = find_files(source, files)
-    shape, rows, shown_by = open_rows(found, name)
+    sources = find_files(source, files)
+    shape, rows, shown_by = open_rows(sources, name)
     detected = f", detected from row {shown_by}" if shown_by else ""
-    click.echo(f"source  {source}" + (f"  ({len(found)} files)" if len(found) > 1 else ""))
+    click.echo(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
     click.echo(f"format  {shape.name}: {shape.about}{detected}")
     with Collection(Problems()) as collection:
-        with data_progress("reading") as progress:
+        with share_progress("reading") as progress:
             collect(rows, shape, collection, all_pairs=pairs == "all", progress=progress)
         show_account(collection, source)
         written = collection.write(path, replace=overwrite)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.options import (
+    Name,
+    max_tokens_option,
+    out_option,
+    overwrite_option,
+    path_option,
+)
 from mlx_dpo.errors import DataError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -35,21 +41,13 @@ class _Options(NamedTuple):
     metavar="JUDGE",
     help="rule:NAME, a model's folder or hub id, or http://HOST/v1.",
 )
-@click.option(
-    "--out",
-    default="preferences.jsonl",
-    show_default=True,
-    metavar="FILE",
-    type=Name(),
-    help="Where pairs go.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace --out where it is there.")
+@out_option("Where pairs go.", default="preferences.jsonl")
+@overwrite_option
 @click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
-@click.option(
+@path_option(
     "--rubrics",
+    "What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
     metavar="FOLDER",
-    type=Name(),
-    help="What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
 )
 @click.option(
     "--concurrency",
@@ -65,13 +63,7 @@ class _Options(NamedTuple):
     show_default=True,
     help="Seconds an endpoint has for a reply.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Longest reply of a model. Give more to one that thinks first.",
-)
+@max_tokens_option(16, "Longest reply of a model. Give more to one that thinks first.")
 def judge(
     candidates: str,
     judge_name: str,

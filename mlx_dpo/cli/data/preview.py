@@ -2,23 +2,15 @@
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.options import Name, count_option, max_length_option, model_option
 from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="One pair as the model sees it.")
 @click.argument("file", metavar="FILE", type=Name())
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="Whose tokenizer and template."
-)
-@click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    default=512,
-    show_default=True,
-    help="Longest prompt + response in tokens.",
-)
+@model_option("Whose tokenizer and template.")
+@count_option("--row", about="Which pair.", default=1)
+@max_length_option
 def preview(file: str, model: str, row: int, max_length: int) -> None:
     """Show one pair as the model sees it: ids, text, and which tokens are scored.
 
