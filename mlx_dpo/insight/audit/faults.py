@@ -22,6 +22,7 @@ from mlx_dpo.insight.audit.verdicts import (
 )
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.records import Preference
+from mlx_dpo.runs.config import RunConfig
 
 
 def check_copies(preferences: Sequence[Preference], shingles: Sequence[Shingles]) -> list[Check]:
@@ -84,7 +85,7 @@ def check_leaks(
     num = len(preferences)
     if eval_preferences is None:
         rows, where = list(preferences), "in the split that training makes, "
-        is_held = held_out(preferences, 0.2)
+        is_held = held_out(preferences, RunConfig.eval_fraction)
     else:
         rows, where = [*preferences, *eval_preferences], ""
         is_held = [row >= num for row in range(len(rows))]
