@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_dpo.cli.options import (
-    Name,
-    json_option,
-    max_length_option,
-    model_option,
-    path_option,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import counted, printable, progress, screen_width
 from mlx_dpo.errors import DataError
 
@@ -27,15 +21,15 @@ _BAR_WIDTH = 40
 
 
 @click.command()
-@click.argument("data", metavar="DATA", type=Name())
-@model_option("Whose tokens to count; only its tokenizer loads.", required=False)
-@path_option(
+@click.argument("data", metavar="DATA", type=options.Name())
+@options.model("Whose tokens to count; only its tokenizer loads.", required=False)
+@options.path(
     "--eval-data",
     "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
-@max_length_option
+@options.max_length
 @click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
-@json_option
+@options.as_json
 def audit(
     data: str,
     model: str | None,
@@ -59,12 +53,13 @@ def audit(
 
     preferences = read_preferences(data)
     held_out = read_preferences(eval_data) if eval_data else None
-    bias = _measure(data, preferences, model)
-    checks = run_checks(preferences, bias, max_length=max_length, eval_preferences=held_out)
+    measures = _measure(data, preferences, model)
+    checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
     if as_json:
-        _print_json(data, model, preferences, checks)
+        record = {"data": data, "model": model, "pairs": len(preferences)}
+        click.echo(json.dumps(record | {"checks": list(map(asdict, checks))}, indent=2))
     else:
-        _print_checks(data, model, preferences, bias, checks)
+        _print_checks(data, model, preferences, measures, checks)
     stopped = _named(checks, "stop")
     if strict and stopped:
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
@@ -75,28 +70,13 @@ def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "
 
     if model is None:
         return bias.in_words(preferences)
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-
-    chat = chat_format(load_tokenizer(model))
+    chat = options.chat_of(model)
     num = len(preferences)
     with progress() as advance:
         try:
             return bias.in_tokens(preferences, chat, lambda more: advance("tokens", num, more))
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
-
-
-def _print_json(
-    data: str, model: str | None, preferences: "list[Preference]", checks: "list[Check]"
-) -> None:
-    record = {
-        "data": data,
-        "model": model,
-        "pairs": len(preferences),
-        "checks": [asdict(check) for check in checks],
-    }
-    click.echo(json.dumps(record, indent=2))
 
 
 def _print_checks(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import Name, json_option, max_tokens_option, path_option, seed_option
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import printable, progress, screen_width, table
 from mlx_dpo.errors import UsageError
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("a", metavar="A", type=Name())
-@click.argument("b", metavar="B", type=Name())
-@path_option(
+@click.argument("a", metavar="A", type=options.Name())
+@click.argument("b", metavar="B", type=options.Name())
+@options.path(
     "--prompts",
     "A prompt a line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
     "embedded pairs, unseen, and off-topic.",
-    type=Name(path_type=Path),
+    type=options.Name(path_type=Path),
 )
-@max_tokens_option(64)
+@options.max_tokens(64)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the sampled answers.",
 )
-@seed_option("Decides what is sampled, the same for both.")
+@options.seed("Decides what is sampled, the same for both.")
 @click.option(
     "--blind", is_flag=True, help="Judge the greedy answers first, without knowing whose they are."
 )
-@json_option
+@options.as_json
 def compare(
     a: str,
     b: str,
@@ -53,8 +53,8 @@ def compare(
 ) -> None:
     """Show the answers of models A and B side by side, greedy and sampled with one seed.
 
-    Mean length and repetition stand beneath, so that a collapse shows. The two models are in
-    memory one after the other.
+    Mean length and repetition follow, in which a collapse shows. The two models are in memory one
+    after the other.
 
     \b
     Examples:

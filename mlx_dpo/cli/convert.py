@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import printable
 
 
 @click.command(short_help="PyTorch to MLX and back, proven.")
-@click.argument("src", metavar="SRC", type=Name())
-@click.argument("dst", metavar="DST", type=Name(path_type=Path))
+@click.argument("src", metavar="SRC", type=options.Name())
+@click.argument("dst", metavar="DST", type=options.Name(path_type=Path))
 @click.option(
     "--to",
     type=click.Choice(["mlx", "torch"]),
@@ -47,5 +47,5 @@ def convert(
     from mlx_dpo.convert.options import Options
     from mlx_dpo.convert.sources import find
 
-    options = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
-    run(find(src), dst, options, lambda line: click.echo(printable(line)))
+    chosen = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
+    run(find(src), dst, chosen, lambda line: click.echo(printable(line)))

@@ -5,17 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import (
-    beta_of_run_option,
-    count_option,
-    json_option,
-    max_length_of_run_option,
-    max_tokens_option,
-    path_option,
-    policy_option,
-    reference_option,
-    seed_option,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import progress
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
@@ -26,23 +16,23 @@ if TYPE_CHECKING:
 
 
 @click.command(name="eval")
-@policy_option
-@reference_option
-@path_option("--data", "Preference pairs, .json or .jsonl.", required=True)
+@options.policy
+@options.reference
+@options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
 @click.option(
     "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
 )
-@beta_of_run_option
-@max_length_of_run_option
-@count_option(
+@options.beta_of_run
+@options.max_length_of_run
+@options.count(
     "--num-prompts",
     about="Prompts both models answer, to measure drift and length; 0 answers none.",
     default=20,
     at_least=0,
 )
-@max_tokens_option(128)
-@seed_option()
-@json_option
+@options.max_tokens(128)
+@options.seed()
+@options.as_json
 def evaluate(
     model: str,
     reference: str | None,

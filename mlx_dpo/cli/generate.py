@@ -2,14 +2,14 @@
 
 import click
 
-from mlx_dpo.cli.options import max_tokens_option, model_option, seed_option
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import printable
 
 
 @click.command()
-@model_option()
+@options.model()
 @click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
-@max_tokens_option(128)
+@options.max_tokens(128)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -17,7 +17,7 @@ from mlx_dpo.cli.screen import printable
     show_default=True,
     help="0 takes the most likely token each time.",
 )
-@seed_option("Decides what is sampled above temperature 0.")
+@options.seed("Decides what is sampled above temperature 0.")
 def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed: int) -> None:
     """Answer a prompt with a model.
 

@@ -1,15 +1,21 @@
-"""Options that several commands share. Those of a run's settings are made from `RunConfig`."""
+"""Options that several commands share: `options.seed()` is ``--seed``.
+
+Those of a run's settings, their defaults and their help are made from `RunConfig`.
+"""
 
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
 from mlx_dpo.runs.config import RunConfig, option_type
+
+if TYPE_CHECKING:
+    from mlx_dpo.preferences.chat import ChatFormat
 
 Decorator = Callable[[Any], Any]
 
@@ -32,7 +38,7 @@ class Name(click.Path):
         return super().convert(value, param, ctx)
 
 
-def config_options(*left_out: str) -> Decorator:
+def config(*left_out: str) -> Decorator:
     """The argument CONFIG, and an option for each setting of a run but those left out.
 
     They have no default: what is not typed is None, and comes from CONFIG or `RunConfig`.
@@ -47,24 +53,24 @@ def config_options(*left_out: str) -> Decorator:
     return add
 
 
-def typed(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were typed, of those from `config_options`."""
-    return {name: value for name, value in options.items() if value is not None}
+def typed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were typed, of those from `config`."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-def path_option(name: str, about: str, *, metavar: str = "FILE", **rules: Any) -> Decorator:
+def path(name: str, about: str, *, metavar: str = "FILE", **rules: Any) -> Decorator:
     """An option that names a file or, with that metavar, a FOLDER."""
     return click.option(name, **{"metavar": metavar, "type": Name(), "help": about, **rules})
 
 
-def model_option(about: str = "A model folder or hub id.", *, required: bool = True) -> Decorator:
-    """The option ``--model``."""
-    return path_option("--model", about, metavar="FOLDER", required=required)
+def model(about: str = "A model folder or hub id.", *, required: bool = True) -> Decorator:
+    """``--model``."""
+    return path("--model", about, metavar="FOLDER", required=required)
 
 
-def out_option(about: str, *, default: str | None = None) -> Decorator:
-    """The option ``--out``, a file; required where it has no default."""
-    return path_option(
+def out(about: str, *, default: str | None = None) -> Decorator:
+    """``--out``, a file; required where it has no default."""
+    return path(
         "--out",
         about,
         type=Name(dir_okay=False),
@@ -74,34 +80,26 @@ def out_option(about: str, *, default: str | None = None) -> Decorator:
     )
 
 
-def count_option(*names: str, about: str, default: int, at_least: int = 1) -> Decorator:
+def count(*names: str, about: str, default: int, at_least: int = 1) -> Decorator:
     """An option that is a whole number."""
-    return click.option(
-        *names,
-        type=click.IntRange(min=at_least),
-        default=default,
-        show_default=True,
-        help=about,
-    )
+    kind = click.IntRange(min=at_least)
+    return click.option(*names, type=kind, default=default, show_default=True, help=about)
 
 
-def max_tokens_option(default: int, about: str = "Longest answer, in tokens.") -> Decorator:
-    """The option ``--max-tokens``."""
-    return count_option("--max-tokens", about=about, default=default)
+def max_tokens(default: int, about: str = "Longest answer, in tokens.") -> Decorator:
+    """``--max-tokens``."""
+    return count("--max-tokens", about=about, default=default)
 
 
-def seed_option(about: str = "Decides what is sampled.") -> Decorator:
-    """The option ``--seed``."""
-    return count_option("--seed", about=about, default=0, at_least=0)
+def seed(about: str = "Decides what is sampled.") -> Decorator:
+    """``--seed``."""
+    return count("--seed", about=about, default=0, at_least=0)
 
 
-def setting_of_run_option(name: str, about: str) -> Decorator:
+def _of_run(name: str, about: str) -> Decorator:
     """A setting whose default is that of the run that made the model."""
-    return click.option(
-        _flag(name),
-        type=_range(name),
-        help=f"{about} [default: the run's own, else {_SETTINGS[name].default}]",
-    )
+    shown = f"{about} [default: the run's own, else {_SETTINGS[name].default}]"
+    return click.option(_flag(name), type=_range(name), help=shown)
 
 
 def _flag(name: str) -> str:
@@ -140,34 +138,42 @@ def _metavar(name: str, kind: type) -> str:
     return "NUMBER" if kind is float else "N"
 
 
-policy_option = model_option("The trained model (policy).")
-reference_option = path_option(
+_LENGTH: str = _SETTINGS["max_length"].metadata["help"]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+policy = model("The trained model (policy).")
+reference = path(
     "--reference",
     "The model it was trained from. Default: the one its dpo.json names.",
     metavar="FOLDER",
 )
-max_length_option = click.option(
+max_length = click.option(
     "--max-length",
     type=_range("max_length"),
     default=RunConfig.max_length,
     show_default=True,
-    help=_SETTINGS["max_length"].metadata["help"],
+    help=_LENGTH,
 )
-beta_of_run_option = setting_of_run_option("beta", "Scale of the rewards.")
-max_length_of_run_option = setting_of_run_option(
-    "max_length", _SETTINGS["max_length"].metadata["help"]
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+max_length_of_run = _of_run("max_length", _LENGTH)
+beta_of_run = _of_run("beta", "Scale of the rewards.")
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Find out before any work whether a file may and can be written.
+def refuse_existing(file: Path, overwrite: bool) -> None:
+    """Find out before any work whether ``--out`` may and can be written.
 
     Raises:
         UsageError: If it is there and may not be replaced.
         DiskError: If it can't be written.
     """
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path}: is there already; give another --out, or --overwrite")
-    check_writable(path)
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file}: is there already; give another --out, or --overwrite")
+    check_writable(file)
+
+
+def chat_of(model: str) -> "ChatFormat":
+    """Tokenizer and chat template of ``--model``; its weights are not read."""
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
+
+    return chat_format(load_tokenizer(model))

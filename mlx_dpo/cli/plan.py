@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import OF_A_SAVED_RUN, config_options, json_option, typed
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import clock
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
@@ -27,12 +27,12 @@ _WHY = {
 
 
 @click.command()
-@config_options(*OF_A_SAVED_RUN)
+@options.config(*options.OF_A_SAVED_RUN)
 @click.option(
     "--calibrate", is_flag=True, help="Load the model and run a few steps: how long is an epoch?"
 )
-@json_option
-def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) -> None:
+@options.as_json
+def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> None:
     """Say what memory a training run will need, before it.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
@@ -49,7 +49,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
     """
     from mlx_dpo.runs.plan import changes, fit, make_plan
 
-    given = typed(options)
+    given = options.typed(given)
     settings = resolve(config, given)
     made = make_plan(settings)
     chosen, budget = None, None

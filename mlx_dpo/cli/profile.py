@@ -12,15 +12,7 @@ from typing import Any
 
 import click
 
-from mlx_dpo.cli.options import (
-    OF_A_SAVED_RUN,
-    Name,
-    config_options,
-    count_option,
-    json_option,
-    path_option,
-    typed,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.cli.plan import shown_pairs
 from mlx_dpo.cli.screen import table
 from mlx_dpo.errors import MlxDpoError
@@ -43,27 +35,27 @@ _DOMINATES = {
 
 
 @click.command()
-@config_options(*OF_A_SAVED_RUN, "memory_budget", "steps", "epochs")
-@count_option("--steps", about="Steps to measure.", default=3)
+@options.config(*options.OF_A_SAVED_RUN, "memory_budget", "steps", "epochs")
+@options.count("--steps", about="Steps to measure.", default=3)
 @click.option(
     "--compare",
     type=click.Choice(list(_COMPARED)),
     help="Measure each value of this setting, in a process of its own.",
 )
-@path_option(
+@options.path(
     "--out",
     "A picture too: FILE.html (a page that opens from disk) or FILE.svg. May be repeated.",
     multiple=True,
-    type=Name(path_type=Path),
+    type=options.Name(path_type=Path),
 )
-@json_option
+@options.as_json
 def profile(
     config: Path | None,
     steps: int,
     compare: str | None,
     out: tuple[Path, ...],
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Measure where time and memory of a training run go, by phase.
 
@@ -79,7 +71,7 @@ def profile(
 
     for file in out:
         memory_page.check_picture(file)
-    settings = resolve(config, typed(options))
+    settings = resolve(config, options.typed(given))
     measured: dict[str, Any]
     if compare is not None:
         measured = _compare(settings, steps, compare)

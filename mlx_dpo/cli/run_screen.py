@@ -21,7 +21,7 @@ USUAL_BETA = (0.05, 0.5)
 
 
 class Screen(Hooks):
-    """Writes a run to stderr: a bar on a terminal, a line now and then elsewhere.
+    """Writes a run to stderr: a bar on a terminal, a line every --log-every steps elsewhere.
 
     Args:
         config: The run's settings.
@@ -31,7 +31,7 @@ class Screen(Hooks):
     def __init__(self, config: RunConfig, is_terminal: bool) -> None:
         self.config = config
         self.is_terminal = is_terminal
-        # Off a terminal a line is as long as it is: logs are searched, not looked at.
+        # Lines of a log are not wrapped: logs are searched.
         self.console = Console(
             stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
         )
@@ -183,8 +183,8 @@ class Screen(Hooks):
             self._print(f"step {step + 1}/{self.max_steps}  {shown}")
 
     def stopping(self) -> None:
-        # In a signal's handler: no locks, no console. The bar has hidden the cursor, and a second
-        # signal would leave it hidden.
+        # A signal handler: no locks, no console. The bar has hidden the cursor, and a second signal
+        # would leave it hidden.
         show_cursor = "\x1b[?25h" if self.is_terminal else ""
         line = f"{show_cursor}\nstopping after this batch; once more leaves at once\n"
         os.write(2, line.encode())

@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import reference_of, setting_of_run
-from mlx_dpo.cli.options import (
-    beta_of_run_option,
-    max_length_of_run_option,
-    path_option,
-    policy_option,
-    reference_option,
-)
 from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
 
@@ -24,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@policy_option
-@reference_option
+@options.policy
+@options.reference
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
-@path_option("--data", "Preference pairs to score instead.")
+@options.path("--data", "Preference pairs to score instead.")
 @click.option("--per-token", is_flag=True, help="Also the reward of each token.")
-@beta_of_run_option
-@max_length_of_run_option
+@options.beta_of_run
+@options.max_length_of_run
 def score(
     model: str,
     reference: str | None,
@@ -55,37 +49,24 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.convert.sources import find_mlx, load_tokenizer
+    from mlx_dpo.convert.sources import find_mlx
+    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
     from mlx_dpo.insight.scoring import read_record
-    from mlx_dpo.preferences.chat import chat_format
 
     record = read_record(find_mlx(model))
     models = model, reference or reference_of(model, record)
-    chat = chat_format(load_tokenizer(model))
+    chat = options.chat_of(model)
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")
     if data is not None:
         _score_file(models, chat, data, record, per_token, beta, max_length)
-    else:
-        assert prompt is not None
-        _score_answers(models, chat, prompt, response, per_token, beta, max_length)
-
-
-def _score_answers(
-    models: "Models",
-    chat: "ChatFormat",
-    prompt: str,
-    responses: tuple[str, ...],
-    per_token: bool,
-    beta: float,
-    max_length: int,
-) -> None:
-    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
-
-    answers = encode_answers(chat, prompt, responses, max_length=max_length)
+        return
+    assert prompt is not None
+    answers = encode_answers(chat, prompt, response, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
-    for text, reward in zip(responses, rewards, strict=True):
-        _print({"prompt": prompt, "response": text, **_as_record(reward, per_token)})
+    for text, reward in zip(response, rewards, strict=True):
+        line = {"prompt": prompt, "response": text, **_as_record(reward, per_token)}
+        click.echo(json.dumps(line))
 
 
 def _score_file(
@@ -131,16 +112,15 @@ def _score_file(
                 after_batch=lambda more: advance("pairs", 2 * len(examples), more),
             )
     for row, (chosen, rejected) in zip(pairs.preferences, rewards, strict=True):
-        _print(
-            {
-                "id": row.id,
-                "kind": row.kind,
-                "trained_on": None if unseen is None else row.id not in unseen,
-                "margin": chosen.reward - rejected.reward,
-                "chosen": _as_record(chosen, per_token),
-                "rejected": _as_record(rejected, per_token),
-            }
-        )
+        line = {
+            "id": row.id,
+            "kind": row.kind,
+            "trained_on": None if unseen is None else row.id not in unseen,
+            "margin": chosen.reward - rejected.reward,
+            "chosen": _as_record(chosen, per_token),
+            "rejected": _as_record(rejected, per_token),
+        }
+        click.echo(json.dumps(line))
     _summarize("all pairs", rewards, beta)
     if unseen is not None:
         both = zip(pairs.preferences, rewards, strict=True)
@@ -166,7 +146,3 @@ def _as_record(reward: "AnswerReward", per_token: bool) -> dict[str, Any]:
     if not per_token:
         del record["tokens"]
     return record
-
-
-def _print(record: dict[str, Any]) -> None:
-    click.echo(json.dumps(record))

@@ -159,7 +159,7 @@ def show_account(collection: "Collection", name: str) -> None:
     Raises:
         DataError: If no pair is left to write.
     """
-    _show_problems(collection.problems)
+    show_problems(collection.problems, most=_SHOWN_PROBLEMS, err=True)
     account = collection.account()
     dropped = sorted((-count, code) for code, count in account.dropped.items() if count)
     codes = ", ".join(f"{-count} {code}" for count, code in dropped)
@@ -173,13 +173,23 @@ def show_account(collection: "Collection", name: str) -> None:
         click.echo(f"pairs   {account.pairs} from the {account.kept} rows kept")
 
 
-def _show_problems(problems: "Problems") -> None:
-    shown = problems.shown()[:_SHOWN_PROBLEMS]
+def show_problems(
+    problems: "Problems", *, most: int | None = None, err: bool = False, more: str = ""
+) -> None:
+    """The first problems of a file, and how many there are besides.
+
+    Args:
+        problems: Of the file.
+        most: How many to show; None shows all that were kept to be shown.
+        err: Whether to write to stderr.
+        more: Where the others are; follows their number.
+    """
+    shown = problems.shown()[:most]
     for problem in shown:
-        click.echo(printable(f"{problem.level}: {problem}"), err=True)
-    more = problems.counts.total() - len(shown)
-    if more:
-        click.echo(f"and {counted(more, 'problem')} more", err=True)
+        click.echo(printable(f"{problem.level}: {problem}"), err=err)
+    left = problems.counts.total() - len(shown)
+    if left:
+        click.echo(printable(f"and {counted(left, 'problem')} more{more}"), err=err)
 
 
 def show_written(path: Path, pairs: int) -> None:

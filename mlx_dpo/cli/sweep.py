@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import config_options, count_option, typed
+from mlx_dpo.cli import options
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import progress, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 @click.command()
-@config_options("beta", "out", "overwrite")
+@options.config("beta", "out", "overwrite")
 @click.option(
     "--beta",
     default="0.01,0.05,0.1,0.3,1.0",
@@ -36,12 +36,12 @@ _COLUMNS = (
     metavar="LIST",
     help="Numbers with commas between.",
 )
-@count_option(
+@options.count(
     "--num-prompts",
     about="Held-out prompts that each model answers, to measure drift and length.",
     default=50,  # with 20, chance put the drift of two betas in the wrong order
 )
-def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> None:
+def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> None:
     """Train once for each beta of a list, and compare the results.
 
     Takes the options of `train`, with a list for --beta. --run-dir is the folder of the whole
@@ -54,7 +54,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> N
     Example:
       mlx_dpo sweep --beta 0.01,0.05,0.1,0.3,1.0 --run-dir runs/sweep
     """
-    given = typed(options)
+    given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
     if settings.run_dir is None:

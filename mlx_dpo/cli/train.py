@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlx_dpo.cli.options import config_options, typed
+from mlx_dpo.cli import options
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
@@ -14,15 +14,13 @@ from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
 @click.command()
-@config_options()
+@options.config()
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
 @click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")
 @click.option(
     "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
 )
-def train(
-    config: Path | None, resume: bool, dry_run: bool, supervise: bool, **options: Any
-) -> None:
+def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **given: Any) -> None:
     """Train a model on preference pairs with DPO.
 
     CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
@@ -35,7 +33,7 @@ def train(
       mlx_dpo train --model ~/models/my-sft --data pairs.jsonl --epochs 2
       mlx_dpo train --resume --run-dir runs/my-sft-1
     """
-    given = typed(options)
+    given = options.typed(given)
     if resume:
         run_dir = _run_to_resume(given)
         if (run_dir / "result.json").is_file():

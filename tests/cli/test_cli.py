@@ -21,12 +21,9 @@ TRAIN = ["train", "--model", MODEL, "--data", "pairs.json"]
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    (tmp_path / "empty.json").write_text("")
-    (tmp_path / "typo.toml").write_text("betta = 0.1\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def files(workplace: Path) -> None:
+    (workplace / "empty.json").write_text("")
+    (workplace / "typo.toml").write_text("betta = 0.1\n")
 
 
 def exit_code(*args: str) -> int:

@@ -6,27 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.cli import main
+from tests.cli.conftest import run
 from tests.memory.test_shapes import emptied
-from tests.runs.conftest import ORACLE, ROWS
+from tests.runs.conftest import ORACLE
 
+pytestmark = pytest.mark.usefixtures("workplace")
 MODEL = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4"]
 TRAIN = [*MODEL, "--steps", "2", "--run-dir", "run", "--out", "out"]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(list(args))
-    shown = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, shown.out, shown.err
 
 
 def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:

@@ -9,29 +9,15 @@ from xml.etree import ElementTree
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.cli import main
 from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.runs.profile import Meter
-from tests.runs.conftest import ORACLE, ROWS
+from tests.cli.conftest import run
+from tests.runs.conftest import ORACLE
 
+pytestmark = pytest.mark.usefixtures("workplace")
 command = importlib.import_module("mlx_dpo.cli.profile")  # the name is the command's too
 JOB = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4", "--steps", "1"]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(list(args))
-    shown = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, shown.out, shown.err
 
 
 def profiled(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from mlx_dpo.insight import sweep
 from mlx_dpo.runs import plan, run
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
-from tests.runs.conftest import ORACLE, workplace
-
-__all__ = ["workplace"]  # a fixture, used by its name
+from tests.runs.conftest import ORACLE
 
 ARGS = [
     *("sweep", "--model", str(ORACLE), "--data", "pairs.json", "--steps", "2", "--run-dir", "s"),

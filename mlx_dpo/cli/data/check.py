@@ -1,35 +1,29 @@
 """`mlx_dpo data check`: all problems of a preference file, in one pass."""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import (
-    Name,
-    json_option,
-    max_length_option,
-    model_option,
-    path_option,
-)
-from mlx_dpo.cli.screen import counted, printable
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import counted, show_problems
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import Ingested, Tokenising
+    from mlx_dpo.preferences.store import Ingested
 
 
 @click.command(short_help="All problems of a file, in one pass.")
-@click.argument("file", metavar="FILE", type=Name(path_type=Path))
-@model_option(
+@click.argument("file", metavar="FILE", type=options.Name(path_type=Path))
+@options.model(
     "Whose tokenizer and template: checks lengths and special tokens too.", required=False
 )
-@max_length_option
-@path_option("--log", "Write every problem, as JSONL.", type=Name(path_type=Path))
-@json_option
+@options.max_length
+@options.path("--log", "Write every problem, as JSONL.", type=options.Name(path_type=Path))
+@options.as_json
 def check(file: Path, model: str | None, max_length: int, log: Path | None, as_json: bool) -> None:
     """Check a preference file as `train` does, and show all its problems.
 
@@ -43,15 +37,15 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     """
     from mlx_dpo.preferences.json_text import check_readable
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import ingest
+    from mlx_dpo.preferences.store import Tokenising, ingest
 
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
     candidates = _holds_candidates(file)
-    tokenizing = _tokenizing(model, max_length) if model else None
+    tokenizing = Tokenising(options.chat_of(model), max_length) if model else None
     try:
-        with _opened(log) as lines:
+        with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
             problems = Problems(lines)
             ingested = ingest(file, problems, tokenizing)
     except OSError as error:
@@ -80,18 +74,6 @@ def _holds_candidates(file: Path) -> bool:
     return isinstance(row, dict) and "answers" in row and "chosen" not in row
 
 
-def _opened(log: Path | None) -> AbstractContextManager[TextIO | None]:
-    return log.open("w", encoding="utf-8") if log else nullcontext()
-
-
-def _tokenizing(model: str, max_length: int) -> "Tokenising":
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-    from mlx_dpo.preferences.store import Tokenising
-
-    return Tokenising(chat_format(load_tokenizer(model)), max_length)
-
-
 def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str, Any]:
     return {
         "file": str(file),
@@ -108,13 +90,8 @@ def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str
 def _show(ingested: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
     from mlx_dpo.preferences.schema import by_code
 
-    shown = problems.shown()
-    for problem in shown:
-        click.echo(printable(f"{problem.level}: {problem}"))
-    more = problems.counts.total() - len(shown)
-    if more:
-        where = f"all are in {log}" if log else "--log FILE writes them all"
-        click.echo(printable(f"and {counted(more, 'problem')} more; {where}"))
+    rest = f"all are in {log}" if log else "--log FILE writes them all"
+    show_problems(problems, more=f"; {rest}")
     if problems.counts:
         click.echo(f"problems: {by_code(problems.counts)}")
     dropped = ingested.dropped

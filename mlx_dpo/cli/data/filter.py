@@ -1,20 +1,16 @@
 """`mlx_dpo data filter`: leave pairs out of a file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from mlx_dpo.cli import options
 from mlx_dpo.cli.data.merge import rework_to
-from mlx_dpo.cli.options import Name, model_option, out_option, overwrite_option
-
-if TYPE_CHECKING:
-    from mlx_dpo.preferences.chat import ChatFormat
 
 
 @click.command("filter", short_help="Leave out pairs by length or kind.")
-@click.argument("file", metavar="FILE", type=Name())
-@out_option("The file of pairs to write.")
+@click.argument("file", metavar="FILE", type=options.Name())
+@options.out("The file of pairs to write.")
 @click.option(
     "--max-length-ratio",
     "ratio",
@@ -22,10 +18,10 @@ if TYPE_CHECKING:
     metavar="R",
     help="Leave out pairs with one answer more than R times as long as the other.",
 )
-@model_option("Count lengths in this model's tokens, not in characters.", required=False)
+@options.model("Count lengths in this model's tokens, not in characters.", required=False)
 @click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
 @click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")
-@overwrite_option
+@options.overwrite
 def filter_(
     file: str,
     out: str,
@@ -50,19 +46,10 @@ def filter_(
     if kinds:
         sieves.append(of_kinds(kinds))
     if ratio is not None:
-        sieves.append(length_ratio(ratio, _chat(model)))
+        sieves.append(length_ratio(ratio, options.chat_of(model) if model else None))
     if unique:
         sieves.append(not_again())
     if not sieves or (model and ratio is None):
         what = "--model is for --max-length-ratio" if sieves or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
     rework_to([file], Path(out), sieves, overwrite=overwrite)
-
-
-def _chat(model: str | None) -> "ChatFormat | None":
-    if model is None:
-        return None
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-
-    return chat_format(load_tokenizer(model))

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name, out_option, overwrite_option, refuse_existing
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import share_progress, show_account, show_written
 
 NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
 
 
 @click.command("import", short_help="Public data sets and other tools' files to pairs.")
-@click.argument("source", metavar="SOURCE", type=Name())
-@out_option("The file of pairs to write.", default="preferences.jsonl")
+@click.argument("source", metavar="SOURCE", type=options.Name())
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @click.option(
     "--format",
     "name",
@@ -29,7 +29,7 @@ NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
     help="What a ranking or scores become.",
 )
 @click.option("--files", metavar="PATTERN", help="Which files of a folder or hub data set.")
-@overwrite_option
+@options.overwrite
 def import_(
     source: str, out: str, name: str, pairs: str, files: str | None, overwrite: bool
 ) -> None:
@@ -57,7 +57,7 @@ def import_(
     from mlx_dpo.workshop.importers.sources import find_files
 
     path = Path(out)
-    refuse_existing(path, overwrite)
+    options.refuse_existing(path, overwrite)
     sources = find_files(source, files)
     shape, rows, shown_by = open_rows(sources, name)
     detected = f", detected from row {shown_by}" if shown_by else ""

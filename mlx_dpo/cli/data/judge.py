@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mlx_dpo.cli.options import (
-    Name,
-    max_tokens_option,
-    out_option,
-    overwrite_option,
-    path_option,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.errors import DataError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +27,7 @@ class _Options(NamedTuple):
 
 
 @click.command(short_help="Let a rule or a model decide between answers.")
-@click.argument("candidates", metavar="CANDIDATES", type=Name())
+@click.argument("candidates", metavar="CANDIDATES", type=options.Name())
 @click.option(
     "--judge",
     "judge_name",
@@ -41,10 +35,10 @@ class _Options(NamedTuple):
     metavar="JUDGE",
     help="rule:NAME, a model's folder or hub id, or http://HOST/v1.",
 )
-@out_option("Where pairs go.", default="preferences.jsonl")
-@overwrite_option
+@options.out("Where pairs go.", default="preferences.jsonl")
+@options.overwrite
 @click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
-@path_option(
+@options.path(
     "--rubrics",
     "What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
     metavar="FOLDER",
@@ -63,7 +57,7 @@ class _Options(NamedTuple):
     show_default=True,
     help="Seconds an endpoint has for a reply.",
 )
-@max_tokens_option(16, "Longest reply of a model. Give more to one that thinks first.")
+@options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
 def judge(
     candidates: str,
     judge_name: str,

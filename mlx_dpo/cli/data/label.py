@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name, out_option
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import counted, program
 from mlx_dpo.errors import UsageError
 
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
-@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=Name())
-@out_option("Where pairs go.", default="preferences.jsonl")
+@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=options.Name())
+@options.out("Where pairs go.", default="preferences.jsonl")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_dpo.cli.options import Name, out_option, overwrite_option, refuse_existing
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import share_progress, show_account, show_written
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Several files of pairs into one.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=Name())
-@out_option("The file of pairs to write.")
-@overwrite_option
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=options.Name())
+@options.out("The file of pairs to write.")
+@options.overwrite
 def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
     """Put files of pairs together.
 
@@ -46,7 +46,7 @@ def rework_to(
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.reworking import rework
 
-    refuse_existing(out, overwrite)
+    options.refuse_existing(out, overwrite)
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file) for file in files], collection, sieves=sieves, progress=progress)

@@ -4,26 +4,19 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import (
-    count_option,
-    max_tokens_option,
-    model_option,
-    out_option,
-    path_option,
-    seed_option,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import counted, progress
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
-@model_option()
-@path_option(
+@options.model()
+@options.path(
     "--prompts",
     "A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
     required=True,
 )
-@out_option("The file of candidates.", default="candidates.jsonl")
-@count_option("-n", "--answers", about="Answers to each prompt.", default=2)
+@options.out("The file of candidates.", default="candidates.jsonl")
+@options.count("-n", "--answers", about="Answers to each prompt.", default=2)
 @click.option(
     "--temperature",
     "temperatures",
@@ -33,9 +26,9 @@ from mlx_dpo.cli.screen import counted, progress
     show_default=True,
     help="Given several times: of the first answer, the second ...",
 )
-@seed_option()
-@max_tokens_option(256)
-@count_option("--batch-size", about="Answers made at once; less needs less memory.", default=16)
+@options.seed()
+@options.max_tokens(256)
+@options.count("--batch-size", about="Answers made at once; less needs less memory.", default=16)
 def sample(
     model: str,
     prompts: str,

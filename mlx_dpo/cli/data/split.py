@@ -4,19 +4,13 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import (
-    Name,
-    overwrite_option,
-    path_option,
-    refuse_existing,
-    seed_option,
-)
+from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import share_progress, show_account, show_written
 from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="Training and test pairs, no prompt in both.")
-@click.argument("file", metavar="FILE", type=Name())
+@click.argument("file", metavar="FILE", type=options.Name())
 @click.option(
     "--test",
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
@@ -24,13 +18,13 @@ from mlx_dpo.errors import DataError
     show_default=True,
     help="Share of each kind's prompts that goes to the test pairs.",
 )
-@seed_option("Decides which prompts are test prompts.")
-@path_option(
+@options.seed("Decides which prompts are test prompts.")
+@options.path(
     "--out",
     "Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",
     metavar="PREFIX",
 )
-@overwrite_option
+@options.overwrite
 def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
     """Split a file of pairs so that no prompt is in both parts.
 
@@ -50,7 +44,7 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
     prefix = Path(file).with_suffix("") if out is None else Path(out)
     paths = [prefix.with_name(f"{prefix.name}.{side}.jsonl") for side in ("train", "test")]
     for path in paths:
-        refuse_existing(path, overwrite)
+        options.refuse_existing(path, overwrite)
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file)], collection, progress=progress)
