@@ -74,15 +74,17 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
 def _fitted(settings: RunConfig, folder: Path, given: set[str]) -> RunConfig:
     """Settings within the memory budget, the same for all betas: beta changes no memory.
 
-    The budget is solved once, before the first run of a sweep; later runs take what that one has.
+    The budget is solved once, before the first run of a sweep. Later runs, also those of a later
+    command with the same budget, take what the first one has.
     """
-    from mlx_dpo.runs.plan import changes, settings_of
+    for config in sorted(folder.glob("beta-*/run/config.toml")):
+        earlier = resolve(config, {})
+        if earlier.memory_budget == settings.memory_budget:
+            from mlx_dpo.runs.plan import changes, settings_of
 
-    begun = next(folder.glob("beta-*/run/config.toml"), None)
-    if begun is None:
-        return within_budget(settings, given)
-    earlier = changes(settings, settings_of(resolve(begun, {})))
-    return replace(settings, **{key: v for key, v in earlier.items() if key not in given})
+            chosen = changes(settings, settings_of(earlier))
+            return replace(settings, **{key: v for key, v in chosen.items() if key not in given})
+    return within_budget(settings, given)
 
 
 def _train_all(

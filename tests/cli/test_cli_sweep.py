@@ -127,6 +127,8 @@ def test_a_sweep_solves_its_memory_budget_once_and_goes_on_with_the_solution(
         assert config["checkpoint_layers"] is True
     assert exit_code(*args, "--dtype", "bfloat16") == 2
     assert "made with other settings" in capsys.readouterr().err
+    assert exit_code(*args[:-1], "10KB") == 4
+    assert "no setting would fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
 
 
 def _holds_candidates(file: Path) -> bool:
-    """Whether the first row has answers and no choice: otherwise every row would be an error."""
+    """Whether the first row has answers and no choice; each such row would be an error."""
     from mlx_dpo.preferences.json_text import raw_rows
 
     first = next(raw_rows(file), None)
