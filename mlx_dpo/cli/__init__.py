@@ -16,6 +16,7 @@ from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
+from mlx_dpo.cli.screen import printable
 from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
 from mlx_dpo.errors import MlxDpoError, is_shortage
@@ -47,18 +48,11 @@ def cli() -> None:
     """
 
 
-cli.add_command(train)
-cli.add_command(plan)
-cli.add_command(profile)
-cli.add_command(convert)
-cli.add_command(data)
-cli.add_command(generate)
-cli.add_command(audit)
-cli.add_command(evaluate)
-cli.add_command(score)
-cli.add_command(compare)
-cli.add_command(report)
-cli.add_command(sweep)
+for _command in (
+    *(train, plan, profile, convert, data, generate, audit, evaluate),
+    *(score, compare, report, sweep),
+):
+    cli.add_command(_command)
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -75,7 +69,7 @@ def main(args: list[str] | None = None) -> Any:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
-    except Exception as error:  # the net under the errors we foresaw
+    except Exception as error:  # one that nothing above expects
         if is_shortage(error):
             code = _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
         else:
@@ -84,7 +78,5 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    safe = "".join(c if c.isprintable() else "\ufffd" for c in line)
-    click.echo(f"mlx_dpo: {safe}", err=True)
+    click.echo(f"mlx_dpo: {printable(' '.join(message.split()))}", err=True)
     return code

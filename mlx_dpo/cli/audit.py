@@ -1,16 +1,15 @@
 """`mlx_dpo audit`."""
 
 import json
-import shutil
 import textwrap
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import counted, printable, progress, screen_width
 from mlx_dpo.errors import DataError
-from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.audit.bias import Measures
@@ -22,28 +21,15 @@ _BAR_WIDTH = 40
 
 
 @click.command()
-@click.argument("data", metavar="DATA", type=Name())
-@click.option(
-    "--model",
-    metavar="FOLDER",
-    type=Name(),
-    help="Whose tokens to count; only its tokenizer loads.",
-)
-@click.option(
+@click.argument("data", metavar="DATA", type=options.Name())
+@options.model("Whose tokens to count; only its tokenizer loads.", required=False)
+@options.path(
     "--eval-data",
-    metavar="FILE",
-    type=Name(),
-    help="Held-out pairs to look for in DATA. Without it: the split that training would make.",
+    "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    default=RunConfig.max_length,
-    show_default=True,
-    help="Longest prompt + response in tokens that training would keep.",
-)
+@options.max_length
 @click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+@options.as_json
 def audit(
     data: str,
     model: str | None,
@@ -67,13 +53,14 @@ def audit(
 
     preferences = read_preferences(data)
     held_out = read_preferences(eval_data) if eval_data else None
-    bias = _measure(data, preferences, model)
-    checks = run_checks(preferences, bias, max_length=max_length, eval_preferences=held_out)
+    measures = _measure(data, preferences, model)
+    checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
     if as_json:
-        _print_json(data, model, preferences, checks)
+        record = {"data": data, "model": model, "pairs": len(preferences)}
+        click.echo(json.dumps(record | {"checks": list(map(asdict, checks))}, indent=2))
     else:
-        _print_checks(data, model, preferences, bias, checks)
-    stopped = [check.name for check in checks if check.verdict == "stop"]
+        _print_checks(data, model, preferences, measures, checks)
+    stopped = _named(checks, "stop")
     if strict and stopped:
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
 
@@ -83,25 +70,13 @@ def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "
 
     if model is None:
         return bias.in_words(preferences)
-    from mlx_dpo.cli.screen import progress
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-
-    chat = chat_format(load_tokenizer(model))
+    chat = options.chat_of(model)
     num = len(preferences)
-    with progress() as done:
+    with progress() as advance:
         try:
-            return bias.in_tokens(preferences, chat, lambda more: done("tokens", num, more))
+            return bias.in_tokens(preferences, chat, lambda more: advance("tokens", num, more))
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
-
-
-def _print_json(
-    data: str, model: str | None, preferences: "list[Preference]", checks: "list[Check]"
-) -> None:
-    record: dict[str, Any] = {"data": data, "model": model, "pairs": len(preferences)}
-    record["checks"] = [asdict(check) for check in checks]
-    click.echo(json.dumps(record, indent=2))
 
 
 def _print_checks(
@@ -111,13 +86,11 @@ def _print_checks(
     measures: "Measures",
     checks: "list[Check]",
 ) -> None:
-    from mlx_dpo.cli.screen import counted, printable
-
     kinds = {p.kind for p in preferences}
     unit = f"tokens of {model}" if model else "words (tokens with --model)"
     size = f"{counted(len(preferences), 'pair')}, {counted(len(kinds), 'kind')}"
     click.echo(f"{data}: {size}; lengths in {unit}\n")
-    width = min(100, shutil.get_terminal_size((100, 0)).columns)
+    width = screen_width()
     for check in checks:
         head = f"{check.name:<17}{check.verdict:<13}"
         text = textwrap.fill(
@@ -149,8 +122,6 @@ def _print_histogram(measures: "Measures") -> None:
 
 
 def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
-    from mlx_dpo.cli.screen import printable
-
     if not check.findings:
         return
     click.echo(f"\n{check.name}: rows to look at")
@@ -166,12 +137,15 @@ def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
 
 
 def _print_conclusion(checks: "list[Check]") -> None:
-    stopped = [check.name for check in checks if check.verdict == "stop"]
-    looks = [check.name for check in checks if check.verdict == "look"]
+    stopped, looks = _named(checks, "stop"), _named(checks, "look")
     click.echo("")
     if stopped:
-        click.echo(f"stop: mend {', '.join(stopped)} before training, or know why not.")
+        click.echo(f"stop: fix {', '.join(stopped)} before training, or have a reason not to.")
     if looks:
         click.echo(f"look: {', '.join(looks)}.")
     if not stopped and not looks:
-        click.echo("ok: nothing found that speaks against training on these pairs.")
+        click.echo("ok: no check speaks against training on these pairs.")
+
+
+def _named(checks: "list[Check]", verdict: str) -> list[str]:
+    return [check.name for check in checks if check.verdict == verdict]

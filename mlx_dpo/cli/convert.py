@@ -4,14 +4,17 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import printable
 
 
 @click.command(short_help="PyTorch to MLX and back, proven.")
-@click.argument("src", metavar="SRC", type=Name())
-@click.argument("dst", metavar="DST", type=Name(path_type=Path))
+@click.argument("src", metavar="SRC", type=options.Name())
+@click.argument("dst", metavar="DST", type=options.Name(path_type=Path))
 @click.option(
-    "--to", type=click.Choice(["mlx", "torch"]), help="Direction, where SRC leaves it open."
+    "--to",
+    type=click.Choice(["mlx", "torch"]),
+    help="Direction, where SRC could be converted both ways.",
 )
 @click.option(
     "--dtype",
@@ -40,10 +43,9 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
-    from mlx_dpo.cli.screen import printable
     from mlx_dpo.convert.conversion import convert as run
     from mlx_dpo.convert.options import Options
     from mlx_dpo.convert.sources import find
 
-    options = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
-    run(find(src), dst, options, lambda line: click.echo(printable(line)))
+    chosen = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
+    run(find(src), dst, chosen, lambda line: click.echo(printable(line)))

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import progress
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
 
@@ -15,54 +16,23 @@ if TYPE_CHECKING:
 
 
 @click.command(name="eval")
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="The trained model (policy)."
-)
-@click.option(
-    "--reference",
-    metavar="FOLDER",
-    type=Name(),
-    help="The model it was trained from. Default: the one its dpo.json names.",
-)
-@click.option(
-    "--data", required=True, metavar="FILE", type=Name(), help="Preference pairs, .json or .jsonl."
-)
+@options.policy
+@options.reference
+@options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
 @click.option(
     "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
 )
-@click.option(
-    "--beta",
-    type=click.FloatRange(min=0, min_open=True),
-    help=f"Scale of the rewards. [default: the run's own, else {RunConfig.beta}]",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    help="Longest prompt + response in tokens. "
-    f"[default: the run's own, else {RunConfig.max_length}]",
-)
-@click.option(
+@options.beta_of_run
+@options.max_length_of_run
+@options.count(
     "--num-prompts",
-    type=click.IntRange(min=0),
+    about="Prompts both models answer, to measure drift and length; 0 answers none.",
     default=20,
-    show_default=True,
-    help="Prompts both models answer, to measure drift and length; 0 answers none.",
+    at_least=0,
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Longest of these answers.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decides what is sampled.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+@options.max_tokens(128)
+@options.seed()
+@options.as_json
 def evaluate(
     model: str,
     reference: str | None,
@@ -75,17 +45,16 @@ def evaluate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Judge a trained model on held-out pairs, beside the model it was trained from.
+    """Evaluate a trained model on held-out pairs, beside the model it was trained from.
 
     Accuracy by kind and by length, calibration, and drift. Where --data is the file the model was
-    trained on, only the pairs its run held out are judged. Both models are held in memory.
+    trained on, only the pairs its run held out are used. Both models are held in memory.
 
     \b
     Example:
       mlx_dpo eval --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
     """
     from mlx_dpo.cli.results import as_record, print_assessment
-    from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight.evaluation import assess
     from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.preferences.reader import read_preferences
@@ -93,14 +62,14 @@ def evaluate(
     preferences = read_preferences(data)
     policy = open_model(model)
     other = open_model(reference or reference_of(model, policy.record))
-    rows, which = _rows_to_judge(preferences, data, policy, all_pairs)
+    rows, which = _rows_to_evaluate(preferences, data, policy, all_pairs)
     settings: dict[str, Any] = {
         "beta": beta or setting_of_run(policy.record, "beta"),
         "max_length": max_length or setting_of_run(policy.record, "max_length"),
     }
     _warn_of_foreign_reference(policy, other)
-    with progress() as done:
-        found = assess(
+    with progress() as advance:
+        assessment = assess(
             policy,
             other,
             rows,
@@ -108,13 +77,13 @@ def evaluate(
             num_prompts=num_prompts,
             max_tokens=max_tokens,
             seed=seed,
-            progress=done,
+            progress=advance,
         )
     names = {"model": policy.name, "reference": other.name, "data": data, **settings}
     if as_json:
-        click.echo(json.dumps(as_record(names, which, found), indent=2))
+        click.echo(json.dumps(as_record(names, which, assessment), indent=2))
     else:
-        print_assessment(names, which, found)
+        print_assessment(names, which, assessment)
 
 
 def reference_of(model: str, record: dict[str, Any]) -> str:
@@ -143,7 +112,7 @@ def setting_of_run(record: dict[str, Any], key: str) -> Any:
     return value if is_usable else default
 
 
-def _rows_to_judge(
+def _rows_to_evaluate(
     preferences: "list[Preference]", data: str, policy: "LoadedModel", all_pairs: bool
 ) -> "tuple[list[Preference], str]":
     from mlx_dpo.insight.evaluation import held_out_of_run
@@ -164,6 +133,6 @@ def _warn_of_foreign_reference(policy: "LoadedModel", reference: "LoadedModel") 
     if known is not None and known != fingerprint(reference.model):
         click.echo(
             f"warning: {reference.name} is not the model {policy.name} was trained from: rewards "
-            "and drift are measured from another place than DPO's",
+            "and drift are measured from another model than in DPO",
             err=True,
         )

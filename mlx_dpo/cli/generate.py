@@ -2,35 +2,22 @@
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import printable
 
 
 @click.command()
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="A model folder or hub id."
-)
+@options.model()
 @click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Longest answer.",
-)
+@options.max_tokens(128)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="0 takes the likeliest token each time.",
+    help="0 takes the most likely token each time.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Decides what is sampled above temperature 0.",
-)
+@options.seed("Decides what is sampled above temperature 0.")
 def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed: int) -> None:
     """Answer a prompt with a model.
 
@@ -38,14 +25,13 @@ def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed:
     Example:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
     """
-    from mlx_dpo.cli.screen import printable
     from mlx_dpo.convert.sources import load
     from mlx_dpo.models.generate import answer
     from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.records import Message
 
     loaded, tokenizer = load(model)
-    found = answer(
+    reply = answer(
         loaded,
         chat_format(tokenizer),
         (Message("user", prompt),),
@@ -53,6 +39,6 @@ def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed:
         temperature=temperature,
         seed=seed,
     )
-    click.echo(printable(found.text))
-    if not found.closed:
+    click.echo(printable(reply.text))
+    if not reply.closed:
         click.echo(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)

@@ -1,14 +1,34 @@
-"""A parameter that names a file or a folder."""
+"""Options that several commands share: `options.seed()` is ``--seed``.
 
-from typing import Any
+Those of a run's settings, their defaults and their help are made from `RunConfig`.
+"""
+
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.files import flaw_of_name
+from mlx_dpo.errors import UsageError
+from mlx_dpo.files import check_writable, flaw_of_name
+from mlx_dpo.runs.config import RunConfig, option_type
+
+if TYPE_CHECKING:
+    from mlx_dpo.preferences.chat import ChatFormat
+
+Decorator = Callable[[Any], Any]
+
+_SETTINGS: "dict[str, Field[Any]]" = {setting.name: setting for setting in fields(RunConfig)}
+# Settings without a meaning for a command that throws its steps away.
+OF_A_SAVED_RUN = (
+    *("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every"),
+    *("allow_sleep", "skip_nonfinite"),
+)
 
 
 class Name(click.Path):
-    """A path; a hub id too, where one may stand. What no path can be is refused on the spot."""
+    """A path; a hub id too, where a model may stand. A text that can be no path is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
@@ -16,3 +36,144 @@ class Name(click.Path):
         if flaw:
             self.fail(f"{flaw}.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def config(*left_out: str) -> Decorator:
+    """The argument CONFIG, and an option for each setting of a run but those left out.
+
+    They have no default: what is not typed is None, and comes from CONFIG or `RunConfig`.
+    """
+
+    def add(command: Any) -> Any:
+        for setting in reversed(_SETTINGS.values()):
+            if setting.name not in left_out:
+                command = _option_of(setting)(command)
+        return click.argument("config", required=False, type=Name(path_type=Path))(command)
+
+    return add
+
+
+def typed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were typed, of those from `config`."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def path(name: str, about: str, *, metavar: str = "FILE", **rules: Any) -> Decorator:
+    """An option that names a file or, with that metavar, a FOLDER."""
+    return click.option(name, **{"metavar": metavar, "type": Name(), "help": about, **rules})
+
+
+def model(about: str = "A model folder or hub id.", *, required: bool = True) -> Decorator:
+    """``--model``."""
+    return path("--model", about, metavar="FOLDER", required=required)
+
+
+def out(about: str, *, default: str | None = None) -> Decorator:
+    """``--out``, a file; required where it has no default."""
+    return path(
+        "--out",
+        about,
+        type=Name(dir_okay=False),
+        default=default,
+        required=default is None,
+        show_default=default is not None,
+    )
+
+
+def count(*names: str, about: str, default: int, at_least: int = 1) -> Decorator:
+    """An option that is a whole number."""
+    kind = click.IntRange(min=at_least)
+    return click.option(*names, type=kind, default=default, show_default=True, help=about)
+
+
+def max_tokens(default: int, about: str = "Longest answer, in tokens.") -> Decorator:
+    """``--max-tokens``."""
+    return count("--max-tokens", about=about, default=default)
+
+
+def seed(about: str = "Decides what is sampled.") -> Decorator:
+    """``--seed``."""
+    return count("--seed", about=about, default=0, at_least=0)
+
+
+def _of_run(name: str, about: str) -> Decorator:
+    """A setting whose default is that of the run that made the model."""
+    shown = f"{about} [default: the run's own, else {_SETTINGS[name].default}]"
+    return click.option(_flag(name), type=_range(name), help=shown)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _range(name: str) -> click.IntRange | click.FloatRange:
+    """The numbers that a setting may have."""
+    rules = _SETTINGS[name].metadata
+    if option_type(name) is int:
+        return click.IntRange(min=rules["at_least"])
+    return click.FloatRange(min=rules["above"], min_open=True)
+
+
+def _option_of(setting: "Field[Any]") -> Decorator:
+    kind = option_type(setting.name)
+    choices = setting.metadata.get("choices")
+    unset = setting.default is None or kind is bool
+    shown = "" if unset else f" [default: {setting.default}]"
+    value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
+    if not choices:
+        value["metavar"] = _metavar(setting.name, kind)
+    return click.option(
+        _flag(setting.name),
+        default=None,
+        help=setting.metadata["help"] + shown,
+        **{"is_flag": True} if kind is bool else value,
+    )
+
+
+def _metavar(name: str, kind: type) -> str:
+    if name == "memory_budget":
+        return "SIZE"
+    if kind is str:
+        return "FOLDER" if name in ("model", "out", "run_dir") else "FILE"
+    return "NUMBER" if kind is float else "N"
+
+
+_LENGTH: str = _SETTINGS["max_length"].metadata["help"]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+policy = model("The trained model (policy).")
+reference = path(
+    "--reference",
+    "The model it was trained from. Default: the one its dpo.json names.",
+    metavar="FOLDER",
+)
+max_length = click.option(
+    "--max-length",
+    type=_range("max_length"),
+    default=RunConfig.max_length,
+    show_default=True,
+    help=_LENGTH,
+)
+max_length_of_run = _of_run("max_length", _LENGTH)
+beta_of_run = _of_run("beta", "Scale of the rewards.")
+
+
+def refuse_existing(file: Path, overwrite: bool) -> None:
+    """Find out before any work whether ``--out`` may and can be written.
+
+    Raises:
+        UsageError: If it is there and may not be replaced.
+        DiskError: If it can't be written.
+    """
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file}: is there already; give another --out, or --overwrite")
+    check_writable(file)
+
+
+def chat_of(model: str) -> "ChatFormat":
+    """Tokenizer and chat template of ``--model``; its weights are not read."""
+    from mlx_dpo.convert.sources import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
+
+    return chat_format(load_tokenizer(model))

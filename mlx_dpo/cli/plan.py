@@ -1,36 +1,42 @@
-"""`mlx_dpo plan`."""
+"""`mlx_dpo plan`: the memory a run will need; and the settings that keep a budget."""
 
 import json
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import Name
-from mlx_dpo.cli.train import config_options
-from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import clock
+from mlx_dpo.errors import BudgetError
+from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
 
 if TYPE_CHECKING:
     from mlx_dpo.memory.predict import Prediction
     from mlx_dpo.runs.profile import Calibration
 
-_PLACES = ("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every")
+_WHY = {
+    "reference": "reference scored once by the untrained policy: one model less, no time",
+    "batch_size": "smaller batches: the same step, a little slower, a second gradient is held",
+    "grad_accumulation": "batches that add up to the same step",
+    "checkpoint_layers": "layers computed again for the gradient: up to a third more time",
+    "dtype": "half the bytes of each number; stochastic rounding of updates",
+    "optimizer": "almost no optimizer state; another trajectory than AdamW's",
+}
 
 
 @click.command()
-@click.argument("config", required=False, type=Name(path_type=Path))
-@config_options(*_PLACES, "allow_sleep", "skip_nonfinite")
+@options.config(*options.OF_A_SAVED_RUN)
 @click.option(
     "--calibrate", is_flag=True, help="Load the model and run a few steps: how long is an epoch?"
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
-def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) -> None:
+@options.as_json
+def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> None:
     """Say what memory a training run will need, before it.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
-    weights: the code that trains is traced, and what it would hold is counted. The figure is that
+    weights: a training step is traced, and the arrays it would hold are counted. The figure is that
     of mx.get_peak_memory(). With --memory-budget, settings that were not given are chosen so that
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
     layer checkpointing, bfloat16, Adafactor. Exit code 4 where nothing fits. With --calibrate, a
@@ -41,10 +47,9 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl --memory-budget 4GB
     """
-    from mlx_dpo.runs.config import parse_size
     from mlx_dpo.runs.plan import changes, fit, make_plan
 
-    given = {key: value for key, value in options.items() if value is not None}
+    given = options.typed(given)
     settings = resolve(config, given)
     made = make_plan(settings)
     chosen, budget = None, None
@@ -59,9 +64,9 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
         changed = {} if chosen is None else changes(settings, chosen.settings)
         times = measure(replace(settings, **changed, memory_budget=None))
     if as_json:
-        found = _as_json(made.prediction, budget, chosen)
-        found["calibration"] = None if times is None else asdict(times)
-        click.echo(json.dumps(found, indent=2))
+        record = _as_json(made.prediction, budget, chosen)
+        record["calibration"] = None if times is None else asdict(times)
+        click.echo(json.dumps(record, indent=2))
         return
     _show(settings, made.prediction)
     if budget is not None and chosen is not None:
@@ -70,31 +75,73 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
         _show_times(times)
 
 
-def _show(settings: RunConfig, found: "Prediction") -> None:
+def within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
+    """Settings that keep the memory budget of a run; changes are reported on stderr.
+
+    Without --memory-budget the budget is a share of what the GPU recommends. A run that does not
+    fit into that one is warned of and keeps its settings.
+
+    Args:
+        settings: Of the run.
+        given: Names of the settings that somebody chose: they are not changed.
+
+    Raises:
+        BudgetError: If no settings keep --memory-budget.
+    """
+    from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
+
+    budget = budget_of(settings)
+    if budget is None:
+        return settings
+    try:
+        made = make_plan(settings)
+        chosen = fit(made, budget, given)
+    except BudgetError as error:
+        if settings.memory_budget is not None:
+            raise
+        click.echo(f"warning: {error}", err=True)
+        return settings
+    changed = changes(settings, chosen.settings)
+    if changed:
+        click.echo(
+            f"memory: {as_options(changed)}, for a peak of {gigabytes(chosen.total)} within "
+            f"{gigabytes(budget)} (without: {gigabytes(made.prediction.total)}, predicted)",
+            err=True,
+        )
+    return replace(settings, **changed)
+
+
+def shown_pairs(pairs: list[tuple[int, int, int]], most: int = 60) -> str:
+    """Lengths of a batch's prompts, chosen and rejected responses, on one line."""
+    text = ", ".join(f"{p}+{c}/{r}" for p, c, r in pairs)
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return f"{text}  (tokens of prompt + chosen/rejected)"
+
+
+def _show(settings: RunConfig, prediction: "Prediction") -> None:
     from mlx_dpo.memory.solve import SHARE, machines
     from mlx_dpo.models.limits import CACHE_SHARE
     from mlx_dpo.runs.plan import gigabytes
 
-    click.echo(f"model      {settings.model}  ({found.num_parameters / 1e6:.1f} M parameters)")
-    pairs = ", ".join(f"{p}+{c}/{r}" for p, c, r in found.pairs)
+    click.echo(f"model      {settings.model}  ({prediction.num_parameters / 1e6:.1f} M parameters)")
     click.echo(f"data       {settings.data}")
-    click.echo(f"largest    {_shortened(pairs)}  (tokens of prompt + chosen/rejected)")
-    click.echo(f"path       {found.path}")
+    click.echo(f"largest    {shown_pairs(prediction.pairs)}")
+    click.echo(f"path       {prediction.path}")
     click.echo()
-    for name, count in found.parts.items():
-        note = f"  {found.settings.reference}" if name == "reference" else ""
+    for name, count in prediction.parts.items():
+        note = f"  {prediction.settings.reference}" if name == "reference" else ""
         click.echo(f"{name:16} {gigabytes(count):>10}{note}")
     click.echo(
-        f"{'peak':16} {gigabytes(found.total):>10}  as mx.get_peak_memory(), in {found.moment}"
+        f"{'peak':16} {gigabytes(prediction.total):>10}  as mx.get_peak_memory(), in "
+        f"{prediction.moment}"
     )
     click.echo(
-        f"{'buffer cache':16} {'':>10}  beside: {CACHE_SHARE:.1%} of the GPU's share, at most"
+        f"{'buffer cache':16} {'':>10}  on top: at most {CACHE_SHARE:.1%} of the GPU's share\n"
     )
-    click.echo()
     click.echo("machine    for the GPU")
     for machine in machines():
         share = gigabytes(machine.recommended)
-        click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(found.total)}")
+        click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(prediction.total)}")
     click.echo(
         f"(fits: within {SHARE:.0%} of it. The share is what macOS recommends by public logs, not "
         "measured here)"
@@ -104,70 +151,48 @@ def _show(settings: RunConfig, found: "Prediction") -> None:
 def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None:
     from mlx_dpo.runs.plan import as_options, changes, gigabytes
 
-    found = changes(settings, chosen.settings)
-    click.echo()
-    if not found:
-        click.echo(f"budget     {gigabytes(budget)}: fits as it is")
+    changed = changes(settings, chosen.settings)
+    if not changed:
+        click.echo(f"\nbudget     {gigabytes(budget)}: fits as it is")
         return
     click.echo(
-        f"budget     {gigabytes(budget)}: {gigabytes(chosen.total)} with {as_options(found)}"
+        f"\nbudget     {gigabytes(budget)}: {gigabytes(chosen.total)} with {as_options(changed)}"
     )
-    for name in found:
+    for name in changed:
         click.echo(f"           {_WHY[name]}")
 
 
 def _show_times(times: "Calibration") -> None:
     scoring = ""
     if times.reference_seconds:
-        scoring = f"; before the first, {_clock(times.reference_seconds)} for the reference"
-    click.echo()
+        scoring = f"; before the first, {clock(times.reference_seconds)} for the reference"
     click.echo(
-        f"an epoch   about {_clock(times.epoch_seconds)}: {times.steps_per_epoch} steps of "
-        f"{times.step_seconds:.2g} s{scoring}"
+        f"\nan epoch   about {clock(times.epoch_seconds)}: {times.steps_per_epoch} steps of "
+        f"{times.step_seconds:.2g} s{scoring}\n"
+        f"           from {times.steps} steps just run here; evaluation, answers and saves come "
+        "on top"
     )
-    click.echo(
-        f"           from {times.steps} steps run here just now; evaluation, answers and "
-        "saves come on top"
-    )
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-_WHY = {
-    "reference": "reference scored once by the untrained policy: one model less, no time",
-    "batch_size": "smaller batches: the same step, a little slower, a second gradient is held",
-    "grad_accumulation": "batches that add up to the same step",
-    "checkpoint_layers": "layers computed again for the gradient: up to a third more time",
-    "dtype": "half the bytes a number; updates are rounded up or down by chance",
-    "optimizer": "next to no optimizer state; another trajectory than AdamW's",
-}
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _as_json(
-    found: "Prediction", budget: int | None, chosen: "Prediction | None"
+    prediction: "Prediction", budget: int | None, chosen: "Prediction | None"
 ) -> dict[str, Any]:
     from mlx_dpo.memory.solve import machines
 
     return {
-        **_prediction(found),
-        "machines": [{**asdict(m), "verdict": m.verdict(found.total)} for m in machines()],
+        **_prediction_as_json(prediction),
+        "machines": [{**asdict(m), "verdict": m.verdict(prediction.total)} for m in machines()],
         "budget": budget,
-        "chosen": None if chosen is None else _prediction(chosen),
+        "chosen": None if chosen is None else _prediction_as_json(chosen),
     }
 
 
-def _prediction(found: "Prediction") -> dict[str, Any]:
+def _prediction_as_json(prediction: "Prediction") -> dict[str, Any]:
     return {
-        "peak_bytes": found.total,
-        "parts": found.parts,
-        "moment": found.moment,
-        "path": found.path,
-        "pairs": found.pairs,
-        "settings": asdict(found.settings),
+        "peak_bytes": prediction.total,
+        "parts": prediction.parts,
+        "moment": prediction.moment,
+        "path": prediction.path,
+        "pairs": prediction.pairs,
+        "settings": asdict(prediction.settings),
     }

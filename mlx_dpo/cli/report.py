@@ -4,16 +4,17 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=Name(path_type=Path))
-@click.option(
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN...", type=options.Name(path_type=Path)
+)
+@options.path(
     "--out",
-    type=Name(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The page. Default: report.html in the first run's folder.",
+    "The page. Default: report.html in the first run's folder.",
+    type=options.Name(path_type=Path, dir_okay=False),
 )
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write what runs did as one HTML page that opens from disk.

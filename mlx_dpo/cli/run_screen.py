@@ -7,20 +7,21 @@ from types import TracebackType
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen import Bar, clock, counted, gigabytes, printable
+from mlx_dpo.cli.screen import Bar, clock, counted, printable
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.audit import length_bias
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
 
 
 class TerminalScreen(Screen):
-    """Writes a run to stderr: a bar on a terminal, a line now and then elsewhere.
+    """Writes a run to stderr: a bar on a terminal, a line every --log-every steps elsewhere.
 
     Args:
         config: The run's settings.
@@ -30,7 +31,7 @@ class TerminalScreen(Screen):
     def __init__(self, config: RunConfig, is_terminal: bool) -> None:
         self.config = config
         self.is_terminal = is_terminal
-        # Off a terminal a line is as long as it is: logs are searched, not looked at.
+        # Lines of a log are not wrapped: logs are searched.
         self.console = Console(
             stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
         )
@@ -182,8 +183,8 @@ class TerminalScreen(Screen):
             self._print(f"step {step + 1}/{self.max_steps}  {shown}")
 
     def stopping(self) -> None:
-        # In a signal's handler: no locks, no console. The bar has hidden the cursor, and a second
-        # signal would leave it hidden.
+        # A signal handler: no locks, no console. The bar has hidden the cursor, and a second signal
+        # would leave it hidden.
         show_cursor = "\x1b[?25h" if self.is_terminal else ""
         line = f"{show_cursor}\nstopping after this batch; once more leaves at once\n"
         os.write(2, line.encode())

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import reference_of, setting_of_run
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.rewards import AnswerReward, Models
@@ -18,30 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="The trained model (policy)."
-)
-@click.option(
-    "--reference",
-    metavar="FOLDER",
-    type=Name(),
-    help="The model it was trained from. Default: the one its dpo.json names.",
-)
+@options.policy
+@options.reference
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
-@click.option("--data", metavar="FILE", type=Name(), help="Preference pairs to score instead.")
-@click.option("--per-token", is_flag=True, help="Also what each token adds.")
-@click.option(
-    "--beta",
-    type=click.FloatRange(min=0, min_open=True),
-    help=f"Scale of the rewards. [default: the run's own, else {RunConfig.beta}]",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    help="Longest prompt + response in tokens. "
-    f"[default: the run's own, else {RunConfig.max_length}]",
-)
+@options.path("--data", "Preference pairs to score instead.")
+@click.option("--per-token", is_flag=True, help="Also the reward of each token.")
+@options.beta_of_run
+@options.max_length_of_run
 def score(
     model: str,
     reference: str | None,
@@ -65,37 +49,24 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.convert.sources import find_mlx, load_tokenizer
+    from mlx_dpo.convert.sources import find_mlx
+    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
     from mlx_dpo.insight.scoring import read_record
-    from mlx_dpo.preferences.chat import chat_format
 
     record = read_record(find_mlx(model))
     models = model, reference or reference_of(model, record)
-    chat = chat_format(load_tokenizer(model))
+    chat = options.chat_of(model)
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")
     if data is not None:
         _score_file(models, chat, data, record, per_token, beta, max_length)
-    else:
-        assert prompt is not None
-        _score_answers(models, chat, prompt, response, per_token, beta, max_length)
-
-
-def _score_answers(
-    models: "Models",
-    chat: "ChatFormat",
-    prompt: str,
-    responses: tuple[str, ...],
-    per_token: bool,
-    beta: float,
-    max_length: int,
-) -> None:
-    from mlx_dpo.insight.rewards import encode_answers, reward_tokens
-
-    answers = encode_answers(chat, prompt, responses, max_length=max_length)
+        return
+    assert prompt is not None
+    answers = encode_answers(chat, prompt, response, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
-    for text, found in zip(responses, rewards, strict=True):
-        _print({"prompt": prompt, "response": text, **_as_record(found, per_token)})
+    for text, reward in zip(response, rewards, strict=True):
+        line = {"prompt": prompt, "response": text, **_as_record(reward, per_token)}
+        click.echo(json.dumps(line))
 
 
 def _score_file(
@@ -107,7 +78,6 @@ def _score_file(
     beta: float,
     max_length: int,
 ) -> None:
-    from mlx_dpo.cli.screen import progress
     from mlx_dpo.insight.evaluation import held_out_of_run
     from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
@@ -120,7 +90,7 @@ def _score_file(
     examples = list(pairs.examples)
     if not examples:
         raise DataError(f"{data}: no pair is left to score; see --max-length")
-    with progress() as done:
+    with progress() as advance:
         if per_token:
             answers = [(e.prompt_ids, side) for e in examples for side in e[1:]]
             total = 2 * len(answers)
@@ -129,7 +99,7 @@ def _score_file(
                 chat,
                 answers,
                 beta=beta,
-                after_answer=lambda more: done("answers", total, more),
+                after_answer=lambda more: advance("answers", total, more),
             )
             rewards = list(zip(flat[::2], flat[1::2], strict=True))
         else:
@@ -139,30 +109,27 @@ def _score_file(
                 examples,
                 beta=beta,
                 max_length=max_length,
-                after_batch=lambda more: done("pairs", 2 * len(examples), more),
+                after_batch=lambda more: advance("pairs", 2 * len(examples), more),
             )
     for row, (chosen, rejected) in zip(pairs.preferences, rewards, strict=True):
-        _print(
-            {
-                "id": row.id,
-                "kind": row.kind,
-                "trained_on": None if unseen is None else row.id not in unseen,
-                "margin": chosen.reward - rejected.reward,
-                "chosen": _as_record(chosen, per_token),
-                "rejected": _as_record(rejected, per_token),
-            }
-        )
-    _summarise("all pairs", rewards, beta)
+        line = {
+            "id": row.id,
+            "kind": row.kind,
+            "trained_on": None if unseen is None else row.id not in unseen,
+            "margin": chosen.reward - rejected.reward,
+            "chosen": _as_record(chosen, per_token),
+            "rejected": _as_record(rejected, per_token),
+        }
+        click.echo(json.dumps(line))
+    _summarize("all pairs", rewards, beta)
     if unseen is not None:
-        own = zip(pairs.preferences, rewards, strict=True)
-        _summarise("held out of its run", [r for row, r in own if row.id in unseen], beta)
+        both = zip(pairs.preferences, rewards, strict=True)
+        _summarize("held out of its run", [r for row, r in both if row.id in unseen], beta)
 
 
-def _summarise(
+def _summarize(
     name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
 ) -> None:
-    from mlx_dpo.cli.screen import share
-
     num = len(rewards)
     by_reward = sum(c.reward > r.reward for c, r in rewards)
     before = sum(c.reference_logprob > r.reference_logprob for c, r in rewards)
@@ -174,12 +141,8 @@ def _summarise(
     )
 
 
-def _as_record(found: "AnswerReward", per_token: bool) -> dict[str, Any]:
-    record = asdict(found)
+def _as_record(reward: "AnswerReward", per_token: bool) -> dict[str, Any]:
+    record = asdict(reward)
     if not per_token:
         del record["tokens"]
     return record
-
-
-def _print(record: dict[str, Any]) -> None:
-    click.echo(json.dumps(record))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import Name
-from mlx_dpo.cli.train import config_options
+from mlx_dpo.cli import options
+from mlx_dpo.cli.plan import within_budget
+from mlx_dpo.cli.screen import progress, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
-from mlx_dpo.runs.config import RunConfig, resolve
+from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
@@ -20,8 +21,6 @@ _READING = """\
 log-ratio: mean of log-ratio chosen minus rejected in nats, margin / beta: the margin itself
 grows with beta, as do the rewards. KL, and length in tokens: sampled answers to held-out
 prompts, KL on the policy's own."""
-
-
 _COLUMNS = (
     *("beta", "reward acc", "log-prob acc", "margin", "log-ratio", "chosen", "rejected"),
     *("KL/token", "length", "SFT length"),
@@ -29,8 +28,7 @@ _COLUMNS = (
 
 
 @click.command()
-@click.argument("config", required=False, type=Name(path_type=Path))
-@config_options("beta", "out", "overwrite")
+@options.config("beta", "out", "overwrite")
 @click.option(
     "--beta",
     default="0.01,0.05,0.1,0.3,1.0",
@@ -38,27 +36,25 @@ _COLUMNS = (
     metavar="LIST",
     help="Numbers with commas between.",
 )
-@click.option(
+@options.count(
     "--num-prompts",
-    type=click.IntRange(min=1),
-    # With 20, chance put the drift of two betas in the wrong order.
-    default=50,
-    show_default=True,
-    help="Held-out prompts that each model answers, to measure drift and length.",
+    about="Held-out prompts that each model answers, to measure drift and length.",
+    default=50,  # with 20, chance put the drift of two betas in the wrong order
 )
-def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> None:
-    """Train once for each beta of a list, and set the results beside each other.
+def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> None:
+    """Train once for each beta of a list, and compare the results.
 
     Takes the options of `train`, with a list for --beta. --run-dir is the folder of the whole
-    sweep: a run and a model for each beta, and report.html. Given again, finished runs and what
-    was measured of them are kept, and a stopped one goes on. The reference is computed once.
-    A beta whose loss is not finite is told in the table, and the others go on.
+    sweep: a run and a model for each beta, and report.html. The same command again keeps finished
+    runs and their measurements, and resumes a stopped run. The reference is computed once, and
+    settings for --memory-budget are chosen once. A beta whose loss is not finite is listed in the
+    table, and the others go on.
 
     \b
     Example:
       mlx_dpo sweep --beta 0.01,0.05,0.1,0.3,1.0 --run-dir runs/sweep
     """
-    given = {key: value for key, value in options.items() if value is not None}
+    given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
     if settings.run_dir is None:
@@ -66,12 +62,29 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **options: Any) -> N
     if settings.eval_fraction == 0 and settings.eval_data is None:
         raise UsageError("a sweep compares on held-out pairs, and --eval-fraction 0 leaves none")
     folder = Path(settings.run_dir)
-    places, failed = _train_all(settings, folder, betas)
-    if not places:
-        raise NonFiniteError(f"no beta came to its end: {failed[0].reason}")
-    _show(folder, places, failed, num_prompts)
+    settings = _fitted(settings, folder, given_names(config, given))
+    finished, failed = _train_all(settings, folder, betas)
+    if not finished:
+        raise NonFiniteError(f"no beta finished: {failed[0].reason}")
+    _show(folder, finished, failed, num_prompts)
     if failed:
-        raise NonFiniteError(f"{len(failed)} of {len(betas)} betas did not come to their end")
+        raise NonFiniteError(f"{len(failed)} of {len(betas)} betas did not finish")
+
+
+def _fitted(settings: RunConfig, folder: Path, given: set[str]) -> RunConfig:
+    """Settings within the memory budget, the same for all betas: beta changes no memory.
+
+    The budget is solved once, before the first run of a sweep. Later runs, also those of a later
+    command with the same budget, take what the first one has.
+    """
+    for config in sorted(folder.glob("beta-*/run/config.toml")):
+        earlier = resolve(config, {})
+        if earlier.memory_budget == settings.memory_budget:
+            from mlx_dpo.runs.plan import changes, settings_of
+
+            chosen = changes(settings, settings_of(earlier))
+            return replace(settings, **{key: v for key, v in chosen.items() if key not in given})
+    return within_budget(settings, given)
 
 
 def _train_all(
@@ -79,21 +92,28 @@ def _train_all(
 ) -> "tuple[list[Path], list[FailedBeta]]":
     from mlx_dpo.insight.sweep import FailedBeta
 
-    places, failed = [], []
-    for number, each in enumerate(betas, 1):
-        one = _settings_of(settings, folder, each)
-        is_done = _is_finished(one)
-        kept = ": finished earlier" if is_done else ""
-        click.echo(f"beta {each:g} ({number} of {len(betas)}){kept}", err=True)
+    finished, failed = [], []
+    for number, beta in enumerate(betas, 1):
+        of_beta = folder / f"beta-{beta:g}"
+        run_settings = replace(
+            settings,
+            beta=beta,
+            run_dir=str(of_beta / "run"),
+            out=str(of_beta / "model"),
+            overwrite=False,
+        )
+        is_done = _is_finished(run_settings)
+        note = ": finished earlier" if is_done else ""
+        click.echo(f"beta {beta:g} ({number} of {len(betas)}){note}", err=True)
         try:
             if not is_done:
-                _train(one, folder)
-            places.append(_place(folder, each))
+                _train(run_settings, folder)
+            finished.append(of_beta)
         except NonFiniteError as error:
-            click.echo(f"beta {each:g}: {error}", err=True)
-            failed.append(FailedBeta(each, str(error)))
+            click.echo(f"beta {beta:g}: {error}", err=True)
+            failed.append(FailedBeta(beta, str(error)))
         gc.collect()
-    return places, failed
+    return finished, failed
 
 
 def _betas(text: str) -> list[float]:
@@ -104,17 +124,6 @@ def _betas(text: str) -> list[float]:
     if not all(0 < each < float("inf") for each in betas) or len(set(betas)) < len(betas):
         raise UsageError(f"--beta: different numbers above 0, found {text!r}")
     return betas
-
-
-def _place(folder: Path, beta: float) -> Path:
-    return folder / f"beta-{beta:g}"
-
-
-def _settings_of(settings: RunConfig, folder: Path, beta: float) -> RunConfig:
-    place = _place(folder, beta)
-    return replace(
-        settings, beta=beta, run_dir=str(place / "run"), out=str(place / "model"), overwrite=False
-    )
 
 
 def _is_finished(settings: RunConfig) -> bool:
@@ -140,41 +149,38 @@ def _train(settings: RunConfig, folder: Path) -> None:
             ) from None
 
 
-def _show(folder: Path, places: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
-    from mlx_dpo.cli.screen import progress
+def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
     from mlx_dpo.insight.report.page import write_report
     from mlx_dpo.insight.sweep import sweep_outcomes
 
-    def begin(place: Path, count: int) -> None:
-        click.echo(f"{place.name}: answers to {count} held-out prompts", err=True)
+    def begin(of_beta: Path, count: int) -> None:
+        click.echo(f"{of_beta.name}: answers to {count} held-out prompts", err=True)
 
-    with progress() as done:
-        total = num_prompts * len(places)
-        found = sweep_outcomes(
-            places,
+    with progress() as advance:
+        total = num_prompts * len(finished)
+        outcomes = sweep_outcomes(
+            finished,
             num_prompts,
             begin=begin,
-            after_prompts=lambda more: done("answers", total, more),
+            after_prompts=lambda more: advance("answers", total, more),
         )
-    _print_table(found, failed)
-    for one in found:
-        for warning in one.warnings:
-            click.echo(f"warning: beta {one.beta:g}: {warning}")
-    runs = [place / "run" for place in places]
-    click.echo(f"The report is {write_report(runs, folder / 'report.html', found, failed)}.")
+    _print_table(outcomes, failed)
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            click.echo(f"warning: beta {outcome.beta:g}: {warning}")
+    runs = [of_beta / "run" for of_beta in finished]
+    click.echo(f"The report is {write_report(runs, folder / 'report.html', outcomes, failed)}.")
 
 
-def _print_table(found: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:
-    from mlx_dpo.cli.screen import table
-
+def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:
     rows = [list(_COLUMNS)]
-    for one in found:
-        score, drift = one.score, one.drift
+    for outcome in outcomes:
+        score, drift = outcome.score, outcome.drift
         rows.append(
             [
-                *(f"{one.beta:g}", f"{score.reward_accuracy:.2f}"),
+                *(f"{outcome.beta:g}", f"{score.reward_accuracy:.2f}"),
                 f"{score.logprob_accuracy_before:.2f} -> {score.logprob_accuracy_after:.2f}",
-                *(f"{score.margin:+.3f}", f"{score.margin / one.beta:+.2f}"),
+                *(f"{score.margin:+.3f}", f"{score.margin / outcome.beta:+.2f}"),
                 *(f"{score.chosen_reward:+.3f}", f"{score.rejected_reward:+.3f}"),
                 *(f"{drift.kl_per_token:.4f}", f"{drift.policy_length:.1f}"),
                 f"{drift.reference_length:.1f}",

@@ -1,66 +1,26 @@
 """`mlx_dpo train`."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlx_dpo.cli.options import Name
-from mlx_dpo.errors import BudgetError, MlxDpoError, UsageError
-from mlx_dpo.runs.config import RunConfig, given_names, option_type, resolve
+from mlx_dpo.cli import options
+from mlx_dpo.cli.plan import within_budget
+from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.runs.config import RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
-def config_options(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One option a setting, made from the dataclass: name, type, default and help stand there."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for setting in reversed(fields(RunConfig)):
-            if setting.name not in left_out:
-                command = _option_of(setting)(command)
-        return command
-
-    return add
-
-
-def _option_of(setting: "Field[Any]") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    kind = option_type(setting.name)
-    choices = setting.metadata.get("choices")
-    unset = setting.default is None or kind is bool
-    shown = "" if unset else f" [default: {setting.default}]"
-    value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
-    if not choices:
-        value["metavar"] = _metavar(setting.name, kind)
-    return click.option(
-        f"--{setting.name.replace('_', '-')}",
-        default=None,
-        help=setting.metadata["help"] + shown,
-        **{"is_flag": True} if kind is bool else value,
-    )
-
-
-def _metavar(name: str, kind: type) -> str:
-    if name == "memory_budget":
-        return "SIZE"
-    if kind is str:
-        return "FOLDER" if name in ("model", "out", "run_dir") else "FILE"
-    return "NUMBER" if kind is float else "N"
-
-
 @click.command()
-@click.argument("config", required=False, type=Name(path_type=Path))
-@config_options()
+@options.config()
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
 @click.option("--dry-run", is_flag=True, help="Check everything up to the first gradient, stop.")
 @click.option(
     "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
 )
-def train(
-    config: Path | None, resume: bool, dry_run: bool, supervise: bool, **options: Any
-) -> None:
+def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **given: Any) -> None:
     """Train a model on preference pairs with DPO.
 
     CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
@@ -73,7 +33,7 @@ def train(
       mlx_dpo train --model ~/models/my-sft --data pairs.jsonl --epochs 2
       mlx_dpo train --resume --run-dir runs/my-sft-1
     """
-    given = {key: value for key, value in options.items() if value is not None}
+    given = options.typed(given)
     if resume:
         run_dir = _run_to_resume(given)
         if (run_dir / "result.json").is_file():
@@ -87,7 +47,7 @@ def train(
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
         if not _has_begun(settings):
-            settings = _within_budget(settings, given_names(config, given))
+            settings = within_budget(settings, given_names(config, given))
         _run(settings, resume=resume, dry_run=dry_run)
 
 
@@ -106,37 +66,12 @@ def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
 
 
 def _has_begun(settings: RunConfig) -> bool:
-    """Whether the run was fitted to its budget when it began; it goes on with what it has."""
+    """Whether the run has its settings from an earlier start, fitted to its memory budget."""
     return bool(settings.run_dir) and (Path(str(settings.run_dir)) / "config.toml").is_file()
 
 
-def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
-    """The settings, changed where they would need more memory than they may."""
-    from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
-
-    budget = budget_of(settings)
-    if budget is None:
-        return settings
-    try:
-        plan = make_plan(settings)
-        chosen = fit(plan, budget, given)
-    except BudgetError as error:
-        if settings.memory_budget is not None:
-            raise
-        click.echo(f"warning: {error}", err=True)  # it was not asked to keep a budget
-        return settings
-    found = changes(settings, chosen.settings)
-    if found:
-        click.echo(
-            f"memory: {as_options(found)}, for a peak of {gigabytes(chosen.total)} within "
-            f"{gigabytes(budget)} (without: {gigabytes(plan.prediction.total)}, predicted)",
-            err=True,
-        )
-    return replace(settings, **found)
-
-
 def _supervised(settings: RunConfig, resume: bool) -> int:
-    """Run this command in a child process, and from its checkpoint again where that crashes."""
+    """Run this command in a child process; resume from its checkpoint after a crash."""
     from mlx_dpo.convert.sources import name_of
     from mlx_dpo.runs.folder import new_run_dir
     from mlx_dpo.runs.supervise import supervise
@@ -177,7 +112,7 @@ def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) ->
 
 
 def _write_report(folder: Path) -> None:
-    """The page of a finished run; a run is not lost for want of its page."""
+    """The page of a finished run; a page that fails is a warning, the run stands."""
     from mlx_dpo.insight.report.page import write_report
 
     try:

@@ -117,9 +117,9 @@ def as_options(settings: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def gigabytes(count: int) -> str:
+def gigabytes(count: float) -> str:
     """A number of bytes, in GiB or MiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _advice(found: NoSolution, plan: Plan, budget: int) -> str:

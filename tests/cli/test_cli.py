@@ -21,12 +21,9 @@ TRAIN = ["train", "--model", MODEL, "--data", "pairs.json"]
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    (tmp_path / "empty.json").write_text("")
-    (tmp_path / "typo.toml").write_text("betta = 0.1\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def files(workplace: Path) -> None:
+    (workplace / "empty.json").write_text("")
+    (workplace / "typo.toml").write_text("betta = 0.1\n")
 
 
 def exit_code(*args: str) -> int:
@@ -263,12 +260,12 @@ def test_kinds_prompts_and_answers_are_text_and_not_markup(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for row in (rows := json.loads(json.dumps(ROWS))):
-        row["kind"] = "[/x]" if row["kind"] == "tone" else "[red]a:smile:"
+        row["kind"] = "[/x]\nx" if row["kind"] == "tone" else "[red]a:smile:"
         row["user"] += " :smile: [bold]"
     Path("pairs.json").write_text(json.dumps(rows))
     assert exit_code(*TRAIN, "--steps", "2") == 0
     shown = capsys.readouterr().out
-    assert "[/x]" in shown
+    assert "[/x] x" in shown
     assert "[red]a:smile:" in shown
     assert ":smile: [bold]" in shown
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.cli import main
-from tests.runs.conftest import ORACLE, ROWS
+from tests.runs.conftest import ORACLE
 
 BAD = [
     '{"user": "Hi", "chosen": 7, "rejected": "no"}',
@@ -19,10 +19,8 @@ BAD = [
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    (tmp_path / "bad.jsonl").write_text("\n".join(BAD))
-    monkeypatch.chdir(tmp_path)
+def files(workplace: Path) -> None:
+    (workplace / "bad.jsonl").write_text("\n".join(BAD))
 
 
 def check(*args: str) -> int:

@@ -19,18 +19,15 @@ EMBEDDED = str(ORACLE.parents[3] / "data" / "dpo" / "preferences.json")
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
+def files(workplace: Path) -> None:
     lengthened = [
         {**row, "user": f"{row['user']} {n}", "chosen": row["chosen"] + " And so on and on." * 3}
         for n in range(3)
         for row in ROWS
     ]
-    (tmp_path / "long.json").write_text(json.dumps(lengthened))
-    (tmp_path / "broken.jsonl").write_text('{"prompt": ')
-    (tmp_path / "empty.txt").write_text("\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (workplace / "long.json").write_text(json.dumps(lengthened))
+    (workplace / "broken.jsonl").write_text('{"prompt": ')
+    (workplace / "empty.txt").write_text("\n")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def test_the_audit_stops_pairs_lengthened_on_purpose(capsys: pytest.CaptureFixtu
     assert exit_code("audit", "long.json") == 0
     shown = capsys.readouterr().out
     assert "length bias: rows to look at\n  row " in shown
-    assert "stop: mend length bias" in shown
+    assert "stop: fix length bias" in shown
     assert exit_code("audit", "long.json", "--strict") == 3
     assert "long.json: --strict: stop at length bias" in capsys.readouterr().err
     checks = audited("long.json", "--model", MODEL, capsys=capsys)

@@ -10,10 +10,9 @@ from tests.cli.conftest import run
 from tests.memory.test_shapes import emptied
 from tests.runs.conftest import ORACLE
 
+pytestmark = pytest.mark.usefixtures("workplace")
 MODEL = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4"]
 TRAIN = [*MODEL, "--steps", "2", "--run-dir", "run", "--out", "out"]
-
-pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, object]:

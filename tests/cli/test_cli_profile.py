@@ -15,10 +15,9 @@ from mlx_dpo.runs.profile import Meter
 from tests.cli.conftest import run
 from tests.runs.conftest import ORACLE
 
+pytestmark = pytest.mark.usefixtures("workplace")
 command = importlib.import_module("mlx_dpo.cli.profile")  # the name is the command's too
 JOB = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4", "--steps", "1"]
-
-pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def profiled(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:

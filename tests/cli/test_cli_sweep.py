@@ -1,18 +1,17 @@
 """A sweep trains once for each beta, keeps what is finished, and sets the results side by side."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.errors import NonFiniteError, StoppedError
 from mlx_dpo.insight import sweep
-from mlx_dpo.runs import run
+from mlx_dpo.runs import plan, run
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
-from tests.runs.conftest import ORACLE, workplace
-
-__all__ = ["workplace"]  # a fixture, used by its name
+from tests.runs.conftest import ORACLE
 
 ARGS = [
     *("sweep", "--model", str(ORACLE), "--data", "pairs.json", "--steps", "2", "--run-dir", "s"),
@@ -78,12 +77,58 @@ def test_a_beta_that_is_not_finite_is_told_and_the_others_go_on(
     assert exit_code(*ARGS, "--beta", "0.1,1") == 5
     shown = capsys.readouterr()
     assert "0.1  not finite: loss is nan at step 1" in shown.out
-    assert "1 of 2 betas did not come to their end" in shown.err
+    assert "1 of 2 betas did not finish" in shown.err
     page = Path("s/report.html").read_text()
     assert "Not finite: loss is nan" in page
     assert "<tr><td>1</td>" in page
     assert exit_code(*ARGS, "--beta", "0.1") == 5
-    assert "no beta came to its end" in capsys.readouterr().err
+    assert "no beta finished" in capsys.readouterr().err
+
+
+def test_a_sweep_that_does_not_fit_its_memory_budget_trains_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().iterdir())
+    assert exit_code(*ARGS, "--memory-budget", "10KB") == 4
+    err = capsys.readouterr().err
+    assert "no setting would fit" in err
+    assert err.count("\n") == 1
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_sweep_solves_its_memory_budget_once_and_goes_on_with_the_solution(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, make_plan = run.train, plan.make_plan
+    plans: list[RunConfig] = []
+
+    def planned(config: RunConfig) -> plan.Plan:
+        plans.append(config)
+        return make_plan(config)
+
+    def stops_before_the_second(config: RunConfig, **options: Any) -> object:
+        if config.beta == 1:
+            raise StoppedError("stopped")
+        return train(config, **options)
+
+    monkeypatch.setattr(plan, "make_plan", planned)
+    peak = make_plan(RunConfig(model=str(ORACLE), data="pairs.json", steps=2)).prediction.total
+    budget = f"{peak * 4 // 5 // 1024}KB"
+    args = [*ARGS, "--beta", "0.1,1", "--batch-size", "4", "--memory-budget", budget]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "train", stops_before_the_second)
+        assert exit_code(*args) == 75
+    assert "memory: --checkpoint-layers" in capsys.readouterr().err
+    assert exit_code(*args) == 0
+    assert len(plans) == 1
+    assert "beta 0.1 (1 of 2): finished earlier" in capsys.readouterr().err
+    for beta in ("0.1", "1"):
+        config = tomllib.loads(Path(f"s/beta-{beta}/run/config.toml").read_text())
+        assert config["checkpoint_layers"] is True
+    assert exit_code(*args, "--dtype", "bfloat16") == 2
+    assert "made with other settings" in capsys.readouterr().err
+    assert exit_code(*args[:-1], "10KB") == 4
+    assert "no setting would fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,5 @@ def data() -> None:
     """Make, import and look at preference data."""
 
 
-data.add_command(check)
-data.add_command(preview)
-data.add_command(import_)
-data.add_command(sample)
-data.add_command(judge)
-data.add_command(label)
-data.add_command(filter_)
-data.add_command(merge)
-data.add_command(split)
+for _command in (check, preview, import_, sample, judge, label, filter_, merge, split):
+    data.add_command(_command)

@@ -1,41 +1,31 @@
-"""`mlx_dpo data check`: all that is wrong with a preference file, in one pass."""
+"""`mlx_dpo data check`: all problems of a preference file, in one pass."""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import counted, show_problems
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import Ingested, Tokenising
+    from mlx_dpo.preferences.store import Ingested
 
 
-@click.command(short_help="All that is wrong with a file, in one pass.")
-@click.argument("file", metavar="FILE", type=Name(path_type=Path))
-@click.option(
-    "--model",
-    metavar="FOLDER",
-    type=Name(),
-    help="Whose tokenizer and template: checks lengths and special tokens too.",
+@click.command(short_help="All problems of a file, in one pass.")
+@click.argument("file", metavar="FILE", type=options.Name(path_type=Path))
+@options.model(
+    "Whose tokenizer and template: checks lengths and special tokens too.", required=False
 )
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    default=512,
-    show_default=True,
-    help="Longest prompt + response in tokens.",
-)
-@click.option(
-    "--log", metavar="FILE", type=Name(path_type=Path), help="Write every problem, as JSONL."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@options.max_length
+@options.path("--log", "Write every problem, as JSONL.", type=options.Name(path_type=Path))
+@options.as_json
 def check(file: Path, model: str | None, max_length: int, log: Path | None, as_json: bool) -> None:
-    """Check a preference file as `train` does, and say where everything stands.
+    """Check a preference file as `train` does, and show all its problems.
 
     Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md lists
     the codes. The first twenty are shown. Exit code 3 if there are errors.
@@ -45,26 +35,25 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
       mlx_dpo data check mine.jsonl
       mlx_dpo data check mine.jsonl --model checkpoints/tiny-sft --log problems.jsonl
     """
-    from mlx_dpo.cli.screen import counted
     from mlx_dpo.preferences.json_text import check_readable
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import ingest
+    from mlx_dpo.preferences.store import Tokenising, ingest
 
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
     candidates = _holds_candidates(file)
-    tokenising = _tokenising(model, max_length) if model else None
+    tokenizing = Tokenising(options.chat_of(model), max_length) if model else None
     try:
-        with _opened(log) as lines:
+        with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
             problems = Problems(lines)
-            found = ingest(file, problems, tokenising)
+            ingested = ingest(file, problems, tokenizing)
     except OSError as error:
         raise DiskError(f"{log}: not written: {error.strerror or error}") from None
     if as_json:
-        click.echo(json.dumps(_as_json(file, found, problems)))
+        click.echo(json.dumps(_as_json(file, ingested, problems)))
     elif not candidates:
-        _show(found, problems, model, log)
+        _show(ingested, problems, model, log)
     if candidates:
         raise DataError(
             f"{file}: holds candidates, which nobody has chosen between yet: "
@@ -72,12 +61,12 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
         )
     if problems.num_errors:
         count = counted(problems.num_errors, "error")
-        way_out = "mend it" if problems.cut_short else "mend it, or leave such rows out: --drop-bad"
-        raise DataError(f"{file}: {count}; train refuses the file: {way_out}")
+        way_out = "" if problems.cut_short else ", or leave such rows out: --drop-bad"
+        raise DataError(f"{file}: {count}; train refuses the file: mend it{way_out}")
 
 
 def _holds_candidates(file: Path) -> bool:
-    """Whether the first row has answers and no choice: every row would be an error of its own."""
+    """Whether the first row has answers and no choice; each such row would be an error."""
     from mlx_dpo.preferences.json_text import raw_rows
 
     first = next(raw_rows(file), None)
@@ -85,24 +74,12 @@ def _holds_candidates(file: Path) -> bool:
     return isinstance(row, dict) and "answers" in row and "chosen" not in row
 
 
-def _opened(log: Path | None) -> AbstractContextManager[TextIO | None]:
-    return log.open("w", encoding="utf-8") if log else nullcontext()
-
-
-def _tokenising(model: str, max_length: int) -> "Tokenising":
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-    from mlx_dpo.preferences.store import Tokenising
-
-    return Tokenising(chat_format(load_tokenizer(model)), max_length)
-
-
-def _as_json(file: Path, found: "Ingested", problems: "Problems") -> dict[str, Any]:
+def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str, Any]:
     return {
         "file": str(file),
-        "read": found.read,
-        "kept": found.kept,
-        "dropped": found.dropped,
+        "read": ingested.read,
+        "kept": ingested.kept,
+        "dropped": ingested.dropped,
         "problems": problems.counts,
         "errors": problems.num_errors,
         "cut_short": problems.cut_short,
@@ -110,24 +87,18 @@ def _as_json(file: Path, found: "Ingested", problems: "Problems") -> dict[str, A
     }
 
 
-def _show(found: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
-    from mlx_dpo.cli.screen import counted, printable
+def _show(ingested: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
     from mlx_dpo.preferences.schema import by_code
 
-    shown = problems.shown()
-    for problem in shown:
-        click.echo(printable(f"{problem.level}: {problem}"))
-    more = problems.counts.total() - len(shown)
-    if more:
-        where = f"all are in {log}" if log else "--log FILE writes them all"
-        click.echo(printable(f"and {counted(more, 'problem')} more; {where}"))
+    rest = f"all are in {log}" if log else "--log FILE writes them all"
+    show_problems(problems, more=f"; {rest}")
     if problems.counts:
         click.echo(f"problems: {by_code(problems.counts)}")
-    dropped = found.dropped
+    dropped = ingested.dropped
     why = f" ({by_code(dropped)})" if dropped else ""
-    rows = counted(found.read, "row")
-    click.echo(f"{rows} read = {found.kept} kept + {dropped.total()} dropped{why}")
+    rows = counted(ingested.read, "row")
+    click.echo(f"{rows} read = {ingested.kept} kept + {dropped.total()} dropped{why}")
     if problems.cut_short:
-        click.echo("The file has more, which could not be read: mend the place above first.")
+        click.echo("The rest of the file could not be read: mend the error above first.")
     if model is None:
-        click.echo("Lengths, special tokens and chat template were not looked at: pass --model.")
+        click.echo("Lengths, special tokens and chat template were not checked: pass --model.")

@@ -1,19 +1,16 @@
 """`mlx_dpo data filter`: leave pairs out of a file."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.options import Name
-
-if TYPE_CHECKING:
-    from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.cli import options
+from mlx_dpo.cli.data.merge import rework_to
 
 
 @click.command("filter", short_help="Leave out pairs by length or kind.")
-@click.argument("file", metavar="FILE", type=Name())
-@out_option("The file of pairs to write.")
+@click.argument("file", metavar="FILE", type=options.Name())
+@options.out("The file of pairs to write.")
 @click.option(
     "--max-length-ratio",
     "ratio",
@@ -21,15 +18,10 @@ if TYPE_CHECKING:
     metavar="R",
     help="Leave out pairs with one answer more than R times as long as the other.",
 )
-@click.option(
-    "--model",
-    metavar="FOLDER",
-    type=Name(),
-    help="Count lengths in this model's tokens, not in characters.",
-)
+@options.model("Count lengths in this model's tokens, not in characters.", required=False)
 @click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
 @click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")
-@overwrite_option
+@options.overwrite
 def filter_(
     file: str,
     out: str,
@@ -48,26 +40,16 @@ def filter_(
     Example:
       mlx_dpo data filter pairs.jsonl --max-length-ratio 2 --out even.jsonl
     """
-    from mlx_dpo.cli.data.screen import rework_to
     from mlx_dpo.workshop.collection import PairFilter, length_ratio, not_again, of_kinds
 
     filters: list[PairFilter] = []
     if kinds:
         filters.append(of_kinds(kinds))
     if ratio is not None:
-        filters.append(length_ratio(ratio, _chat(model)))
+        filters.append(length_ratio(ratio, options.chat_of(model) if model else None))
     if unique:
         filters.append(not_again())
     if not filters or (model and ratio is None):
         what = "--model is for --max-length-ratio" if filters or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
-    rework_to([file], out, filters, overwrite=overwrite)
-
-
-def _chat(model: str | None) -> "ChatFormat | None":
-    if model is None:
-        return None
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
-
-    return chat_format(load_tokenizer(model))
+    rework_to([file], Path(out), filters, overwrite=overwrite)

@@ -1,16 +1,18 @@
 """`mlx_dpo data import`: other people's preference files into one of our own."""
 
+from pathlib import Path
+
 import click
 
-from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import share_progress, show_account, show_written
 
 NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
 
 
 @click.command("import", short_help="Public data sets and other tools' files to pairs.")
-@click.argument("source", metavar="SOURCE", type=Name())
-@out_option("The file of pairs to write.", default="preferences.jsonl")
+@click.argument("source", metavar="SOURCE", type=options.Name())
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @click.option(
     "--format",
     "name",
@@ -27,7 +29,7 @@ NAMES = ("auto", "hh-rlhf", "trl", "columns", "scored", "tree")
     help="What a ranking or scores become.",
 )
 @click.option("--files", metavar="PATTERN", help="Which files of a folder or hub data set.")
-@overwrite_option
+@options.overwrite
 def import_(
     source: str, out: str, name: str, pairs: str, files: str | None, overwrite: bool
 ) -> None:
@@ -49,23 +51,20 @@ def import_(
       mlx_dpo data import harmless-base.jsonl.gz --out pairs.jsonl
       mlx_dpo data import HuggingFaceH4/ultrafeedback_binarized --files "*train_prefs*"
     """
-    from pathlib import Path
-
-    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
     from mlx_dpo.workshop.importers.reading import collect, open_rows
     from mlx_dpo.workshop.importers.sources import find_files
 
     path = Path(out)
-    refuse_existing(path, overwrite)
-    found = find_files(source, files)
-    shape, rows, shown_by = open_rows(found, name)
+    options.refuse_existing(path, overwrite)
+    sources = find_files(source, files)
+    shape, rows, shown_by = open_rows(sources, name)
     detected = f", detected from row {shown_by}" if shown_by else ""
-    click.echo(f"source  {source}" + (f"  ({len(found)} files)" if len(found) > 1 else ""))
+    click.echo(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
     click.echo(f"format  {shape.name}: {shape.about}{detected}")
     with Collection(Problems()) as collection:
-        with data_progress("reading") as progress:
+        with share_progress("reading") as progress:
             collect(rows, shape, collection, all_pairs=pairs == "all", progress=progress)
         show_account(collection, source)
         written = collection.write(path, replace=overwrite)

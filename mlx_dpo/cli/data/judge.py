@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
 from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Let a rule or a model decide between answers.")
-@click.argument("candidates", metavar="CANDIDATES", type=Name())
+@click.argument("candidates", metavar="CANDIDATES", type=options.Name())
 @click.option(
     "--judge",
     "judge_name",
@@ -21,21 +21,13 @@ if TYPE_CHECKING:
     metavar="JUDGE",
     help="rule:NAME, a model's folder or hub id, or http://HOST/v1.",
 )
-@click.option(
-    "--out",
-    default="preferences.jsonl",
-    show_default=True,
-    metavar="FILE",
-    type=Name(),
-    help="Where pairs go.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace --out where it is there.")
+@options.out("Where pairs go.", default="preferences.jsonl")
+@options.overwrite
 @click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
-@click.option(
+@options.path(
     "--rubrics",
+    "What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
     metavar="FOLDER",
-    type=Name(),
-    help="What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
 )
 @click.option(
     "--concurrency",
@@ -51,13 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds an endpoint has for a reply.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Longest reply of a model. Give more to one that thinks first.",
-)
+@options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
 def judge(
     candidates: str,
     judge_name: str,

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import counted, program
 from mlx_dpo.errors import UsageError
 
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
-@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=Name())
-@click.option(
-    "--out",
-    default="preferences.jsonl",
-    show_default=True,
-    metavar="FILE",
-    type=Name(),
-    help="Where pairs go.",
-)
+@click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=options.Name())
+@options.out("Where pairs go.", default="preferences.jsonl")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -47,7 +41,6 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
             "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
             "pip install -e '.[label]'"
         )
-    from mlx_dpo.cli.screen import counted, program
     from mlx_dpo.workshop.candidates import load_candidates
     from mlx_dpo.workshop.label.book import PAIR, SKIP, Book, tasks_of
     from mlx_dpo.workshop.label.server import serve

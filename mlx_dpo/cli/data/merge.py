@@ -1,26 +1,54 @@
 """`mlx_dpo data merge`: several files of pairs into one."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from mlx_dpo.cli.data.screen import out_option, overwrite_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import share_progress, show_account, show_written
+
+if TYPE_CHECKING:
+    from mlx_dpo.workshop.collection import PairFilter
 
 
 @click.command(short_help="Several files of pairs into one.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=Name())
-@out_option("The file of pairs to write.")
-@overwrite_option
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=options.Name())
+@options.out("The file of pairs to write.")
+@options.overwrite
 def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
     """Put files of pairs together.
 
-    A pair that comes again is left out; two that prefer opposite ways both are. Ids get the name
-    of their file in front.
+    A pair that comes again is left out. Of two pairs that prefer opposite ways, both are left out.
+    The name of its file is put in front of each id.
 
     \b
     Example:
       mlx_dpo data merge mine.jsonl harmless.jsonl --out all.jsonl
     """
-    from mlx_dpo.cli.data.screen import rework_to
     from mlx_dpo.workshop.collection import not_again
 
-    rework_to(files, out, [not_again()], overwrite=overwrite)
+    rework_to(files, Path(out), [not_again()], overwrite=overwrite)
+
+
+def rework_to(
+    files: Sequence[str], out: Path, filters: "Sequence[PairFilter]", *, overwrite: bool
+) -> None:
+    """Write the pairs of files that pass all filters, and show what became of the rows.
+
+    Raises:
+        UsageError: If a file is not there, or `out` may not be replaced.
+        DataError: If no pair is left.
+        DiskError: If `out` can't be written.
+    """
+    from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.workshop.collection import Collection, rework
+
+    options.refuse_existing(out, overwrite)
+    with Collection(Problems()) as collection:
+        with share_progress("reading") as progress:
+            rework([Path(file) for file in files], collection, filters=filters, progress=progress)
+        show_account(collection, ", ".join(files))
+        written = collection.write(out, replace=overwrite)
+    show_written(out, written)

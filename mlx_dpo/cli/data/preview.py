@@ -2,23 +2,15 @@
 
 import click
 
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
 from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="One pair as the model sees it.")
-@click.argument("file", metavar="FILE", type=Name())
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="Whose tokenizer and template."
-)
-@click.option("--row", type=click.IntRange(min=1), default=1, show_default=True, help="Which pair.")
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    default=512,
-    show_default=True,
-    help="Longest prompt + response in tokens.",
-)
+@click.argument("file", metavar="FILE", type=options.Name())
+@options.model("Whose tokenizer and template.")
+@options.count("--row", about="Which pair.", default=1)
+@options.max_length
 def preview(file: str, model: str, row: int, max_length: int) -> None:
     """Show one pair as the model sees it: ids, text, and which tokens are scored.
 
@@ -26,8 +18,6 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     Example:
       mlx_dpo data preview data/dpo/preferences.json --model checkpoints/tiny-sft --row 80
     """
-    from mlx_dpo.convert.sources import load_tokenizer
-    from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.preferences.encoding import encode_preferences
     from mlx_dpo.preferences.reader import read_preferences
 
@@ -35,7 +25,7 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     if row > len(preferences):
         raise DataError(f"{file}: has {len(preferences)} pairs, there is no row {row}")
     chosen_row = preferences[row - 1]
-    chat = chat_format(load_tokenizer(model))
+    chat = options.chat_of(model)
     encoded = encode_preferences([chosen_row], chat, max_length=max_length)
     if not encoded.examples:
         raise DataError(f"{file}: row {row} would be dropped: {next(iter(encoded.dropped))}")

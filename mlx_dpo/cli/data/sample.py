@@ -1,31 +1,22 @@
 """`mlx_dpo data sample`: answers of a model, to be judged or labelled."""
 
+from pathlib import Path
+
 import click
 
-from mlx_dpo.cli.data.screen import out_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import counted, progress
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
-@click.option(
-    "--model", required=True, metavar="FOLDER", type=Name(), help="A model folder or hub id."
-)
-@click.option(
+@options.model()
+@options.path(
     "--prompts",
+    "A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
     required=True,
-    metavar="FILE",
-    type=Name(),
-    help="A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
 )
-@out_option("The file of candidates.", default="candidates.jsonl")
-@click.option(
-    "-n",
-    "--answers",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Answers to each prompt.",
-)
+@options.out("The file of candidates.", default="candidates.jsonl")
+@options.count("-n", "--answers", about="Answers to each prompt.", default=2)
 @click.option(
     "--temperature",
     "temperatures",
@@ -35,21 +26,9 @@ from mlx_dpo.cli.options import Name
     show_default=True,
     help="Given several times: of the first answer, the second ...",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chance.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Longest answer.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Answers made at once; less needs less memory.",
-)
+@options.seed()
+@options.max_tokens(256)
+@options.count("--batch-size", about="Answers made at once; less needs less memory.", default=16)
 def sample(
     model: str,
     prompts: str,
@@ -62,19 +41,15 @@ def sample(
 ) -> None:
     """Let a model answer each prompt several times, and write the candidates.
 
-    Answers that are equal are kept once, and one that holds a token of the chat template is not
-    kept: it could not be trained on. Each batch is on the disk before the next begins: the same
-    command after a stop goes on where it was, and its file has the same bytes as if it had never
-    been stopped.
+    Equal answers are kept once. An answer that holds a token of the chat template is left out: it
+    could not be trained on. Each batch is on the disk before the next begins: after a stop the same
+    command goes on where it was, and its file has the same bytes as without the stop.
 
     \b
     Example:
       mlx_dpo data sample --model checkpoints/tiny-sft --prompts prompts.txt -n 2
       mlx_dpo data judge candidates.jsonl --judge rule:shorter
     """
-    from pathlib import Path
-
-    from mlx_dpo.cli.screen import counted, progress
     from mlx_dpo.convert.sources import load, name_of
     from mlx_dpo.files import check_writable
     from mlx_dpo.preferences.chat import chat_format
@@ -91,13 +66,15 @@ def sample(
         click.echo(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")
     if batch_size > 1 and not session.together:
         click.echo("one by one: this model's caches can't be batched exactly", err=True)
-    with progress() as tell:
-        tell("answering", len(rows), session.done)
-        found = session.run(lambda more: tell("answering", len(rows), more))
-    given = [answer for row in found for answer in row.answers]
-    choice = sum(len(row.answers) > 1 for row in found)
+    with progress() as advance:
+        advance("answering", len(rows), session.done)
+        candidates = session.run(lambda more: advance("answering", len(rows), more))
+    texts = [answer for row in candidates for answer in row.answers]
+    choice = sum(len(row.answers) > 1 for row in candidates)
     click.echo(
-        f"answers   {len(given)} of {answers * len(found)} are usable and different; "
-        f"{sum(not answer.finished for answer in given)} cut off at {max_tokens} tokens"
+        f"answers   {len(texts)} of {answers * len(candidates)} are usable and different; "
+        f"{sum(not answer.finished for answer in texts)} cut off at {max_tokens} tokens"
     )
-    click.echo(f"wrote     {path}  ({choice} of {counted(len(found), 'prompt')} leave a choice)")
+    click.echo(
+        f"wrote     {path}  ({choice} of {counted(len(candidates), 'prompt')} leave a choice)"
+    )

@@ -1,13 +1,16 @@
 """`mlx_dpo data split`: a file of pairs into training and test pairs."""
 
+from pathlib import Path
+
 import click
 
-from mlx_dpo.cli.data.screen import overwrite_option
-from mlx_dpo.cli.options import Name
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import share_progress, show_account, show_written
+from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="Training and test pairs, no prompt in both.")
-@click.argument("file", metavar="FILE", type=Name())
+@click.argument("file", metavar="FILE", type=options.Name())
 @click.option(
     "--test",
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
@@ -15,28 +18,24 @@ from mlx_dpo.cli.options import Name
     show_default=True,
     help="Share of each kind's prompts that goes to the test pairs.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chance.")
-@click.option(
+@options.seed("Decides which prompts are test prompts.")
+@options.path(
     "--out",
+    "Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",
     metavar="PREFIX",
-    type=Name(),
-    help="Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",
 )
-@overwrite_option
+@options.overwrite
 def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
-    """Part a file of pairs so that no prompt is on both sides.
+    """Split a file of pairs so that no prompt is in both parts.
 
-    Each kind gives its share, at least one prompt; a kind with a single prompt stays in training.
+    Of each kind its share of prompts goes to the test pairs, at least one; a kind with a single
+    prompt stays in training.
 
     \b
     Example:
       mlx_dpo data split pairs.jsonl --test 0.1 --seed 0
       mlx_dpo train --model MODEL --data pairs.train.jsonl --eval-data pairs.test.jsonl
     """
-    from pathlib import Path
-
-    from mlx_dpo.cli.data.screen import data_progress, refuse_existing, show_account, show_written
-    from mlx_dpo.errors import DataError
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.preferences.split import held_out_rows
     from mlx_dpo.workshop.collection import Collection, rework
@@ -44,9 +43,9 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
     prefix = Path(file).with_suffix("") if out is None else Path(out)
     paths = [prefix.with_name(f"{prefix.name}.{side}.jsonl") for side in ("train", "test")]
     for path in paths:
-        refuse_existing(path, overwrite)
+        options.refuse_existing(path, overwrite)
     with Collection(Problems()) as collection:
-        with data_progress("reading") as progress:
+        with share_progress("reading") as progress:
             rework([Path(file)], collection, progress=progress)
         show_account(collection, file)
         holds = collection.holds()
@@ -58,7 +57,7 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
         for path, side in zip(paths, (False, True), strict=True):
             written = collection.write(
                 path,
-                lambda place, side=side: is_test[place] == side,  # type: ignore[misc]
+                lambda row, side=side: is_test[row] == side,  # type: ignore[misc]
                 replace=overwrite,
             )
             show_written(path, written)

@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen import Bar, clock, gigabytes, printable
+from mlx_dpo.cli.screen import Bar, clock, printable, table
+from mlx_dpo.runs.plan import gigabytes
 
 
 def test_control_characters_of_a_model_are_not_sent_to_the_terminal() -> None:
@@ -27,4 +28,10 @@ def test_the_bar_shows_every_figure_in_80_columns() -> None:
 
 def test_figures_are_for_people() -> None:
     assert gigabytes(3 * 2**29) == "1.50 GiB"
+    assert gigabytes(3 * 2**18) == "0.8 MiB"
     assert clock(3725.4) == "1:02:05"
+
+
+def test_columns_of_a_table_are_aligned_whatever_the_script() -> None:
+    rows = [["kind", "pairs"], ["语气", "4"], ["tone", "10"]]
+    assert table(rows).split("\n") == ["kind  pairs", "语气      4", "tone     10"]
