@@ -9,6 +9,7 @@ from mlx_dpo.convert.course.files import is_hf_artifact, is_transformer_artifact
 from mlx_dpo.convert.weights import MADE_BY, weight_files
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside
+from mlx_dpo.models.parameters import read_header
 
 # What travels beside the weights: tokenizer, chat template, generation settings, licence.
 _COMPANIONS = (
@@ -95,13 +96,8 @@ def _made_here(folder: Path) -> bool:
 
 def _metadata(folder: Path) -> dict[str, str]:
     """Of the first safetensors file; empty where there is none or it can't be read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         files, kind, _ = weight_files(folder)
-        if kind != "safetensors":
-            return {}
-        with safe_open(files[0], framework="numpy") as tensors:
-            return dict(tensors.metadata() or {})
-    except (UsageError, SafetensorError, OSError):
+        return read_header(files[0]).metadata if kind == "safetensors" else {}
+    except UsageError:
         return {}

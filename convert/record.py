@@ -12,9 +12,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.convert.hf.names import BUFFERS
-from mlx_dpo.convert.weights import DTYPES, as_bits
+from mlx_dpo.convert.weights import DTYPES
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.dialects import is_embedding
+from mlx_dpo.models.parameters import as_bits
 
 FILE = "convert.json"
 _FORMAT = 1

@@ -1,7 +1,6 @@
 """Where models come from: a folder here, or a name on the hub."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,12 @@ from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import read_config
+from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config
 from mlx_dpo.preferences.templates import prepare
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 CONVERTED = Path("runs/.converted")  # what PyTorch's formats became, for runs that start from them
 
@@ -96,34 +94,18 @@ def find(path: str | Path) -> Path:
         return folder
     if name and folder.exists():
         raise UsageError(f"{name}: is a file; --model takes a model folder")
-    # checkpoints/tpyo is a mistake about this folder, and no hub's business.
-    is_here = (folder.parent / ".").is_dir() and folder.parent != Path(".")
-    if name[:1] in "./~" or is_here or not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
-    return _download(name)
+    downloaded = download(name, _HUB_FILES)
+    if any(downloaded.glob("model*.safetensors")):
+        return downloaded
+    return download(name, [*_HUB_FILES, "pytorch_model*"])
 
 
 def name_of(path: str | Path) -> str:
     """A model's name, for the folders of its runs: the last part of its path or hub id."""
     folder = Path(path).expanduser()
     return folder.resolve().name if folder.is_dir() else folder.name
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-        if not any(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*"]))
-        return folder
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{name}: no such folder here, and the hub did not give it (no network, no such model, "
-            f"or it needs a login): {reason}"
-        ) from None
 
 
 # --- The MLX form of a PyTorch checkpoint, converted when it is first asked for.
@@ -146,8 +128,7 @@ def needs_conversion(folder: Path) -> bool:
     if kind is Kind.HUGGING_FACE and (folder / "config.json").is_file():
         # With no rule for its names, only what a conversion records leads back to PyTorch.
         config = read_config(folder)
-        is_quantised = "quantization" in config or "quantization_config" in config
-        if config.get("model_type") not in RULES and not is_quantised:
+        if config.get("model_type") not in RULES and not is_quantised(config):
             return True
     has_safetensors = any(folder.glob("model*.safetensors"))
     return not has_safetensors and weight_files(folder)[1] != "safetensors"

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from mlx_dpo.convert import record as records
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
-from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights, same_bits
-from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights
+from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.models.dialects import window_note
+from mlx_dpo.models.parameters import same_bits
 
 Logits = npt.NDArray[np.float32]
 
@@ -210,7 +211,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # a config can be wrong in any way
-            raise UsageError(f"transformers: {_first_line(error)}") from None
+            raise UsageError(f"transformers: {one_line(error)}") from None
         try:
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -222,7 +223,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
                 output_loading_info=True,
             )
         except Exception as error:  # whatever it meets in the folder
-            raise MlxDpoError(f"transformers can't load the folder: {_first_line(error)}") from None
+            raise MlxDpoError(f"transformers can't load the folder: {one_line(error)}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             names = [name for name in map(str, told.get(kind) or ()) if not BUFFERS.search(name)]
             if names:
@@ -281,8 +282,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         log.set_verbosity(before)
         if bar:
             log.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.convert.hf.names import BUFFERS
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import inside
-from mlx_dpo.models.parameters import save_arrays
+from mlx_dpo.models.parameters import read_header, save_arrays
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -27,7 +27,6 @@ DTYPES = {
     **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
     **{"U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
 }
-_SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 
 @dataclass(frozen=True)
@@ -130,22 +129,6 @@ def write_weights(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    """Whether two tensors are equal in shape, dtype and every bit."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(mx.array_equal(as_bits(a), as_bits(b)).item())
-
-
-def as_bits(value: mx.array) -> mx.array:
-    """The same bytes as unsigned integers: bfloat16 has no NumPy type, and 0.0 equals -0.0."""
-    return (
-        value.astype(mx.uint8)
-        if value.dtype == mx.bool_
-        else value.view(_SAME_SIZE[value.itemsize])
-    )
-
-
 def _read_index(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(inside(path.parent, path.name).read_text("utf-8"))["weight_map"]
@@ -161,22 +144,17 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
+    header = read_header(file)
+    for name, (_, code) in header.tensors.items():
+        if code not in DTYPES:
+            raise UsageError(
+                f"{file}: {name} is stored as {code}; expected float32, float16 or bfloat16"
+            )
     try:
-        # MLX accepts malformed files, and may crash on them later; this parser is strict.
-        with safe_open(file, framework="numpy") as tensors:
-            metadata = dict(tensors.metadata() or {})
-            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        for name, kind in kinds.items():
-            if kind not in DTYPES:
-                raise UsageError(
-                    f"{file}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
-                )
         arrays: Any = mx.load(str(file))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{file}: not a valid safetensors file: {_first_line(error)}") from None
-    return dict(arrays), metadata
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{file}: not a valid safetensors file: {one_line(error)}") from None
+    return dict(arrays), header.metadata
 
 
 def _read_bin(file: Path) -> dict[str, mx.array]:
@@ -199,7 +177,7 @@ def _read_with_torch(file: Path) -> dict[str, mx.array]:
         content = torch.load(file, map_location="cpu", weights_only=True)
         return {str(name): _from_torch(value) for name, value in content.items()}
     except Exception as error:  # the restricted unpickler raises many kinds
-        raise UsageError(f"{file}: not readable by torch.load: {_first_line(error)}") from None
+        raise UsageError(f"{file}: not readable by torch.load: {one_line(error)}") from None
 
 
 def _from_torch(value: Any) -> mx.array:
@@ -208,11 +186,6 @@ def _from_torch(value: Any) -> mx.array:
     if value.dtype == torch.bfloat16:
         return mx.array(value.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
     return mx.array(value.contiguous().numpy())
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 # --- Floating-point formats of weights: casting, naming and counting.

@@ -23,10 +23,11 @@ from mlx_dpo.convert.course.params import params_to_mlx
 from mlx_dpo.convert.options import Options, Say
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.convert.verify import compare, token_batch
-from mlx_dpo.convert.weights import cast, dtype_names, largest_change, num_parameters, same_bits
+from mlx_dpo.convert.weights import cast, dtype_names, largest_change, num_parameters
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.files import new_folder
 from mlx_dpo.models.course import CourseArgs, CourseModel
+from mlx_dpo.models.parameters import same_bits
 
 
 def to_mlx(source: Path, destination: Path, options: Options, say: Say) -> None:

@@ -11,8 +11,6 @@ from mlx_dpo.convert.hf.names import (
     BUFFERS,
     RULES,
     check_tensors,
-    checked_config,
-    for_mlx,
     listed,
     shapes_of,
     skeleton,
@@ -22,7 +20,16 @@ from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.weights import read_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import TIED, check_sizes, is_head, tied_entry, twin, window_note
+from mlx_dpo.models.dialects import (
+    TIED,
+    check_sizes,
+    for_mlx,
+    is_head,
+    tied_entry,
+    twin,
+    window_note,
+)
+from mlx_dpo.models.hub import checked_config
 from mlx_dpo.models.parameters import check_finite, named_arrays
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import mlx_config, model_classes
-from mlx_dpo.models.hub import normalised, read_config
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.dialects import model_classes
 
 _GPT2_LINEAR = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 
@@ -76,30 +75,6 @@ Shape = tuple[int, ...]
 _SHOWN = 5  # names listed in a message
 
 
-def checked_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json, of a model that can be converted.
-
-    Raises:
-        UsageError: If there is none, it names code to run, or the model is quantised.
-    """
-    config = read_config(folder)
-    if "model_file" in config:
-        raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
-    inner = config.get("text_config")
-    for holder in (config, inner if isinstance(inner, dict) else {}):
-        if holder.get("quantization") or holder.get("quantization_config"):
-            raise UsageError(
-                f"{folder}: the model is quantised; convert the full-precision checkpoint, or make "
-                "one: mlx_lm.convert --dequantize"
-            )
-    return config
-
-
-def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with all entries in the spelling mlx-lm reads, beside the one it had."""
-    return config | mlx_config(config, normalised(config))
-
-
 def without_code(config: dict[str, Any]) -> dict[str, Any]:
     """A config that names no code: the files don't travel, and nothing here would run them."""
     return {key: value for key, value in config.items() if key != "auto_map"}
@@ -118,9 +93,8 @@ def skeleton(config: dict[str, Any]) -> nn.Module:
     try:
         made: nn.Module = model_class(arguments.from_dict(config))
     except Exception as error:  # each architecture checks its settings in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"config.json: mlx-lm can't build {config['model_type']} from it: {reason}"
+            f"config.json: mlx-lm can't build {config['model_type']} from it: {one_line(error)}"
         ) from None
     return made
 

@@ -15,8 +15,8 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.weights import as_bits
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.parameters import as_bits
 
 Shape = tuple[int, ...]
 Addresses = npt.NDArray[np.int64]
@@ -111,9 +111,8 @@ def sanitized(model: nn.Module, arrays: Mapping[str, mx.array]) -> dict[str, mx.
     try:
         return dict(model.sanitize(dict(arrays)))
     except Exception as error:  # the names or shapes are not what its author expected
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"mlx-lm can't read these tensors: {type(error).__name__}: {reason}"
+            f"mlx-lm can't read these tensors: {type(error).__name__}: {one_line(error)}"
         ) from None
 
 

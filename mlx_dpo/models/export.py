@@ -8,7 +8,8 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.hub import normalised, read_config
+from mlx_dpo.models.dialects import normalised
+from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.parameters import named_arrays, save_arrays
 
 # What travels beside the weights: tokenizer, chat template, generation settings.

@@ -61,7 +61,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def assert_same_bits(found: Tensors, expected: Tensors) -> None:
     """Equal names, and under each equal shape, dtype and bits."""
-    from mlx_dpo.convert.weights import same_bits
+    from mlx_dpo.models.parameters import same_bits
 
     assert found.keys() == expected.keys()
     assert [name for name in expected if not same_bits(found[name], expected[name])] == []

@@ -16,11 +16,10 @@ from mlx_dpo.convert.course.checkpoint import read_artifact
 from mlx_dpo.convert.course.params import params_to_torch, slots
 from mlx_dpo.convert.sources import converted_once, needs_conversion
 from mlx_dpo.convert.torch_zip.archive import BFloat16, read_torch_zip, write_torch_zip
-from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import CourseArgs
 from mlx_dpo.models.generate import generate_ids
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import named_arrays, same_bits
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.trainer import DPOTrainer
 from tests import g2c

@@ -142,7 +142,7 @@ def test_a_lost_rotary_base_fails_the_proof(
 ) -> None:
     """What mlx-lm does by itself with a config of transformers 5: equal weights, other logits."""
     save_with_transformers("llama", tmp_path / "source")
-    monkeypatch.setattr("mlx_dpo.convert.hf.names.normalised", lambda _: {})
+    monkeypatch.setattr("mlx_dpo.models.dialects.normalised", lambda _: {})
     with pytest.raises(MlxDpoError, match="nothing was written") as raised:
         run(tmp_path / "source", tmp_path / "mlx")
     assert raised.value.exit_code == 1

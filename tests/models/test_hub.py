@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import load_folder, normalised
+from mlx_dpo.models.dialects import normalised
+from mlx_dpo.models.hub import load_folder
 from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
 from tests import oracle
 

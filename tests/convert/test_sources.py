@@ -43,7 +43,7 @@ def test_a_typo_below_a_folder_that_is_here_never_asks_the_network(
 
 
 def test_owner_and_name_ask_the_hub_and_say_so_when_it_fails(hub: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"the hub did not give it \(.*\): offline"):
+    with pytest.raises(UsageError, match=r"the download from the hub failed \(.*\): offline"):
         sources.find("owner/name")
     assert hub == ["owner/name"]
 
