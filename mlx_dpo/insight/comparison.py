@@ -13,7 +13,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.insight.scoring import Done, Judged, in_turn
-from mlx_dpo.models.generate import Answer, answer_all
+from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.records import Message
 
 
@@ -41,8 +41,8 @@ class Compared:
     """
 
     question: Question
-    greedy: tuple[Answer, Answer]
-    sampled: tuple[Answer, Answer]
+    greedy: tuple[Completion, Completion]
+    sampled: tuple[Completion, Completion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def compare(
     for name in names:  # a slip in B is told before A has answered everything
         find(name)
 
-    def use(judged: Judged) -> list[tuple[Answer, Answer]]:
+    def use(judged: Judged) -> list[tuple[Completion, Completion]]:
         prompts = [judged.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
         say = partial(
             answer_all, judged.model, judged.chat, prompts, max_tokens=max_tokens, seed=seed

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.scoring import Judged, next_logprobs
-from mlx_dpo.models.generate import Answer, answer_all
+from mlx_dpo.models.generate import Completion, answer_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def sampled(
     max_tokens: int,
     seed: int,
     after_prompts: Callable[[int], None] = lambda count: None,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt, at temperature 1 as the definition of the KL divergence has it."""
     return answer_all(
         judged.model,
@@ -115,8 +115,8 @@ def drift_along(
     policy: nn.Module,
     reference: nn.Module,
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    others: Sequence[Answer],
+    answers: Sequence[Completion],
+    others: Sequence[Completion],
 ) -> Drift:
     """Compare two models along the policy's answers.
 

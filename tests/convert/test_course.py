@@ -18,7 +18,7 @@ from mlx_dpo.convert.sources import converted_once, needs_conversion
 from mlx_dpo.convert.torch_zip.archive import BFloat16, read_torch_zip, write_torch_zip
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import CourseArgs
-from mlx_dpo.models.generate import generate_ids
+from mlx_dpo.models.generate import Request, generate_each
 from mlx_dpo.models.parameters import named_arrays, same_bits
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.trainer import DPOTrainer
@@ -111,7 +111,7 @@ def test_the_tokenizer_of_the_folder_gives_the_ids_of_the_course(mlx_folder: Pat
 def test_an_answer_comes_from_the_folder(mlx_folder: Path) -> None:
     model, tokenizer = course.load_course_folder(mlx_folder)
     ids = list(g2c.pairs()[0].prompt_ids)
-    new = generate_ids(model, ids, stop_ids=tokenizer.eos_token_ids, max_tokens=8)
+    new = generate_each(model, [Request(ids)], stop_ids=tokenizer.eos_token_ids, max_tokens=8)[0]
     for token in new:
         assert token == int(model(mx.array([ids]))[0, -1].argmax())
         ids.append(token)

@@ -11,7 +11,7 @@ import pytest
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import TOLERANCE, mlx_logits
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.models.generate import generate_ids
+from mlx_dpo.models.generate import Request, generate_each
 from mlx_dpo.models.hub import load_folder
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.run import train
@@ -184,5 +184,5 @@ def test_a_torch_folder_becomes_a_torch_dpo_folder(
     assert max(moved) > 1e-4
     for text in ("Tell me about the otter.", "A lantern"):
         prompt = tokenizer.encode(text)
-        found = generate_ids(ours, prompt, stop_ids=(), max_tokens=NUM_NEW)
+        found = generate_each(ours, [Request(prompt)], stop_ids=(), max_tokens=NUM_NEW)[0]
         assert found == greedy(theirs, prompt)

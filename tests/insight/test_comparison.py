@@ -9,7 +9,7 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.audit.copies import normalised
 from mlx_dpo.insight.comparison import Compared, Question, compare, habits, judge, read_questions
-from mlx_dpo.models.generate import Answer
+from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from tests.runs.conftest import ORACLE
@@ -17,8 +17,8 @@ from tests.runs.conftest import ORACLE
 DATA = ORACLE.parents[3] / "data" / "dpo"
 
 
-def said(text: str, closed: bool = True) -> Answer:
-    return Answer(text, closed, [0] * (len(text.split()) + closed))
+def said(text: str, closed: bool = True) -> Completion:
+    return Completion(text, closed, [0] * (len(text.split()) + closed))
 
 
 def compared(number: int, a: str, b: str) -> Compared:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlx_dpo.convert.sources import find_mlx, load_folder
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import make_folder, write_file
-from mlx_dpo.models.generate import answer_ids
+from mlx_dpo.models.generate import Request, complete
 from mlx_dpo.models.hub import model_digest, num_positions
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import Message
@@ -173,6 +173,6 @@ def local_model(name: str, *, max_tokens: int) -> tuple[Callable[[str], str], st
         ids = chat.prompt_ids([Message("user", text)])
         if positions is not None and len(ids) >= positions:
             return ""  # longer than it can read: that is an abstention
-        return answer_ids(model, chat, ids, max_tokens=max_tokens).text
+        return complete(model, chat, [Request(ids)], max_tokens=max_tokens)[0].text
 
     return ask, model_digest(model, folder)
