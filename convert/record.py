@@ -15,6 +15,7 @@ from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.convert.weights import DTYPES
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.dialects import is_embedding
+from mlx_dpo.models.hub import read_json
 from mlx_dpo.models.parameters import as_bits
 
 FILE = "convert.json"
@@ -103,7 +104,7 @@ def source_kind(folder: Path) -> str | None:
     if not (folder / FILE).exists():
         return None
     try:
-        return str(_read_json(folder)["source"]["kind"])
+        return str(read_json(folder / FILE)["source"]["kind"])
     except (KeyError, TypeError):
         raise UsageError(f"{folder / FILE}: does not say what it was converted from") from None
 
@@ -115,7 +116,7 @@ def read_record(folder: Path) -> Record:
         UsageError: If it is damaged or of a later format.
     """
     path = folder / FILE
-    content = _read_json(folder)
+    content = read_json(folder / FILE)
     if content.get("format") != _FORMAT:
         raise UsageError(f"{path}: expected format {_FORMAT}, found {content.get('format')!r}")
     try:
@@ -156,14 +157,3 @@ def _check(record: Record, path: Path) -> None:
     forbidden = {"model_file", "quantization", "quantization_config"} & record.config.keys()
     if forbidden:
         raise UsageError(f"{path}: {sorted(forbidden)[0]} in its config is never written")
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise UsageError(f"{path}: not readable as JSON") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return content

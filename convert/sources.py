@@ -1,29 +1,36 @@
-"""Where models come from: a folder here, or a name on the hub."""
+"""Where a model comes from: a folder here or a name on the hub, in a form that MLX reads.
+
+Checkpoints in PyTorch's own formats are converted when they are first asked for, and kept.
+"""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.course.files import MANIFEST, read_json, tokenizer_file
-from mlx_dpo.convert.folders import Kind, kind_of
+from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
+from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
 from mlx_dpo.convert.hf.names import RULES
-from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config
+from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
 from mlx_dpo.preferences.templates import prepare
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
+
 _HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
-CONVERTED = Path("runs/.converted")  # what PyTorch's formats became, for runs that start from them
+_SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
 
 def load(path: str | Path) -> "tuple[nn.Module, Any]":
     """Load a model as float32 MLX arrays, with its tokenizer.
+
+    Nothing is written into the current folder: a checkpoint that has to be converted is kept in
+    ``$XDG_CACHE_HOME/mlx_dpo/converted`` (by default below ``~/.cache``).
 
     Args:
         path: A model folder in MLX or Hugging Face layout, a course artifact, or a hub id
@@ -34,15 +41,17 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
 
     Raises:
         UsageError: If it is not there or can't be loaded.
+        DiskError: If the converted checkpoint can't be written.
     """
-    return load_folder(find_mlx(path))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return load_folder(find_mlx(path, cache / "mlx_dpo" / "converted"))
 
 
 def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]":
-    """The same for a folder that `find_mlx` gave, as ``float32`` or ``bfloat16``."""
+    """The same for a folder from `find_mlx`, as ``float32`` or ``bfloat16``."""
     import mlx.core as mx
 
-    from mlx_dpo.convert.course import artifact as course
+    from mlx_dpo.convert.course import checkpoint as course
     from mlx_dpo.models import hub
 
     wanted = mx.bfloat16 if dtype == "bfloat16" else mx.float32
@@ -54,7 +63,7 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
-    from mlx_dpo.convert.course import artifact as course
+    from mlx_dpo.convert.course import checkpoint as course
     from mlx_dpo.models import hub
 
     folder = find_mlx(path)
@@ -64,23 +73,23 @@ def load_tokenizer(path: str | Path) -> Any:
     return hub.load_tokenizer(folder)
 
 
-def find_mlx(path: str | Path) -> Path:
-    """The folder of a model in a form MLX reads; others are converted once and kept.
+def find_mlx(path: str | Path, store: Path = CONVERTED) -> Path:
+    """The folder of a model in a form MLX reads.
+
+    Args:
+        path: A folder or hub id.
+        store: Where a checkpoint that has to be converted is kept.
 
     Raises:
         UsageError: If there is no such model or it can't be converted.
+        DiskError: If the converted checkpoint can't be written.
     """
-    pass
-
     folder = find(path)
-    return converted_once(folder, CONVERTED) if needs_conversion(folder) else folder
+    return converted_once(folder, store) if needs_conversion(folder) else folder
 
 
 def find(path: str | Path) -> Path:
-    """The folder of a model; a hub id is downloaded unless the cache holds it.
-
-    A path that begins with ``.``, ``/`` or ``~``, or lies in a folder that is here, never asks the
-    network.
+    """The folder of a model; a hub id is downloaded unless the hub's cache holds it.
 
     Raises:
         UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
@@ -108,19 +117,13 @@ def name_of(path: str | Path) -> str:
     return folder.resolve().name if folder.is_dir() else folder.name
 
 
-# --- The MLX form of a PyTorch checkpoint, converted when it is first asked for.
-
-
-_SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
-
-
 def needs_conversion(folder: Path) -> bool:
     """Whether a model folder has to be converted before a run can start from it.
 
     Either MLX can't read it, or the way back to PyTorch would be lost.
 
     Raises:
-        UsageError: If the folder says of itself what can't be read.
+        UsageError: If the folder's config.json or convert.json can't be read.
     """
     kind = kind_of(folder)
     if kind in (Kind.COURSE, Kind.COURSE_BASE):
@@ -135,14 +138,14 @@ def needs_conversion(folder: Path) -> bool:
 
 
 def converted_once(folder: Path, store: Path) -> Path:
-    """The MLX folder of a checkpoint inside `store`; another content is another entry.
+    """The MLX folder of a checkpoint inside `store`; changed files make another entry.
 
     Args:
         folder: A folder for which `needs_conversion` holds; only read.
         store: A folder of converted checkpoints, made if it is not there.
 
     Raises:
-        UsageError: If the checkpoint is not as it must be.
+        UsageError: If the checkpoint can't be converted.
         DiskError: If the result can't be written.
     """
     digest = hashlib.sha256()
@@ -157,8 +160,9 @@ def converted_once(folder: Path, store: Path) -> Path:
 
 
 def _content(folder: Path) -> Iterator[Path]:
-    for place in (folder, folder / "hf_model", folder / "hf_tokenizer"):
-        if place.is_dir():
-            yield from sorted(f for f in place.iterdir() if f.suffix in _SUFFIXES and f.is_file())
+    """The files that decide what a conversion makes of a folder."""
+    for part in (folder, folder / "hf_model", folder / "hf_tokenizer"):
+        if part.is_dir():
+            yield from sorted(f for f in part.iterdir() if f.suffix in _SUFFIXES and f.is_file())
     if kind_of(folder) is Kind.COURSE:
         yield tokenizer_file(folder, read_json(folder / MANIFEST))

@@ -27,6 +27,7 @@ DTYPES = {
     **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
     **{"U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
 }
+FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,53 @@ def write_weights(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
+    """Parameters in another float dtype; integers, buffers and dtype None stay as they are.
+
+    Raises:
+        UsageError: If a value is too large for the dtype.
+    """
+    if dtype is None:
+        return dict(arrays)
+    result = {}
+    for name, value in arrays.items():
+        result[name] = value.astype(dtype) if _is_parameter(name, value) else value
+        too_large = dtype == mx.float16 and not mx.isfinite(result[name]).all().item()
+        if too_large and _is_parameter(name, value):
+            raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
+    return result
+
+
+def with_dtype(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
+    """A config that names the dtype its weights have, where it names one and they have one."""
+    names = dtype_names(arrays)
+    if len(names) != 1:
+        return config
+    return config | {key: names[0] for key in ("torch_dtype", "dtype") if key in config}
+
+
+def dtype_names(arrays: Mapping[str, mx.array]) -> list[str]:
+    """Names of the float dtypes that parameters have."""
+    dtypes = {value.dtype for name, value in arrays.items() if _is_parameter(name, value)}
+    return sorted(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
+
+
+def num_parameters(arrays: Mapping[str, mx.array]) -> int:
+    """Numbers in the parameters."""
+    return sum(value.size for name, value in arrays.items() if _is_parameter(name, value))
+
+
+def largest_change(before: mx.array, after: mx.array) -> float:
+    """Largest absolute difference of two tensors of one shape; 0 where they are empty."""
+    if not before.size:
+        return 0.0
+    return float(np.array(mx.abs(after.astype(mx.float32) - before.astype(mx.float32)).max()))
+
+
+def _is_parameter(name: str, value: mx.array) -> bool:
+    return mx.issubdtype(value.dtype, mx.floating) and not BUFFERS.search(name)
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(inside(path.parent, path.name).read_text("utf-8"))["weight_map"]
@@ -186,56 +234,3 @@ def _from_torch(value: Any) -> mx.array:
     if value.dtype == torch.bfloat16:
         return mx.array(value.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
     return mx.array(value.contiguous().numpy())
-
-
-# --- Floating-point formats of weights: casting, naming and counting.
-
-
-NAMED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
-
-def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
-    """Parameters in another float dtype; integers, buffers and dtype None stay as they are.
-
-    Raises:
-        UsageError: If a value is too large for the dtype.
-    """
-    if dtype is None:
-        return dict(arrays)
-    result = {}
-    for name, value in arrays.items():
-        result[name] = value.astype(dtype) if _is_parameter(name, value) else value
-        too_large = dtype == mx.float16 and not mx.isfinite(result[name]).all().item()
-        if too_large and _is_parameter(name, value):
-            raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
-    return result
-
-
-def with_dtype(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
-    """A config that names the dtype its weights have, where it names one and they have one."""
-    found = dtype_names(arrays)
-    if len(found) != 1:
-        return config
-    return config | {key: found[0] for key in ("torch_dtype", "dtype") if key in config}
-
-
-def dtype_names(arrays: Mapping[str, mx.array]) -> list[str]:
-    """Names of the float dtypes that parameters have."""
-    found = {value.dtype for name, value in arrays.items() if _is_parameter(name, value)}
-    return sorted(str(dtype).removeprefix("mlx.core.") for dtype in found)
-
-
-def num_parameters(arrays: Mapping[str, mx.array]) -> int:
-    """Numbers in the parameters."""
-    return sum(value.size for name, value in arrays.items() if _is_parameter(name, value))
-
-
-def largest_change(before: mx.array, after: mx.array) -> float:
-    """Largest absolute difference of two tensors of one shape; 0 where they are empty."""
-    if not before.size:
-        return 0.0
-    return float(np.array(mx.abs(after.astype(mx.float32) - before.astype(mx.float32)).max()))
-
-
-def _is_parameter(name: str, value: mx.array) -> bool:
-    return mx.issubdtype(value.dtype, mx.floating) and not BUFFERS.search(name)

@@ -21,7 +21,6 @@ from mlx_dpo.convert.torch_zip.tensors import (
     BFloat16,
     Tensor,
     as_mlx,
-    from_mlx,
     num_bytes,
     view,
 )
@@ -29,16 +28,6 @@ from mlx_dpo.errors import DiskError, UsageError
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-__all__ = [
-    "BFloat16",
-    "Tensor",
-    "as_mlx",
-    "from_mlx",
-    "read_state_dict",
-    "read_torch_zip",
-    "write_torch_zip",
-]
 
 _MAX_MEMBERS = 65_000
 _MAX_DIRECTORY = 16 * 2**20  # bytes of the list of members

@@ -41,8 +41,8 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
     from mlx_dpo.cli.screen import printable
+    from mlx_dpo.convert.conversion import Options
     from mlx_dpo.convert.conversion import convert as run
-    from mlx_dpo.convert.options import Options
     from mlx_dpo.convert.sources import find
 
     options = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]

@@ -12,11 +12,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.files import check_links
+from mlx_dpo.files import check_links, inside
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
 from mlx_dpo.models.parameters import check_finite, fingerprint, named_arrays, tensor_shapes
 
 MAX_CONFIG = 4_000_000  # bytes
+MAX_JSON = 64 * 2**20  # bytes
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -132,16 +133,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(path, MAX_CONFIG)
 
 
-def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     """An object in a JSON file, its keys in the file's order.
 
     Raises:
-        UsageError: If the file is too large, can't be read or holds anything else.
+        UsageError: If the file is missing, leads out of its folder, is too large or holds
+            anything else.
     """
+    file = inside(path.parent, path.name)
     try:
-        if path.stat().st_size > max_bytes:
+        if file.stat().st_size > max_bytes:
             raise UsageError(f"{path}: has more than {max_bytes} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not readable as JSON: {one_line(error)}") from None
     if not isinstance(content, dict):

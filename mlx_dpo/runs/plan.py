@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.course import checkpoint as course
 from mlx_dpo.convert.sources import find_mlx, load_tokenizer
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload

@@ -75,7 +75,7 @@ def sample(
     from pathlib import Path
 
     from mlx_dpo.cli.screen import counted, progress
-    from mlx_dpo.convert.sources import load, name_of
+    from mlx_dpo.convert.sources import find_mlx, load_folder, name_of
     from mlx_dpo.files import check_writable
     from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.workshop.sampling import Author, Session, Settings, read_prompts
@@ -83,7 +83,7 @@ def sample(
     path = Path(out)
     check_writable(path)
     rows, num_rows = read_prompts(prompts)
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load_folder(find_mlx(model))
     author = Author(loaded, chat_format(tokenizer), name_of(model))
     settings = Settings(answers, temperatures, seed, max_tokens, batch_size)
     session = Session(author, rows, settings, path)
