@@ -1,4 +1,4 @@
-"""The proof of a conversion: weights bit by bit, and logits of PyTorch beside those of MLX."""
+"""The proof of a conversion: weights bit by bit, and PyTorch's logits compared with MLX's."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ class Agreement:
     Attributes:
         difference: Largest absolute difference.
         largest: Largest absolute logit of the first.
-        num_agreeing: Positions at which both have the same likeliest token.
+        num_agreeing: Positions with the same likeliest token in both.
         num_tokens: All positions.
     """
 
@@ -163,7 +163,7 @@ def check_logits(
             raise
         return f"logits: not compared with torch: {error}"
     text = "text" if tokenizer else "token ids in order (there is no tokenizer)"
-    return _judge("transformers", text, compare(expected, mlx_logits(model, ids)), exact)
+    return _verdict("transformers", text, compare(expected, mlx_logits(model, ids)), exact)
 
 
 def check_course_logits(
@@ -191,7 +191,7 @@ def check_course_logits(
     model = CourseModel(args)
     model.load_weights([(name, value.astype(mx.float32)) for name, value in arrays.items()])
     agreement = compare(course_torch_logits(file, ids), np.array(model(mx.array(ids))))
-    return _judge("torch", "text", agreement, exact)
+    return _verdict("torch", "text", agreement, exact)
 
 
 def token_batch(tokenizer: Any, config: dict[str, Any]) -> npt.NDArray[np.int64]:
@@ -243,35 +243,35 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
 
     with _quiet(transformers):
         try:
-            known = transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # a config can be wrong in any way
             raise UsageError(f"transformers: {one_line(error)}") from None
         try:
-            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=known,
+                config=config,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except Exception as error:  # whatever it meets in the folder
+        except Exception as error:  # transformers raises anything for a folder that is wrong
             raise MlxDpoError(f"transformers can't load the folder: {one_line(error)}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            names = [name for name in map(str, told.get(kind) or ()) if not BUFFERS.search(name)]
+            names = [name for name in map(str, report.get(kind) or ()) if not BUFFERS.search(name)]
             if names:
-                reported = f"transformers reports {kind.replace('_', ' ')}"
-                raise MlxDpoError(f"{reported}: {listed(sorted(names))}")
+                what = kind.replace("_", " ")
+                raise MlxDpoError(f"transformers reports {what}: {listed(sorted(names))}")
         with torch.no_grad():
             logits: Logits = model.eval()(torch.from_numpy(ids)).logits.float().numpy()
     return logits
 
 
 def course_torch_logits(file: Path, ids: npt.NDArray[np.int64]) -> Logits:
-    """The course's forward pass in PyTorch, read off its description and not off our module.
+    """The course's forward pass in PyTorch, written from its description and not from our module.
 
     Args:
         file: A model.pt; every matrix in it is (in, out).
@@ -310,19 +310,19 @@ def course_torch_logits(file: Path, ids: npt.NDArray[np.int64]) -> Logits:
 
 
 def free_memory() -> int | None:
-    """Bytes this machine can give without swapping; None where it does not say."""
+    """Bytes this machine has free without swapping; None where it does not say."""
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        return int(found[1]) * 1024 if found else None
+        line = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(line[1]) * 1024 if line else None
     except OSError:
         pass
     try:
-        told = subprocess.run(
+        vm_stat = subprocess.run(
             ["/usr/bin/vm_stat"], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    pages = re.findall(r"Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", told.stdout)
+    pages = re.findall(r"Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", vm_stat.stdout)
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -330,7 +330,7 @@ def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _judge(library: str, text: str, agreement: Agreement, exact: bool) -> str:
+def _verdict(library: str, text: str, agreement: Agreement, exact: bool) -> str:
     line = f"logits, {library} beside MLX on {agreement.num_tokens} tokens of {text}: {agreement}"
     if not exact:
         return f"{line}, cast included"
@@ -340,17 +340,13 @@ def _judge(library: str, text: str, agreement: Agreement, exact: bool) -> str:
 
 
 def _obstacle(model: Model) -> str | None:
-    """Why torch can't be asked, if it can't."""
+    """Why logits can't be compared with torch; None where they can."""
     if not _has_torch():
         return "it is not installed (pip install 'mlx-dpo[torch]')"
     needed = 2 * 4 * num_parameters(model.arrays)
     free = free_memory()
     if free is not None and needed > free:
-        gigabyte = 1e9
-        return (
-            f"two copies in float32 need {needed / gigabyte:.1f} GB, and "
-            f"{free / gigabyte:.1f} GB are free"
-        )
+        return f"two copies in float32 need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
     return None
 
 

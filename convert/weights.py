@@ -1,13 +1,13 @@
-"""The weight files of a model folder: read with suspicion, written in shards."""
+"""The weights of a model folder: files checked and read, written in shards, dtypes cast."""
 
 import importlib.util
 import json
 import re
+import typing
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import inside
+from mlx_dpo.models.hub import read_json
 from mlx_dpo.models.parameters import read_header, save_arrays
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -30,19 +31,16 @@ DTYPES = {
 FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Tensors of a folder.
 
     Attributes:
         arrays: By name; read from the file when they are first used.
         kind: ``safetensors`` or ``pytorch``.
-        metadata: Of the safetensors files.
     """
 
     arrays: dict[str, mx.array]
     kind: str
-    metadata: dict[str, str]
 
 
 def read_weights(folder: Path) -> Stored:
@@ -51,27 +49,25 @@ def read_weights(folder: Path) -> Stored:
     Raises:
         UsageError: If there are none, or a file is damaged or lies outside the folder.
     """
-    files, kind, listed = weight_files(folder)
+    files, kind, index = weight_files(folder)
     arrays: dict[str, mx.array] = {}
-    metadata: dict[str, str] = {}
     for file in files:
-        part, notes = _read_safetensors(file) if kind == "safetensors" else (_read_bin(file), {})
+        part = _read_safetensors(file) if kind == "safetensors" else _read_bin(file)
         twice = sorted(arrays.keys() & part.keys())
         if twice:
             raise UsageError(
                 f"{file}: holds {twice[0]}, which another file of the folder holds too"
             )
-        wrong = [name for name in part if listed and listed.get(name) != file.name]
+        wrong = [name for name in part if index and index.get(name) != file.name]
         if wrong:
             raise UsageError(f"{file}: holds {wrong[0]}, which the index does not place there")
         arrays |= part
-        metadata |= notes
-    missing = sorted(listed.keys() - arrays.keys())
+    missing = sorted(index.keys() - arrays.keys())
     if missing:
         raise UsageError(
-            f"{folder}: the index names {missing[0]}, and {listed[missing[0]]} has none"
+            f"{folder}: the index names {missing[0]}, and {index[missing[0]]} has none"
         )
-    return Stored(arrays, kind, metadata)
+    return Stored(arrays, kind)
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
@@ -88,8 +84,8 @@ def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
             return [inside(folder, stem)], kind, {}
         index = folder / f"{stem}.index.json"
         if index.exists():
-            listed = _read_index(index)
-            return [inside(folder, n) for n in sorted(set(listed.values()))], kind, listed
+            entries = _read_index(index)
+            return [inside(folder, n) for n in sorted(set(entries.values()))], kind, entries
         if kind == "safetensors" and (parts := sorted(folder.glob("model*.safetensors"))):
             return [inside(folder, part.name) for part in parts], kind, {}
     raise UsageError(f"{folder}: no model.safetensors or pytorch_model.bin in it, whole or sharded")
@@ -102,7 +98,7 @@ def write_weights(
 
     Args:
         arrays: Tensors by name.
-        folder: Is there, and holds no weights.
+        folder: An existing folder without weights.
         file_format: ``mlx`` or ``pt``, for the metadata.
         max_shard_bytes: Largest file, unless a single tensor is larger.
     """
@@ -118,14 +114,14 @@ def write_weights(
     if len(shards) == 1:
         save_arrays(folder / "model.safetensors", shards[0], metadata)
         return
-    listed: dict[str, str] = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_arrays(folder / file, shard, metadata)
-        listed |= dict.fromkeys(shard, file)
+        files |= dict.fromkeys(shard, file)
     index = {
         "metadata": {"total_size": sum(value.nbytes for value in arrays.values())},
-        "weight_map": listed,
+        "weight_map": files,
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -138,12 +134,12 @@ def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx
     """
     if dtype is None:
         return dict(arrays)
-    result = {}
+    result = dict(arrays)
     for name, value in arrays.items():
-        result[name] = value.astype(dtype) if _is_parameter(name, value) else value
-        too_large = dtype == mx.float16 and not mx.isfinite(result[name]).all().item()
-        if too_large and _is_parameter(name, value):
-            raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
+        if _is_parameter(name, value):
+            result[name] = value.astype(dtype)
+            if dtype == mx.float16 and not mx.isfinite(result[name]).all().item():
+                raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
     return result
 
 
@@ -162,7 +158,7 @@ def dtype_names(arrays: Mapping[str, mx.array]) -> list[str]:
 
 
 def num_parameters(arrays: Mapping[str, mx.array]) -> int:
-    """Numbers in the parameters."""
+    """How many numbers the parameters hold."""
     return sum(value.size for name, value in arrays.items() if _is_parameter(name, value))
 
 
@@ -179,30 +175,27 @@ def _is_parameter(name: str, value: mx.array) -> bool:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        listed = json.loads(inside(path.parent, path.name).read_text("utf-8"))["weight_map"]
-        named = {str(tensor): str(file) for tensor, file in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = {str(name): str(file) for name, file in read_json(path)["weight_map"].items()}
+    except (KeyError, AttributeError):
         raise UsageError(f"{path}: not readable as an index with a weight_map") from None
-    for file in named.values():
+    for file in files.values():
         if not re.fullmatch(r"\w[\w.-]*", file):
             raise UsageError(f"{path}: {file!r} is no name of a file in this folder")
-    if not named:
+    if not files:
         raise UsageError(f"{path}: names no tensor")
-    return named
+    return files
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    header = read_header(file)
-    for name, (_, code) in header.tensors.items():
+def _read_safetensors(file: Path) -> dict[str, mx.array]:
+    for name, (_, code) in read_header(file).tensors.items():
         if code not in DTYPES:
             raise UsageError(
                 f"{file}: {name} is stored as {code}; expected float32, float16 or bfloat16"
             )
     try:
-        arrays: Any = mx.load(str(file))
+        return typing.cast("dict[str, mx.array]", mx.load(str(file)))
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"{file}: not a valid safetensors file: {one_line(error)}") from None
-    return dict(arrays), header.metadata
 
 
 def _read_bin(file: Path) -> dict[str, mx.array]:

@@ -75,15 +75,17 @@ def trace(model: nn.Module, shapes: Mapping[str, Shape], expected: Mapping[str, 
         name: _addresses(number, shape) for number, (name, shape) in enumerate(shapes.items())
     }
     names = {id(probe): name for name, probe in probes.items()}
-    found = sanitized(model, probes)
-    unmoved = {name: names[id(value)] for name, value in found.items() if id(value) in names}
+    traced = sanitized(model, probes)
+    unmoved = {name: names[id(value)] for name, value in traced.items() if id(value) in names}
     del probes  # each address is freed with the last tensor that needs it
-    for name in list(found):
-        value = found.pop(name)
+    for name in list(traced):
+        value = traced.pop(name)
         if name not in expected:
             path.unplaced.append(unmoved.get(name, name))
         elif tuple(value.shape) != expected[name]:
-            raise _mismatch(name, expected[name], tuple(value.shape))
+            raise UsageError(
+                f"{name}: expected shape {list(expected[name])}, found {list(value.shape)}"
+            )
         elif name in unmoved:
             source = unmoved[name]
             path.moves[name] = Move((source,), tuple(range(len(shapes[source]))), False)
@@ -121,25 +123,25 @@ def restore(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.array]
 
     Args:
         path: From `trace`.
-        weights: Tensors of the MLX model, of the names and shapes that were expected.
+        weights: Tensors of the MLX model, with the names and shapes that `trace` expected.
 
     Raises:
         UsageError: If an element of a source tensor is written twice or never.
     """
-    found: dict[str, mx.array] = {}
+    restored: dict[str, mx.array] = {}
     for name, move in path.moves.items():
         back = tuple(np.argsort(move.axes).tolist())
         parts = weights[name] if move.stacked else [weights[name]]
         for source, part in zip(move.sources, parts, strict=True):
-            if source in found:
+            if source in restored:
                 raise UsageError(f"{source}: mlx-lm uses it in two places")
             is_moved = back != tuple(range(len(back)))
-            found[source] = mx.contiguous(part.transpose(back)) if is_moved else part
+            restored[source] = mx.contiguous(part.transpose(back)) if is_moved else part
     pieces = _gather_back(path, weights)
-    twice = sorted(found.keys() & pieces.keys())
+    twice = sorted(restored.keys() & pieces.keys())
     if twice:
         raise UsageError(f"{twice[0]}: mlx-lm uses it in two places")
-    return found | pieces
+    return restored | pieces
 
 
 def _gather_back(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -170,8 +172,10 @@ def _gather_back(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.a
 
 
 def _classify(path: Trace, name: str, value: mx.array) -> None:
+    """Record how the addresses in `value` came from source tensors: as wholes or as pieces."""
+    computed = UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
     if value.dtype != mx.int64 or not value.size:
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
+        raise computed
     order = list(path.shapes)
     move = _whole(order, path.shapes, value[None], False) or _whole(order, path.shapes, value, True)
     if move:
@@ -180,10 +184,10 @@ def _classify(path: Trace, name: str, value: mx.array) -> None:
     addresses = np.array(value)
     numbers = addresses >> _PLACE_BITS
     if numbers.min() < 0 or numbers.max() >= len(order):
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
+        raise computed
     sizes = np.array([math.prod(shape) for shape in path.shapes.values()])
     if ((addresses & _PLACE) >= sizes[numbers]).any():
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
+        raise computed
     path.gathers[name] = addresses
 
 
@@ -215,7 +219,3 @@ def _is_transpose(part: mx.array, source: mx.array, axes: tuple[int, ...]) -> bo
 def _addresses(number: int, shape: Shape) -> mx.array:
     size = math.prod(shape)
     return mx.arange(size, dtype=mx.int64).reshape(shape) + (number << _PLACE_BITS)
-
-
-def _mismatch(name: str, expected: Shape, found: Shape) -> UsageError:
-    return UsageError(f"{name}: expected shape {list(expected)}, found {list(found)}")

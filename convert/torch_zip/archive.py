@@ -1,8 +1,9 @@
-"""PyTorch's zip files, read without PyTorch.
+"""PyTorch's zip files, read and written without PyTorch.
 
-`torch.save` writes a zip of stored members under one top folder: ``data.pkl`` says how the tensors
-hang together, ``data/0``, ``data/1``, ... hold their bytes. Nothing of it is trusted: the pickle
-goes to `restricted_pickle`; names, sizes and checksums are checked here.
+`torch.save` writes a zip of stored members under one top folder: ``data.pkl`` holds the structure,
+``data/0``, ``data/1``, ... the bytes of the tensors. Nothing in a file is trusted: the pickle goes
+to `restricted_pickle`; names, sizes and checksums are checked here. The same content is always
+written as the same bytes.
 """
 
 import re
@@ -35,9 +36,13 @@ _MAX_NAME = 300
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f:]+")
 _KEY = re.compile(r"[0-9]{1,9}")
 
+_TOP = "archive"
+_ALIGNMENT = 64
+_STORAGE_OF = {dtype: name for name, dtype in DTYPES.items() if name != "BFloat16"}
+
 
 def read_torch_zip(path: Path) -> Any:
-    """Read what `torch.save` wrote. Nothing in the file is executed.
+    """Read a file of `torch.save`. Nothing in it is executed.
 
     Args:
         path: A file of plain data and tensors: a state dict, or a model of the course.
@@ -87,6 +92,32 @@ def read_state_dict(path: Path) -> "dict[str, mx.array]":
     if total > 2 * path.stat().st_size:
         raise UsageError(f"{path}: its tensors overlap: {total} bytes of them in a smaller file")
     return {name: as_mlx(value) for name, value in content.items()}
+
+
+def write_torch_zip(path: Path, content: Any) -> None:
+    """Write plain data and tensors as `torch.save` would, for ``weights_only=True``.
+
+    Args:
+        path: The file; it is overwritten.
+        content: Dicts with text keys, lists, numbers, texts, booleans and None; tensors as NumPy
+            arrays or `BFloat16`.
+
+    Raises:
+        DiskError: If it can't be written.
+        TypeError: If there is anything else in `content`.
+    """
+    tensors: list[Tensor] = []
+    pickled = b"\x80\x02" + _value(content, tensors) + b"."
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, "data.pkl", pickled)
+            _add(archive, "byteorder", b"little")
+            for number, tensor in enumerate(tensors):
+                values = tensor.bits if isinstance(tensor, BFloat16) else tensor
+                _add(archive, f"data/{number}", values.tobytes())
+            _add(archive, "version", b"3\n")
+    except OSError as error:
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 
 class _RefusedZipError(ValueError):
@@ -203,41 +234,6 @@ def _tensor(
         return view(*storage, offset, shape, strides)
     except ValueError as error:
         raise RefusedPickleError(str(error)) from None
-
-
-# --- Files for ``torch.load(path, weights_only=True)``: the same
-# content gives the same bytes.
-
-
-_TOP = "archive"
-_ALIGNMENT = 64
-_STORAGE_OF = {dtype: name for name, dtype in DTYPES.items() if name != "BFloat16"}
-
-
-def write_torch_zip(path: Path, content: Any) -> None:
-    """Write plain data and tensors as `torch.save` would.
-
-    Args:
-        path: The file; it is overwritten.
-        content: Dicts with text keys, lists, numbers, texts, booleans and None; tensors as NumPy
-            arrays or `BFloat16`.
-
-    Raises:
-        DiskError: If it can't be written.
-        TypeError: If there is anything else in `content`.
-    """
-    tensors: list[Tensor] = []
-    pickled = b"\x80\x02" + _value(content, tensors) + b"."
-    try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, "data.pkl", pickled)
-            _add(archive, "byteorder", b"little")
-            for number, tensor in enumerate(tensors):
-                values = tensor.bits if isinstance(tensor, BFloat16) else tensor
-                _add(archive, f"data/{number}", values.tobytes())
-            _add(archive, "version", b"3\n")
-    except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

@@ -99,8 +99,10 @@ def test_links_of_the_hub_cache_are_followed(make_source: MakeSource, tmp_path: 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "not readable as an index"),
-        ("[]", "not readable as an index"),
+        ("{", "model.safetensors.index.json: not readable as JSON"),
+        ("[]", "model.safetensors.index.json: expected a JSON object"),
+        ("{}", "not readable as an index with a weight_map"),
+        ('{"weight_map": 3}', "not readable as an index with a weight_map"),
         ('{"weight_map": {}}', "names no tensor"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
         ('{"weight_map": {"a": "part.safetensors"}}', "which the index does not place there"),
