@@ -1,7 +1,7 @@
-"""The course's nameless list of parameters, and the names they have here.
+"""The course's list of unnamed parameters, and their names in the MLX model.
 
-The course keeps every matrix as (in, out), MLX as (out, in). Four of the six matrices of a block
-are square, so that a forgotten transposition would load without a word.
+The course stores every matrix as (in, out), MLX as (out, in). Four of the six matrices of a block
+are square, so that a forgotten transposition would load without an error.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
 class Slot(NamedTuple):
-    """One place in the list.
+    """One entry of the list.
 
     Attributes:
         name: Of the parameter in the MLX model.
-        shape: As the course keeps it.
-        is_matrix: Whether the course keeps it the other way round.
+        shape: In the course's layout.
+        is_matrix: Whether MLX stores it transposed.
     """
 
     name: str
@@ -50,32 +50,12 @@ def slots(args: CourseArgs) -> list[Slot]:
     ]
 
 
-def _block(args: CourseArgs, number: int) -> list[Slot]:
-    prefix, dim, hidden = f"model.layers.{number}", args.embedding_dim, args.hidden_dim
-    attention = [
-        slot
-        for part in ("q", "k", "v", "out")
-        for slot in _pair(f"{prefix}.attention.{part}", (dim, dim), dim)
-    ]
-    return [
-        *_pair(f"{prefix}.ln1", (dim,), dim),
-        *attention,
-        *_pair(f"{prefix}.ln2", (dim,), dim),
-        *_pair(f"{prefix}.fc1", (dim, hidden), hidden),
-        *_pair(f"{prefix}.fc2", (hidden, dim), dim),
-    ]
-
-
-def _pair(name: str, weight: tuple[int, ...], bias: int) -> list[Slot]:
-    return [Slot(f"{name}.weight", weight, len(weight) == 2), Slot(f"{name}.bias", (bias,))]
-
-
 def params_to_mlx(params: Any, args: CourseArgs, source: Path) -> dict[str, mx.array]:
-    """Name the tensors of a model.pt and lay them out as MLX does; dtypes stay.
+    """Name the tensors of a model.pt and put them in MLX's layout; dtypes stay.
 
     Args:
-        params: What the file holds under ``params``.
-        args: The sizes it claims.
+        params: The file's ``params``.
+        args: The file's sizes.
         source: The file, for messages.
 
     Raises:
@@ -84,10 +64,10 @@ def params_to_mlx(params: Any, args: CourseArgs, source: Path) -> dict[str, mx.a
     """
     expected = num_params(args)
     if not isinstance(params, list) or len(params) != expected:
-        found = len(params) if isinstance(params, list) else type(params).__name__
+        what = len(params) if isinstance(params, list) else type(params).__name__
         raise UsageError(
             f"{source}: params: expected a list of {expected} tensors for {args.num_layers} "
-            f"layers, found {found}"
+            f"layers, found {what}"
         )
     arrays = {}
     for number, (slot, value) in enumerate(zip(slots(args), params, strict=True)):
@@ -102,15 +82,6 @@ def params_to_mlx(params: Any, args: CourseArgs, source: Path) -> dict[str, mx.a
     return arrays
 
 
-def _to_mlx(value: Tensor, slot: Slot, source: Path) -> mx.array:
-    array = as_mlx(value)
-    if array.dtype not in _DTYPES:
-        raise UsageError(
-            f"{source}: {slot.name}: expected float32, float16 or bfloat16, found {array.dtype}"
-        )
-    return mx.contiguous(array.T) if slot.is_matrix else array
-
-
 def params_to_torch(arrays: dict[str, mx.array], args: CourseArgs) -> list[Tensor]:
     """The course's list from the parameters of an MLX model, checked by `check_arrays`."""
     return [
@@ -120,10 +91,10 @@ def params_to_torch(arrays: dict[str, mx.array], args: CourseArgs) -> list[Tenso
 
 
 def check_arrays(arrays: dict[str, mx.array], args: CourseArgs, source: Path) -> None:
-    """See that the parameters of an MLX folder are those of a model of these sizes.
+    """Check that the parameters of an MLX folder are those of a model of these sizes.
 
     Raises:
-        UsageError: If one is missing, is too many, has another shape or dtype, or is not finite.
+        UsageError: If one is missing, superfluous, of another shape or dtype, or not finite.
     """
     # Before the names are listed: a config may claim any number of layers.
     if len(arrays) != num_params(args):
@@ -145,3 +116,32 @@ def check_arrays(arrays: dict[str, mx.array], args: CourseArgs, source: Path) ->
                 f"found {list(arrays[name].shape)} in {arrays[name].dtype}"
             )
     check_finite(arrays, source)
+
+
+def _block(args: CourseArgs, number: int) -> list[Slot]:
+    prefix, dim, hidden = f"model.layers.{number}", args.embedding_dim, args.hidden_dim
+    attention = [
+        slot
+        for part in ("q", "k", "v", "out")
+        for slot in _pair(f"{prefix}.attention.{part}", (dim, dim), dim)
+    ]
+    return [
+        *_pair(f"{prefix}.ln1", (dim,), dim),
+        *attention,
+        *_pair(f"{prefix}.ln2", (dim,), dim),
+        *_pair(f"{prefix}.fc1", (dim, hidden), hidden),
+        *_pair(f"{prefix}.fc2", (hidden, dim), dim),
+    ]
+
+
+def _pair(name: str, weight: tuple[int, ...], bias: int) -> list[Slot]:
+    return [Slot(f"{name}.weight", weight, len(weight) == 2), Slot(f"{name}.bias", (bias,))]
+
+
+def _to_mlx(value: Tensor, slot: Slot, source: Path) -> mx.array:
+    array = as_mlx(value)
+    if array.dtype not in _DTYPES:
+        raise UsageError(
+            f"{source}: {slot.name}: expected float32, float16 or bfloat16, found {array.dtype}"
+        )
+    return mx.contiguous(array.T) if slot.is_matrix else array

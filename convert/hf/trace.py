@@ -1,8 +1,8 @@
 """Undo what mlx-lm's `sanitize` did to a checkpoint, whatever it did, if it only moved numbers.
 
 `sanitize` is run once more on tensors whose every element is its own address: which tensor of the
-source it belongs to, and where in it. What comes out says for each element of the MLX model where
-it came from; a renaming, a transposition, a split and a stack of experts are all read off alike.
+source it belongs to, and where in it. The output says for each element of the MLX model where it
+came from; a renaming, a transposition, a split and a stack of experts are all read off alike.
 """
 
 import math
@@ -172,23 +172,21 @@ def _gather_back(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.a
 
 
 def _classify(path: Trace, name: str, value: mx.array) -> None:
-    """Record how the addresses in `value` came from source tensors: as wholes or as pieces."""
-    computed = UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
-    if value.dtype != mx.int64 or not value.size:
-        raise computed
-    order = list(path.shapes)
-    move = _whole(order, path.shapes, value[None], False) or _whole(order, path.shapes, value, True)
-    if move:
-        path.moves[name] = move
-        return
-    addresses = np.array(value)
-    numbers = addresses >> _PLACE_BITS
-    if numbers.min() < 0 or numbers.max() >= len(order):
-        raise computed
-    sizes = np.array([math.prod(shape) for shape in path.shapes.values()])
-    if ((addresses & _PLACE) >= sizes[numbers]).any():
-        raise computed
-    path.gathers[name] = addresses
+    """Record how the addresses in `value` came from source tensors: as wholes or in pieces."""
+    if value.dtype == mx.int64 and value.size:
+        order, shapes = list(path.shapes), path.shapes
+        move = _whole(order, shapes, value[None], False) or _whole(order, shapes, value, True)
+        if move:
+            path.moves[name] = move
+            return
+        addresses = np.array(value)
+        numbers = addresses >> _PLACE_BITS
+        if numbers.min() >= 0 and numbers.max() < len(order):
+            sizes = np.array([math.prod(shape) for shape in shapes.values()])
+            if ((addresses & _PLACE) < sizes[numbers]).all():
+                path.gathers[name] = addresses
+                return
+    raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
 
 
 def _whole(

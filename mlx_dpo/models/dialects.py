@@ -22,7 +22,7 @@ Correction = Callable[[nn.Module], None]
 _EXACT = ("gelu", "gelu_python")
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate")
 
-# The config's key for the activation, transformers' default, and what mlx-lm computes always.
+# The config's key of the activation, transformers' default, and what mlx-lm always computes.
 _ACTIVATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     **{
         name: ("hidden_act", "silu", ("silu", "swish"))
@@ -84,7 +84,7 @@ def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalised(config: dict[str, Any]) -> dict[str, Any]:
-    """Entries of a config in the spelling mlx-lm reads, to lay over it.
+    """Entries of a config in the spelling mlx-lm reads, to merge into it.
 
     transformers 5 writes ``rope_parameters: {rope_theta: ...}``. Several of mlx-lm's models read
     only the older top-level ``rope_theta`` and silently go on with their default.
@@ -144,7 +144,7 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def check_sizes(config: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse a config that claims more than the weights hold, before anything is made of it.
+    """Refuse a config with sizes that the weights do not have, before a model is built from it.
 
     Args:
         config: A config.json.
@@ -193,27 +193,27 @@ def is_embedding(name: str) -> bool:
 
 
 def twin(name: str, arrays: Mapping[str, mx.array]) -> str | None:
-    """The embeddings that a tensor repeats bit by bit."""
+    """Name of the embeddings that a tensor repeats bit by bit, if there are any."""
     others = [other for other in arrays if is_embedding(other) and other != name]
     return next((other for other in others if same_bits(arrays[name], arrays[other])), None)
 
 
 def tied_entry(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
-    """What the weights say of tying, where the config says nothing; to lay over it."""
+    """Whether the weights are tied, where the config does not say; to merge into the config."""
     if TIED in config:
         return {}
     return {TIED: all(twin(name, arrays) for name in arrays if is_head(name))}
 
 
 def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same for a folder, whose weights must not contradict its config.
+    """`tied_entry` for a folder, whose weights must not contradict its config.
 
     Raises:
-        UsageError: If the config says tied and there is an output layer of its own.
+        UsageError: If the config says tied, and an output layer differs from the embeddings.
     """
     arrays: dict[str, mx.array] = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        arrays |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazily: few are looked at
+        arrays |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy: few are read
     for name in arrays:
         if config.get(TIED) and is_head(name) and twin(name, arrays) is None:
             raise UsageError(
@@ -223,7 +223,7 @@ def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _window_pattern(layer_types: Any) -> dict[str, int]:
-    """Every n-th layer attends to all; transformers 5 writes a list in place of n."""
+    """n, where every n-th layer has full attention; transformers 5 writes a list instead."""
     if not isinstance(layer_types, list):
         return {}
     is_full = [kind == "full_attention" for kind in layer_types]
