@@ -269,7 +269,9 @@ def _course_to_mlx(source: Path, destination: Path, options: Options, say: Say) 
         if options.verify:
             written = read_course_folder(folder).arrays
             say(check_same(checkpoint.arrays, written))
-            say(_score_course(source / MODEL, written, checkpoint, folder, options))
+            exact = options.dtype is None
+            file, args = source / MODEL, checkpoint.args
+            say(check_course_logits(file, written, args, folder, exact=exact))
 
 
 def _course_to_torch(source: Path, destination: Path, options: Options, say: Say) -> None:
@@ -281,7 +283,8 @@ def _course_to_torch(source: Path, destination: Path, options: Options, say: Say
             params = read_torch_zip(file)["params"]
             say(check_same(checkpoint.arrays, params_to_mlx(params, checkpoint.args, file)))
             before = read_course_folder(source).arrays
-            say(_score_course(file, before, checkpoint, source, options))
+            exact = options.dtype is None
+            say(check_course_logits(file, before, checkpoint.args, source, exact=exact))
     say(f"the course looks for it as artifacts/models/{name}")
 
 
@@ -293,14 +296,3 @@ def _cast_course(checkpoint: CourseCheckpoint, options: Options, say: Say) -> Co
         change = max(largest_change(arrays[name], changed[name]) for name in arrays)
         say(f"cast to {options.dtype}: largest change of a weight {change:.1e}")
     return replace(checkpoint, arrays=changed)
-
-
-def _score_course(
-    file: Path,
-    arrays: dict[str, mx.array],
-    checkpoint: CourseCheckpoint,
-    mlx_folder: Path,
-    options: Options,
-) -> str:
-    exact = options.dtype is None
-    return check_course_logits(file, arrays, checkpoint.args, mlx_folder, exact=exact)

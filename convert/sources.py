@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
 from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
+from mlx_dpo.convert.course.checkpoint import is_course_folder, read_course_folder
 from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
@@ -51,24 +52,19 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
     """The same for a folder from `find_mlx`, as ``float32`` or ``bfloat16``."""
     import mlx.core as mx
 
-    from mlx_dpo.convert.course import checkpoint as course
     from mlx_dpo.models import hub
 
-    wanted = mx.bfloat16 if dtype == "bfloat16" else mx.float32
-    if course.is_course_folder(folder):
-        return course.load_course_folder(folder, wanted)
+    if is_course_folder(folder):
+        read_course_folder(folder)  # a record that does not fit is refused before the run
     prepare()
-    return hub.load_folder(folder, wanted)
+    return hub.load_folder(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
-    from mlx_dpo.convert.course import checkpoint as course
     from mlx_dpo.models import hub
 
     folder = find_mlx(path)
-    if course.is_course_folder(folder):
-        return course.load_course_tokenizer(folder)
     prepare()
     return hub.load_tokenizer(folder)
 

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.convert import record as records
-from mlx_dpo.convert.course.checkpoint import load_course_tokenizer
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
 from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.models.course import CourseArgs, CourseModel
 from mlx_dpo.models.dialects import window_note
+from mlx_dpo.models.hub import load_tokenizer
 from mlx_dpo.models.parameters import same_bits
 
 Logits = npt.NDArray[np.float32]
@@ -187,7 +187,7 @@ def check_course_logits(
     if not _has_torch():
         return "logits: not compared with torch: it is not installed"
     sizes = {"vocab_size": args.vocab_size, "n_positions": args.max_seq_len}
-    ids = token_batch(load_course_tokenizer(mlx_folder), sizes)
+    ids = token_batch(load_tokenizer(mlx_folder), sizes)
     model = CourseModel(args)
     model.load_weights([(name, value.astype(mx.float32)) for name, value in arrays.items()])
     agreement = compare(course_torch_logits(file, ids), np.array(model(mx.array(ids))))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_dpo.convert import record
 from mlx_dpo.convert.course.artifact import (
@@ -33,8 +32,8 @@ from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.convert.weights import MAX_SHARD_BYTES, read_weights, write_weights
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside
-from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs, CourseModel
-from mlx_dpo.models.hub import load_tokenizer, read_json
+from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs
+from mlx_dpo.models.hub import read_json
 
 KIND = "course"
 _FORMAT = 1
@@ -175,46 +174,6 @@ def write_course_folder(checkpoint: CourseCheckpoint, folder: Path) -> None:
     write_weights(checkpoint.arrays, folder, "mlx", MAX_SHARD_BYTES)
     write_json(folder / CONFIG, config)
     (folder / record.FILE).write_text(json.dumps(recorded) + "\n", encoding="utf-8")
-
-
-def load_course_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
-    """Load the MLX form of a course model with its tokenizer.
-
-    Raises:
-        UsageError: If a file is missing or damaged.
-    """
-    checkpoint = read_course_folder(folder)
-    model = CourseModel(checkpoint.args)
-    model.load_weights([(k, v.astype(dtype)) for k, v in checkpoint.arrays.items()])
-    model.eval()
-    mx.eval(model.state)
-    return model, load_course_tokenizer(folder)
-
-
-def load_course_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the MLX form, as `hub.load_tokenizer` gives it.
-
-    Raises:
-        UsageError: If there is none or it can't be loaded.
-    """
-    from transformers import AutoConfig, PretrainedConfig
-
-    # transformers reads config.json on its way to the tokenizer, and warns of an unknown type.
-    config_class = type("CourseConfig", (PretrainedConfig,), {"model_type": MODEL_TYPE})
-    AutoConfig.register(MODEL_TYPE, config_class, exist_ok=True)
-    return load_tokenizer(folder)
-
-
-def course_shell(folder: Path) -> nn.Module:
-    """The module of the MLX form, its weights random and unevaluated.
-
-    Raises:
-        UsageError: If its config.json is damaged or names impossible sizes.
-    """
-    try:
-        return CourseModel(CourseArgs.from_dict(read_json(folder / CONFIG)))
-    except ValueError as error:
-        raise UsageError(f"{folder / CONFIG}: {error}") from None
 
 
 def _args(vocab_size: Any, model_config: Any, source: Path) -> CourseArgs:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.course import MODEL_TYPE, CourseArgs, CourseModel
 from mlx_dpo.models.parameters import same_bits
 
 Activation = Callable[[mx.array], mx.array]
@@ -115,8 +116,8 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
 def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     """The model class of an architecture and its arguments' class.
 
-    They are mlx-lm's own, or the model's is a subclass that computes the activation the config
-    names and accepts the names `save_pretrained` writes.
+    They are mlx-lm's own or the course's, or the model's is a subclass of mlx-lm's that computes
+    the activation the config names and accepts the names `save_pretrained` writes.
 
     Raises:
         UsageError: If mlx-lm has no such architecture, or computes another activation.
@@ -128,6 +129,8 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
         raise UsageError(
             f"config.json: expected the name of an architecture, model_type is {kind!r}"
         )
+    if kind == MODEL_TYPE:
+        return CourseModel, CourseArgs
     try:
         model, arguments = _get_classes(config)
     except (ValueError, AttributeError, SystemExit):  # one module of mlx-lm exits the program

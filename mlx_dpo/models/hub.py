@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, inside
+from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
 from mlx_dpo.models.parameters import check_finite, fingerprint, named_arrays, tensor_shapes
 
@@ -109,12 +110,17 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         UsageError: If there is none or it can't be loaded.
     """
-    eos_ids = _eos_ids(folder, read_config(folder))
+    config = read_config(folder)
     from mlx_lm.utils import load_tokenizer as load
+    from transformers import AutoConfig, PretrainedConfig
 
+    if config.get("model_type") == MODEL_TYPE:
+        # transformers reads config.json on its way to the tokenizer, and warns of unknown types.
+        course_config = type("CourseConfig", (PretrainedConfig,), {"model_type": MODEL_TYPE})
+        AutoConfig.register(MODEL_TYPE, course_config, exist_ok=True)
     try:
         # Left unset, transformers asks at a terminal whether to run code from the folder.
-        return load(folder, {"trust_remote_code": False}, eos_token_ids=eos_ids)
+        return load(folder, {"trust_remote_code": False}, eos_token_ids=_eos_ids(folder, config))
     except Exception as error:  # transformers raises anything for a folder that is wrong
         raise UsageError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
 

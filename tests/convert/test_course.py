@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.conversion import Kind, kind_of
-from mlx_dpo.convert.course.checkpoint import (
-    is_course_folder,
-    load_course_folder,
-    read_artifact,
-)
+from mlx_dpo.convert.course.checkpoint import is_course_folder, read_artifact
 from mlx_dpo.convert.course.params import params_to_torch, slots
-from mlx_dpo.convert.sources import converted_once, needs_conversion
+from mlx_dpo.convert.sources import converted_once, load_folder, needs_conversion
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.convert.torch_zip.tensors import BFloat16
 from mlx_dpo.errors import UsageError
@@ -62,7 +58,7 @@ def weights_of(model: nn.Module) -> dict[str, mx.array]:
 
 
 def test_log_probs_are_those_of_pytorch(mlx_folder: Path) -> None:
-    model, _ = load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     expected = g2c.expected()
     found = pair_logprobs(
         model, g2c.pairs(), max_seq_len=expected["max_seq_len"], pad_id=expected["pad_id"]
@@ -72,7 +68,7 @@ def test_log_probs_are_those_of_pytorch(mlx_folder: Path) -> None:
 
 
 def test_the_first_logits_are_those_of_pytorch(mlx_folder: Path) -> None:
-    model, _ = load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     logits = model(mx.array([g2c.pairs()[0].prompt_ids]))
     np.testing.assert_allclose(
         np.array(logits[0, 0, :8]), g2c.expected()["chosen_x0_logits_row0_first8"], atol=1e-5
@@ -83,8 +79,8 @@ def test_twenty_steps_of_dpo_go_as_in_pytorch(mlx_folder: Path) -> None:
     expected = g2c.expected()
     run, examples = expected["dpo_run"], g2c.pairs()
     trainer = DPOTrainer(
-        load_course_folder(mlx_folder)[0],
-        ref_model=load_course_folder(mlx_folder)[0],
+        load_folder(mlx_folder)[0],
+        ref_model=load_folder(mlx_folder)[0],
         examples=examples,
         max_seq_len=expected["max_seq_len"],
         pad_id=expected["pad_id"],
@@ -102,14 +98,14 @@ def test_twenty_steps_of_dpo_go_as_in_pytorch(mlx_folder: Path) -> None:
 
 
 def test_the_tokenizer_of_the_folder_gives_the_ids_of_the_course(mlx_folder: Path) -> None:
-    tokenizer = load_course_folder(mlx_folder)[1]
+    tokenizer = load_folder(mlx_folder)[1]
     for row in g2c.expected()["encoded"]:
         assert tokenizer.encode(row["prompt_text"]) == row["prompt_ids"]
     assert set(tokenizer.eos_token_ids) == {262}
 
 
 def test_an_answer_comes_from_the_folder(mlx_folder: Path) -> None:
-    model, tokenizer = load_course_folder(mlx_folder)
+    model, tokenizer = load_folder(mlx_folder)
     ids = list(g2c.pairs()[0].prompt_ids)
     new = generate_each(model, [Request(ids)], stop_ids=tokenizer.eos_token_ids, max_tokens=8)[0]
     for token in new:
@@ -162,14 +158,14 @@ def test_half_precision_stays_half_precision(artifact: Path, tmp_path: Path, kin
     run(artifact, tmp_path / "mlx", verify=False)
     run(tmp_path / "mlx", tmp_path / "back", verify=False)
     assert (tmp_path / "back" / "model.pt").read_bytes() == (artifact / "model.pt").read_bytes()
-    model, _ = load_course_folder(tmp_path / "mlx")
+    model, _ = load_folder(tmp_path / "mlx")
     assert {value.dtype for value in weights_of(model).values()} == {mx.float32}
 
 
 def test_a_trained_folder_goes_back_with_its_own_story(mlx_folder: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(mlx_folder, trained)
-    model, _ = load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     changed = {name: value + 0.5 for name, value in weights_of(model).items()}
     mx.save_safetensors(str(trained / "model.safetensors"), changed)
     story = {"steps": 12, "settings": {"beta": 0.1, "seed": 3}, "held_out": {"loss": 0.25}}
@@ -233,7 +229,7 @@ def test_the_list_has_the_course_s_order_and_layout() -> None:
 
 def test_square_matrices_are_turned(mlx_folder: Path) -> None:
     params = read_torch_zip(g2c.ARTIFACT / "model.pt")["params"]
-    model, _ = load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     q = np.array(weights_of(model)["model.layers.0.attention.q.weight"])
     np.testing.assert_array_equal(q, params[4].T)
     assert not np.array_equal(q, params[4])
@@ -255,7 +251,7 @@ def test_a_hidden_width_of_one_s_own_survives(artifact: Path, tmp_path: Path) ->
     for name in ("config.json", "manifest.json"):
         change_json(artifact / name, lambda c: c.update(model_config=sizes))
     run(artifact, tmp_path / "mlx", verify=False)
-    assert load_course_folder(tmp_path / "mlx")[0](mx.array([[1, 2]])).shape == (1, 2, 599)
+    assert load_folder(tmp_path / "mlx")[0](mx.array([[1, 2]])).shape == (1, 2, 599)
     run(tmp_path / "mlx", tmp_path / "back", verify=False)
     assert (tmp_path / "back" / "model.pt").read_bytes() == (artifact / "model.pt").read_bytes()
 

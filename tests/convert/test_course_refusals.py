@@ -12,7 +12,8 @@ import pytest
 
 from mlx_dpo.convert.conversion import Kind, kind_of
 from mlx_dpo.convert.course.artifact import hf_folders, write_hf_records
-from mlx_dpo.convert.course.checkpoint import is_course_folder, load_course_folder
+from mlx_dpo.convert.course.checkpoint import is_course_folder
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.parameters import named_arrays
@@ -234,7 +235,7 @@ def test_an_mlx_folder_with_another_record_is_refused(
     rewrite(mlx_folder / name, change)
     assert message in refusal(mlx_folder)
     with pytest.raises(UsageError):
-        load_course_folder(mlx_folder)
+        load_folder(mlx_folder)
 
 
 def test_endless_layers_in_both_files_are_refused_by_the_number_of_tensors(
@@ -259,7 +260,7 @@ def test_endless_layers_in_both_files_are_refused_by_the_number_of_tensors(
 def test_mlx_weights_that_are_not_the_model_s_are_refused_by_name(
     mlx_folder: Path, name: str, value: mx.array | None, message: str
 ) -> None:
-    weights = named_arrays(load_course_folder(mlx_folder)[0].parameters())
+    weights = named_arrays(load_folder(mlx_folder)[0].parameters())
     if value is None:
         del weights[name]
     else:
@@ -269,7 +270,7 @@ def test_mlx_weights_that_are_not_the_model_s_are_refused_by_name(
 
 
 def test_a_tensor_under_another_name_is_refused(mlx_folder: Path) -> None:
-    weights = named_arrays(load_course_folder(mlx_folder)[0].parameters())
+    weights = named_arrays(load_folder(mlx_folder)[0].parameters())
     weights["head.bias"] = weights.pop("head_bias")
     mx.save_safetensors(str(mlx_folder / "model.safetensors"), weights)
     message = refusal(mlx_folder)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.conversion import Options, convert
-from mlx_dpo.convert.course.checkpoint import load_course_folder, read_artifact
+from mlx_dpo.convert.course.checkpoint import read_artifact
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.convert.torch_zip.archive import read_state_dict, read_torch_zip, write_torch_zip
 from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx
 from mlx_dpo.convert.verify import check_course_logits
@@ -163,7 +164,7 @@ def test_the_logits_are_those_of_pytorch_s_own_layers(torch: Any, tmp_path: Path
     expected = (norm(x) @ token_embed.T + next(params)).numpy()
 
     convert(g2c.ARTIFACT, tmp_path / "mlx", Options(verify=False), print)
-    model, _ = load_course_folder(tmp_path / "mlx")
+    model, _ = load_folder(tmp_path / "mlx")
     np.testing.assert_allclose(np.array(model(mx.array(ids.numpy()))), expected, atol=1e-4)
 
 
