@@ -228,10 +228,7 @@ def _num_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        try:
-            return json.loads(generation.read_text(encoding="utf-8"))["eos_token_id"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass
-    return config.get("eos_token_id")
+    try:
+        return read_json(folder / "generation_config.json")["eos_token_id"]
+    except (UsageError, KeyError):  # no such file or entry, or a damaged one
+        return config.get("eos_token_id")

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 
-from mlx_dpo.insight.scoring import open_model
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models import generate
 from mlx_dpo.models.course import CourseArgs, CourseModel
 from mlx_dpo.models.generate import (
@@ -20,8 +20,9 @@ from mlx_dpo.models.generate import (
     generate_each,
     generate_together,
 )
+from mlx_dpo.preferences.chat import chat_format
+from tests import oracle
 from tests.conftest import TINY_VOCAB
-from tests.runs.conftest import ORACLE
 
 PROMPT = [5, 40, 7, 21]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
@@ -161,17 +162,18 @@ def test_each_prompt_gets_the_answer_it_gets_alone_from_its_own_seed(
     monkeypatch.setattr(generate, "BATCH", 2)
     monkeypatch.setattr(generate, "batches_exactly", lambda *_: is_batchable)
     prompts = [[5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
-    judged = open_model(str(ORACLE))
+    model, tokenizer = load_folder(oracle.FOLDER / "llama" / "model")
+    chat = chat_format(tokenizer)
     reported: list[int] = []
     completions = answer_all(
-        *(judged.model, judged.chat, prompts),
+        *(model, chat, prompts),
         max_tokens=9,
         temperature=temperature,
         seed=3,
         after_prompts=reported.append,
     )
     requests = [Request(ids, 3 + i, temperature) for i, ids in enumerate(prompts)]
-    alone = complete(judged.model, judged.chat, requests, max_tokens=9)
+    alone = complete(model, chat, requests, max_tokens=9)
     assert completions == alone
     assert len({tuple(c.ids) for c in completions}) > 1, "equal answers would prove little"
     assert reported == ([2, 2, 1] if is_batchable else [1] * 5)

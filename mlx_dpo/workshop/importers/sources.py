@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.models.hub import download, is_hub_id
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
@@ -36,6 +35,8 @@ def find_files(source: str, pattern: str | None = None) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
+        from mlx_dpo.models.hub import download, is_hub_id  # it imports MLX; local files need none
+
         if not is_hub_id(source):
             raise UsageError(f"{source}: no such file or folder, and not a hub id owner/name")
         patterns = [f"*{kind}{packed}" for kind in DATA_FILES for packed in ("", ".gz")]
