@@ -102,8 +102,8 @@ def torch_model(folder: Path) -> Model:
     kind = model.config["model_type"]
     if kind not in RULES:
         raise UsageError(
-            f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and there is no "
-            f"{records.FILE} that tells; convert from the original Hugging Face folder first"
+            f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and no "
+            f"{records.FILE} records it; convert from the original Hugging Face folder first"
         )
     rule = RULES[kind]
     arrays = {
@@ -164,8 +164,8 @@ def _account(
 def _by_record(model: Model, record: Record, folder: Path) -> dict[str, mx.array]:
     if record.left_out:
         raise UsageError(
-            f"{folder}: the source held tensors that the MLX model has no use for, and they are "
-            f"not here: {listed(record.left_out)}"
+            f"{folder}: the source held tensors that the MLX model does not use, and they were "
+            f"not stored: {listed(record.left_out)}"
         )
     config = dict(record.config)
     if config.get("model_type") != model.config.get("model_type"):

@@ -6,9 +6,11 @@ to `restricted_pickle`; names, sizes and checksums are checked here. The same co
 written as the same bytes.
 """
 
+import math
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,10 +259,8 @@ def _value(value: Any, tensors: list[Tensor]) -> bytes:
     if isinstance(value, TENSOR_TYPES):
         tensors.append(value)
         return _tensor_record(value, len(tensors) - 1)
-    return _text(value) if isinstance(value, str) else _scalar(value)
-
-
-def _scalar(value: Any) -> bytes:
+    if isinstance(value, str):
+        return _text(value)
     if value is None:
         return b"N"
     if isinstance(value, bool):
@@ -286,7 +286,7 @@ def _integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def _sizes(values: list[int]) -> bytes:
+def _sizes(values: Sequence[int]) -> bytes:
     return b"(" + b"".join(map(_integer, values)) + b"t"
 
 
@@ -295,24 +295,10 @@ def _tensor_record(tensor: Tensor, number: int) -> bytes:
     kind = "BFloat16" if isinstance(tensor, BFloat16) else _STORAGE_OF.get(tensor.dtype)
     if kind is None:
         raise TypeError(f"{tensor} is of a dtype PyTorch files don't have")
-    strides = [int(np.prod(tensor.shape[axis + 1 :])) for axis in range(len(tensor.shape))]
-    storage = b"".join(
-        [
-            _text("storage"),
-            f"ctorch\n{kind}Storage\n".encode(),
-            _text(str(number)),
-            _text("cpu"),
-            _integer(int(np.prod(tensor.shape))),
-        ]
-    )
-    arguments = b"".join(
-        [
-            b"(" + storage + b"tQ",
-            _integer(0),
-            _sizes(list(tensor.shape)),
-            _sizes(strides),
-            b"\x89",  # it needs no gradient
-            b"ccollections\nOrderedDict\n)R",  # and has no hooks
-        ]
-    )
+    strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    storage = _text("storage") + f"ctorch\n{kind}Storage\n".encode() + _text(str(number))
+    storage += _text("cpu") + _integer(math.prod(tensor.shape))
+    arguments = b"(" + storage + b"tQ" + _integer(0) + _sizes(tensor.shape) + _sizes(strides)
+    arguments += b"\x89"  # it needs no gradient
+    arguments += b"ccollections\nOrderedDict\n)R"  # and has no hooks
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
