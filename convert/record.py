@@ -1,4 +1,4 @@
-"""`convert.json`: what a converted model needs for the way back, kept beside its weights."""
+"""``convert.json``: what a converted model needs for the way back, stored beside its weights."""
 
 import base64
 import json
@@ -12,29 +12,31 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.convert.hf.names import BUFFERS
-from mlx_dpo.convert.weights import DTYPES, as_bits
+from mlx_dpo.convert.weights import DTYPES
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.dialects import is_embedding
+from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.parameters import as_bits
 
 FILE = "convert.json"
 _FORMAT = 1
 _MAX_PACKED = 64 * 2**10  # bytes of a packed buffer: a causal mask of 2048 x 2048 takes 8 kB
-_MAX_BUFFER = 2**27  # bytes of one unpacked
+_MAX_BUFFER = 2**27  # bytes of an unpacked buffer
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Record:
-    """Of a Hugging Face folder that became an MLX folder.
+    """The source of an MLX folder that was a Hugging Face folder.
 
     Attributes:
         weights: ``safetensors`` or ``pytorch``: what the source's files were.
         config: Its config.json, as it was.
         tensors: Its tensors in order: name to dtype code and shape.
         same_as: Tensors that repeat another: name to that other name.
-        buffers: Tensors the model computes for itself, packed: name to its number in `packed`.
-        packed: The packed buffers, each once.
-        left_out: Tensors the MLX model has no use for; the way back needs them to be none.
+        buffers: Tensors the model computes for itself: name to index in `packed`.
+        packed: The different buffers, compressed.
+        left_out: Tensors the MLX model does not use; there is a way back only without any.
         course: ``config`` and ``manifest`` of the course artifact around the folder, if any.
     """
 
@@ -52,8 +54,8 @@ class Record:
         """Shapes of the source's tensors."""
         return {name: shape for name, (_, shape) in self.tensors.items()}
 
-    def keep_buffer(self, name: str, value: mx.array) -> None:
-        """Pack a tensor; one too large to pack is noted as left out."""
+    def add_buffer(self, name: str, value: mx.array) -> None:
+        """Pack a tensor; one too large to pack is recorded as left out."""
         packed = base64.b64encode(zlib.compress(np.array(as_bits(value)).tobytes(), 9)).decode()
         if len(packed) > _MAX_PACKED or value.nbytes > _MAX_BUFFER:
             self.left_out.append(name)
@@ -66,19 +68,19 @@ class Record:
         """A packed tensor as it was.
 
         Raises:
-            UsageError: If what is packed has not its size.
+            UsageError: If the packed bytes are damaged or of another size.
         """
         code, shape = self.tensors[name]
         dtype = DTYPES[code]
         size = math.prod(shape) * dtype.size
         try:
             unpack = zlib.decompressobj()
-            # No more than is due, and one byte to tell that there would be more.
+            # The size that is due, and one byte that shows whether there would be more.
             data = unpack.decompress(base64.b64decode(self.packed[self.buffers[name]]), size + 1)
         except (ValueError, IndexError, zlib.error):
             data = b""
         if len(data) != size:
-            raise UsageError(f"{FILE}: {name}: what is kept of it is not {size} bytes")
+            raise UsageError(f"{FILE}: {name}: its packed form is not {size} bytes")
         flat = mx.array(np.frombuffer(data, np.uint8))
         return flat.view(dtype).reshape(shape) if size else mx.zeros(shape, dtype)
 
@@ -102,22 +104,23 @@ def source_kind(folder: Path) -> str | None:
     if not (folder / FILE).exists():
         return None
     try:
-        return str(_read_json(folder)["source"]["kind"])
+        return str(read_json(folder / FILE)["source"]["kind"])
     except (KeyError, TypeError):
         raise UsageError(f"{folder / FILE}: does not say what it was converted from") from None
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a folder that came from Hugging Face's format.
+    """The record of a folder that was converted from Hugging Face's format.
 
     Raises:
         UsageError: If it is damaged or of a later format.
     """
     path = folder / FILE
-    content = _read_json(folder)
+    content = read_json(path)
     if content.get("format") != _FORMAT:
         raise UsageError(f"{path}: expected format {_FORMAT}, found {content.get('format')!r}")
     try:
+        course = content["course"]
         record = Record(
             weights=str(content["weights"]),
             config=dict(content["config"]),
@@ -126,16 +129,12 @@ def read_record(folder: Path) -> Record:
             buffers={str(k): int(v) for k, v in content["buffers"].items()},
             packed=[str(item) for item in content["packed"]],
             left_out=[str(item) for item in content["left_out"]],
-            course=_course(content["course"]),
+            course=None if course is None else {k: dict(course[k]) for k in ("config", "manifest")},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UsageError(f"{path}: damaged; without it known architectures convert too") from None
     _check(record, path)
     return record
-
-
-def _course(content: Any) -> dict[str, Any] | None:
-    return None if content is None else {key: dict(content[key]) for key in ("config", "manifest")}
 
 
 def _check(record: Record, path: Path) -> None:
@@ -147,7 +146,7 @@ def _check(record: Record, path: Path) -> None:
     for name in [*record.same_as, *record.same_as.values(), *record.buffers, *record.left_out]:
         if name not in record.tensors:
             raise UsageError(f"{path}: {name} is not among its tensors")
-    # What it adds to the weights may only be what a model holds twice or computes for itself.
+    # A record may add only tensors that a model holds twice or computes for itself.
     added = [name for name in record.buffers if not BUFFERS.search(name)]
     added += [name for name, other in record.same_as.items() if not is_embedding(other)]
     if added:
@@ -155,14 +154,3 @@ def _check(record: Record, path: Path) -> None:
     forbidden = {"model_file", "quantization", "quantization_config"} & record.config.keys()
     if forbidden:
         raise UsageError(f"{path}: {sorted(forbidden)[0]} in its config is never written")
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise UsageError(f"{path}: not readable as JSON") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return content

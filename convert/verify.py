@@ -1,10 +1,10 @@
-"""The proof of a conversion: weights bit by bit, and logits of PyTorch beside those of MLX."""
+"""The proof of a conversion: weights bit by bit, and PyTorch's logits compared with MLX's."""
 
 import importlib.util
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ import numpy.typing as npt
 from mlx_dpo.convert import record as records
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
-from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights, same_bits
-from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights
+from mlx_dpo.errors import MlxDpoError, UsageError, one_line
+from mlx_dpo.models.course import CourseArgs, CourseModel
 from mlx_dpo.models.dialects import window_note
+from mlx_dpo.models.hub import load_tokenizer
+from mlx_dpo.models.parameters import same_bits
 
 Logits = npt.NDArray[np.float32]
 
@@ -40,7 +43,7 @@ class Agreement:
     Attributes:
         difference: Largest absolute difference.
         largest: Largest absolute logit of the first.
-        num_agreeing: Positions at which both have the same likeliest token.
+        num_agreeing: Positions with the same likeliest token in both.
         num_tokens: All positions.
     """
 
@@ -76,12 +79,27 @@ def compare(first: Logits, second: Logits) -> Agreement:
     )
 
 
+def check_same(expected: Mapping[str, mx.array], converted: Mapping[str, mx.array]) -> str:
+    """Compare weights with those that were converted there and back, bit by bit.
+
+    Returns:
+        The line to show.
+
+    Raises:
+        MlxDpoError: If a tensor is missing or differs.
+    """
+    for name, value in expected.items():
+        if name not in converted or not same_bits(value, converted[name]):
+            raise MlxDpoError(f"{name}: is not the same after conversion there and back")
+    return f"weights: there and back is bit-identical, all {len(expected)} tensors"
+
+
 def check_weights(source: Path, result: Path, dtype: mx.Dtype | None) -> str:
-    """Convert what was written back again, and compare it with the source bit by bit.
+    """Convert the written folder back, and compare it with the source bit by bit.
 
     Args:
         source: The folder that was converted.
-        result: The folder that came of it.
+        result: The folder that was written.
         dtype: What the weights were cast to, if they were.
 
     Returns:
@@ -94,21 +112,20 @@ def check_weights(source: Path, result: Path, dtype: mx.Dtype | None) -> str:
     if is_fresh and not records.read_record(result).left_out:
         original, back = read_weights(source).arrays, torch_model(result).arrays
     else:
-        # To torch, the way back is the way mlx-lm reads it. Where the way back is closed, what
-        # was written is compared with what mlx-lm makes of the source.
+        # To torch, the way back is the way mlx-lm reads it. Where the way back is closed, the
+        # written folder is compared with what mlx-lm makes of the source.
         original, back = mlx_model(source).arrays, mlx_model(result).arrays
     if original.keys() != back.keys():
         names = listed(sorted(original.keys() ^ back.keys()))
         raise MlxDpoError(f"not the same tensors after conversion there and back: {names}")
-    same = f"there and back is bit-identical, all {len(original)} tensors"
-    changes = []
-    for name in list(original):  # each is read from the files here, and let go
-        before, after = original.pop(name), back.pop(name)
-        expected = cast({name: before}, dtype)[name]
-        if not same_bits(expected, after):
-            raise MlxDpoError(f"{name}: is not the same after conversion there and back")
-        if expected.dtype != before.dtype:
-            changes.append(largest_change(before, expected))
+    num_tensors, changes = len(original), []
+    for name in list(original):  # each is read from the files here, and freed
+        before = {name: original.pop(name)}
+        expected = cast(before, dtype)
+        check_same(expected, {name: back.pop(name)})
+        if expected[name].dtype != before[name].dtype:
+            changes.append(largest_change(before[name], expected[name]))
+    same = f"there and back is bit-identical, all {num_tensors} tensors"
     if not changes:
         return f"weights: {same}"
     return f"weights: the cast changes none by more than {max(changes):.2g}; otherwise {same}"
@@ -128,33 +145,53 @@ def check_logits(
             must load. A source that it can't load is only reported.
 
     Returns:
-        The line to show, which says when torch was not asked and why.
+        The line to show, which says why where there was no comparison.
 
     Raises:
         MlxDpoError: If the logits differ by more than float32 rounding, or transformers does not
             load what was written.
     """
     model = mlx_model(mlx_side)
-    reason = _why_not(model)
+    reason = _obstacle(model)
     if reason:
-        return f"logits: torch itself was not asked: {reason}"
+        return f"logits: not compared with torch: {reason}"
     ids = token_batch(tokenizer, model.config)
     try:
         expected = torch_logits(torch_side, ids)
     except MlxDpoError as error:
         if written and not isinstance(error, UsageError):
             raise
-        return f"logits: torch itself was not asked: {error}"
-    agreement = compare(expected, mlx_logits(model, ids))
-    kind = "text" if tokenizer else "token ids in order (there is no tokenizer)"
-    line = (
-        f"logits, transformers beside MLX on {agreement.num_tokens} tokens of {kind}: {agreement}"
-    )
-    if not exact:
-        return f"{line}, cast included"
-    if not agreement.difference <= agreement.allowed:
-        raise MlxDpoError(f"{line}; float32 allows {agreement.allowed:.2g}; nothing was written")
-    return f"{line} (float32 allows {agreement.allowed:.2g})"
+        return f"logits: not compared with torch: {error}"
+    text = "text" if tokenizer else "token ids in order (there is no tokenizer)"
+    return _verdict("transformers", text, compare(expected, mlx_logits(model, ids)), exact)
+
+
+def check_course_logits(
+    file: Path, arrays: Mapping[str, mx.array], args: CourseArgs, mlx_folder: Path, *, exact: bool
+) -> str:
+    """Let PyTorch and MLX score the same text through a course model, both in float32.
+
+    Args:
+        file: The artifact's model.pt, of either side of the conversion.
+        arrays: The MLX parameters of the other side.
+        args: The model's sizes.
+        mlx_folder: Holds the tokenizer.
+        exact: Whether the weights are equal; if they were cast, a difference is only reported.
+
+    Returns:
+        The line to show, which says so where there was no comparison.
+
+    Raises:
+        MlxDpoError: If the logits differ by more than float32 rounding.
+    """
+    if not _has_torch():
+        return "logits: not compared with torch: it is not installed"
+    sizes = {"vocab_size": args.vocab_size, "n_positions": args.max_seq_len}
+    ids = token_batch(load_tokenizer(mlx_folder), sizes)
+    model = CourseModel(args)
+    model.load_weights([(name, value.astype(mx.float32)) for name, value in arrays.items()])
+    agreement = compare(course_torch_logits(file, ids), np.array(model(mx.array(ids))))
+    return _verdict("torch", "text", agreement, exact)
 
 
 def token_batch(tokenizer: Any, config: dict[str, Any]) -> npt.NDArray[np.int64]:
@@ -206,47 +243,86 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
 
     with _quiet(transformers):
         try:
-            known = transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # a config can be wrong in any way
-            raise UsageError(f"transformers: {_first_line(error)}") from None
+            raise UsageError(f"transformers: {one_line(error)}") from None
         try:
-            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=known,
+                config=config,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except Exception as error:  # whatever it meets in the folder
-            raise MlxDpoError(f"transformers can't load the folder: {_first_line(error)}") from None
+        except Exception as error:  # transformers raises anything for a folder that is wrong
+            raise MlxDpoError(f"transformers can't load the folder: {one_line(error)}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            names = [name for name in map(str, told.get(kind) or ()) if not BUFFERS.search(name)]
+            names = [name for name in map(str, report.get(kind) or ()) if not BUFFERS.search(name)]
             if names:
-                reported = f"transformers reports {kind.replace('_', ' ')}"
-                raise MlxDpoError(f"{reported}: {listed(sorted(names))}")
+                what = kind.replace("_", " ")
+                raise MlxDpoError(f"transformers reports {what}: {listed(sorted(names))}")
         with torch.no_grad():
             logits: Logits = model.eval()(torch.from_numpy(ids)).logits.float().numpy()
     return logits
 
 
+def course_torch_logits(file: Path, ids: npt.NDArray[np.int64]) -> Logits:
+    """The course's forward pass in PyTorch, written from its description and not from our module.
+
+    Args:
+        file: A model.pt; every matrix in it is (in, out).
+        ids: int64 (B, T).
+
+    Returns:
+        float32 (B, T, V).
+    """
+    import torch
+
+    functional = torch.nn.functional
+    content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    sizes = content["model_config"]
+    params = iter([param.float() for param in content["params"]])
+    dim, heads = sizes["embedding_dim"], sizes["num_heads"]
+
+    def linear(x: Any) -> Any:
+        return x @ next(params) + next(params)
+
+    def norm(x: Any) -> Any:
+        return functional.layer_norm(x, (dim,), next(params), next(params), 1e-5)
+
+    def split(x: Any) -> Any:
+        return x.view(*x.shape[:2], heads, dim // heads).transpose(1, 2)
+
+    embedding, positions = next(params), next(params)
+    x = embedding[torch.tensor(ids)] + positions[: ids.shape[1]]
+    for _ in range(sizes["num_layers"]):
+        normed = norm(x)
+        q, k, v = (split(linear(normed)) for _ in range(3))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(mixed.transpose(1, 2).reshape(x.shape))
+        x = x + linear(functional.gelu(linear(norm(x))))
+    logits: Logits = (norm(x) @ embedding.T + next(params)).numpy()
+    return logits
+
+
 def free_memory() -> int | None:
-    """Bytes this machine can give without swapping; None where it does not say."""
+    """Bytes this machine has free without swapping; None where it does not say."""
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        return int(found[1]) * 1024 if found else None
+        line = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(line[1]) * 1024 if line else None
     except OSError:
         pass
     try:
-        told = subprocess.run(
+        vm_stat = subprocess.run(
             ["/usr/bin/vm_stat"], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    pages = re.findall(r"Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", told.stdout)
+    pages = re.findall(r"Pages (?:free|inactive|speculative|purgeable):\s+(\d+)", vm_stat.stdout)
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -254,17 +330,23 @@ def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _why_not(model: Model) -> str | None:
+def _verdict(library: str, text: str, agreement: Agreement, exact: bool) -> str:
+    line = f"logits, {library} beside MLX on {agreement.num_tokens} tokens of {text}: {agreement}"
+    if not exact:
+        return f"{line}, cast included"
+    if not agreement.difference <= agreement.allowed:
+        raise MlxDpoError(f"{line}; float32 allows {agreement.allowed:.2g}; nothing was written")
+    return f"{line} (float32 allows {agreement.allowed:.2g})"
+
+
+def _obstacle(model: Model) -> str | None:
+    """Why logits can't be compared with torch; None where they can."""
     if not _has_torch():
         return "it is not installed (pip install 'mlx-dpo[torch]')"
     needed = 2 * 4 * num_parameters(model.arrays)
     free = free_memory()
     if free is not None and needed > free:
-        gigabyte = 1e9
-        return (
-            f"two copies in float32 need {needed / gigabyte:.1f} GB, and "
-            f"{free / gigabyte:.1f} GB are free"
-        )
+        return f"two copies in float32 need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
     return None
 
 
@@ -281,8 +363,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         log.set_verbosity(before)
         if bar:
             log.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

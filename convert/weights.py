@@ -1,21 +1,22 @@
-"""The weight files of a model folder: read with suspicion, written in shards."""
+"""The weights of a model folder: files checked and read, written in shards, dtypes cast."""
 
 import importlib.util
 import json
 import re
+import typing
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.convert.hf.names import BUFFERS
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import inside
-from mlx_dpo.models.parameters import save_arrays
+from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.parameters import read_header, save_arrays
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -27,22 +28,19 @@ DTYPES = {
     **{"I8": mx.int8, "I16": mx.int16, "I32": mx.int32, "I64": mx.int64},
     **{"U8": mx.uint8, "U16": mx.uint16, "U32": mx.uint32, "U64": mx.uint64},
 }
-_SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Tensors of a folder.
 
     Attributes:
         arrays: By name; read from the file when they are first used.
         kind: ``safetensors`` or ``pytorch``.
-        metadata: Of the safetensors files.
     """
 
     arrays: dict[str, mx.array]
     kind: str
-    metadata: dict[str, str]
 
 
 def read_weights(folder: Path) -> Stored:
@@ -51,27 +49,25 @@ def read_weights(folder: Path) -> Stored:
     Raises:
         UsageError: If there are none, or a file is damaged or lies outside the folder.
     """
-    files, kind, listed = weight_files(folder)
+    files, kind, index = weight_files(folder)
     arrays: dict[str, mx.array] = {}
-    metadata: dict[str, str] = {}
     for file in files:
-        part, notes = _read_safetensors(file) if kind == "safetensors" else (_read_bin(file), {})
+        part = _read_safetensors(file) if kind == "safetensors" else _read_bin(file)
         twice = sorted(arrays.keys() & part.keys())
         if twice:
             raise UsageError(
                 f"{file}: holds {twice[0]}, which another file of the folder holds too"
             )
-        wrong = [name for name in part if listed and listed.get(name) != file.name]
+        wrong = [name for name in part if index and index.get(name) != file.name]
         if wrong:
             raise UsageError(f"{file}: holds {wrong[0]}, which the index does not place there")
         arrays |= part
-        metadata |= notes
-    missing = sorted(listed.keys() - arrays.keys())
+    missing = sorted(index.keys() - arrays.keys())
     if missing:
         raise UsageError(
-            f"{folder}: the index names {missing[0]}, and {listed[missing[0]]} has none"
+            f"{folder}: the index names {missing[0]}, and {index[missing[0]]} has none"
         )
-    return Stored(arrays, kind, metadata)
+    return Stored(arrays, kind)
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
@@ -88,8 +84,8 @@ def weight_files(folder: Path) -> tuple[list[Path], str, dict[str, str]]:
             return [inside(folder, stem)], kind, {}
         index = folder / f"{stem}.index.json"
         if index.exists():
-            listed = _read_index(index)
-            return [inside(folder, n) for n in sorted(set(listed.values()))], kind, listed
+            entries = _read_index(index)
+            return [inside(folder, n) for n in sorted(set(entries.values()))], kind, entries
         if kind == "safetensors" and (parts := sorted(folder.glob("model*.safetensors"))):
             return [inside(folder, part.name) for part in parts], kind, {}
     raise UsageError(f"{folder}: no model.safetensors or pytorch_model.bin in it, whole or sharded")
@@ -102,7 +98,7 @@ def write_weights(
 
     Args:
         arrays: Tensors by name.
-        folder: Is there, and holds no weights.
+        folder: An existing folder without weights.
         file_format: ``mlx`` or ``pt``, for the metadata.
         max_shard_bytes: Largest file, unless a single tensor is larger.
     """
@@ -118,65 +114,88 @@ def write_weights(
     if len(shards) == 1:
         save_arrays(folder / "model.safetensors", shards[0], metadata)
         return
-    listed: dict[str, str] = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_arrays(folder / file, shard, metadata)
-        listed |= dict.fromkeys(shard, file)
+        files |= dict.fromkeys(shard, file)
     index = {
         "metadata": {"total_size": sum(value.nbytes for value in arrays.values())},
-        "weight_map": listed,
+        "weight_map": files,
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def same_bits(a: mx.array, b: mx.array) -> bool:
-    """Whether two tensors are equal in shape, dtype and every bit."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(mx.array_equal(as_bits(a), as_bits(b)).item())
+def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
+    """Parameters in another float dtype; integers, buffers and dtype None stay as they are.
+
+    Raises:
+        UsageError: If a value is too large for the dtype.
+    """
+    if dtype is None:
+        return dict(arrays)
+    result = dict(arrays)
+    for name, value in arrays.items():
+        if _is_parameter(name, value):
+            result[name] = value.astype(dtype)
+            if dtype == mx.float16 and not mx.isfinite(result[name]).all().item():
+                raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
+    return result
 
 
-def as_bits(value: mx.array) -> mx.array:
-    """The same bytes as unsigned integers: bfloat16 has no NumPy type, and 0.0 equals -0.0."""
-    return (
-        value.astype(mx.uint8)
-        if value.dtype == mx.bool_
-        else value.view(_SAME_SIZE[value.itemsize])
-    )
+def with_dtype(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
+    """A config that names the dtype its weights have, where it names one and they have one."""
+    names = dtype_names(arrays)
+    if len(names) != 1:
+        return config
+    return config | {key: names[0] for key in ("torch_dtype", "dtype") if key in config}
+
+
+def dtype_names(arrays: Mapping[str, mx.array]) -> list[str]:
+    """Names of the float dtypes that parameters have."""
+    dtypes = {value.dtype for name, value in arrays.items() if _is_parameter(name, value)}
+    return sorted(str(dtype).removeprefix("mlx.core.") for dtype in dtypes)
+
+
+def num_parameters(arrays: Mapping[str, mx.array]) -> int:
+    """How many numbers the parameters hold."""
+    return sum(value.size for name, value in arrays.items() if _is_parameter(name, value))
+
+
+def largest_change(before: mx.array, after: mx.array) -> float:
+    """Largest absolute difference of two tensors of one shape; 0 where they are empty."""
+    if not before.size:
+        return 0.0
+    return float(np.array(mx.abs(after.astype(mx.float32) - before.astype(mx.float32)).max()))
+
+
+def _is_parameter(name: str, value: mx.array) -> bool:
+    return mx.issubdtype(value.dtype, mx.floating) and not BUFFERS.search(name)
 
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        listed = json.loads(inside(path.parent, path.name).read_text("utf-8"))["weight_map"]
-        named = {str(tensor): str(file) for tensor, file in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = {str(name): str(file) for name, file in read_json(path)["weight_map"].items()}
+    except (KeyError, AttributeError):
         raise UsageError(f"{path}: not readable as an index with a weight_map") from None
-    for file in named.values():
+    for file in files.values():
         if not re.fullmatch(r"\w[\w.-]*", file):
             raise UsageError(f"{path}: {file!r} is no name of a file in this folder")
-    if not named:
+    if not files:
         raise UsageError(f"{path}: names no tensor")
-    return named
+    return files
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
+def _read_safetensors(file: Path) -> dict[str, mx.array]:
+    for name, (_, code) in read_header(file).tensors.items():
+        if code not in DTYPES:
+            raise UsageError(
+                f"{file}: {name} is stored as {code}; expected float32, float16 or bfloat16"
+            )
     try:
-        # MLX accepts malformed files, and may crash on them later; this parser is strict.
-        with safe_open(file, framework="numpy") as tensors:
-            metadata = dict(tensors.metadata() or {})
-            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        for name, kind in kinds.items():
-            if kind not in DTYPES:
-                raise UsageError(
-                    f"{file}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
-                )
-        arrays: Any = mx.load(str(file))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{file}: not a valid safetensors file: {_first_line(error)}") from None
-    return dict(arrays), metadata
+        return typing.cast("dict[str, mx.array]", mx.load(str(file)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{file}: not a valid safetensors file: {one_line(error)}") from None
 
 
 def _read_bin(file: Path) -> dict[str, mx.array]:
@@ -199,7 +218,7 @@ def _read_with_torch(file: Path) -> dict[str, mx.array]:
         content = torch.load(file, map_location="cpu", weights_only=True)
         return {str(name): _from_torch(value) for name, value in content.items()}
     except Exception as error:  # the restricted unpickler raises many kinds
-        raise UsageError(f"{file}: not readable by torch.load: {_first_line(error)}") from None
+        raise UsageError(f"{file}: not readable by torch.load: {one_line(error)}") from None
 
 
 def _from_torch(value: Any) -> mx.array:
@@ -208,61 +227,3 @@ def _from_torch(value: Any) -> mx.array:
     if value.dtype == torch.bfloat16:
         return mx.array(value.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
     return mx.array(value.contiguous().numpy())
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-# --- Floating-point formats of weights: casting, naming and counting.
-
-
-NAMED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
-
-def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
-    """Parameters in another float dtype; integers, buffers and dtype None stay as they are.
-
-    Raises:
-        UsageError: If a value is too large for the dtype.
-    """
-    if dtype is None:
-        return dict(arrays)
-    result = {}
-    for name, value in arrays.items():
-        result[name] = value.astype(dtype) if _is_parameter(name, value) else value
-        too_large = dtype == mx.float16 and not mx.isfinite(result[name]).all().item()
-        if too_large and _is_parameter(name, value):
-            raise UsageError(f"{name}: holds values too large for float16; bfloat16 has room")
-    return result
-
-
-def with_dtype(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
-    """A config that names the dtype its weights have, where it names one and they have one."""
-    found = dtype_names(arrays)
-    if len(found) != 1:
-        return config
-    return config | {key: found[0] for key in ("torch_dtype", "dtype") if key in config}
-
-
-def dtype_names(arrays: Mapping[str, mx.array]) -> list[str]:
-    """Names of the float dtypes that parameters have."""
-    found = {value.dtype for name, value in arrays.items() if _is_parameter(name, value)}
-    return sorted(str(dtype).removeprefix("mlx.core.") for dtype in found)
-
-
-def num_parameters(arrays: Mapping[str, mx.array]) -> int:
-    """Numbers in the parameters."""
-    return sum(value.size for name, value in arrays.items() if _is_parameter(name, value))
-
-
-def largest_change(before: mx.array, after: mx.array) -> float:
-    """Largest absolute difference of two tensors of one shape; 0 where they are empty."""
-    if not before.size:
-        return 0.0
-    return float(np.array(mx.abs(after.astype(mx.float32) - before.astype(mx.float32)).max()))
-
-
-def _is_parameter(name: str, value: mx.array) -> bool:
-    return mx.issubdtype(value.dtype, mx.floating) and not BUFFERS.search(name)

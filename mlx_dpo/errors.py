@@ -74,3 +74,8 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(mark in said for mark in _SHORTAGES)
     )
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line of at most 300 characters; its type where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,8 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.conversion import Options, convert
 from tests.convert.tiny import CASES, model_type, save_with_transformers
 
 DOCS = Path(__file__).parent.parent / "docs" / "conversion.md"

@@ -1,7 +1,8 @@
 """A model of the course in memory, read from and written to either of its two forms.
 
 The course's form is an artifact: ``model.pt``, ``config.json``, ``manifest.json``, and a tokenizer
-beside it. The MLX form is what every model folder here is, with ``convert.json`` for the way back.
+beside it. The MLX form is a model folder in mlx-lm's layout, with ``convert.json`` for the way
+back.
 """
 
 import json
@@ -12,15 +13,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo.convert import record
-from mlx_dpo.convert.course.files import (
+from mlx_dpo.convert.course.artifact import (
     CONFIG,
     MANIFEST,
     MODEL,
-    read_json,
+    dpo_manifest,
     tokenizer_file,
     write_json,
 )
-from mlx_dpo.convert.course.manifest import dpo_manifest
 from mlx_dpo.convert.course.params import check_arrays, params_to_mlx, params_to_torch
 from mlx_dpo.convert.course.tokenizer import (
     check_tokenizer,
@@ -33,6 +33,7 @@ from mlx_dpo.convert.weights import MAX_SHARD_BYTES, read_weights, write_weights
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside
 from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs
+from mlx_dpo.models.hub import read_json
 
 KIND = "course"
 _FORMAT = 1
@@ -43,7 +44,7 @@ _REQUIRED_KEYS = _CONFIG_KEYS - {"hidden_dim"}
 
 @dataclass(frozen=True)
 class CourseCheckpoint:
-    """A model of the course, with all that either form of it is written from.
+    """A model of the course, with everything that either form of it is written from.
 
     Attributes:
         args: Its sizes.
@@ -69,89 +70,31 @@ def read_artifact(folder: Path) -> CourseCheckpoint:
 
     Raises:
         UsageError: If a file is missing or damaged, the files disagree about the sizes, or a
-            tensor has not the name's shape.
+            tensor has another shape than its place in the list demands.
     """
-    place = inside(folder, MODEL)
+    file = inside(folder, MODEL)
     config, manifest = read_json(folder / CONFIG), read_json(folder / MANIFEST)
-    content = read_torch_zip(place)
+    content = read_torch_zip(file)
     if not isinstance(content, dict) or sorted(map(str, content)) != sorted(_MODEL_KEYS):
-        found = ", ".join(map(str, content))[:120] if isinstance(content, dict) else "no dict"
-        raise UsageError(f"{place}: expected the keys {', '.join(_MODEL_KEYS)}, found {found}")
+        keys = ", ".join(map(str, content))[:120] if isinstance(content, dict) else "no dict"
+        raise UsageError(f"{file}: expected the keys {', '.join(_MODEL_KEYS)}, found {keys}")
     model_config = content["model_config"]
-    args = _args(content["vocab_size"], model_config, place)
-    claims = {
-        f"{CONFIG}: model_config": config.get("model_config", model_config),
-        f"{MANIFEST}: model_config": manifest.get("model_config", model_config),
-    }
-    for where, claim in claims.items():
-        _same(claim, model_config, f"{folder}: {where}")
-    _same(
-        manifest.get("vocab_size", args.vocab_size), args.vocab_size,
-        f"{folder}: {MANIFEST}: vocab_size",
-    )  # fmt: skip
-    arrays = params_to_mlx(content["params"], args, place)
+    args = _args(content["vocab_size"], model_config, file)
+    for name, other in ((CONFIG, config), (MANIFEST, manifest)):
+        claimed = other.get("model_config", model_config)
+        _check_equal(claimed, model_config, f"{folder}: {name}: model_config")
+    vocab_size = manifest.get("vocab_size", args.vocab_size)
+    _check_equal(vocab_size, args.vocab_size, f"{folder}: {MANIFEST}: vocab_size")
+    arrays = params_to_mlx(content["params"], args, file)
     tokenizer = read_tokenizer(tokenizer_file(folder, manifest))
     return CourseCheckpoint(args, model_config, arrays, config, manifest, tokenizer)
 
 
-def write_course_folder(checkpoint: CourseCheckpoint, folder: Path) -> None:
-    """Write the MLX form into a folder that is there and empty.
-
-    Raises:
-        UsageError: If the tokenizer can't be put in Hugging Face's form.
-    """
-    args = checkpoint.args
-    config = {
-        "model_type": MODEL_TYPE,
-        **{name: getattr(args, name) for name in SIZES},
-        "eos_token_id": special_id(checkpoint.tokenizer, "<|end|>"),
-        "pad_token_id": special_id(checkpoint.tokenizer, "<|pad|>"),
-    }
-    kept = {
-        "format": _FORMAT,
-        "source": {"kind": KIND},
-        "model_config": checkpoint.model_config,
-        "config": checkpoint.config,
-        "manifest": checkpoint.manifest,
-        "tokenizer": checkpoint.tokenizer,
-    }
-    write_tokenizer(
-        checkpoint.tokenizer, folder, vocab_size=args.vocab_size, max_seq_len=args.max_seq_len,
-        place=Path(str(checkpoint.manifest.get("tokenizer_artifact"))),
-    )  # fmt: skip
-    write_weights(checkpoint.arrays, folder, "mlx", MAX_SHARD_BYTES)
-    write_json(folder / CONFIG, config)
-    (folder / record.FILE).write_text(json.dumps(kept) + "\n", encoding="utf-8")
-
-
-def read_course_folder(folder: Path) -> CourseCheckpoint:
-    """Read the MLX form.
-
-    Raises:
-        UsageError: If a file is missing or damaged, or a tensor is not the one expected.
-    """
-    path = folder / record.FILE
-    kept, config = read_json(path), read_json(folder / CONFIG)
-    if kept.get("format") != _FORMAT or _dict(kept, "source", path).get("kind") != KIND:
-        raise UsageError(f"{path}: not the record of a course artifact, format {_FORMAT}")
-    model_config, manifest = _dict(kept, "model_config", path), _dict(kept, "manifest", path)
-    tokenizer = _dict(kept, "tokenizer", path)
-    check_tokenizer(tokenizer, path)
-    args = _args(config.get("vocab_size"), model_config, path)
-    for name in SIZES:
-        _same(config.get(name), getattr(args, name), f"{folder / CONFIG}: {name}")
-    arrays = read_weights(folder).arrays
-    check_arrays(arrays, args, folder)
-    run = read_json(folder / "dpo.json") if (folder / "dpo.json").exists() else None
-    course_config = _dict(kept, "config", path)
-    return CourseCheckpoint(args, model_config, arrays, course_config, manifest, tokenizer, run)
-
-
 def write_artifact(checkpoint: CourseCheckpoint, folder: Path) -> str:
-    """Write the course's form into a folder that is there and empty.
+    """Write the course's form into an empty folder.
 
     Returns:
-        The name in its manifest.
+        The name in its manifest. The course looks for ``artifacts/models/<that name>``.
 
     Raises:
         DiskError: If model.pt can't be written.
@@ -168,29 +111,94 @@ def write_artifact(checkpoint: CourseCheckpoint, folder: Path) -> str:
     return str(manifest.get("name"))
 
 
-def _args(vocab_size: Any, model_config: Any, place: Path) -> CourseArgs:
+def is_course_folder(folder: Path) -> bool:
+    """Whether a folder is the MLX form of a course model."""
+    try:
+        return read_json(folder / CONFIG).get("model_type") == MODEL_TYPE
+    except UsageError:
+        return False
+
+
+def read_course_folder(folder: Path) -> CourseCheckpoint:
+    """Read the MLX form.
+
+    Raises:
+        UsageError: If a file is missing or damaged, or a tensor is not the one expected.
+    """
+    path = folder / record.FILE
+    content, config = read_json(path), read_json(folder / CONFIG)
+    if content.get("format") != _FORMAT or _object(content, "source", path).get("kind") != KIND:
+        raise UsageError(f"{path}: not the record of a course artifact, format {_FORMAT}")
+    model_config, manifest, tokenizer, course_config = (
+        _object(content, key, path) for key in ("model_config", "manifest", "tokenizer", "config")
+    )
+    check_tokenizer(tokenizer, path)
+    args = _args(config.get("vocab_size"), model_config, path)
+    for name in SIZES:
+        _check_equal(config.get(name), getattr(args, name), f"{folder / CONFIG}: {name}")
+    arrays = read_weights(folder).arrays
+    check_arrays(arrays, args, folder)
+    run = read_json(folder / "dpo.json") if (folder / "dpo.json").exists() else None
+    return CourseCheckpoint(args, model_config, arrays, course_config, manifest, tokenizer, run)
+
+
+def write_course_folder(checkpoint: CourseCheckpoint, folder: Path) -> None:
+    """Write the MLX form into an empty folder.
+
+    Raises:
+        UsageError: If the tokenizer can't be put in Hugging Face's form.
+    """
+    args = checkpoint.args
+    config = {
+        "model_type": MODEL_TYPE,
+        **{name: getattr(args, name) for name in SIZES},
+        "eos_token_id": special_id(checkpoint.tokenizer, "<|end|>"),
+        "pad_token_id": special_id(checkpoint.tokenizer, "<|pad|>"),
+    }
+    recorded = {
+        "format": _FORMAT,
+        "source": {"kind": KIND},
+        "model_config": checkpoint.model_config,
+        "config": checkpoint.config,
+        "manifest": checkpoint.manifest,
+        "tokenizer": checkpoint.tokenizer,
+    }
+    source = Path(str(checkpoint.manifest.get("tokenizer_artifact")))
+    write_tokenizer(
+        checkpoint.tokenizer,
+        folder,
+        vocab_size=args.vocab_size,
+        max_seq_len=args.max_seq_len,
+        source=source,
+    )
+    write_weights(checkpoint.arrays, folder, "mlx", MAX_SHARD_BYTES)
+    write_json(folder / CONFIG, config)
+    (folder / record.FILE).write_text(json.dumps(recorded) + "\n", encoding="utf-8")
+
+
+def _args(vocab_size: Any, model_config: Any, source: Path) -> CourseArgs:
     if not isinstance(model_config, dict):
-        raise UsageError(f"{place}: model_config: expected a dict")
+        raise UsageError(f"{source}: model_config: expected a dict")
     keys = {str(key) for key in model_config}
     wrong = sorted((keys - _CONFIG_KEYS) | (_REQUIRED_KEYS - keys))
     if wrong:
         what = "is missing" if wrong[0] in _REQUIRED_KEYS else "is not known"
-        raise UsageError(f"{place}: model_config: {wrong[0]!r:.80} {what}")
+        raise UsageError(f"{source}: model_config: {wrong[0]!r:.80} {what}")
     try:
         return CourseArgs.from_dict({**model_config, "vocab_size": vocab_size})
     except ValueError as error:
-        raise UsageError(f"{place}: model_config: {error}") from None
+        raise UsageError(f"{source}: model_config: {error}") from None
 
 
-def _same(found: Any, expected: Any, place: str) -> None:
-    if found != expected:
+def _check_equal(value: Any, expected: Any, source: str) -> None:
+    if value != expected:
         raise UsageError(
-            f"{place}: expected {expected!r:.200} as the weights have it, found {found!r:.200}"
+            f"{source}: expected {expected!r:.200} as the weights have it, found {value!r:.200}"
         )
 
 
-def _dict(kept: dict[str, Any], key: str, place: Path) -> dict[str, Any]:
-    value = kept.get(key)
+def _object(content: dict[str, Any], key: str, source: Path) -> dict[str, Any]:
+    value = content.get(key)
     if not isinstance(value, dict):
-        raise UsageError(f"{place}: {key}: expected an object")
+        raise UsageError(f"{source}: {key}: expected an object")
     return value

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.convert.course.files import read_json
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.hub import read_json
 
 FORMAT = "g2c.bpe"
 _NUM_BYTES = 256
@@ -33,10 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """Read a ``g2c.bpe`` file and see that it is whole.
-
-    Returns:
-        The file's content.
+    """Read and check a ``g2c.bpe`` file.
 
     Raises:
         UsageError: If it is anything else, or its ids don't follow each other.
@@ -46,23 +43,23 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_tokenizer(content: dict[str, Any], place: Path) -> None:
-    """The checks of `read_tokenizer`, on a content that came another way."""
+def check_tokenizer(content: dict[str, Any], source: Path) -> None:
+    """The checks of `read_tokenizer`, on content that `source` holds."""
     if content.get("format") != FORMAT or content.get("version") not in (1, 2):
         raise UsageError(
-            f"{place}: expected format {FORMAT!r} version 1 or 2, found "
+            f"{source}: expected format {FORMAT!r} version 1 or 2, found "
             f"{content.get('format')!r:.40} version {content.get('version')!r:.40}"
         )
     specials, merges = _specials(content), content.get("merges")
     if not _are_distinct_texts(specials):
-        raise UsageError(f"{place}: special_tokens: expected a list of different texts")
+        raise UsageError(f"{source}: special_tokens: expected a list of different texts")
     if not isinstance(merges, list):
-        raise UsageError(f"{place}: merges: expected a list")
+        raise UsageError(f"{source}: merges: expected a list")
     first = _NUM_BYTES + len(specials)
     for new_id, merge in enumerate(merges, first):
         if not _is_merge(merge, new_id, range(_NUM_BYTES, first)):
             raise UsageError(
-                f"{place}: merges[{new_id - first}]: expected [a, b, {new_id}] with a and b bytes "
+                f"{source}: merges[{new_id - first}]: expected [a, b, {new_id}] with a and b bytes "
                 f"or earlier merges, found {merge!r:.80}"
             )
 
@@ -89,28 +86,30 @@ def _is_merge(merge: Any, new_id: int, specials: range) -> bool:
 
 
 def special_id(content: dict[str, Any], token: str) -> int | None:
-    """The id of a special token, or None if there is none of that name."""
+    """The id of a special token, or None."""
     specials = _specials(content)
     return _NUM_BYTES + specials.index(token) if token in specials else None
 
 
-def hugging_face_tokenizer(content: dict[str, Any], vocab_size: int, place: Path) -> dict[str, Any]:
+def hugging_face_tokenizer(
+    content: dict[str, Any], vocab_size: int, source: Path
+) -> dict[str, Any]:
     """The content of a Hugging Face ``tokenizer.json`` that encodes identically.
 
     Args:
         content: A checked ``g2c.bpe`` file.
         vocab_size: Of the model; merges with ids beyond it are left out, as the course does.
-        place: The file, for messages.
+        source: The file, for messages.
 
     Raises:
         UsageError: If bytes or special tokens lie beyond the model's vocabulary, or two ids stand
-            for the same bytes, which Hugging Face's form can't hold.
+            for the same bytes.
     """
     specials = _specials(content)
     first = _NUM_BYTES + len(specials)
     if vocab_size < first:
         raise UsageError(
-            f"{place}: the model's vocabulary of {vocab_size} has no room for 256 bytes and "
+            f"{source}: the model's vocabulary of {vocab_size} has no room for 256 bytes and "
             f"{len(specials)} special tokens; expected at least {first}"
         )
     texts = dict(enumerate([*_byte_texts(), *specials]))
@@ -119,14 +118,14 @@ def hugging_face_tokenizer(content: dict[str, Any], vocab_size: int, place: Path
         texts[new_id] = texts[a] + texts[b]
         if len(texts[new_id]) > _MAX_TOKEN_BYTES:
             raise UsageError(
-                f"{place}: merge {new_id} makes a token of {len(texts[new_id])} bytes, more than "
+                f"{source}: merge {new_id} makes a token of {len(texts[new_id])} bytes, more than "
                 f"{_MAX_TOKEN_BYTES}"
             )
     vocab: dict[str, int] = {}
     for token_id, text in texts.items():
         if text in vocab:
             raise UsageError(
-                f"{place}: ids {vocab[text]} and {token_id} stand for the same text {text!r:.60}, "
+                f"{source}: ids {vocab[text]} and {token_id} stand for the same text {text!r:.60}, "
                 "which a Hugging Face tokenizer can't hold"
             )
         vocab[text] = token_id
@@ -172,7 +171,7 @@ def tokenizer_config(content: dict[str, Any], max_seq_len: int) -> dict[str, Any
 
 
 def write_tokenizer(
-    content: dict[str, Any], folder: Path, *, vocab_size: int, max_seq_len: int, place: Path
+    content: dict[str, Any], folder: Path, *, vocab_size: int, max_seq_len: int, source: Path
 ) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into a folder.
 
@@ -180,7 +179,7 @@ def write_tokenizer(
         UsageError: As `hugging_face_tokenizer`.
     """
     files = {
-        "tokenizer.json": hugging_face_tokenizer(content, vocab_size, place),
+        "tokenizer.json": hugging_face_tokenizer(content, vocab_size, source),
         "tokenizer_config.json": tokenizer_config(content, max_seq_len),
     }
     for name, data in files.items():

@@ -11,8 +11,6 @@ from mlx_dpo.convert.hf.names import (
     BUFFERS,
     RULES,
     check_tensors,
-    checked_config,
-    for_mlx,
     listed,
     shapes_of,
     skeleton,
@@ -22,7 +20,16 @@ from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.weights import read_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import TIED, check_sizes, is_head, tied_entry, twin, window_note
+from mlx_dpo.models.dialects import (
+    TIED,
+    check_sizes,
+    for_mlx,
+    is_head,
+    tied_entry,
+    twin,
+    window_note,
+)
+from mlx_dpo.models.hub import checked_config
 from mlx_dpo.models.parameters import check_finite, named_arrays
 
 
@@ -50,9 +57,9 @@ def mlx_model(folder: Path) -> Model:
         folder: Holds config.json and weights; only read.
 
     Returns:
-        Every parameter of mlx-lm's model, in the dtype the folder holds. The config has both
-        spellings where mlx-lm and transformers differ. The record is the folder's own, or one that
-        takes the folder's tensors for the source.
+        Every parameter of mlx-lm's model, in the folder's dtype. The config has both spellings
+        where mlx-lm and transformers differ. The record is the folder's own, or one with the
+        folder's tensors as the source.
 
     Raises:
         UsageError: If a file is missing or damaged, a tensor is missing, superfluous, not finite or
@@ -64,19 +71,19 @@ def mlx_model(folder: Path) -> Model:
     config = for_mlx({**original, **tied_entry(original, stored.arrays)})
     check_sizes(config, [value.shape for value in stored.arrays.values()])
     model = skeleton(config)
-    found = sanitized(model, stored.arrays)
+    arrays = sanitized(model, stored.arrays)
     expected = named_arrays(model.parameters())
     record: Record | None
     if records.source_kind(folder) == "huggingface":
-        # Of MLX's own tensors none is dropped; the record says what was when they were made.
+        # None of MLX's own tensors is dropped; the record says what the conversion dropped.
         record = records.read_record(folder)
     else:
         record = Record(stored.kind, original, records.describe(stored.arrays))
         record = _account(record, stored.arrays, config, expected, folder)
-        found = {k: v for k, v in found.items() if k in expected or record is None}
-    check_tensors(found, expected, folder)
-    arrays = {name: found[name] for name in expected}
-    return Model(arrays, without_code(config), record, _notes(original))
+        arrays = {k: v for k, v in arrays.items() if k in expected or record is None}
+    check_tensors(arrays, expected, folder)
+    ordered = {name: arrays[name] for name in expected}
+    return Model(ordered, without_code(config), record, _notes(original))
 
 
 def torch_model(folder: Path) -> Model:
@@ -95,8 +102,8 @@ def torch_model(folder: Path) -> Model:
     kind = model.config["model_type"]
     if kind not in RULES:
         raise UsageError(
-            f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and there is no "
-            f"{records.FILE} that tells; convert from the original Hugging Face folder first"
+            f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and no "
+            f"{records.FILE} records it; convert from the original Hugging Face folder first"
         )
     rule = RULES[kind]
     arrays = {
@@ -109,7 +116,7 @@ def torch_model(folder: Path) -> Model:
 
 def _check_finite(folder: Path) -> None:
     arrays = read_weights(folder).arrays
-    for name in list(arrays):  # each is read from its file here, and let go
+    for name in list(arrays):  # each is read from its file here, and freed
         check_finite({name: arrays.pop(name)}, folder)
 
 
@@ -143,7 +150,7 @@ def _account(
                 f"{TIED} in config.json ties it"
             )
         elif BUFFERS.search(name):
-            record.keep_buffer(name, arrays[name])
+            record.add_buffer(name, arrays[name])
         elif name in path.unplaced:
             raise UsageError(
                 f"{folder}: mlx-lm's {config['model_type']} has no place for {name} "
@@ -157,8 +164,8 @@ def _account(
 def _by_record(model: Model, record: Record, folder: Path) -> dict[str, mx.array]:
     if record.left_out:
         raise UsageError(
-            f"{folder}: the source held tensors that the MLX model has no use for, and they are "
-            f"not here: {listed(record.left_out)}"
+            f"{folder}: the source held tensors that the MLX model does not use, and they were "
+            f"not stored: {listed(record.left_out)}"
         )
     config = dict(record.config)
     if config.get("model_type") != model.config.get("model_type"):

@@ -1,7 +1,7 @@
-"""How mlx-lm names and lays out tensors, architecture by architecture, and Hugging Face's way.
+"""Names and layouts of tensors: those of mlx-lm's models, and the rules back to Hugging Face's.
 
-These rules turn an MLX folder into a Hugging Face folder with nothing recorded about where it came
-from. Where a conversion recorded the source's own tensors, `trace` follows those instead.
+The rules turn an MLX folder into a Hugging Face folder with nothing recorded about its source.
+Where a conversion recorded the source's own tensors, `trace` follows those instead.
 """
 
 import re
@@ -13,13 +13,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import mlx_config, model_classes
-from mlx_dpo.models.hub import normalised, read_config
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.dialects import model_classes
 
+Shape = tuple[int, ...]
+
+_SHOWN = 5  # names listed in a message
 _GPT2_LINEAR = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 
-# Buffers that models compute for themselves and older checkpoints hold all the same.
+# Buffers that models compute for themselves and older checkpoints store as well.
 BUFFERS = re.compile(
     r"(^|\.)(attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$"
 )
@@ -30,8 +32,8 @@ class Rule:
     """The way from MLX names to Hugging Face names.
 
     Attributes:
-        prefixes: Beginnings of names and what stands in their place; the first that fits counts.
-        transposed: Names of matrices that PyTorch holds the other way round.
+        prefixes: Prefixes of MLX names, each with its replacement; the first that fits counts.
+        transposed: Names of matrices that PyTorch stores transposed.
     """
 
     prefixes: tuple[tuple[str, str], ...] = ()
@@ -45,7 +47,7 @@ class Rule:
         return name
 
     def is_transposed(self, name: str) -> bool:
-        """Whether PyTorch holds this MLX parameter the other way round."""
+        """Whether PyTorch stores this MLX parameter transposed."""
         return self.transposed is not None and self.transposed.search(name) is not None
 
 
@@ -67,41 +69,8 @@ RULES = {
 }
 
 
-# --- What a config.json describes: mlx-lm's model, and the tensors it
-# must be filled with.
-
-
-Shape = tuple[int, ...]
-
-_SHOWN = 5  # names listed in a message
-
-
-def checked_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json, of a model that can be converted.
-
-    Raises:
-        UsageError: If there is none, it names code to run, or the model is quantised.
-    """
-    config = read_config(folder)
-    if "model_file" in config:
-        raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
-    inner = config.get("text_config")
-    for holder in (config, inner if isinstance(inner, dict) else {}):
-        if holder.get("quantization") or holder.get("quantization_config"):
-            raise UsageError(
-                f"{folder}: the model is quantised; convert the full-precision checkpoint, or make "
-                "one: mlx_lm.convert --dequantize"
-            )
-    return config
-
-
-def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with all entries in the spelling mlx-lm reads, beside the one it had."""
-    return config | mlx_config(config, normalised(config))
-
-
 def without_code(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that names no code: the files don't travel, and nothing here would run them."""
+    """A config that names no code: the files are not copied, and nothing here would run them."""
     return {key: value for key, value in config.items() if key != "auto_map"}
 
 
@@ -116,17 +85,16 @@ def skeleton(config: dict[str, Any]) -> nn.Module:
     """
     model_class, arguments = model_classes(config)
     try:
-        made: nn.Module = model_class(arguments.from_dict(config))
+        model: nn.Module = model_class(arguments.from_dict(config))
     except Exception as error:  # each architecture checks its settings in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"config.json: mlx-lm can't build {config['model_type']} from it: {reason}"
+            f"config.json: mlx-lm can't build {config['model_type']} from it: {one_line(error)}"
         ) from None
-    return made
+    return model
 
 
 def check_tensors(
-    found: Mapping[str, mx.array], expected: Mapping[str, mx.array], folder: Path
+    arrays: Mapping[str, mx.array], expected: Mapping[str, mx.array], folder: Path
 ) -> None:
     """Compare tensors with a model's parameters, name by name and shape by shape.
 
@@ -135,17 +103,17 @@ def check_tensors(
     Raises:
         UsageError: If a tensor is missing, superfluous or of another shape.
     """
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in expected if name not in arrays]
     if missing:
         raise UsageError(f"{folder}: tensors are missing: {listed(missing)}")
-    superfluous = [name for name in found if name not in expected]
+    superfluous = [name for name in arrays if name not in expected]
     if superfluous:
         raise UsageError(f"{folder}: mlx-lm's model has no place for: {listed(superfluous)}")
     for name, value in expected.items():
-        if found[name].shape != value.shape:
+        if arrays[name].shape != value.shape:
             raise UsageError(
                 f"{folder}: {name}: expected shape {list(value.shape)}, "
-                f"found {list(found[name].shape)}"
+                f"found {list(arrays[name].shape)}"
             )
 
 

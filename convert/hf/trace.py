@@ -1,8 +1,8 @@
 """Undo what mlx-lm's `sanitize` did to a checkpoint, whatever it did, if it only moved numbers.
 
 `sanitize` is run once more on tensors whose every element is its own address: which tensor of the
-source it belongs to, and where in it. What comes out says for each element of the MLX model where
-it came from; a renaming, a transposition, a split and a stack of experts are all read off alike.
+source it belongs to, and where in it. The output says for each element of the MLX model where it
+came from; a renaming, a transposition, a split and a stack of experts are all read off alike.
 """
 
 import math
@@ -15,8 +15,8 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.weights import as_bits
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.parameters import as_bits
 
 Shape = tuple[int, ...]
 Addresses = npt.NDArray[np.int64]
@@ -75,15 +75,17 @@ def trace(model: nn.Module, shapes: Mapping[str, Shape], expected: Mapping[str, 
         name: _addresses(number, shape) for number, (name, shape) in enumerate(shapes.items())
     }
     names = {id(probe): name for name, probe in probes.items()}
-    found = sanitized(model, probes)
-    unmoved = {name: names[id(value)] for name, value in found.items() if id(value) in names}
+    traced = sanitized(model, probes)
+    unmoved = {name: names[id(value)] for name, value in traced.items() if id(value) in names}
     del probes  # each address is freed with the last tensor that needs it
-    for name in list(found):
-        value = found.pop(name)
+    for name in list(traced):
+        value = traced.pop(name)
         if name not in expected:
             path.unplaced.append(unmoved.get(name, name))
         elif tuple(value.shape) != expected[name]:
-            raise _mismatch(name, expected[name], tuple(value.shape))
+            raise UsageError(
+                f"{name}: expected shape {list(expected[name])}, found {list(value.shape)}"
+            )
         elif name in unmoved:
             source = unmoved[name]
             path.moves[name] = Move((source,), tuple(range(len(shapes[source]))), False)
@@ -111,9 +113,8 @@ def sanitized(model: nn.Module, arrays: Mapping[str, mx.array]) -> dict[str, mx.
     try:
         return dict(model.sanitize(dict(arrays)))
     except Exception as error:  # the names or shapes are not what its author expected
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"mlx-lm can't read these tensors: {type(error).__name__}: {reason}"
+            f"mlx-lm can't read these tensors: {type(error).__name__}: {one_line(error)}"
         ) from None
 
 
@@ -122,25 +123,25 @@ def restore(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.array]
 
     Args:
         path: From `trace`.
-        weights: Tensors of the MLX model, of the names and shapes that were expected.
+        weights: Tensors of the MLX model, with the names and shapes that `trace` expected.
 
     Raises:
         UsageError: If an element of a source tensor is written twice or never.
     """
-    found: dict[str, mx.array] = {}
+    restored: dict[str, mx.array] = {}
     for name, move in path.moves.items():
         back = tuple(np.argsort(move.axes).tolist())
         parts = weights[name] if move.stacked else [weights[name]]
         for source, part in zip(move.sources, parts, strict=True):
-            if source in found:
+            if source in restored:
                 raise UsageError(f"{source}: mlx-lm uses it in two places")
             is_moved = back != tuple(range(len(back)))
-            found[source] = mx.contiguous(part.transpose(back)) if is_moved else part
+            restored[source] = mx.contiguous(part.transpose(back)) if is_moved else part
     pieces = _gather_back(path, weights)
-    twice = sorted(found.keys() & pieces.keys())
+    twice = sorted(restored.keys() & pieces.keys())
     if twice:
         raise UsageError(f"{twice[0]}: mlx-lm uses it in two places")
-    return found | pieces
+    return restored | pieces
 
 
 def _gather_back(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -171,21 +172,21 @@ def _gather_back(path: Trace, weights: Mapping[str, mx.array]) -> dict[str, mx.a
 
 
 def _classify(path: Trace, name: str, value: mx.array) -> None:
-    if value.dtype != mx.int64 or not value.size:
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
-    order = list(path.shapes)
-    move = _whole(order, path.shapes, value[None], False) or _whole(order, path.shapes, value, True)
-    if move:
-        path.moves[name] = move
-        return
-    addresses = np.array(value)
-    numbers = addresses >> _PLACE_BITS
-    if numbers.min() < 0 or numbers.max() >= len(order):
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
-    sizes = np.array([math.prod(shape) for shape in path.shapes.values()])
-    if ((addresses & _PLACE) >= sizes[numbers]).any():
-        raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
-    path.gathers[name] = addresses
+    """Record how the addresses in `value` came from source tensors: as wholes or in pieces."""
+    if value.dtype == mx.int64 and value.size:
+        order, shapes = list(path.shapes), path.shapes
+        move = _whole(order, shapes, value[None], False) or _whole(order, shapes, value, True)
+        if move:
+            path.moves[name] = move
+            return
+        addresses = np.array(value)
+        numbers = addresses >> _PLACE_BITS
+        if numbers.min() >= 0 and numbers.max() < len(order):
+            sizes = np.array([math.prod(shape) for shape in shapes.values()])
+            if ((addresses & _PLACE) < sizes[numbers]).all():
+                path.gathers[name] = addresses
+                return
+    raise UsageError(f"{name}: mlx-lm computes it, and the way back is not known")
 
 
 def _whole(
@@ -216,7 +217,3 @@ def _is_transpose(part: mx.array, source: mx.array, axes: tuple[int, ...]) -> bo
 def _addresses(number: int, shape: Shape) -> mx.array:
     size = math.prod(shape)
     return mx.arange(size, dtype=mx.int64).reshape(shape) + (number << _PLACE_BITS)
-
-
-def _mismatch(name: str, expected: Shape, found: Shape) -> UsageError:
-    return UsageError(f"{name}: expected shape {list(expected)}, found {list(found)}")

@@ -1,13 +1,16 @@
-"""PyTorch's zip files, read without PyTorch.
+"""PyTorch's zip files, read and written without PyTorch.
 
-`torch.save` writes a zip of stored members under one top folder: ``data.pkl`` says how the tensors
-hang together, ``data/0``, ``data/1``, ... hold their bytes. Nothing of it is trusted: the pickle
-goes to `restricted_pickle`; names, sizes and checksums are checked here.
+`torch.save` writes a zip of stored members under one top folder: ``data.pkl`` holds the structure,
+``data/0``, ``data/1``, ... the bytes of the tensors. Nothing in a file is trusted: the pickle goes
+to `restricted_pickle`; names, sizes and checksums are checked here. The same content is always
+written as the same bytes.
 """
 
+import math
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,6 @@ from mlx_dpo.convert.torch_zip.tensors import (
     BFloat16,
     Tensor,
     as_mlx,
-    from_mlx,
     num_bytes,
     view,
 )
@@ -30,25 +32,19 @@ from mlx_dpo.errors import DiskError, UsageError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = [
-    "BFloat16",
-    "Tensor",
-    "as_mlx",
-    "from_mlx",
-    "read_state_dict",
-    "read_torch_zip",
-    "write_torch_zip",
-]
-
 _MAX_MEMBERS = 65_000
 _MAX_DIRECTORY = 16 * 2**20  # bytes of the list of members
 _MAX_NAME = 300
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f:]+")
 _KEY = re.compile(r"[0-9]{1,9}")
 
+_TOP = "archive"
+_ALIGNMENT = 64
+_STORAGE_OF = {dtype: name for name, dtype in DTYPES.items() if name != "BFloat16"}
+
 
 def read_torch_zip(path: Path) -> Any:
-    """Read what `torch.save` wrote. Nothing in the file is executed.
+    """Read a file of `torch.save`. Nothing in it is executed.
 
     Args:
         path: A file of plain data and tensors: a state dict, or a model of the course.
@@ -98,6 +94,32 @@ def read_state_dict(path: Path) -> "dict[str, mx.array]":
     if total > 2 * path.stat().st_size:
         raise UsageError(f"{path}: its tensors overlap: {total} bytes of them in a smaller file")
     return {name: as_mlx(value) for name, value in content.items()}
+
+
+def write_torch_zip(path: Path, content: Any) -> None:
+    """Write plain data and tensors as `torch.save` would, for ``weights_only=True``.
+
+    Args:
+        path: The file; it is overwritten.
+        content: Dicts with text keys, lists, numbers, texts, booleans and None; tensors as NumPy
+            arrays or `BFloat16`.
+
+    Raises:
+        DiskError: If it can't be written.
+        TypeError: If there is anything else in `content`.
+    """
+    tensors: list[Tensor] = []
+    pickled = b"\x80\x02" + _value(content, tensors) + b"."
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, "data.pkl", pickled)
+            _add(archive, "byteorder", b"little")
+            for number, tensor in enumerate(tensors):
+                values = tensor.bits if isinstance(tensor, BFloat16) else tensor
+                _add(archive, f"data/{number}", values.tobytes())
+            _add(archive, "version", b"3\n")
+    except OSError as error:
+        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 
 class _RefusedZipError(ValueError):
@@ -216,41 +238,6 @@ def _tensor(
         raise RefusedPickleError(str(error)) from None
 
 
-# --- Files for ``torch.load(path, weights_only=True)``: the same
-# content gives the same bytes.
-
-
-_TOP = "archive"
-_ALIGNMENT = 64
-_STORAGE_OF = {dtype: name for name, dtype in DTYPES.items() if name != "BFloat16"}
-
-
-def write_torch_zip(path: Path, content: Any) -> None:
-    """Write plain data and tensors as `torch.save` would.
-
-    Args:
-        path: The file; it is overwritten.
-        content: Dicts with text keys, lists, numbers, texts, booleans and None; tensors as NumPy
-            arrays or `BFloat16`.
-
-    Raises:
-        DiskError: If it can't be written.
-        TypeError: If there is anything else in `content`.
-    """
-    tensors: list[Tensor] = []
-    pickled = b"\x80\x02" + _value(content, tensors) + b"."
-    try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, "data.pkl", pickled)
-            _add(archive, "byteorder", b"little")
-            for number, tensor in enumerate(tensors):
-                values = tensor.bits if isinstance(tensor, BFloat16) else tensor
-                _add(archive, f"data/{number}", values.tobytes())
-            _add(archive, "version", b"3\n")
-    except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
-
-
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     info = zipfile.ZipInfo(f"{_TOP}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system = 0
@@ -272,10 +259,8 @@ def _value(value: Any, tensors: list[Tensor]) -> bytes:
     if isinstance(value, TENSOR_TYPES):
         tensors.append(value)
         return _tensor_record(value, len(tensors) - 1)
-    return _text(value) if isinstance(value, str) else _scalar(value)
-
-
-def _scalar(value: Any) -> bytes:
+    if isinstance(value, str):
+        return _text(value)
     if value is None:
         return b"N"
     if isinstance(value, bool):
@@ -301,7 +286,7 @@ def _integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def _sizes(values: list[int]) -> bytes:
+def _sizes(values: Sequence[int]) -> bytes:
     return b"(" + b"".join(map(_integer, values)) + b"t"
 
 
@@ -310,24 +295,10 @@ def _tensor_record(tensor: Tensor, number: int) -> bytes:
     kind = "BFloat16" if isinstance(tensor, BFloat16) else _STORAGE_OF.get(tensor.dtype)
     if kind is None:
         raise TypeError(f"{tensor} is of a dtype PyTorch files don't have")
-    strides = [int(np.prod(tensor.shape[axis + 1 :])) for axis in range(len(tensor.shape))]
-    storage = b"".join(
-        [
-            _text("storage"),
-            f"ctorch\n{kind}Storage\n".encode(),
-            _text(str(number)),
-            _text("cpu"),
-            _integer(int(np.prod(tensor.shape))),
-        ]
-    )
-    arguments = b"".join(
-        [
-            b"(" + storage + b"tQ",
-            _integer(0),
-            _sizes(list(tensor.shape)),
-            _sizes(strides),
-            b"\x89",  # it needs no gradient
-            b"ccollections\nOrderedDict\n)R",  # and has no hooks
-        ]
-    )
+    strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    storage = _text("storage") + f"ctorch\n{kind}Storage\n".encode() + _text(str(number))
+    storage += _text("cpu") + _integer(math.prod(tensor.shape))
+    arguments = b"(" + storage + b"tQ" + _integer(0) + _sizes(tensor.shape) + _sizes(strides)
+    arguments += b"\x89"  # it needs no gradient
+    arguments += b"ccollections\nOrderedDict\n)R"  # and has no hooks
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"

@@ -18,7 +18,7 @@ MAX_OPCODES = 400_000
 MAX_DEPTH = 32
 _MAX_INT = 2**63
 
-# What a pickle may name, and what stands for it here. None of it is ever imported.
+# What a pickle may name. None of it is ever imported.
 _DICT = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
@@ -47,7 +47,7 @@ class _Storage:
 
 
 class _Mark:
-    """Where a group of items begins on the stack."""
+    """Marks on the stack where a group of items begins."""
 
 
 _MARK = _Mark()
@@ -170,13 +170,13 @@ class _Machine:
         self.stack.append(value)
 
     def make_tuple(self, items: list[Any]) -> None:
-        made = tuple(items)
-        self.depths.setdefault(id(made), (1, made))
-        for item in made:
-            self.hold(made, item)
+        group = tuple(items)
+        self.depths.setdefault(id(group), (1, group))
+        for item in group:
+            self.hold(group, item)
             if self.is_internal(item):
-                self.internal.add(id(made))
-        self.stack.append(made)
+                self.internal.add(id(group))
+        self.stack.append(group)
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]

@@ -1,5 +1,6 @@
 """Tensors of PyTorch files as NumPy arrays, and from there to MLX, without losing a bit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# PyTorch's names of storages, and how their numbers lie in a file.
+# PyTorch's names of storage types, and the layout of their numbers in a file.
 DTYPES: dict[str, np.dtype[Any]] = {
     "Float": np.dtype("<f4"),
     "Half": np.dtype("<f2"),
@@ -38,7 +39,7 @@ class BFloat16:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Of the tensor."""
         return self.bits.shape
 
 
@@ -52,7 +53,7 @@ def as_mlx(tensor: Tensor) -> "mx.array":
 
     if isinstance(tensor, BFloat16):
         return mx.array(np.ascontiguousarray(tensor.bits)).view(mx.bfloat16)
-    if tensor.dtype == np.float64:  # MLX makes it float32 unless told
+    if tensor.dtype == np.float64:  # MLX makes it float32 by default
         return mx.array(tensor, dtype=mx.float64)
     return mx.array(tensor)
 
@@ -90,9 +91,7 @@ def view(
     Raises:
         ValueError: If it would reach past the storage, or claim more elements than that has.
     """
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # Repeating a number by a stride of 0 would let a small file claim any amount of memory.
     too_large = len(shape) > _MAX_DIMENSIONS or max(size, offset) > storage.size
@@ -103,8 +102,8 @@ def view(
             f"{storage.size} elements"
         )
     if not size:
-        made = np.empty(shape, storage.dtype)
+        values = np.empty(shape, storage.dtype)
     else:
         steps = [step * storage.itemsize for step in strides]
-        made = np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
-    return BFloat16(made) if kind == "BFloat16" else made
+        values = np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
+    return BFloat16(values) if kind == "BFloat16" else values

@@ -43,8 +43,8 @@ def convert(
       mlx_dpo convert checkpoints/sft-dpo path/to/torch-dpo
       mlx_dpo convert checkpoints/sft-dpo out --dtype bfloat16
     """
+    from mlx_dpo.convert.conversion import Options
     from mlx_dpo.convert.conversion import convert as run
-    from mlx_dpo.convert.options import Options
     from mlx_dpo.convert.sources import find
 
     chosen = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]

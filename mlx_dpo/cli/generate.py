@@ -25,12 +25,12 @@ def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed:
     Example:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
     """
-    from mlx_dpo.convert.sources import load
+    from mlx_dpo.convert.sources import find_mlx, load_folder
     from mlx_dpo.models.generate import answer
     from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.records import Message
 
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load_folder(find_mlx(model))
     reply = answer(
         loaded,
         chat_format(tokenizer),

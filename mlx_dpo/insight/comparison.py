@@ -13,7 +13,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn
-from mlx_dpo.models.generate import Answer, answer_all
+from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.records import Message
 
 
@@ -30,8 +30,8 @@ class Compared:
     """One prompt with both models' answers, A's first: greedy, and sampled from the same seed."""
 
     question: ComparisonPrompt
-    greedy: tuple[Answer, Answer]
-    sampled: tuple[Answer, Answer]
+    greedy: tuple[Completion, Completion]
+    sampled: tuple[Completion, Completion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def compare(
     for name in names:  # a mistyped B is refused before A has answered everything
         find(name)
 
-    def answer(loaded: LoadedModel) -> list[tuple[Answer, Answer]]:
+    def answer(loaded: LoadedModel) -> list[tuple[Completion, Completion]]:
         prompts = [loaded.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
         ask = partial(
             answer_all, loaded.model, loaded.chat, prompts, max_tokens=max_tokens, seed=seed

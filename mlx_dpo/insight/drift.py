@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, next_logprobs
-from mlx_dpo.models.generate import Answer, answer_all
+from mlx_dpo.models.generate import Completion, answer_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def measure_drift(
     *,
     max_tokens: int,
     seed: int,
-    reference_answers: Sequence[Answer] | None = None,
+    reference_answers: Sequence[Completion] | None = None,
     after_prompts: CountDone = lambda count: None,
 ) -> Drift:
     """Sample an answer of each model to each prompt, and compare the models along the policy's.
@@ -110,7 +110,7 @@ def sample_answers(
     max_tokens: int,
     seed: int,
     after_prompts: CountDone = lambda count: None,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt, at temperature 1, as the KL divergence is defined."""
     return answer_all(
         *(loaded.model, loaded.chat, prompts),

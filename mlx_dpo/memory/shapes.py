@@ -1,23 +1,15 @@
 """A model of the right shapes and no weights: from config.json and the headers of its files."""
 
-import json
-import math
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_dpo.errors import UsageError
-from mlx_dpo.models.dialects import TIED, check_sizes, is_head, mlx_config, model_classes
-from mlx_dpo.models.hub import normalised, trainable_config
-from mlx_dpo.models.parameters import named_arrays
-
-_MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
-_MAX_ELEMENTS = 2**48
-
-Shapes = dict[str, tuple[int, ...]]
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.dialects import TIED, check_sizes, for_mlx, is_head, model_classes
+from mlx_dpo.models.hub import checked_config
+from mlx_dpo.models.parameters import named_arrays, tensor_shapes
 
 
 def shell(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
@@ -34,12 +26,12 @@ def shell(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
     Raises:
         UsageError: If a file is missing or malformed, or the model can't be trained.
     """
-    config = trainable_config(folder)
-    shapes = read_shapes(folder)
+    config = checked_config(folder)
+    shapes = {name: shape for name, (shape, _) in tensor_shapes(folder).items()}
     try:
-        check_sizes(config, [list(shape) for shape in shapes.values()])
+        check_sizes(config, list(shapes.values()))
         config.setdefault(TIED, not any(map(is_head, shapes)))
-        merged = config | mlx_config(config, normalised(config))
+        merged = for_mlx(config)
         model_class, arguments = model_classes(merged)
         model: nn.Module = model_class(arguments.from_dict(merged))
         weights = {name: mx.zeros(shape) for name, shape in shapes.items()}
@@ -49,8 +41,7 @@ def shell(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
     except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UsageError(f"{folder}: cannot be loaded: {reason}") from None
+        raise UsageError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     return emptied(model, dtype)
 
 
@@ -66,46 +57,6 @@ def emptied(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     return model
 
 
-def read_shapes(folder: Path) -> Shapes:
-    """Shape of every tensor in a folder's weight files, by name.
-
-    Raises:
-        UsageError: If there is no such file, or a header is not as it must be.
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise UsageError(f"{folder}: no model*.safetensors in it")
-    shapes: Shapes = {}
-    for file in files:
-        for name, entry in _header(file).items():
-            if name != "__metadata__":
-                shapes[name] = _shape_of(entry, file)
-    return shapes
-
-
 def num_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters."""
     return sum(a.nbytes for a in named_arrays(model.parameters()).values())
-
-
-def _header(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length <= _MAX_HEADER:
-                raise UsageError(f"{file}: not a valid safetensors file: its header is no header")
-            header = json.loads(opened.read(length))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: not a valid safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise UsageError(f"{file}: not a valid safetensors file: its header is no object")
-    return header
-
-
-def _shape_of(entry: Any, file: Path) -> tuple[int, ...]:
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise UsageError(f"{file}: not a valid safetensors file: a tensor has no shape")
-    if math.prod(shape) > _MAX_ELEMENTS:
-        raise UsageError(f"{file}: a tensor of shape {shape} is larger than any memory")
-    return tuple(shape)

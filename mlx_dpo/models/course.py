@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# What config.json of the MLX-side folder calls this architecture.
-MODEL_TYPE = "g2c_transformer"
+MODEL_TYPE = "g2c_transformer"  # in config.json of the MLX folder
+SIZES = ("vocab_size", "embedding_dim", "num_layers", "num_heads", "max_seq_len", "hidden_dim")
 _LAYER_NORM_EPS = 1e-5
 
 
@@ -24,9 +24,9 @@ class CourseArgs:
         vocab_size: Rows of the token embedding, V.
         embedding_dim: D, a multiple of `num_heads`.
         num_layers: Blocks.
-        num_heads: Heads of a block; each takes a contiguous slice of D.
+        num_heads: Attention heads of a block; each takes a contiguous slice of D.
         max_seq_len: Learned positions; no sequence may be longer.
-        hidden_dim: Width inside the feed-forward part; 4 * D where the course does not say.
+        hidden_dim: Width of the feed-forward layer; 4 * D where the course does not say.
         model_type: Always `MODEL_TYPE`.
 
     Raises:
@@ -63,9 +63,6 @@ class CourseArgs:
         if sizes["hidden_dim"] is None and type(sizes["embedding_dim"]) is int:
             sizes["hidden_dim"] = 4 * sizes["embedding_dim"]
         return cls(**sizes)  # type: ignore[arg-type]  # checked on construction
-
-
-SIZES = (*("vocab_size", "embedding_dim", "num_layers", "num_heads", "max_seq_len", "hidden_dim"),)
 
 
 class Attention(nn.Module):
@@ -146,8 +143,8 @@ class Trunk(nn.Module):
         offset = 0 if cache is None else cache.offset
         if isinstance(offset, mx.array) and offset.ndim > 0:
             self._check_length(length)
-            # Padding may reach past the last position; reading there is undefined, and the values
-            # never count.
+            # Padding may reach past the last position. Reading there is undefined; its values never
+            # count.
             positions = mx.arange(length) + mx.expand_dims(offset, -1)
             return mx.clip(positions, 0, self.max_seq_len - 1)
         self._check_length(int(offset) + length)
@@ -181,15 +178,15 @@ class CourseModel(nn.Module):
         Args:
             ids: int (B, T).
             cache: One key-value cache a layer, as mlx-lm makes them; its `offset` may be a vector
-                with a number for each row.
+                with one offset for each row.
 
         Returns:
             (B, T, V), in the dtype of the weights.
 
         Raises:
             ValueError: If the cached and the new ids together are longer than `max_seq_len`. With
-                an offset for each row the caller answers for that; positions past the end are
-                taken for padding.
+                an offset for each row the caller must check that; positions past the end count
+                as padding.
         """
         hidden = self.model(ids, cache)
         logits: mx.array = self.model.token_embed.as_linear(hidden) + self.head_bias

@@ -1,7 +1,7 @@
 """Where mlx-lm's models read a config or a checkpoint differently from transformers.
 
-Each difference below changes what a model computes, or keeps it from loading, and none is
-announced. They were found by comparing logits (see docs/conversion.md).
+Each difference changes what a model computes, or keeps it from loading, and none is reported by
+either library. They were found by comparing logits (see docs/conversion.md).
 """
 
 import re
@@ -14,6 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.course import MODEL_TYPE, CourseArgs, CourseModel
+from mlx_dpo.models.parameters import same_bits
 
 Activation = Callable[[mx.array], mx.array]
 Correction = Callable[[nn.Module], None]
@@ -21,7 +23,7 @@ Correction = Callable[[nn.Module], None]
 _EXACT = ("gelu", "gelu_python")
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate")
 
-# The config's key for the activation, transformers' default, and what mlx-lm computes always.
+# The config's key of the activation, transformers' default, and what mlx-lm always computes.
 _ACTIVATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     **{
         name: ("hidden_act", "silu", ("silu", "swish"))
@@ -54,22 +56,22 @@ _SIZES = (
 # Architectures that have a sliding window in transformers and none in mlx-lm.
 _WINDOWLESS = ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "starcoder2")
 
+# Whether the output layer is the table of embeddings. Where config.json does not say, mlx-lm and
+# transformers fall back to different defaults; a model whose own output layer is replaced by its
+# embeddings loads without a warning and is another model.
+TIED = "tie_word_embeddings"
+HEADS = ("lm_head.weight", "embed_out.weight")  # output layers
+_EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 
-def mlx_config(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
-    """Entries mlx-lm needs to read a config as transformers does, to lay over it.
 
-    Args:
-        config: A config.json.
-        rope: Its rotary settings in the older spelling, as `hub.normalised` gives them.
-
-    Returns:
-        `rope`, and what this architecture needs besides.
+def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the entries mlx-lm needs to read it as transformers does, added.
 
     Raises:
         UsageError: If mlx-lm can't compute what the config says.
     """
     kind = config.get("model_type")
-    extra = dict(rope)
+    extra = normalised(config)
     merged = {**config, **extra}
     for ours, theirs in _RENAMED.get(str(kind), {}).items():
         if ours not in config and theirs in merged:
@@ -79,14 +81,43 @@ def mlx_config(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
     if kind == "phi3" and isinstance(extra.get("rope_scaling"), dict):
         scaling = extra["rope_scaling"]
         extra["rope_scaling"] = {"type": scaling.get("rope_type"), **scaling}
+    return config | extra
+
+
+def normalised(config: dict[str, Any]) -> dict[str, Any]:
+    """Entries of a config in the spelling mlx-lm reads, to merge into it.
+
+    transformers 5 writes ``rope_parameters: {rope_theta: ...}``. Several of mlx-lm's models read
+    only the older top-level ``rope_theta`` and silently go on with their default.
+
+    Returns:
+        Only what has to be added; empty for configs in the older spelling.
+    """
+    text = config.get("text_config")
+    if isinstance(text, dict):  # a multimodal model holds its language model's config inside
+        extra = normalised(text)
+        return {"text_config": {**text, **extra}} if extra else {}
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return {}
+    if isinstance(rope.get("full_attention"), dict):  # one set for each kind of layer (Gemma 3)
+        extra = normalised({"rope_parameters": rope["full_attention"]})
+        local = rope.get("sliding_attention")
+        if isinstance(local, dict) and local.get("rope_theta") is not None:
+            extra["rope_local_base_freq"] = local["rope_theta"]
+        return extra
+    known = ("rope_theta", "partial_rotary_factor")
+    extra = {key: rope[key] for key in known if rope.get(key) is not None}
+    if rope.get("rope_type", "default") != "default":
+        extra["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     return extra
 
 
 def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     """The model class of an architecture and its arguments' class.
 
-    They are mlx-lm's own, or the model's is a subclass that computes the activation the config
-    names and accepts the names `save_pretrained` writes.
+    They are mlx-lm's own or the course's, or the model's is a subclass of mlx-lm's that computes
+    the activation the config names and accepts the names `save_pretrained` writes.
 
     Raises:
         UsageError: If mlx-lm has no such architecture, or computes another activation.
@@ -98,6 +129,8 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
         raise UsageError(
             f"config.json: expected the name of an architecture, model_type is {kind!r}"
         )
+    if kind == MODEL_TYPE:
+        return CourseModel, CourseArgs
     try:
         model, arguments = _get_classes(config)
     except (ValueError, AttributeError, SystemExit):  # one module of mlx-lm exits the program
@@ -114,7 +147,7 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def check_sizes(config: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse a config that claims more than the weights hold, before anything is made of it.
+    """Refuse a config with sizes that the weights do not have, before a model is built from it.
 
     Args:
         config: A config.json.
@@ -152,8 +185,48 @@ def window_note(config: dict[str, Any]) -> str | None:
     return f"mlx-lm computes {kind} without its sliding window: exact up to {window} tokens"
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor is an output layer, by its name."""
+    return name.endswith(HEADS)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is the table of token embeddings, by its name."""
+    return _EMBEDDING.search(name) is not None
+
+
+def twin(name: str, arrays: Mapping[str, mx.array]) -> str | None:
+    """Name of the embeddings that a tensor repeats bit by bit, if there are any."""
+    others = [other for other in arrays if is_embedding(other) and other != name]
+    return next((other for other in others if same_bits(arrays[name], arrays[other])), None)
+
+
+def tied_entry(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
+    """Whether the weights are tied, where the config does not say; to merge into the config."""
+    if TIED in config:
+        return {}
+    return {TIED: all(twin(name, arrays) for name in arrays if is_head(name))}
+
+
+def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`tied_entry` for a folder, whose weights must not contradict its config.
+
+    Raises:
+        UsageError: If the config says tied, and an output layer differs from the embeddings.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        arrays |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy: few are read
+    for name in arrays:
+        if config.get(TIED) and is_head(name) and twin(name, arrays) is None:
+            raise UsageError(
+                f"{TIED} is true, and {name} differs from the embeddings: it would be dropped"
+            )
+    return tied_entry(config, arrays)
+
+
 def _window_pattern(layer_types: Any) -> dict[str, int]:
-    """Every n-th layer attends to all; transformers 5 writes a list in place of n."""
+    """n, where every n-th layer has full attention; transformers 5 writes a list instead."""
     if not isinstance(layer_types, list):
         return {}
     is_full = [kind == "full_attention" for kind in layer_types]
@@ -233,63 +306,3 @@ def _scale_embeddings_exactly(model: Any) -> None:
             return value if value.dtype == mx.bfloat16 else value * ratio
 
     embedding.__class__ = Embedding
-
-
-# --- Whether a model's output layer is its table of embeddings: the config may
-# leave it open.
-#
-# Where config.json does not say, mlx-lm and transformers fall back to different defaults, and a
-# model whose output layer is dropped for its embeddings loads without a word and is another
-# model.
-
-
-TIED = "tie_word_embeddings"
-# Output layers, which hold the embeddings once more where the two are tied.
-HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor is an output layer, by its name."""
-    return name.endswith(HEADS)
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a tensor is the table of token embeddings, by its name."""
-    return _EMBEDDING.search(name) is not None
-
-
-def twin(name: str, arrays: Mapping[str, mx.array]) -> str | None:
-    """The embeddings that a tensor repeats bit by bit."""
-    others = [other for other in arrays if is_embedding(other) and other != name]
-    return next((other for other in others if _same_bits(arrays[name], arrays[other])), None)
-
-
-def tied_entry(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Any]:
-    """What the weights say of tying, where the config says nothing; to lay over it."""
-    if TIED in config:
-        return {}
-    return {TIED: all(twin(name, arrays) for name in arrays if is_head(name))}
-
-
-def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same for a folder, whose weights must not contradict its config.
-
-    Raises:
-        UsageError: If the config says tied and there is an output layer of its own.
-    """
-    arrays: dict[str, mx.array] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        arrays |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazily: few are looked at
-    for name in arrays:
-        if config.get(TIED) and is_head(name) and twin(name, arrays) is None:
-            raise UsageError(
-                f"{TIED} is true, and {name} differs from the embeddings: it would be dropped"
-            )
-    return tied_entry(config, arrays)
-
-
-def _same_bits(one: mx.array, other: mx.array) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    return bool(mx.array_equal(one.view(mx.uint8), other.view(mx.uint8)))

@@ -8,25 +8,27 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.hub import normalised, read_config
+from mlx_dpo.models.dialects import normalised
+from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.parameters import named_arrays, save_arrays
 
-# What travels beside the weights: tokenizer, chat template, generation settings.
+# The files that belong to a model besides weights and config.json: tokenizer, chat template,
+# generation settings, licence, and what the way back to PyTorch needs.
 _COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
     *("*.tiktoken", "merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
-    "convert.json",  # what the way back to PyTorch needs
+    "convert.json",
 )
 
 
 def companions(source: Path) -> list[Path]:
-    """The files of a model folder that travel with its weights.
+    """The files to copy from a model folder beside the weights, by name.
 
     Raises:
         UsageError: If one of them is a link that leads out of the folder.
     """
-    found = {file.name for pattern in _COMPANIONS for file in source.glob(pattern)}
-    return [inside(source, name) for name in sorted(found) if (source / name).is_file()]
+    names = {file.name for pattern in _COMPANIONS for file in source.glob(pattern)}
+    return [inside(source, name) for name in sorted(names) if (source / name).is_file()]
 
 
 def export_folder(
@@ -37,8 +39,8 @@ def export_folder(
     Args:
         model: Trained weights, all of one dtype.
         source: The folder it was loaded from; only read.
-        out: The new folder; it appears whole or not at all.
-        record: Where the model came from and how, written as ``dpo.json``.
+        out: The new folder; it appears complete or not at all.
+        record: The model's source and settings, written as ``dpo.json``.
         replace: Whether `out` may exist.
 
     Raises:
@@ -48,11 +50,11 @@ def export_folder(
     # Both spellings, because mlx-lm reads one and transformers 5 the other.
     config |= normalised(config)
     dtype = str(next(iter(named_arrays(model.parameters()).values())).dtype)
-    named = dtype.removeprefix("mlx.core.")
-    config |= {key: named for key in ("torch_dtype", "dtype") if key in config}
-    beside = companions(source)
+    name = dtype.removeprefix("mlx.core.")
+    config |= {key: name for key in ("torch_dtype", "dtype") if key in config}
+    files = companions(source)  # refused before anything is written
     with new_folder(out, replace=replace) as folder:
-        for file in beside:
+        for file in files:
             shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "dpo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

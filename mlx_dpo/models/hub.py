@@ -1,31 +1,68 @@
-"""Models in Hugging Face layout: the only importer of mlx-lm's loaders."""
+"""Model folders in Hugging Face layout: download, check and load. No other file loads by mlx-lm."""
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_links
-from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes, tied_entry_of_folder
-from mlx_dpo.models.parameters import check_finite, check_safetensors, fingerprint, named_arrays
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.files import check_links, inside
+from mlx_dpo.models.course import MODEL_TYPE
+from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
+from mlx_dpo.models.parameters import check_finite, fingerprint, named_arrays, tensor_shapes
 
 MAX_CONFIG = 4_000_000  # bytes
+MAX_JSON = 64 * 2**20  # bytes
 
-# What models call their tables of learned positions and of tokens.
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# What architectures call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
 _TOKENS = (
-    "embed_tokens",
-    "wte",
-    "token_embed",
-    "tok_embeddings",
-    "embed_in",
-    "word_embeddings",
+    *("embed_tokens", "wte", "token_embed", "tok_embeddings", "embed_in", "word_embeddings"),
 )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no file or folder here may be looked up on the hub.
+
+    A path that begins with ``.``, ``/`` or ``~``, or lies in a folder that is here, may not: a
+    typo in a path should not ask the network.
+    """
+    parent = Path(name).parent
+    is_path = name[:1] in "./~" or (parent != Path(".") and (parent / ".").is_dir())
+    return not is_path and _HUB_ID.fullmatch(name) is not None
+
+
+def download(
+    name: str, patterns: Sequence[str], kind: Literal["model", "dataset"] = "model"
+) -> Path:
+    """The folder of a hub repository in the hub's cache, downloaded where it is not there yet.
+
+    Args:
+        name: ``owner/name``.
+        patterns: The files to download, as a shell would match them.
+        kind: What the repository holds.
+
+    Raises:
+        UsageError: If the hub can't be reached or has no such repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UsageError(
+            f"{name}: not here, and the download from the hub failed (no network, no such {kind}, "
+            f"or it needs a login): {one_line(error)}"
+        ) from None
 
 
 def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
@@ -34,7 +71,7 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
     Args:
         folder: Holds ``config.json``, ``model*.safetensors`` and a tokenizer.
         dtype: Of the parameters, whatever the file holds. At DPO learning rates an update is
-            smaller than half a step of bfloat16: that wants `mlx_dpo.training.rounding`.
+            smaller than half a step of bfloat16, which needs `mlx_dpo.training.rounding`.
 
     Returns:
         The model, and mlx-lm's tokenizer wrapper.
@@ -43,43 +80,49 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
         UsageError: If a file is missing or damaged, the architecture is unknown, or the model is
             quantised.
     """
-    config = trainable_config(folder)
-    _check_weight_files(folder, config)
+    config = checked_config(folder)
+    shapes = [shape for shape, _ in tensor_shapes(folder).values()]
+    try:
+        check_sizes(config, shapes)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
     tokenizer = load_tokenizer(folder)
     from mlx_lm.utils import load_model
 
     try:
         config |= tied_entry_of_folder(config, folder)
         model, _ = load_model(
-            folder,
-            lazy=True,
-            model_config=config | mlx_config(config, normalised(config)),
-            get_model_classes=model_classes,
+            folder, lazy=True, model_config=for_mlx(config), get_model_classes=model_classes
         )
         model.set_dtype(dtype)
         mx.eval(model.parameters())
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
-    except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
-        raise UsageError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
+    except Exception as error:  # mlx-lm raises anything for a folder that is wrong
+        raise UsageError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     check_finite(named_arrays(model.parameters()), folder)
     return model, tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """mlx-lm's wrapper of a folder's tokenizer, which knows all ids the model ends with.
+    """mlx-lm's wrapper of a folder's tokenizer, with all ids that end an answer of the model.
 
     Raises:
         UsageError: If there is none or it can't be loaded.
     """
-    eos_ids = _eos_ids(folder, read_config(folder))
+    config = read_config(folder)
     from mlx_lm.utils import load_tokenizer as load
+    from transformers import AutoConfig, PretrainedConfig
 
+    if config.get("model_type") == MODEL_TYPE:
+        # transformers reads config.json on its way to the tokenizer, and warns of unknown types.
+        course_config = type("CourseConfig", (PretrainedConfig,), {"model_type": MODEL_TYPE})
+        AutoConfig.register(MODEL_TYPE, course_config, exist_ok=True)
     try:
-        # Left unset, transformers asks at a terminal whether to run code that the folder brings.
-        return load(folder, {"trust_remote_code": False}, eos_token_ids=eos_ids)
-    except Exception as error:  # the same for transformers
-        raise UsageError(f"{folder}: no usable tokenizer: {_one_line(error)}") from None
+        # Left unset, transformers asks at a terminal whether to run code from the folder.
+        return load(folder, {"trust_remote_code": False}, eos_token_ids=_eos_ids(folder, config))
+    except Exception as error:  # transformers raises anything for a folder that is wrong
+        raise UsageError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -91,59 +134,52 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if folder.is_dir():
         check_links(folder)
+    if not path.exists():
+        raise UsageError(f"{folder}: no config.json; a model folder holds one")
+    return read_json(path, MAX_CONFIG)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """An object in a JSON file, its keys in the file's order.
+
+    Raises:
+        UsageError: If the file is missing, leads out of its folder, is too large or holds
+            anything else.
+    """
+    file = inside(path.parent, path.name)
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise UsageError(f"{path}: has more than {MAX_CONFIG} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: no config.json; a model folder holds one") from None
+        if file.stat().st_size > max_bytes:
+            raise UsageError(f"{path}: has more than {max_bytes} bytes")
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not readable as JSON: {_one_line(error)}") from None
-    if not isinstance(config, dict):
+        raise UsageError(f"{path}: not readable as JSON: {one_line(error)}") from None
+    if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a JSON object")
-    return config
+    return content
 
 
-def trainable_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, of a model that can be trained.
+def checked_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, of a model that can be trained and converted.
 
     Raises:
         UsageError: If it can't be read, the model is quantised, or it names code to run.
     """
     config = read_config(folder)
-    _refuse_quantised(folder, config)
+    if is_quantised(config):
+        raise UsageError(
+            f"{folder}: the model is quantised, and can be neither trained nor converted; start "
+            "from the full-precision checkpoint, or make one: mlx_lm.convert --dequantize"
+        )
     if "model_file" in config:
         raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
     return config
 
 
-def normalised(config: dict[str, Any]) -> dict[str, Any]:
-    """Entries of a config in the spelling mlx-lm reads, to lay over it.
-
-    transformers 5 writes ``rope_parameters: {rope_theta: ...}``. Several of mlx-lm's models read
-    only the older top-level ``rope_theta`` and silently go on with their default.
-
-    Returns:
-        Only what has to be added; empty for configs in the older spelling.
-    """
+def is_quantised(config: dict[str, Any]) -> bool:
+    """Whether a config.json says that its model, or the language model inside, is quantised."""
     text = config.get("text_config")
-    if isinstance(text, dict):  # a multimodal model holds its language model's config inside
-        extra = normalised(text)
-        return {"text_config": {**text, **extra}} if extra else {}
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return {}
-    if isinstance(rope.get("full_attention"), dict):  # one set for each kind of layer (Gemma 3)
-        extra = normalised({"rope_parameters": rope["full_attention"]})
-        local = rope.get("sliding_attention")
-        if isinstance(local, dict) and local.get("rope_theta") is not None:
-            extra["rope_local_base_freq"] = local["rope_theta"]
-        return extra
-    known = ("rope_theta", "partial_rotary_factor")
-    extra = {key: rope[key] for key in known if rope.get(key) is not None}
-    if rope.get("rope_type", "default") != "default":
-        extra["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
-    return extra
+    holders = [config, text if isinstance(text, dict) else {}]
+    return any(holder.get(k) for holder in holders for k in ("quantization", "quantization_config"))
 
 
 def model_digest(model: nn.Module, folder: Path) -> str:
@@ -155,18 +191,18 @@ def model_digest(model: nn.Module, folder: Path) -> str:
 
 
 def check_ids(model: nn.Module, folder: Path, *, largest_id: int, longest: int) -> None:
-    """Refuse token ids and lengths the model has no row for: MLX reads past the end unasked.
+    """Refuse token ids and lengths the model has no row for: MLX reads past the end unchecked.
 
     Args:
         model: The model.
         folder: Where it came from, for the message.
-        largest_id: Largest token id it will meet.
-        longest: Longest sequence it will meet.
+        largest_id: Largest token id in the data.
+        longest: Longest sequence in the data, in tokens.
 
     Raises:
-        UsageError: If it can't embed them.
+        UsageError: If the model can't embed them.
     """
-    positions, tokens = _table_rows(model, _POSITIONS), _table_rows(model, _TOKENS)
+    positions, tokens = num_positions(model), _num_rows(model, _TOKENS)
     if positions is not None and longest > positions:
         raise UsageError(
             f"{folder}: has {positions} positions, and the longest row needs {longest}; "
@@ -181,60 +217,18 @@ def check_ids(model: nn.Module, folder: Path, *, largest_id: int, longest: int) 
 
 def num_positions(model: nn.Module) -> int | None:
     """Length of a model's table of learned positions; None where it has none."""
-    return _table_rows(model, _POSITIONS)
+    return _num_rows(model, _POSITIONS)
 
 
-def _table_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
+def _num_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in names and isinstance(module, nn.Embedding):
             return int(module.weight.shape[0])
     return None
 
 
-def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
-    text_config = config.get("text_config")
-    holders = [config, text_config] if isinstance(text_config, dict) else [config]
-    if any(
-        holder.get(key) for holder in holders for key in ("quantization", "quantization_config")
-    ):
-        raise UsageError(
-            f"{folder}: the model is quantised, and its weights can't be trained; start from the "
-            "full-precision checkpoint, or make one: mlx_lm.convert --dequantize"
-        )
-
-
-def _shapes(folder: Path) -> list[list[int]]:
-    from safetensors import safe_open
-
-    found = []
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            found += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-    return found
-
-
-def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise UsageError(f"{folder}: no model*.safetensors in it")
-    for file in files:
-        check_safetensors(file)
-    try:
-        check_sizes(config, _shapes(folder))
-    except UsageError as error:
-        raise UsageError(f"{folder}: {error}") from None
-
-
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        try:
-            return json.loads(generation.read_text(encoding="utf-8"))["eos_token_id"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass
-    return config.get("eos_token_id")
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__
+    try:
+        return read_json(folder / "generation_config.json")["eos_token_id"]
+    except (UsageError, KeyError):  # no such file or entry, or a damaged one
+        return config.get("eos_token_id")

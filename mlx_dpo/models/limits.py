@@ -1,8 +1,8 @@
-"""How much memory MLX keeps beside what it uses, and how much of it is pinned.
+"""Limits of MLX's buffer cache and of the memory it pins.
 
-MLX keeps freed buffers for whoever asks next, by default up to 1.5 times what the device
+MLX keeps freed buffers for later allocations, by default up to 1.5 times what the device
 recommends: more than the machine has. Pinned (wired) memory is never swapped out, and pinning all
-that is recommended has brought whole machines down (mlx #3186).
+that is recommended has crashed whole machines (mlx #3186).
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 
-CACHE_SHARE = 1 / 8  # of what the device recommends: freed buffers that are kept
-WIRED_SHARE = 0.7  # of the same: memory that is pinned
-CACHE_BYTES = 512 * 2**20  # where the device recommends nothing, such as a CPU
+CACHE_SHARE = 1 / 8  # largest cache, as a share of what the device recommends
+WIRED_SHARE = 0.7  # pinned memory, as a share of the same
+CACHE_BYTES = 512 * 2**20  # largest cache where the device recommends nothing, as a CPU does
 
 
 @contextmanager
 def limited_memory() -> Iterator[None]:
-    """Bound MLX's buffer cache and what it pins; the old limits come back at the end."""
+    """Limit MLX's buffer cache and pinned memory; the old limits are restored at the end."""
     cache = mx.set_cache_limit(_cache_bytes())
     wired = pin_a_share()
     try:
@@ -31,9 +31,10 @@ def limited_memory() -> Iterator[None]:
 
 
 def follow_peak() -> None:
-    """Keep no more freed buffers than were ever in use at once: what a step can ask for again.
+    """Limit MLX's buffer cache to the peak so far: a step can ask for no more again.
 
-    Of a small model the share would be many steps' buffers, of sizes that hardly come back.
+    `CACHE_SHARE` far exceeds what a small model uses, and would fill with buffers whose sizes
+    never recur.
     """
     mx.set_cache_limit(min(_cache_bytes(), mx.get_peak_memory()))
 
@@ -42,7 +43,7 @@ def pin_a_share() -> int | None:
     """Pin `WIRED_SHARE` of what the device recommends (before macOS 15 MLX pins nothing).
 
     Returns:
-        The limit that held before, in bytes; None without Metal.
+        The previous limit in bytes; None without Metal.
     """
     if not mx.metal.is_available():
         return None

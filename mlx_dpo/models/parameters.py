@@ -1,16 +1,30 @@
-"""The arrays of a model or optimizer, by name: in memory and in files."""
+"""The arrays of a model or optimizer, by name: in memory and in safetensors files."""
 
 import hashlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.errors import DiskError, UsageError, one_line
 from mlx_dpo.files import NewFile
+
+_SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+
+
+class Header(NamedTuple):
+    """The header of a safetensors file.
+
+    Attributes:
+        tensors: Shape and dtype code (``F32``, ``BF16``, ...) by name.
+        metadata: Free texts.
+    """
+
+    tensors: dict[str, tuple[tuple[int, ...], str]]
+    metadata: dict[str, str]
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
@@ -26,6 +40,20 @@ def fingerprint(model: nn.Module) -> str:
         # As bytes, because bfloat16 has no NumPy type.
         digest.update(np.array(value.reshape(-1).view(mx.uint8)).data)
     return digest.hexdigest()
+
+
+def as_bits(value: mx.array) -> mx.array:
+    """The same bytes as unsigned integers: bfloat16 has no NumPy type, and 0.0 equals -0.0."""
+    if value.dtype == mx.bool_:
+        return value.astype(mx.uint8)
+    return value.view(_SAME_SIZE[value.itemsize])
+
+
+def same_bits(a: mx.array, b: mx.array) -> bool:
+    """Whether two arrays are equal in shape, dtype and every bit."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(mx.array_equal(as_bits(a), as_bits(b)).item())
 
 
 def save_arrays(file: Path, tree: Any, metadata: dict[str, str] | None = None) -> NewFile:
@@ -51,36 +79,54 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     Raises:
         UsageError: If it is missing or malformed.
     """
-    check_safetensors(file)
+    read_header(file)
     arrays = cast("dict[str, mx.array]", mx.load(str(file)))
     mx.eval(arrays)  # MLX reads files lazily: now, before anything can replace them
     return arrays
 
 
-def check_finite(arrays: dict[str, mx.array], place: Path) -> None:
-    """Refuse weights that are no numbers.
+def read_header(file: Path) -> Header:
+    """Read the header of a safetensors file with the strict parser: MLX accepts malformed files.
 
     Raises:
-        UsageError: If a tensor holds NaN or an infinity; the message names it.
-    """
-    for name, value in arrays.items():
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
-            raise UsageError(
-                f"{place}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
-                "training failed"
-            )
-
-
-def check_safetensors(file: Path) -> None:
-    """Let the strict parser see a file before MLX, which accepts malformed ones.
-
-    Raises:
-        UsageError: If it is missing or malformed.
+        UsageError: If the file is missing or malformed.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as tensors:
-            tensors.keys()
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+            return Header(tensors, dict(opened.metadata() or {}))
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file}: not a valid safetensors file: {error}") from None
+        raise UsageError(f"{file}: not a valid safetensors file: {one_line(error)}") from None
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype code of every tensor in a model folder, from the headers of its files.
+
+    Raises:
+        UsageError: If there is no ``model*.safetensors``, or one is malformed.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise UsageError(f"{folder}: no model*.safetensors in it")
+    return {name: entry for file in files for name, entry in read_header(file).tensors.items()}
+
+
+def check_finite(arrays: dict[str, mx.array], source: Path) -> None:
+    """Refuse arrays with NaN or infinite values.
+
+    Args:
+        arrays: By name.
+        source: The file or folder they were read from, for the message.
+
+    Raises:
+        UsageError: If there is one; the message names it.
+    """
+    for name, value in arrays.items():
+        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+            raise UsageError(
+                f"{source}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
+                "training failed"
+            )

@@ -7,11 +7,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.convert.course import artifact as course
 from mlx_dpo.convert.sources import find_mlx, load_tokenizer
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
-from mlx_dpo.memory.shapes import emptied, shell
+from mlx_dpo.memory.shapes import shell
 from mlx_dpo.memory.solve import SHARE, NoSolution, recommended_here, solve
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.preferences.store import lengths
@@ -48,8 +47,6 @@ def make_plan(config: RunConfig) -> Plan:
     examples = load_data(config, chat, keep=False).train.examples
 
     def make_shell(dtype: str) -> nn.Module:
-        if course.is_course_folder(source):
-            return emptied(course.course_shell(source), _DTYPES[dtype])
         return shell(source, _DTYPES[dtype])
 
     predictor = Predictor(

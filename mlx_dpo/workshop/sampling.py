@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.files import append, cut_torn_line
-from mlx_dpo.models.generate import Ask, batches_exactly, generate_each, generate_together
+from mlx_dpo.models.generate import Request, batches_exactly, generate_each, generate_together
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import special_tokens
@@ -119,7 +119,7 @@ class Session:
     def _answer(self, first: int, batch: Sequence[Candidates]) -> list[Candidates]:
         numbers = range(self._settings.num_answers)
         asks = [
-            Ask(ids, self._key(row, number), self._temperature(number))
+            Request(ids, self._key(row, number), self._temperature(number))
             for row, ids in zip(batch, self._ids[first:], strict=False)
             for number in numbers
         ]

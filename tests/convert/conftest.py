@@ -9,8 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.conversion import Options, convert
 from tests.convert.tiny import write_folder
 
 MakeSource = Callable[..., Path]
@@ -36,10 +35,17 @@ def make_source(tmp_path: Path) -> MakeSource:
 
 
 def run(source: Path, destination: Path, **options: Any) -> str:
-    """Convert, and return what was said."""
+    """Convert, and return the lines shown."""
     lines: list[str] = []
     convert(source, destination, Options(**options), lines.append)
     return "\n".join(lines)
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Rewrite an object in a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def tensors_of(folder: Path) -> Tensors:
@@ -61,7 +67,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def assert_same_bits(found: Tensors, expected: Tensors) -> None:
     """Equal names, and under each equal shape, dtype and bits."""
-    from mlx_dpo.convert.weights import same_bits
+    from mlx_dpo.models.parameters import same_bits
 
     assert found.keys() == expected.keys()
     assert [name for name in expected if not same_bits(found[name], expected[name])] == []

@@ -11,19 +11,20 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_dpo.convert.course import artifact as course
-from mlx_dpo.convert.course.checkpoint import read_artifact
+from mlx_dpo.convert.conversion import Kind, kind_of
+from mlx_dpo.convert.course.checkpoint import is_course_folder, read_artifact
 from mlx_dpo.convert.course.params import params_to_torch, slots
-from mlx_dpo.convert.sources import converted_once, needs_conversion
-from mlx_dpo.convert.torch_zip.archive import BFloat16, read_torch_zip, write_torch_zip
-from mlx_dpo.convert.weights import same_bits
+from mlx_dpo.convert.sources import converted_once, load_folder, needs_conversion
+from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
+from mlx_dpo.convert.torch_zip.tensors import BFloat16
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import CourseArgs
-from mlx_dpo.models.generate import generate_ids
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.generate import Request, generate_each
+from mlx_dpo.models.parameters import named_arrays, same_bits
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.trainer import DPOTrainer
 from tests import g2c
+from tests.convert.conftest import change_json, run
 
 NAME = "StoryLM-1M-SFT"
 Change = Callable[[dict[str, Any]], None]
@@ -32,7 +33,7 @@ Change = Callable[[dict[str, Any]], None]
 @pytest.fixture(scope="session")
 def mlx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("course") / "mlx"
-    course.import_artifact(g2c.ARTIFACT, out)
+    run(g2c.ARTIFACT, out, verify=False)
     return out
 
 
@@ -41,12 +42,6 @@ def artifact(tmp_path: Path) -> Path:
     """A copy that may be changed, with its tokenizer beside it."""
     shutil.copytree(g2c.FOLDER / "artifacts", tmp_path / "artifacts")
     return tmp_path / "artifacts" / "models" / NAME
-
-
-def rewrite(path: Path, change: Change) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def rewrite_model(folder: Path, change: Change) -> None:
@@ -63,7 +58,7 @@ def weights_of(model: nn.Module) -> dict[str, mx.array]:
 
 
 def test_log_probs_are_those_of_pytorch(mlx_folder: Path) -> None:
-    model, _ = course.load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     expected = g2c.expected()
     found = pair_logprobs(
         model, g2c.pairs(), max_seq_len=expected["max_seq_len"], pad_id=expected["pad_id"]
@@ -73,7 +68,7 @@ def test_log_probs_are_those_of_pytorch(mlx_folder: Path) -> None:
 
 
 def test_the_first_logits_are_those_of_pytorch(mlx_folder: Path) -> None:
-    model, _ = course.load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     logits = model(mx.array([g2c.pairs()[0].prompt_ids]))
     np.testing.assert_allclose(
         np.array(logits[0, 0, :8]), g2c.expected()["chosen_x0_logits_row0_first8"], atol=1e-5
@@ -84,8 +79,8 @@ def test_twenty_steps_of_dpo_go_as_in_pytorch(mlx_folder: Path) -> None:
     expected = g2c.expected()
     run, examples = expected["dpo_run"], g2c.pairs()
     trainer = DPOTrainer(
-        course.load_course_folder(mlx_folder)[0],
-        ref_model=course.load_course_folder(mlx_folder)[0],
+        load_folder(mlx_folder)[0],
+        ref_model=load_folder(mlx_folder)[0],
         examples=examples,
         max_seq_len=expected["max_seq_len"],
         pad_id=expected["pad_id"],
@@ -103,16 +98,16 @@ def test_twenty_steps_of_dpo_go_as_in_pytorch(mlx_folder: Path) -> None:
 
 
 def test_the_tokenizer_of_the_folder_gives_the_ids_of_the_course(mlx_folder: Path) -> None:
-    tokenizer = course.load_course_folder(mlx_folder)[1]
+    tokenizer = load_folder(mlx_folder)[1]
     for row in g2c.expected()["encoded"]:
         assert tokenizer.encode(row["prompt_text"]) == row["prompt_ids"]
     assert set(tokenizer.eos_token_ids) == {262}
 
 
 def test_an_answer_comes_from_the_folder(mlx_folder: Path) -> None:
-    model, tokenizer = course.load_course_folder(mlx_folder)
+    model, tokenizer = load_folder(mlx_folder)
     ids = list(g2c.pairs()[0].prompt_ids)
-    new = generate_ids(model, ids, stop_ids=tokenizer.eos_token_ids, max_tokens=8)
+    new = generate_each(model, [Request(ids)], stop_ids=tokenizer.eos_token_ids, max_tokens=8)[0]
     for token in new:
         assert token == int(model(mx.array([ids]))[0, -1].argmax())
         ids.append(token)
@@ -123,7 +118,7 @@ def test_an_answer_comes_from_the_folder(mlx_folder: Path) -> None:
 
 def test_there_and_back_every_bit_is_the_same(mlx_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "StoryLM-1M-DPO"
-    assert course.export_artifact(mlx_folder, out) == "StoryLM-1M-DPO"
+    assert "artifacts/models/StoryLM-1M-DPO\n" in run(mlx_folder, out, verify=False)
     before, after = (read_torch_zip(f / "model.pt") for f in (g2c.ARTIFACT, out))
     assert list(after) == ["vocab_size", "model_config", "params"]
     assert after["vocab_size"] == before["vocab_size"]
@@ -144,8 +139,8 @@ def test_there_and_back_every_bit_is_the_same(mlx_folder: Path, tmp_path: Path) 
 
 def test_equal_folders_give_equal_files(mlx_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        course.export_artifact(mlx_folder, tmp_path / name)
-        course.import_artifact(g2c.ARTIFACT, tmp_path / f"mlx-{name}")
+        run(mlx_folder, tmp_path / name, verify=False)
+        run(g2c.ARTIFACT, tmp_path / f"mlx-{name}", verify=False)
     for one, two in (("a", "b"), ("mlx-a", "mlx-b")):
         for file in (tmp_path / one).iterdir():
             assert file.read_bytes() == (tmp_path / two / file.name).read_bytes(), file.name
@@ -160,30 +155,30 @@ def test_half_precision_stays_half_precision(artifact: Path, tmp_path: Path, kin
             content["params"][number] = half if kind == "float16" else BFloat16(bits)
 
     rewrite_model(artifact, halve)
-    course.import_artifact(artifact, tmp_path / "mlx")
-    course.export_artifact(tmp_path / "mlx", tmp_path / "back")
+    run(artifact, tmp_path / "mlx", verify=False)
+    run(tmp_path / "mlx", tmp_path / "back", verify=False)
     assert (tmp_path / "back" / "model.pt").read_bytes() == (artifact / "model.pt").read_bytes()
-    model, _ = course.load_course_folder(tmp_path / "mlx")
+    model, _ = load_folder(tmp_path / "mlx")
     assert {value.dtype for value in weights_of(model).values()} == {mx.float32}
 
 
 def test_a_trained_folder_goes_back_with_its_own_story(mlx_folder: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(mlx_folder, trained)
-    model, _ = course.load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     changed = {name: value + 0.5 for name, value in weights_of(model).items()}
     mx.save_safetensors(str(trained / "model.safetensors"), changed)
-    run = {"steps": 12, "settings": {"beta": 0.1, "seed": 3}, "held_out": {"loss": 0.25}}
-    (trained / "dpo.json").write_text(json.dumps(run))
+    story = {"steps": 12, "settings": {"beta": 0.1, "seed": 3}, "held_out": {"loss": 0.25}}
+    (trained / "dpo.json").write_text(json.dumps(story))
 
-    course.export_artifact(trained, tmp_path / "back")
+    run(trained, tmp_path / "back", verify=False)
     old = g2c.read(g2c.ARTIFACT / "manifest.json")
     new = json.loads((tmp_path / "back" / "manifest.json").read_text())
     assert list(new) == list(old)
     assert new["name"] == "StoryLM-1M-DPO"
     assert NAME in new["source"]
     assert (new["steps_completed"], new["final_val_loss"], new["seed"]) == (12, 0.25, 3)
-    assert new["training_config"] == run["settings"]
+    assert new["training_config"] == story["settings"]
     for key in ("tokenizer_artifact", "vocab_size", "model_config"):
         assert new[key] == old[key]
     shutil.copytree(g2c.FOLDER / "artifacts" / "tokenizers", tmp_path / "a" / "tokenizers")
@@ -200,9 +195,10 @@ def test_a_name_without_sft_stays_and_foreign_keys_go_last(artifact: Path, tmp_p
             manifest[key] = manifest.pop(key)
         manifest |= {"name": "my-model", "own": [1]}
 
-    rewrite(artifact / "manifest.json", change)
-    course.import_artifact(artifact, tmp_path / "mlx")
-    assert course.export_artifact(tmp_path / "mlx", tmp_path / "back") == "my-model"
+    change_json(artifact / "manifest.json", change)
+    run(artifact, tmp_path / "mlx", verify=False)
+    shown = run(tmp_path / "mlx", tmp_path / "back", verify=False)
+    assert "artifacts/models/my-model\n" in shown
     keys = [*json.loads((tmp_path / "back" / "manifest.json").read_text())]
     assert keys == [*g2c.read(g2c.ARTIFACT / "manifest.json"), "own"]
 
@@ -233,7 +229,7 @@ def test_the_list_has_the_course_s_order_and_layout() -> None:
 
 def test_square_matrices_are_turned(mlx_folder: Path) -> None:
     params = read_torch_zip(g2c.ARTIFACT / "model.pt")["params"]
-    model, _ = course.load_course_folder(mlx_folder)
+    model, _ = load_folder(mlx_folder)
     q = np.array(weights_of(model)["model.layers.0.attention.q.weight"])
     np.testing.assert_array_equal(q, params[4].T)
     assert not np.array_equal(q, params[4])
@@ -253,10 +249,10 @@ def test_a_hidden_width_of_one_s_own_survives(artifact: Path, tmp_path: Path) ->
     content = {"vocab_size": 599, "model_config": sizes, "params": params_to_torch(arrays, args)}
     write_torch_zip(artifact / "model.pt", content)
     for name in ("config.json", "manifest.json"):
-        rewrite(artifact / name, lambda c: c.update(model_config=sizes))
-    course.import_artifact(artifact, tmp_path / "mlx")
-    assert course.load_course_folder(tmp_path / "mlx")[0](mx.array([[1, 2]])).shape == (1, 2, 599)
-    course.export_artifact(tmp_path / "mlx", tmp_path / "back")
+        change_json(artifact / name, lambda c: c.update(model_config=sizes))
+    run(artifact, tmp_path / "mlx", verify=False)
+    assert load_folder(tmp_path / "mlx")[0](mx.array([[1, 2]])).shape == (1, 2, 599)
+    run(tmp_path / "mlx", tmp_path / "back", verify=False)
     assert (tmp_path / "back" / "model.pt").read_bytes() == (artifact / "model.pt").read_bytes()
 
 
@@ -266,12 +262,12 @@ def test_an_artifact_is_converted_once_and_again_when_it_changes(
     store = tmp_path / "store" / "converted"
     assert needs_conversion(artifact)
     first = converted_once(artifact, store)
-    assert course.is_course_folder(first)
+    assert is_course_folder(first)
     assert not needs_conversion(first)
     stamp = (first / "config.json").stat().st_mtime_ns
     assert converted_once(artifact, store) == first
     assert (first / "config.json").stat().st_mtime_ns == stamp
-    rewrite(artifact / "manifest.json", lambda c: c.update(notes="changed"))
+    change_json(artifact / "manifest.json", lambda c: c.update(notes="changed"))
     assert converted_once(artifact, store) != first
 
 
@@ -279,18 +275,20 @@ def test_an_artifact_is_converted_once_and_again_when_it_changes(
 
 
 def test_kinds_of_folders_are_told_apart(mlx_folder: Path, tmp_path: Path) -> None:
-    assert course.is_artifact(g2c.ARTIFACT)
-    assert course.is_transformer_artifact(g2c.ARTIFACT)
-    assert not course.is_hf_artifact(g2c.ARTIFACT)
-    assert not course.is_course_folder(g2c.ARTIFACT)
-    assert course.is_course_folder(mlx_folder)
-    for folder in (mlx_folder, tmp_path, tmp_path / "none"):
-        assert not course.is_artifact(folder)
-    assert not course.is_course_folder(tmp_path)
+    assert kind_of(g2c.ARTIFACT) is Kind.COURSE
+    assert not is_course_folder(g2c.ARTIFACT)
+    assert kind_of(mlx_folder) is Kind.COURSE_MLX
+    assert is_course_folder(mlx_folder)
+    assert kind_of(tmp_path) is Kind.HUGGING_FACE
+    assert not is_course_folder(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        kind_of(tmp_path / "none")
+    assert not is_course_folder(tmp_path / "none")
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "manifest.json").write_text("{")
-    assert not course.is_course_folder(tmp_path)
-    assert not course.is_artifact(tmp_path)
+    assert not is_course_folder(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.pt is missing"):
+        kind_of(tmp_path)
 
 
 def test_the_source_is_not_written_to(artifact: Path, tmp_path: Path) -> None:
@@ -299,9 +297,9 @@ def test_the_source_is_not_written_to(artifact: Path, tmp_path: Path) -> None:
         return {str(path): path.read_bytes() for path in files if path.is_file()}
 
     before = snapshot()
-    course.import_artifact(artifact, tmp_path / "mlx")
+    run(artifact, tmp_path / "mlx", verify=False)
     assert snapshot() == before
     for out in (artifact, artifact / "mlx", artifact.parent, tmp_path / "mlx"):
         with pytest.raises(UsageError, match=r"overlaps the source|exists"):
-            course.import_artifact(artifact, out)
+            run(artifact, out, verify=False)
     assert snapshot() == before

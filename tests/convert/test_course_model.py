@@ -13,7 +13,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_dpo.convert.course.params import slots
 from mlx_dpo.models.course import CourseArgs, CourseModel
-from mlx_dpo.models.generate import generate_ids
+from mlx_dpo.models.generate import Request, generate_each
 from mlx_dpo.models.parameters import named_arrays
 
 ARGS = CourseArgs(
@@ -128,7 +128,8 @@ def test_greedy_answers_are_those_of_whole_forwards(prompt: list[int]) -> None:
     while len(ids) < ARGS.max_seq_len:
         ids.append(int(model(mx.array([ids]))[0, -1].argmax()))
     num_new = ARGS.max_seq_len - len(prompt)
-    assert generate_ids(model, prompt, stop_ids=(), max_tokens=num_new) == ids[len(prompt) :]
+    found = generate_each(model, [Request(prompt)], stop_ids=(), max_tokens=num_new)[0]
+    assert found == ids[len(prompt) :]
 
 
 class SharedPrompt:

@@ -10,11 +10,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.convert.course import artifact as course
+from mlx_dpo.convert.conversion import Kind, kind_of
+from mlx_dpo.convert.course.artifact import hf_folders, write_hf_records
+from mlx_dpo.convert.course.checkpoint import is_course_folder
+from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.parameters import named_arrays
 from tests import g2c
+from tests.convert.conftest import change_json, run
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -27,25 +31,23 @@ def artifact(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mlx_folder(tmp_path: Path) -> Path:
-    course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
+    run(g2c.ARTIFACT, tmp_path / "mlx", verify=False)
     return tmp_path / "mlx"
 
 
 def rewrite(path: Path, change: Change) -> None:
-    if path.suffix == ".pt":
-        content = read_torch_zip(path)
-        change(content)
-        write_torch_zip(path, content)
-    else:
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
+    if path.suffix != ".pt":
+        change_json(path, change)
+        return
+    content = read_torch_zip(path)
+    change(content)
+    write_torch_zip(path, content)
 
 
-def refusal(convert: Callable[[Path, Path], Any], source: Path) -> str:
+def refusal(source: Path) -> str:
     out = source.parent / "out"
     with pytest.raises(UsageError) as raised:
-        convert(source, out)
+        run(source, out)
     assert raised.value.exit_code == 2
     assert "\n" not in str(raised.value)
     assert not out.exists()
@@ -111,7 +113,7 @@ def test_a_model_file_with_anything_else_is_refused_by_name(
     # The other files would object first.
     for name in ("config.json", "manifest.json"):
         rewrite(artifact / name, lambda c: (c.pop("model_config"), c.pop("vocab_size", None)))
-    assert message in refusal(course.import_artifact, artifact)
+    assert message in refusal(artifact)
 
 
 FILE_CHANGES: dict[str, tuple[str, Change, str]] = {
@@ -168,20 +170,20 @@ def test_files_that_disagree_or_lead_away_are_refused(
     artifact: Path, name: str, change: Change, message: str
 ) -> None:
     rewrite(artifact / name, change)
-    assert message in refusal(course.import_artifact, artifact)
+    assert message in refusal(artifact)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "model.pt"])
 @pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, "\udcff"])
 def test_a_broken_file_is_refused_by_name(artifact: Path, name: str, content: str) -> None:
     (artifact / name).write_bytes(content.encode(errors="surrogateescape"))
-    assert name in refusal(course.import_artifact, artifact)
+    assert name in refusal(artifact)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "model.pt"])
 def test_a_missing_file_is_refused_by_name(artifact: Path, name: str) -> None:
     (artifact / name).unlink()
-    assert name in refusal(course.import_artifact, artifact)
+    assert name in refusal(artifact)
 
 
 @pytest.mark.parametrize("what", ["model.pt", "manifest.json", "tokenizer"])
@@ -194,20 +196,24 @@ def test_a_link_out_of_the_artifacts_is_not_followed(
     outside = tmp_path / "outside"
     inside.rename(outside)
     inside.symlink_to(outside)
-    assert "out" in refusal(course.import_artifact, artifact)
+    assert "out" in refusal(artifact)
 
 
 def test_a_link_to_the_artifact_itself_is_followed(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(artifact)
-    course.import_artifact(tmp_path / "link", tmp_path / "mlx")
-    assert course.is_course_folder(tmp_path / "mlx")
+    run(tmp_path / "link", tmp_path / "mlx", verify=False)
+    assert is_course_folder(tmp_path / "mlx")
 
 
 # --- The MLX side --------------------------------------------------------------------------------
 
 MLX_CHANGES: dict[str, tuple[str, Change, str]] = {
     "another kind": ("convert.json", lambda c: c.update(source={"kind": "x"}), "not the record"),
-    "no kind": ("convert.json", lambda c: c.pop("source"), "source: expected an object"),
+    "no kind": (
+        "convert.json",
+        lambda c: c.pop("source"),
+        "does not say what it was converted from",
+    ),
     "a later format": ("convert.json", lambda c: c.update(format=2), "not the record"),
     "no manifest": ("convert.json", lambda c: c.pop("manifest"), "manifest: expected an object"),
     "no config": ("convert.json", lambda c: c.update(config=[]), "config: expected an object"),
@@ -227,9 +233,9 @@ def test_an_mlx_folder_with_another_record_is_refused(
     mlx_folder: Path, name: str, change: Change, message: str
 ) -> None:
     rewrite(mlx_folder / name, change)
-    assert message in refusal(course.export_artifact, mlx_folder)
+    assert message in refusal(mlx_folder)
     with pytest.raises(UsageError):
-        course.load_course_folder(mlx_folder)
+        load_folder(mlx_folder)
 
 
 def test_endless_layers_in_both_files_are_refused_by_the_number_of_tensors(
@@ -237,7 +243,7 @@ def test_endless_layers_in_both_files_are_refused_by_the_number_of_tensors(
 ) -> None:
     rewrite(mlx_folder / "convert.json", lambda c: c["model_config"].update(num_layers=10**12))
     rewrite(mlx_folder / "config.json", lambda c: c.update(num_layers=10**12))
-    assert "expected 16000000000005 tensors" in refusal(course.export_artifact, mlx_folder)
+    assert "expected 16000000000005 tensors" in refusal(mlx_folder)
 
 
 @pytest.mark.parametrize(
@@ -254,20 +260,20 @@ def test_endless_layers_in_both_files_are_refused_by_the_number_of_tensors(
 def test_mlx_weights_that_are_not_the_model_s_are_refused_by_name(
     mlx_folder: Path, name: str, value: mx.array | None, message: str
 ) -> None:
-    weights = named_arrays(course.load_course_folder(mlx_folder)[0].parameters())
+    weights = named_arrays(load_folder(mlx_folder)[0].parameters())
     if value is None:
         del weights[name]
     else:
         weights[name] = value
     mx.save_safetensors(str(mlx_folder / "model.safetensors"), weights)
-    assert message in refusal(course.export_artifact, mlx_folder)
+    assert message in refusal(mlx_folder)
 
 
 def test_a_tensor_under_another_name_is_refused(mlx_folder: Path) -> None:
-    weights = named_arrays(course.load_course_folder(mlx_folder)[0].parameters())
+    weights = named_arrays(load_folder(mlx_folder)[0].parameters())
     weights["head.bias"] = weights.pop("head_bias")
     mx.save_safetensors(str(mlx_folder / "model.safetensors"), weights)
-    message = refusal(course.export_artifact, mlx_folder)
+    message = refusal(mlx_folder)
     assert "head.bias is no parameter" in message
     assert "head_bias is missing" in message
 
@@ -309,16 +315,14 @@ def hf_artifact(tmp_path: Path) -> Path:
 
 
 def test_a_hugging_face_artifact_is_two_folders(hf_artifact: Path) -> None:
-    assert course.is_artifact(hf_artifact)
-    assert course.is_hf_artifact(hf_artifact)
-    assert not course.is_transformer_artifact(hf_artifact)
+    assert kind_of(hf_artifact) is Kind.COURSE_BASE
     expected = (hf_artifact / "hf_model", hf_artifact / "hf_tokenizer")
-    assert course.hf_folders(hf_artifact) == expected
+    assert hf_folders(hf_artifact) == expected
     rewrite(
         hf_artifact / "config.json",
         lambda c: c.update(model_path="artifacts/models/BaseLM-SFT/hf_model", tokenizer_path=None),
     )
-    assert course.hf_folders(hf_artifact) == expected
+    assert hf_folders(hf_artifact) == expected
 
 
 @pytest.mark.parametrize("path", ["..", "../other", "missing", "/etc/other", "/"])
@@ -326,10 +330,10 @@ def test_a_folder_outside_the_artifact_is_not_used(hf_artifact: Path, path: str)
     rewrite(hf_artifact / "config.json", lambda c: c.update(model_path=path))
     (hf_artifact.parent / "other").mkdir()
     if path == "/":
-        assert course.hf_folders(hf_artifact)[0] == hf_artifact / "hf_model"
+        assert hf_folders(hf_artifact)[0] == hf_artifact / "hf_model"
         return
     with pytest.raises(UsageError, match=r"missing|outside"):
-        course.hf_folders(hf_artifact)
+        hf_folders(hf_artifact)
 
 
 def test_a_link_out_of_the_artifact_is_not_used(hf_artifact: Path) -> None:
@@ -337,13 +341,13 @@ def test_a_link_out_of_the_artifact_is_not_used(hf_artifact: Path) -> None:
     (hf_artifact.parent / "other").mkdir()
     (hf_artifact / "hf_model").symlink_to(hf_artifact.parent / "other")
     with pytest.raises(UsageError, match="outside"):
-        course.hf_folders(hf_artifact)
+        hf_folders(hf_artifact)
 
 
 def test_the_way_back_of_a_hugging_face_artifact_has_the_course_s_keys(tmp_path: Path) -> None:
     run = {"steps": 7, "settings": {"seed": 1}, "held_out": {"loss": 0.5}}
     moved = {**HF_CONFIG, "model_path": "elsewhere/hf_model"}
-    assert course.write_hf_records(tmp_path, moved, HF_MANIFEST, run) == "BaseLM-DPO"
+    assert write_hf_records(tmp_path, moved, HF_MANIFEST, run) == "BaseLM-DPO"
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert list(manifest) == list(HF_MANIFEST)
     assert manifest["name"] == manifest["display_name"] == "BaseLM-DPO"

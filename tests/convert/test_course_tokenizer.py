@@ -126,7 +126,7 @@ def test_no_id_is_beyond_the_model(vocab_size: int) -> None:
 
 @pytest.fixture
 def folder_tokenizer(tmp_path: Path) -> Any:
-    write_tokenizer(OWN, tmp_path, vocab_size=599, max_seq_len=128, place=PLACE)
+    write_tokenizer(OWN, tmp_path, vocab_size=599, max_seq_len=128, source=PLACE)
     return PreTrainedTokenizerFast.from_pretrained(tmp_path)
 
 

@@ -238,7 +238,7 @@ def test_an_architecture_without_a_rule_follows_its_record(
     assert_same_bits(tensors_of(tmp_path / "back"), tensors_of(source))
     (tmp_path / "mlx" / "convert.json").unlink()
     shutil.rmtree(tmp_path / "back")
-    with pytest.raises(Exception, match=r"'iquestcoder' is not known, and there is no convert.jso"):
+    with pytest.raises(Exception, match=r"'iquestcoder' is not known, and no convert.json"):
         run(tmp_path / "mlx", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

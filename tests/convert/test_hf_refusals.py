@@ -99,8 +99,10 @@ def test_links_of_the_hub_cache_are_followed(make_source: MakeSource, tmp_path: 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "not readable as an index"),
-        ("[]", "not readable as an index"),
+        ("{", "model.safetensors.index.json: not readable as JSON"),
+        ("[]", "model.safetensors.index.json: expected a JSON object"),
+        ("{}", "not readable as an index with a weight_map"),
+        ('{"weight_map": 3}', "not readable as an index with a weight_map"),
         ('{"weight_map": {}}', "names no tensor"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
         ('{"weight_map": {"a": "part.safetensors"}}', "which the index does not place there"),
@@ -245,7 +247,7 @@ A_MASK = {MASK: ["F32", [32]]}
         ({"tensors": {"a": ["F99", [1]]}}, "is no tensor"),
         ({"tensors": {"model.norm.weight": ["F32", [32]]}}, "does not fit the weights"),
         ({"same_as": {"x": "y"}}, "x is not among its tensors"),
-        ({"left_out": ["model.norm.weight"]}, "has no use for, and they are not here"),
+        ({"left_out": ["model.norm.weight"]}, "does not use, and they were not stored"),
         ({"buffers": {"model.norm.weight": 0}}, "model.norm.weight is a weight"),
         ({"same_as": {HEAD: "model.norm.weight"}, "tensors": A_HEAD}, f"{HEAD} is a weight"),
         ({"config": {"model_type": "gpt2"}}, "is of a 'gpt2'"),

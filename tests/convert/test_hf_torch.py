@@ -11,7 +11,7 @@ import pytest
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import TOLERANCE, mlx_logits
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.models.generate import generate_ids
+from mlx_dpo.models.generate import Request, generate_each
 from mlx_dpo.models.hub import load_folder
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.run import train
@@ -142,7 +142,7 @@ def test_a_lost_rotary_base_fails_the_proof(
 ) -> None:
     """What mlx-lm does by itself with a config of transformers 5: equal weights, other logits."""
     save_with_transformers("llama", tmp_path / "source")
-    monkeypatch.setattr("mlx_dpo.convert.hf.names.normalised", lambda _: {})
+    monkeypatch.setattr("mlx_dpo.models.dialects.normalised", lambda _: {})
     with pytest.raises(MlxDpoError, match="nothing was written") as raised:
         run(tmp_path / "source", tmp_path / "mlx")
     assert raised.value.exit_code == 1
@@ -184,5 +184,5 @@ def test_a_torch_folder_becomes_a_torch_dpo_folder(
     assert max(moved) > 1e-4
     for text in ("Tell me about the otter.", "A lantern"):
         prompt = tokenizer.encode(text)
-        found = generate_ids(ours, prompt, stop_ids=(), max_tokens=NUM_NEW)
+        found = generate_each(ours, [Request(prompt)], stop_ids=(), max_tokens=NUM_NEW)[0]
         assert found == greedy(theirs, prompt)

@@ -8,8 +8,8 @@ import mlx.nn as nn
 import pytest
 
 from mlx_dpo.convert.hf.trace import restore, trace
-from mlx_dpo.convert.weights import same_bits
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.parameters import same_bits
 
 Weights = dict[str, mx.array]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.convert.hf.names import BUFFERS, RULES, for_mlx, skeleton
-from mlx_dpo.models.dialects import is_embedding, is_head
+from mlx_dpo.convert.hf.names import BUFFERS, RULES, skeleton
+from mlx_dpo.models.dialects import for_mlx, is_embedding, is_head
 from mlx_dpo.models.parameters import named_arrays
 from tests.convert.conftest import GOLDEN
 from tests.convert.tiny import CASES, model_type

@@ -9,8 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.conversion import Options, convert
 from mlx_dpo.convert.sources import load
 from mlx_dpo.models.generate import answer
 from mlx_dpo.models.parameters import load_arrays

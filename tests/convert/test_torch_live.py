@@ -7,18 +7,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.course import artifact as course
-from mlx_dpo.convert.course.conversion import check_logits
-from mlx_dpo.convert.options import Options
-from mlx_dpo.convert.torch_zip.archive import (
-    BFloat16,
-    as_mlx,
-    from_mlx,
-    read_state_dict,
-    read_torch_zip,
-    write_torch_zip,
-)
+from mlx_dpo.convert.conversion import Options, convert
+from mlx_dpo.convert.course.checkpoint import read_artifact
+from mlx_dpo.convert.sources import load_folder
+from mlx_dpo.convert.torch_zip.archive import read_state_dict, read_torch_zip, write_torch_zip
+from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx
+from mlx_dpo.convert.verify import check_course_logits
 from mlx_dpo.errors import MlxDpoError, UsageError
 from tests import g2c
 
@@ -129,8 +123,8 @@ def test_the_older_format_and_whole_modules_are_refused(torch: Any, tmp_path: Pa
 
 
 def test_pytorch_loads_the_artifact_that_comes_back(torch: Any, tmp_path: Path) -> None:
-    course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
-    course.export_artifact(tmp_path / "mlx", tmp_path / "back")
+    convert(g2c.ARTIFACT, tmp_path / "mlx", Options(verify=False), print)
+    convert(tmp_path / "mlx", tmp_path / "back", Options(verify=False), print)
     before = torch.load(g2c.ARTIFACT / "model.pt", weights_only=True)
     after = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
     assert list(after) == ["vocab_size", "model_config", "params"]
@@ -169,8 +163,8 @@ def test_the_logits_are_those_of_pytorch_s_own_layers(torch: Any, tmp_path: Path
         x = x + linear(functional.gelu(linear(norm(x))))
     expected = (norm(x) @ token_embed.T + next(params)).numpy()
 
-    course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
-    model, _ = course.load_course_folder(tmp_path / "mlx")
+    convert(g2c.ARTIFACT, tmp_path / "mlx", Options(verify=False), print)
+    model, _ = load_folder(tmp_path / "mlx")
     np.testing.assert_allclose(np.array(model(mx.array(ids.numpy()))), expected, atol=1e-4)
 
 
@@ -186,12 +180,12 @@ def test_torch_and_mlx_answer_alike_for_a_course_artifact(torch: Any, tmp_path: 
 
 
 def test_a_course_model_that_answers_otherwise_is_not_written(torch: Any, tmp_path: Path) -> None:
-    checkpoint = course.read_artifact(g2c.ARTIFACT)
-    course.import_artifact(g2c.ARTIFACT, tmp_path / "mlx")
+    checkpoint = read_artifact(g2c.ARTIFACT)
+    convert(g2c.ARTIFACT, tmp_path / "mlx", Options(verify=False), print)
     wrong = {
         k: v.T if k.endswith("attention.q.weight") else v for k, v in checkpoint.arrays.items()
     }
     with pytest.raises(MlxDpoError, match="nothing was written"):
-        check_logits(
+        check_course_logits(
             g2c.ARTIFACT / "model.pt", wrong, checkpoint.args, tmp_path / "mlx", exact=True
         )

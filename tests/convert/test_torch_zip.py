@@ -17,14 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_dpo.convert.torch_zip import archive
-from mlx_dpo.convert.torch_zip.archive import (
-    BFloat16,
-    as_mlx,
-    from_mlx,
-    read_state_dict,
-    read_torch_zip,
-    write_torch_zip,
-)
+from mlx_dpo.convert.torch_zip.archive import read_state_dict, read_torch_zip, write_torch_zip
+from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx
 from mlx_dpo.errors import UsageError
 from tests import g2c
 

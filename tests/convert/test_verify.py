@@ -79,7 +79,7 @@ def test_a_cast_is_reported_and_not_failed(pair: tuple[Path, Path], torch_says: 
 
 def test_without_torch_it_says_so(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_has_torch", lambda: False)
-    assert "torch itself was not asked: it is not installed" in check_logits(
+    assert "not compared with torch: it is not installed" in check_logits(
         *pair, None, exact=True, written=True
     )
 
@@ -90,7 +90,7 @@ def test_where_two_copies_do_not_fit_torch_is_not_asked(
     monkeypatch.setattr(verify, "_has_torch", lambda: True)
     monkeypatch.setattr(verify, "free_memory", lambda: 300_000)
     said = check_logits(*pair, None, exact=True, written=True)
-    assert "torch itself was not asked: two copies in float32 need" in said
+    assert "not compared with torch: two copies in float32 need" in said
 
 
 def test_an_architecture_torch_has_not(pair: tuple[Path, Path], torch_says: Any) -> None:
@@ -98,7 +98,7 @@ def test_an_architecture_torch_has_not(pair: tuple[Path, Path], torch_says: Any)
         raise UsageError("transformers: no such architecture")
 
     torch_says(answer)
-    assert "was not asked: transformers: no such" in check_logits(
+    assert "not compared with torch: transformers: no such" in check_logits(
         *pair, None, exact=True, written=True
     )
 
@@ -111,7 +111,7 @@ def test_a_source_torch_can_not_load_is_reported_and_a_result_fails(
 
     torch_says(answer)
     said = check_logits(*pair, None, exact=True, written=False)
-    assert said.endswith("was not asked: transformers reports missing keys: x")
+    assert said.endswith("not compared with torch: transformers reports missing keys: x")
     with pytest.raises(MlxDpoError, match="missing keys: x"):
         check_logits(*pair, None, exact=True, written=True)
 
@@ -199,7 +199,7 @@ def test_tensors_the_model_does_not_use_close_the_way_back(
     mx.save_safetensors(str(source / "model.safetensors"), tensors)
     said = run(source, tmp_path / "out")
     assert "the way back is closed: vision_tower.patch.weight" in said
-    with pytest.raises(UsageError, match=r"not here: vision_tower\.patch\.weight"):
+    with pytest.raises(UsageError, match=r"not stored: vision_tower\.patch\.weight"):
         run(tmp_path / "out", tmp_path / "back")
 
 

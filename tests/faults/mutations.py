@@ -121,7 +121,8 @@ def pickles(folder: Path, rng: random.Random) -> None:
 
     import mlx.core as mx
 
-    from mlx_dpo.convert.torch_zip.archive import from_mlx, write_torch_zip
+    from mlx_dpo.convert.torch_zip.archive import write_torch_zip
+    from mlx_dpo.convert.torch_zip.tensors import from_mlx
 
     file = folder / "pytorch_model.bin"
     arrays: Any = mx.load(str(folder / "model.safetensors"))

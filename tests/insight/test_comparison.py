@@ -16,7 +16,7 @@ from mlx_dpo.insight.comparison import (
     judge_blind,
     read_questions,
 )
-from mlx_dpo.models.generate import Answer
+from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from tests.runs.conftest import ORACLE
@@ -24,8 +24,8 @@ from tests.runs.conftest import ORACLE
 DATA = ORACLE.parents[3] / "data" / "dpo"
 
 
-def said(text: str, closed: bool = True) -> Answer:
-    return Answer(text, closed, [0] * (len(text.split()) + closed))
+def said(text: str, closed: bool = True) -> Completion:
+    return Completion(text, closed, [0] * (len(text.split()) + closed))
 
 
 def compared(number: int, a: str, b: str) -> Compared:

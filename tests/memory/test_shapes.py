@@ -16,11 +16,12 @@ MODELS = sorted(path.parent for path in oracle.FOLDER.glob("*/model/config.json"
 
 
 def emptied(folder: Path, copy: Path) -> Path:
-    """A copy of a model folder whose weight files end after their headers."""
+    """A copy of a model folder whose weight files hold NaN in place of every weight."""
     shutil.copytree(folder, copy)
     for file in copy.glob("model*.safetensors"):
         content = file.read_bytes()
-        file.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+        end = 8 + int.from_bytes(content[:8], "little")
+        file.write_bytes(content[:end] + b"\xff" * (len(content) - end))
     return copy
 
 

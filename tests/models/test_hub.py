@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import load_folder, normalised
-from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
+from mlx_dpo.models.dialects import normalised
+from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.parameters import (
+    load_arrays,
+    named_arrays,
+    read_header,
+    save_arrays,
+    tensor_shapes,
+)
 from tests import oracle
 
 MODEL_FOLDER = oracle.FOLDER / "llama" / "model"
@@ -121,6 +128,16 @@ def test_only_what_has_to_be_added_is_added(
     rope: dict[str, Any] | None, expected: dict[str, Any]
 ) -> None:
     assert normalised({"rope_parameters": rope} if rope else {"rope_theta": 7.0}) == expected
+
+
+# --- Headers -------------------------------------------------------------------------------------
+
+
+def test_shapes_and_dtypes_of_all_files_come_from_their_headers(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "model-1.safetensors", {"a": mx.zeros((2, 3), mx.bfloat16)})
+    save_arrays(tmp_path / "model-2.safetensors", {"b": mx.zeros((), mx.int32)}, {"format": "mlx"})
+    assert tensor_shapes(tmp_path) == {"a": ((2, 3), "BF16"), "b": ((), "I32")}
+    assert read_header(tmp_path / "model-2.safetensors").metadata == {"format": "mlx"}
 
 
 # --- Precision and tokenizer ---------------------------------------------------------------------

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo import load
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.conversion import Options, convert
 from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.errors import StoppedError
 from mlx_dpo.models.parameters import load_arrays, named_arrays

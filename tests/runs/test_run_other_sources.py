@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.convert.conversion import convert
-from mlx_dpo.convert.options import Options
+from mlx_dpo.convert.conversion import Options, convert
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.run import train

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from mlx_dpo.models.generate import Answer
+from mlx_dpo.models.generate import Completion
 from mlx_dpo.records import Message, Preference
 from tools.tiny_sft.crossval import NUM_FOLDS, folds
 from tools.tiny_sft.outcomes import AnswerOutcome, PairOutcome
@@ -33,7 +33,7 @@ def test_a_share_is_shown_with_its_counts_and_interval() -> None:
 def test_tables_count_what_was_put_in() -> None:
     pairs = [PairOutcome("tone", 0.5, -1.0, 4.0), PairOutcome("tone", -0.1, 2.0, 1.0)]
     assert "| tone | 1/2 = 0.50 (0.09-0.91) | +0.200 | 0.50 | 1.00 |" in pair_table(pairs)
-    rude, kind = Answer("Go away.", True), Answer("You are welcome.", True)
+    rude, kind = Completion("Go away.", True), Completion("You are welcome.", True)
     answers = [AnswerOutcome("tone", "Thank you.", rude, kind)]
     line = next(line for line in answer_table(answers).splitlines() if line.startswith("| tone"))
     assert [cell.split(" ")[0] for cell in line.strip("| ").split(" | ")] == [

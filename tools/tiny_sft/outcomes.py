@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.models.generate import Answer, answer
+from mlx_dpo.models.generate import Completion, answer
 from mlx_dpo.preferences.chat import ChatFormat, pad_id_of
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.records import Message, Preference
@@ -49,8 +49,8 @@ class AnswerOutcome:
 
     kind: str
     question: str
-    sft: Answer
-    dpo: Answer
+    sft: Completion
+    dpo: Completion
 
     def right(self) -> tuple[bool, bool]:
         """Whether the answer before and the one after are right by the rule of the kind."""
@@ -126,7 +126,7 @@ def answer_outcomes(
     ]
 
 
-def reply(model: nn.Module, chat: ChatFormat, question: str) -> Answer:
+def reply(model: nn.Module, chat: ChatFormat, question: str) -> Completion:
     """The greedy answer to a question."""
     return answer(model, chat, (Message("user", question),), max_tokens=ANSWER_TOKENS)
 

@@ -50,7 +50,7 @@ def sample(
       mlx_dpo data sample --model checkpoints/tiny-sft --prompts prompts.txt -n 2
       mlx_dpo data judge candidates.jsonl --judge rule:shorter
     """
-    from mlx_dpo.convert.sources import load, name_of
+    from mlx_dpo.convert.sources import find_mlx, load_folder, name_of
     from mlx_dpo.files import check_writable
     from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.workshop.sampling import SamplingSettings, Session, read_prompts
@@ -58,7 +58,7 @@ def sample(
     path = Path(out)
     check_writable(path)
     rows, num_rows = read_prompts(prompts)
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load_folder(find_mlx(model))
     settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
     session = Session(loaded, chat_format(tokenizer), name_of(model), rows, settings, path)
     click.echo(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")

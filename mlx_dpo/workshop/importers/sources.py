@@ -20,7 +20,6 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" writes such bytes
 
 
@@ -39,10 +38,14 @@ def find_files(source: str, pattern: str | None = None) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        is_here = (path.parent / ".").is_dir() and path.parent != Path(".")
-        if source[:1] in "./~" or is_here or not _HUB_ID.fullmatch(source):
+        from mlx_dpo.models.hub import download, is_hub_id  # it imports MLX; local files need none
+
+        if not is_hub_id(source):
             raise UsageError(f"{source}: no such file or folder, and not a hub id owner/name")
-        path = _download(source, pattern)
+        patterns = [f"*{kind}{packed}" for kind in DATA_FILES for packed in ("", ".gz")]
+        if pattern is not None:
+            patterns = [pattern, f"*/{pattern}"]
+        path = download(source, patterns, "dataset")
     files = [file for file in sorted(path.rglob(pattern or "*")) if _is_data(file)]
     if not files:
         kinds = ", ".join(DATA_FILES)
@@ -75,23 +78,6 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 
 def _is_data(file: Path) -> bool:
     return file.is_file() and Path(file.name.removesuffix(".gz")).suffix in DATA_FILES
-
-
-def _download(name: str, pattern: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = [f"*{kind}{packed}" for kind in DATA_FILES for packed in ("", ".gz")]
-    if pattern is not None:
-        wanted = [pattern, f"*/{pattern}"]
-    try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{name}: no such file here, and the hub did not give it (no network, no such "
-            f"dataset, or it needs a login): {reason}"
-        ) from None
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class ModelJudge(Judge):
 def _local_model(name: str, max_tokens: int) -> JudgeModel:
     """A model in this process, asked greedily."""
     from mlx_dpo.convert.sources import find_mlx, load_folder
-    from mlx_dpo.models.generate import answer_ids
+    from mlx_dpo.models.generate import Request, complete
     from mlx_dpo.models.hub import model_digest, num_positions
     from mlx_dpo.preferences.chat import chat_format
 
@@ -217,7 +217,7 @@ def _local_model(name: str, max_tokens: int) -> JudgeModel:
         ids = chat.prompt_ids([Message("user", text)])
         if positions is not None and len(ids) >= positions:
             return ""  # longer than the model can read: an abstention
-        return answer_ids(model, chat, ids, max_tokens=max_tokens).text
+        return complete(model, chat, [Request(ids)], max_tokens=max_tokens)[0].text
 
     return JudgeModel(name, f"{model_digest(model, folder)}\0{max_tokens}", ask)
 

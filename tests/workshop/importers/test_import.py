@@ -325,7 +325,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache_without_the_network(
     with pytest.raises(UsageError, match=r"--files: data/test\.jsonl, data/train\.jsonl"):
         find_files("someone/pairs")
     assert find_files("someone/pairs", "test*") == [data / "test.jsonl"]
-    with pytest.raises(UsageError, match=r"someone/others: .* the hub did not give it"):
+    with pytest.raises(UsageError, match=r"someone/others: .* the download from the hub failed"):
         find_files("someone/others")
     with pytest.raises(UsageError, match="no such file or folder"):
         find_files("./someone/pairs")

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import mlx_dpo
 from mlx_dpo.convert import sources
 from mlx_dpo.errors import UsageError
+from tests import g2c
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_typo_below_a_folder_that_is_here_never_asks_the_network(
 
 
 def test_owner_and_name_ask_the_hub_and_say_so_when_it_fails(hub: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"the hub did not give it \(.*\): offline"):
+    with pytest.raises(UsageError, match=r"the download from the hub failed \(.*\): offline"):
         sources.find("owner/name")
     assert hub == ["owner/name"]
 
@@ -52,3 +54,16 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
         sources.find(tmp_path / "model")
+
+
+def test_loading_a_checkpoint_that_is_converted_writes_nothing_into_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, cache = tmp_path / "here", tmp_path / "cache"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    _, tokenizer = mlx_dpo.load(g2c.ARTIFACT)
+    assert list(here.iterdir()) == []
+    assert len(list((cache / "mlx_dpo" / "converted").iterdir())) == 1
+    assert tokenizer.encode(g2c.expected()["encoded"][0]["prompt_text"])
