@@ -1,8 +1,8 @@
-"""Layers that compute again for the gradient instead of keeping what it needs: less memory.
+"""Layer checkpointing: layers recompute their activations for the gradient; less memory.
 
-mlx-lm's own checkpointing changes the class of the layers, and with it the reference, and takes a
-cache for a constant. Here a shallow copy of one model gets stand-ins for its layers, and a prompt's
-keys and values go in and out of the function whose gradient is recomputed.
+mlx-lm's own checkpointing changes the class of the layers, and with it the reference, and treats a
+cache as a constant. Here a shallow copy of one model gets stand-ins for its layers, and a prompt's
+keys and values are inputs and outputs of the function that is recomputed.
 """
 
 import copy
@@ -16,7 +16,7 @@ from mlx_dpo.training.prompts import AfterPrompt, PromptKeys
 
 
 def checkpointed(model: nn.Module) -> Any:
-    """A model of the same parameters whose layers keep nothing but their inputs.
+    """A copy of a model, with the same parameters, whose layers keep only their inputs.
 
     Args:
         model: A model of mlx-lm's kind: a trunk that holds the token embedding and a list of
@@ -55,8 +55,8 @@ class _Layer:
         caches = [c for c in (*args, *kwargs.values()) if isinstance(c, PromptKeys | AfterPrompt)]
         cache = caches[0] if caches else None
 
-        # What else the layer is given (masks, offsets) is closed over: it has no gradient, and
-        # mx.checkpoint would look for one.
+        # Other arguments (masks, offsets) are closed over: mx.checkpoint would differentiate them,
+        # and they have no gradient.
         def run(parameters: Any, x: mx.array, *prompt: mx.array) -> Any:
             layer = replaced(self._layer, parameters)
             if cache is None:

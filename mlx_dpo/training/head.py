@@ -26,7 +26,7 @@ def hidden_states(model: nn.Module, ids: mx.array, cache: Sequence[Any] | None) 
     """What the trunk returns for int32 ids (R, N): (R, N, H).
 
     Raises:
-        UnknownStructureError: If the trunk can't be told from the head.
+        UnknownStructureError: If trunk and head can't be separated.
     """
     path = trunk_path(model)
     recorder = _Recorder(at(model, path))
@@ -56,7 +56,7 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
     vocabulary = _call(with_trunk(model, path, probe), probe).shape[-1]
     parameters = {
         "head": _without(model.parameters(), path),
-        # A tied output layer is a part of the trunk; what the head asked for shows which.
+        # A tied output layer is part of the trunk; the parts that the head used show which.
         "trunk": {
             name: trunk[name].parameters()
             for name in sorted(probe.touched)
@@ -87,7 +87,7 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
 
 
 class _Recorder:
-    """Stands before a trunk and keeps what it returns."""
+    """Wraps a trunk and keeps its output."""
 
     output: mx.array
 
@@ -103,7 +103,7 @@ class _Recorder:
 
 
 class _StandIn:
-    """Stands for a trunk: returns what it was given, and notes what else the model asks of it."""
+    """Replaces a trunk: returns a given output, and records which other parts the model uses."""
 
     def __init__(
         self, trunk: nn.Module, output: mx.array, parts: dict[str, nn.Module] | None = None

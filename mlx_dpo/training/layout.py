@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from mlx_dpo.records import PreferenceExample
 
-# What one more forward and backward costs, in tokens: each writes and adds a whole gradient of the
-# weights, about as long as it takes to compute this many tokens.
+# Price of one more forward and backward, in tokens: each writes and adds a whole gradient of the
+# weights, which takes as long as computing about this many tokens.
 FORWARD_PRICE = 32
-# Widths are multiples of this, so that buffers (and compiled traces) are met again.
+# Widths are multiples of this, so that buffers (and compiled traces) are reused.
 WIDTH_MULTIPLE = 8
 
 

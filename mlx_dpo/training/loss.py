@@ -5,6 +5,10 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+Metrics = dict[str, float]
+
+PAIR_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
+
 
 def dpo_loss(
     policy_chosen_logp: mx.array,
@@ -25,7 +29,7 @@ def dpo_loss(
         policy_rejected_logp: float32 (B,), the same for the rejected responses.
         ref_chosen_logp: float32 (B,), under the reference. No gradient reaches it.
         ref_rejected_logp: float32 (B,), under the reference. No gradient reaches it.
-        beta: How dear it is to leave the reference, > 0.
+        beta: Strength of the pull towards the reference (β of Eq. 7), > 0; larger stays closer.
 
     Returns:
         The loss, float32 (), and float32 () means over the batch: ``chosen_reward``,
@@ -54,14 +58,6 @@ def dpo_loss(
     return loss, {name: mx.stop_gradient(value) for name, value in metrics.items()}
 
 
-# --- What a batch of pairs says about the policy, as plain numbers.
-
-
-Metrics = dict[str, float]
-
-PAIR_METRICS = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
-
-
 def pair_metrics(
     policy: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], *, beta: float
 ) -> Metrics:
@@ -72,7 +68,7 @@ def pair_metrics(
 
 
 def as_floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
-    """What `dpo_loss` returns, evaluated."""
+    """The results of `dpo_loss`, evaluated."""
     return {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 

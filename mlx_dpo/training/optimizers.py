@@ -1,7 +1,11 @@
-"""The optimizers of a run, by name. Their state is all that a resumed run needs of them.
+"""Optimizers by name, stochastic rounding for bfloat16 weights, and the learning-rate schedule.
 
 State beside 4 bytes of weight a parameter: AdamW 8 bytes, Lion 4, Adafactor a row and a column of
-each matrix.
+each matrix. It is all that a resumed run needs of an optimizer.
+
+At DPO learning rates an update is far smaller than half a step of bfloat16, and rounding to the
+nearest discards it, every time. Rounded up with the probability that its remainder says (Gupta et
+al. 2015, arXiv:1502.02551), a weight follows its updates in expectation.
 """
 
 import math
@@ -9,6 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+
+# Elements updated at a time where each is independent: float32 copies take 16 MiB an array.
+_BLOCK = 2**22
+_ELEMENTWISE = (optim.AdamW, optim.Lion)
+_BFLOAT16_BITS = 0xFFFF0000  # of a float32: sign, exponent and seven of its digits, a bfloat16
 
 
 def make_optimizer(name: str, *, learning_rate: float, weight_decay: float) -> optim.Optimizer:
@@ -46,20 +55,6 @@ def make_optimizer(name: str, *, learning_rate: float, weight_decay: float) -> o
     raise ValueError(f"no optimizer {name!r}")
 
 
-# --- bfloat16 weights that learn: what is stored is rounded up or down by
-# chance, right on average.
-#
-# At DPO learning rates an update is far smaller than half a step of bfloat16, and rounding to the
-# nearest throws it away, every time. Rounded up with the probability that its remainder says
-# (Gupta et al. 2015, arXiv:1502.02551), a weight goes the way of its updates in expectation.
-
-
-# Numbers updated at a time where each is on its own: their copies in float32 take 16 MiB an array.
-_BLOCK = 2**22
-_ELEMENTWISE = (optim.AdamW, optim.Lion)
-_KEPT_BITS = 0xFFFF0000  # of a float32: sign, exponent and seven of its digits, a bfloat16
-
-
 def stochastic_round(values: mx.array, key: mx.array) -> mx.array:
     """Round to one of the two bfloat16 neighbours, the nearer one more often.
 
@@ -76,9 +71,9 @@ def stochastic_round(values: mx.array, key: mx.array) -> mx.array:
     if values.dtype != mx.float32:
         raise ValueError(f"expected float32 to round, got {values.dtype}")
     noise = mx.random.randint(0, 2**16, values.shape, dtype=mx.uint32, key=key)
-    # Sign and magnitude are apart in a float: adding to its bits moves it away from zero, by one
-    # bfloat16 step as often as the bits that are cut off are larger than what noise leaves.
-    rounded = ((values.view(mx.uint32) + noise) & _KEPT_BITS).view(mx.float32)
+    # Sign and magnitude are separate in a float: adding to its bits moves it away from zero, by
+    # one bfloat16 step with the probability that the bits to be cut off say.
+    rounded = ((values.view(mx.uint32) + noise) & _BFLOAT16_BITS).view(mx.float32)
     return mx.where(mx.isnan(values), values, rounded).astype(mx.bfloat16)
 
 
@@ -158,9 +153,6 @@ class StochasticRounding(optim.Optimizer):
     def _round(self, values: mx.array) -> mx.array:
         self._key, key = mx.random.split(self._key)
         return stochastic_round(values, key)
-
-
-# --- The learning rate as a function of the step.
 
 
 def warmup_cosine(

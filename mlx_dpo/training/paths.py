@@ -1,8 +1,8 @@
-"""Ways to compute the log-probs of a batch of pairs: one definition, and what is faster.
+"""Ways to compute the log-probs of a batch of pairs: the definition, and a faster one.
 
 A path is called as ``path(model, examples)`` and returns float32 (2, B), chosen in row 0, rejected
-in row 1, differentiable. All agree to float rounding; `mlx_dpo.training.self_check` sees to it
-that they do on the model and data at hand.
+in row 1, differentiable. Both agree to float rounding, which `training.self_check` verifies on the
+user's model and pairs.
 """
 
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def _logprobs(
         _read_prompts(layered, [layout.contexts[i] for i in group.members], group.width, pad_id)
         for group in layout.context_groups
     ]
-    place_of = {
+    source_of = {
         context: (forward, line)
         for forward, group in enumerate(layout.context_groups)
         for line, context in enumerate(group.members)
@@ -136,7 +136,7 @@ def _logprobs(
         if contexts not in caches:
             caches[contexts] = continue_prompts(
                 recorded,
-                [place_of[context] for context in contexts],
+                [source_of[context] for context in contexts],
                 [len(layout.contexts[context]) for context in contexts],
             )
         inputs = _padded([row.inputs for row in rows], group.width, pad_id)

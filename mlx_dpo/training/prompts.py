@@ -33,7 +33,7 @@ class PromptKeys:
         return keys, values
 
     def arrays(self) -> tuple[mx.array, ...]:
-        """What a layer that is computed again must be given: nothing."""
+        """Inputs of a checkpointed layer: none."""
         return ()
 
     def with_arrays(self) -> "PromptKeys":
@@ -41,11 +41,11 @@ class PromptKeys:
         return PromptKeys()
 
     def recorded(self) -> tuple[mx.array, ...]:
-        """What the layer left in it."""
+        """Outputs of a checkpointed layer: keys and values."""
         return self.keys, self.values
 
     def record(self, keys: mx.array, values: mx.array) -> None:
-        """Take over what `recorded` gave elsewhere."""
+        """Keep the outputs of a checkpointed layer."""
         self.keys, self.values = keys, values
 
 
@@ -76,7 +76,7 @@ class AfterPrompt:
         )
 
     def arrays(self) -> tuple[mx.array, ...]:
-        """What a layer that is computed again must be given."""
+        """Inputs of a checkpointed layer: the prompt's keys and values."""
         return self.keys, self.values
 
     def with_arrays(self, keys: mx.array, values: mx.array) -> "AfterPrompt":
@@ -84,11 +84,11 @@ class AfterPrompt:
         return AfterPrompt(keys, values, self._lengths.tolist())
 
     def recorded(self) -> tuple[mx.array, ...]:
-        """What the layer left in it: nothing."""
+        """Outputs of a checkpointed layer: none."""
         return ()
 
     def record(self) -> None:
-        """Nothing to take over."""
+        """Keep the outputs of a checkpointed layer: none."""
 
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None
@@ -120,15 +120,15 @@ class AfterPrompt:
 
 def continue_prompts(
     recorded: Sequence[Sequence[PromptKeys]],
-    places: Sequence[tuple[int, int]],
+    sources: Sequence[tuple[int, int]],
     lengths: Sequence[int],
 ) -> list[AfterPrompt]:
     """Caches, one a layer, for rows that continue recorded prompts.
 
     Args:
         recorded: For each forward of the first pass, its caches by layer.
-        places: For each row, the forward and the line in it that hold its prompt. Rows of one
-            prompt stand together.
+        sources: For each row, the forward and the line in it that hold its prompt. Rows of one
+            prompt are adjacent.
         lengths: For each row, the length of its prompt.
     """
     longest = max(lengths)
@@ -136,7 +136,7 @@ def continue_prompts(
     runs = [
         (forward, line, length, len(list(same)))
         for (forward, line, length), same in groupby(
-            (*place, length) for place, length in zip(places, lengths, strict=True)
+            (*source, length) for source, length in zip(sources, lengths, strict=True)
         )
     ]
 
