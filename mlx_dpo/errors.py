@@ -52,12 +52,20 @@ class DiskError(MlxDpoError):
     exit_code = 7
 
 
+class DeviceFaultError(MlxDpoError):
+    """The GPU failed in the middle of a computation; what was saved before is whole."""
+
+    exit_code = 8
+
+
 class StoppedError(MlxDpoError):
     """A signal ended the run after its state was saved; it can be resumed."""
 
     exit_code = 75
 
 
+# In MLX's message where the GPU did not finish its work: a command buffer of Metal, a CUDA stream.
+_FAULTS = ("command buffer execution failed", "cuda error", "cudastreamsynchronize")
 # What MLX and Metal say when memory has run out, in lower case.
 _SHORTAGES = (
     "unable to allocate",  # [malloc], [malloc_or_wait]
@@ -79,3 +87,28 @@ def is_shortage(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """An error's message on one line of at most 300 characters; its type where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether an error of MLX says that the GPU failed, and not for want of memory.
+
+    Arrays that were computed meanwhile may hold anything: nothing of this process is to be saved.
+    """
+    text = str(error).lower()
+    is_fault = isinstance(error, RuntimeError) and any(mark in text for mark in _FAULTS)
+    return is_fault and not is_shortage(error)
+
+
+def device_fault(error: BaseException) -> DeviceFaultError:
+    """The error to end with, whose message says what helps."""
+    advice = "an error of the driver or of MLX"
+    text = str(error)
+    if "Timeout" in text or "ImpactingInteractivity" in text or "Impacting Interactivity" in text:
+        advice = (
+            "macOS ends long GPU work while the display is on: let it sleep, set "
+            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, or lower --batch-size"
+        )
+    return DeviceFaultError(
+        f"the GPU failed ({' '.join(text.split())[:200]}): {advice}; the checkpoints are whole: go "
+        "on with --resume, or train with --supervise, which starts again by itself"
+    )

@@ -19,7 +19,7 @@ from mlx_dpo.cli.score import score
 from mlx_dpo.cli.screen import printable
 from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
-from mlx_dpo.errors import MlxDpoError, is_shortage
+from mlx_dpo.errors import DeviceFaultError, MlxDpoError, device_fault, is_device_fault, is_shortage
 
 _EPILOG = """\b
 Exit codes
@@ -27,7 +27,7 @@ Exit codes
   1  the run failed              6  the run's folder is in use
   2  wrong usage or settings     7  a file could not be written
   3  bad data                   75  stopped by a signal, --resume continues
-  4  not enough memory
+  4  not enough memory              8  the GPU failed
 """
 
 
@@ -72,6 +72,8 @@ def main(args: list[str] | None = None) -> Any:
     except Exception as error:  # one that nothing above expects
         if is_shortage(error):
             code = _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
+        elif is_device_fault(error):
+            code = _fail(str(device_fault(error)), DeviceFaultError.exit_code)
         else:
             code = _fail(f"{type(error).__name__}: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)

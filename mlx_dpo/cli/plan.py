@@ -120,7 +120,6 @@ def shown_pairs(pairs: list[tuple[int, int, int]], most: int = 60) -> str:
 
 def _show(settings: RunConfig, prediction: "Prediction") -> None:
     from mlx_dpo.memory.solve import SHARE, machines
-    from mlx_dpo.models.limits import CACHE_SHARE
     from mlx_dpo.runs.plan import gigabytes
 
     click.echo(f"model      {settings.model}  ({prediction.num_parameters / 1e6:.1f} M parameters)")
@@ -136,7 +135,7 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
         f"{prediction.moment}"
     )
     click.echo(
-        f"{'buffer cache':16} {'':>10}  on top: at most {CACHE_SHARE:.1%} of the GPU's share\n"
+        f"{'buffer cache':16} {'':>10}  on top, within the budget: freed first when memory is short\n"
     )
     click.echo("machine    for the GPU")
     for machine in machines():

@@ -1,5 +1,6 @@
 """`mlx_dpo train`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
     def warn(line: str) -> None:
         click.echo(f"warning: {line}", err=True)
 
+    if sys.platform == "darwin":
+        # macOS ends long GPU work while the display is on; this defers it (mlx #3267).
+        os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     return supervise(run_dir, command, warn=warn)
 
 

@@ -5,6 +5,7 @@ rounding that another batch shape brings. MLX's own random state is left alone.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -150,10 +151,13 @@ def generate_each(
     for request, limit in zip(requests, _limits(model, requests, max_tokens), strict=True):
         ids: list[int] = []
         prompt, sampler = mx.array(list(request.prompt_ids)), _sampler(request)
-        for token, _ in generate_step(prompt, model, max_tokens=limit, sampler=sampler):
-            ids.append(int(token))
-            if ids[-1] in stop_ids:
-                break
+        # Closed, the generator computes no further token while limits of the memory change.
+        steps = generate_step(prompt, model, max_tokens=limit, sampler=sampler)
+        with closing(steps):
+            for token, _ in steps:
+                ids.append(int(token))
+                if ids[-1] in stop_ids:
+                    break
         completions.append(ids)
     return completions
 

@@ -1,4 +1,4 @@
-"""A parent that starts a run again where the process itself died: a GPU fault, no memory."""
+"""A parent that starts a run again where it crashed: a GPU fault, a signal, no memory."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.errors import DeviceFaultError, MlxDpoError
 from mlx_dpo.files import write_file
 
 RELAUNCHES = 3
@@ -36,12 +36,14 @@ def supervise(
     warn: Callable[[str], None],
     launch: Callable[[list[str]], Process] = subprocess.Popen,
 ) -> int:
-    """Run a command, and again from its last checkpoint while signals end it.
+    """Run a command, and again from its last checkpoint while crashes end it.
+
+    A crash is a signal that nobody sent on purpose, or the exit code of a GPU fault.
 
     Args:
         run: The run's folder.
         command: The command line; True asks for one that resumes.
-        warn: Told a line about each crash.
+        warn: Called with a line about each crash.
         launch: Starts a child process.
 
     Returns:
@@ -54,21 +56,28 @@ def supervise(
     crashes: list[dict[str, Any]] = []
     while True:
         code = _wait(launch(command(bool(crashes))))
-        if code >= 0:
+        if code >= 0 and code != DeviceFaultError.exit_code:
             return code
-        number = signal.Signals(-code)
-        if number in _MEANT:
-            return 128 + number
-        crashes.append({"signal": number.name, "steps_logged": _steps_logged(run)})
+        if -code in _MEANT:
+            return 128 - code
+        name, hint = _cause(code)
+        crashes.append({"signal": name, "steps_logged": _steps_logged(run)})
         write_file(run / NAME, json.dumps(crashes, indent=2) + "\n")
-        hint = _HINTS.get(number, "a fault in native code")
         if len(crashes) > RELAUNCHES:
             steps = ", ".join(str(crash["steps_logged"]) for crash in crashes)
             raise MlxDpoError(
-                f"{run}: {number.name} ended the run {len(crashes)} times, after steps {steps}: "
+                f"{run}: {name} ended the run {len(crashes)} times, after steps {steps}: "
                 f"{hint}; see {run / NAME}; the checkpoints are whole"
             )
-        warn(f"{number.name} ended the run: {hint}; starting again, {len(crashes)}/{RELAUNCHES}")
+        warn(f"{name} ended the run: {hint}; starting again, {len(crashes)}/{RELAUNCHES}")
+
+
+def _cause(code: int) -> tuple[str, str]:
+    """The name of a crash, and what may help."""
+    if code == DeviceFaultError.exit_code:
+        return "a GPU fault", "its message above says what helps"
+    number = signal.Signals(-code)
+    return number.name, _HINTS.get(number, "a fault in native code")
 
 
 def _wait(child: Process) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_map
 
-from mlx_dpo.errors import is_shortage
+from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
@@ -96,8 +96,8 @@ def choose_path(
                 as_it_is = np.array(path(model, batch))
                 _compare_logprobs(as_it_is, rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
         except Exception as error:  # a model's code may fail in any way when called in parts
-            if is_shortage(error):
-                raise  # the plain path needs more, not less
+            if is_shortage(error) or is_device_fault(error):
+                raise  # no fault of the path: the plain one needs more memory, not less
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refused.append((path.name, reason))
         else:
