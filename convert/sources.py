@@ -14,7 +14,6 @@ from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import read_config
-from mlx_dpo.preferences.templates import prepare
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -50,7 +49,6 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
     wanted = mx.bfloat16 if dtype == "bfloat16" else mx.float32
     if course.is_course_folder(folder):
         return course.load_course_folder(folder, wanted)
-    prepare()
     return hub.load_folder(folder, wanted)
 
 
@@ -62,7 +60,6 @@ def load_tokenizer(path: str | Path) -> Any:
     folder = find_mlx(path)
     if course.is_course_folder(folder):
         return course.load_course_tokenizer(folder)
-    prepare()
     return hub.load_tokenizer(folder)
 
 

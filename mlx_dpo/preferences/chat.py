@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.templates import render
+from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import Message, Preference, PreferenceExample
 
 _PROBE = "mlxdpoprobe"
@@ -117,7 +117,7 @@ class ChatFormat:
         return example, shared < len(alone)
 
     def _encode(self, text: str) -> list[int]:
-        return self.with_bos(list(self.tokenizer.encode(text, add_special_tokens=False)))
+        return self.with_bos(encode(self.tokenizer, [text])[0])
 
     def with_bos(self, ids: list[int]) -> list[int]:
         """Ids of a text with the BOS in front that plain text gets, where it gets one."""
@@ -156,7 +156,7 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
             "the tokenizer has no token that ends an answer: no EOS and none in its chat template"
         )
     bos = tokenizer.bos_token_id
-    default = tokenizer.encode("a", add_special_tokens=True)
+    (default,) = encode(tokenizer, ["a"], add_special_tokens=True)
     return ChatFormat(
         tokenizer=tokenizer,
         has_template=has_template,
@@ -182,14 +182,14 @@ def _template_closing_id(tokenizer: Tokenizer) -> int | None:
         raise UsageError(f"the model cannot chat: {error}") from None
     after = text.rpartition(_PROBE)[2]
     added = tokenizer.added_tokens_decoder
-    for token in tokenizer.encode(after, add_special_tokens=False):
+    for token in encode(tokenizer, [after])[0]:
         if token in added or token == tokenizer.eos_token_id:
             return int(token)
     return None
 
 
 def _course_closing_id(tokenizer: Tokenizer) -> int | None:
-    ids = tokenizer.encode("<|end|>", add_special_tokens=False)
+    (ids,) = encode(tokenizer, ["<|end|>"])
     is_known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
     return int(ids[0]) if is_known else None
 
@@ -219,9 +219,11 @@ def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:
 
 
 def _common_prefix(*sequences: list[int]) -> int:
-    length = 0
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items):
-            break
-        length += 1
+    first, *others = sequences
+    length = len(first)
+    for other in others:  # slices are compared at once, and mostly the first is whole in the others
+        while first[:length] != other[:length]:
+            length = next(
+                i for i, (a, b) in enumerate(zip(first[:length], other, strict=False)) if a != b
+            )
     return length

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.json_text import Finding
-from mlx_dpo.preferences.templates import render
+from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
 
 NO_ROOM, EQUAL = "too-long", "equal"  # why a pair is left out: codes of `problems.LEVELS`
@@ -35,7 +35,8 @@ def encode_pairs(preferences: Sequence[Preference], chat: ChatFormat) -> list[En
         _join(chat, preference, *texts)
         for preference, *texts in zip(preferences, *rendered, strict=True)
     ]
-    ids = iter(_encode([text for pair in pairs if isinstance(pair, tuple) for text in pair], chat))
+    texts = [text for pair in pairs if isinstance(pair, tuple) for text in pair]
+    ids = map(chat.with_bos, encode(chat.tokenizer, texts))
     return [
         chat.split_ids(next(ids), next(ids), next(ids)) if isinstance(pair, tuple) else pair
         for pair in pairs
@@ -169,12 +170,3 @@ def _join(
         except DataError as error:
             return error
     return texts[0], texts[1], texts[2]
-
-
-def _encode(texts: list[str], chat: ChatFormat) -> list[list[int]]:
-    backend = getattr(chat.tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer written in Python
-        encode = chat.tokenizer.encode
-        return [chat.with_bos(list(encode(text, add_special_tokens=False))) for text in texts]
-    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-    return [chat.with_bos(encoding.ids) for encoding in encodings]
