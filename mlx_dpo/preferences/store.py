@@ -35,7 +35,7 @@ from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import Encoded, encode_pairs, find_special, fit, special_tokens
 from mlx_dpo.preferences.json_text import Finding, not_readable, offset_of_key, open_file
-from mlx_dpo.preferences.reader import Row, read_rows, text_digest
+from mlx_dpo.preferences.reader import CheckedRow, read_rows, text_digest
 from mlx_dpo.preferences.schema import CODES, Problems, mapped
 from mlx_dpo.records import Preference, PreferenceExample
 
@@ -434,7 +434,7 @@ def ingest(
         UsageError: If there is no such file.
         DataError: If it holds no row at all.
     """
-    found, batch, size = Ingested(), list[Row](), 0
+    found, batch, size = Ingested(), list[CheckedRow](), 0
     tokenise = _Tokeniser(path, problems, found.table, tokenising) if tokenising else None
     for row in read_rows(path, problems):
         found.read += 1
@@ -458,7 +458,7 @@ def ingest(
     return found
 
 
-def _add(row: Row, preference: Preference, table: RowTable) -> None:
+def _add(row: CheckedRow, preference: Preference, table: RowTable) -> None:
     digest = text_digest(preference.prompt)
     place = table.add(row.raw.number, row.raw.line, preference.kind, preference.id, digest)
     if row.code is not None:
@@ -479,7 +479,7 @@ class _Tokeniser:
         self.chat, self.max_length, self.tokens = tokenising
         self.special = special_tokens(self.chat)
 
-    def __call__(self, rows: list[Row]) -> None:
+    def __call__(self, rows: list[CheckedRow]) -> None:
         first = len(self.table) - len(rows)
         for place, row in enumerate(rows, first):
             if not self.table.code[place]:
@@ -493,7 +493,7 @@ class _Tokeniser:
             if example is not None and self.tokens is not None:
                 write_ids(self.tokens, example)
 
-    def _check_special(self, place: int, row: Row) -> None:
+    def _check_special(self, place: int, row: CheckedRow) -> None:
         assert row.preference is not None
         found = find_special(row.preference, self.special) if self.special else None
         if found is not None:
@@ -503,7 +503,9 @@ class _Tokeniser:
             hint = "remove it; the chat template writes the tokens that are needed"
             self._leave_out(place, row, Finding("special-token", at, reason, hint))
 
-    def _fit(self, place: int, row: Row, found: Encoded | DataError) -> PreferenceExample | None:
+    def _fit(
+        self, place: int, row: CheckedRow, found: Encoded | DataError
+    ) -> PreferenceExample | None:
         if isinstance(found, DataError):
             self._leave_out(place, row, Finding("template", 0, str(found)))
             return None
@@ -526,12 +528,12 @@ class _Tokeniser:
         )
         return example
 
-    def _leave_out(self, place: int, row: Row, finding: Finding) -> None:
+    def _leave_out(self, place: int, row: CheckedRow, finding: Finding) -> None:
         row.note(self.path, finding, self.problems)
         self.table.leave_out(place, finding.code)
 
 
-def _offset_in(row: Row, part: str, text: str) -> int:
+def _offset_in(row: CheckedRow, part: str, text: str) -> int:
     """Where a text stands in the source of a row; the key it belongs to where it is escaped."""
     keys = (part, "user" if part == "prompt" else "", "chosen")  # turns may be shared
     key = next(key for key in keys if key in row.raw.value)

@@ -25,7 +25,7 @@ from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.json_text import check_readable
-from mlx_dpo.preferences.reader import read_some, refuse_errors, text_digest
+from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import Problem, Problems, by_code, mapped
 from mlx_dpo.preferences.split import held_out_rows
 from mlx_dpo.preferences.store import (
@@ -184,7 +184,7 @@ def _load(
     if told is not None:
         told(problems)
     if problems.cut_short or not config.drop_bad:
-        _refuse(config, problems, read_rows)
+        refuse_errors(problems, read_rows, drop_bad_hint(problems))
     sides = (train, held)
     if not len(train.rows):
         why = (
@@ -235,16 +235,6 @@ def _without_leaks(train: _Side, held: _Side, problems: Problems) -> _Side:
         hint = "held-out pairs must be new; remove it from one of the files"
         problems.add(Problem(str(held.file), line, 1, number, "leak", reason, hint))
     return _Side(held.file, held.store, np.array(new, dtype=np.int64))
-
-
-def _refuse(config: RunConfig, problems: Problems, read: int) -> None:
-    if problems.cut_short:
-        hint = ""
-    elif problems.num_errors == 1:
-        hint = ". --drop-bad leaves the row out"
-    else:
-        hint = ". See them all: mlx_dpo data check; --drop-bad leaves such rows out"
-    refuse_errors(problems, read, hint)
 
 
 def _shown(side: _Side) -> list[Preference]:

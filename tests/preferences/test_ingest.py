@@ -175,6 +175,7 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "unknown-key": row(2, score=1),
     "control-character": row(2, chosen="a\x07b"),
     "duplicate-pair": GOOD,
+    "large-array": b"]",
 }
 
 
@@ -191,12 +192,14 @@ def test_each_code_has_a_row_that_earns_it(
     tmp_path: Path, without_latin: ChatFormat, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     monkeypatch.setattr(json_text, "MAX_ROW", 560)
+    monkeypatch.setattr(json_text, "LARGE_ARRAY", 1)
     second = EARNS[code]
     text = json.dumps(second) if isinstance(second, dict) else second
     line = text if isinstance(text, bytes) else text.encode()
     first = GOOD[:-1] + ', "id": "1"}' if code == "duplicate-id" else GOOD
     file = tmp_path / "pairs.jsonl"
-    file.write_bytes((b"\xef\xbb\xbf" if code == "bom" else b"") + first.encode() + b"\n" + line)
+    before = {"bom": b"\xef\xbb\xbf", "large-array": b"["}.get(code, b"")
+    file.write_bytes(before + first.encode() + b"\n" + line)
     found, _, problems = run(file, without_latin, max_length=64)
     assert problems.counts[code] == 1
     assert bool(problems.num_errors) == (LEVELS[code] == ERROR)
