@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.evaluate import read_pairs
 from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError
 from mlx_dpo.runs.config import RunConfig
@@ -42,6 +43,7 @@ _BAR_WIDTH = 40
     show_default=True,
     help="Longest prompt + response in tokens that training would keep.",
 )
+@click.option("--drop-bad", is_flag=True, help="Leave rows with errors out, as train does with it.")
 @click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 def audit(
@@ -49,13 +51,14 @@ def audit(
     model: str | None,
     eval_data: str | None,
     max_length: int,
+    drop_bad: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Look at preference pairs before training on them.
 
     Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
-    trained and no weights are read.
+    trained and no weights are read. With --drop-bad rows are counted without those left out.
 
     \b
     Examples:
@@ -63,11 +66,11 @@ def audit(
       mlx_dpo audit mine.jsonl --model checkpoints/tiny-sft --max-length 128
     """
     from mlx_dpo.insight.audit.checks import audit as run_checks
-    from mlx_dpo.preferences.reader import read_preferences
 
-    preferences = read_preferences(data)
-    held_out = read_preferences(eval_data) if eval_data else None
-    bias = _measure(data, preferences, model)
+    # Rows that repeat or contradict others are for its own checks.
+    preferences = read_pairs(data, drop_bad, compare=False)
+    held_out = read_pairs(eval_data, drop_bad, compare=False) if eval_data else None
+    bias, preferences = _measure(data, preferences, model, drop_bad)
     checks = run_checks(preferences, bias, max_length=max_length, eval_preferences=held_out)
     if as_json:
         _print_json(data, model, preferences, checks)
@@ -78,22 +81,34 @@ def audit(
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
 
 
-def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "Measures":
+def _measure(
+    data: str, preferences: "list[Preference]", model: str | None, drop_bad: bool
+) -> "tuple[Measures, list[Preference]]":
+    """Lengths of the pairs, and the pairs without those that the chat template refuses."""
     from mlx_dpo.insight.audit import bias
 
     if model is None:
-        return bias.in_words(preferences)
+        return bias.in_words(preferences), preferences
     from mlx_dpo.cli.screen import progress
     from mlx_dpo.convert.sources import load_tokenizer
     from mlx_dpo.preferences.chat import chat_format
 
     chat = chat_format(load_tokenizer(model))
     num = len(preferences)
+    refused: list[int] = []
     with progress() as done:
         try:
-            return bias.in_tokens(preferences, chat, lambda more: done("tokens", num, more))
+            measures = bias.in_tokens(
+                preferences,
+                chat,
+                lambda more: done("tokens", num, more),
+                refused if drop_bad else None,
+            )
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
+    if refused:
+        click.echo(f"{data}: rows with errors left out: {len(refused)} template", err=True)
+    return measures, [p for i, p in enumerate(preferences) if i not in set(refused)]
 
 
 def _print_json(

@@ -223,6 +223,7 @@ def assess(
     num_prompts: int,
     max_tokens: int,
     seed: int,
+    drop_bad: bool = False,
     progress: Progress = lambda name, total, more: None,
 ) -> Assessment:
     """Score pairs under both models, then let both answer some of the prompts.
@@ -236,15 +237,16 @@ def assess(
         num_prompts: Prompts to answer, spread over the rows; 0 leaves drift unmeasured.
         max_tokens: Longest answer.
         seed: Decides what is sampled.
+        drop_bad: Whether rows that training would leave out are left out instead of refused.
         progress: Told how far it is.
 
     Raises:
         UsageError: If the models have different tokenizers.
-        DataError: If no pair is left to score.
+        DataError: If no pair is left to score, or one holds a special token.
         NonFiniteError: If a log-prob is not finite.
     """
     check_same_tokens(policy.chat, reference)
-    pairs = encode_preferences(preferences, policy.chat, max_length=max_length)
+    pairs = encode_preferences(preferences, policy.chat, max_length=max_length, drop_bad=drop_bad)
     if not pairs.examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items())
         raise DataError(

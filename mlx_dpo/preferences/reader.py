@@ -91,13 +91,18 @@ def read_rows(
         raise DataError(f"{path}: {what}; it needs at least one preference pair")
 
 
-def usable_rows(
-    path: str | Path, *, drop_bad: bool = False, compare: bool = True
-) -> list[CheckedRow]:
-    """The rows of a file that hold a usable pair, in memory.
+def read_preferences(
+    path: str | Path,
+    problems: Problems | None = None,
+    *,
+    drop_bad: bool = False,
+    compare: bool = True,
+) -> list[Preference]:
+    """The usable pairs of a file, in memory.
 
     Args:
         path: As for `read_rows`.
+        problems: Gets everything that is wrong.
         drop_bad: Whether rows with errors are left out instead of refused, as in training.
         compare: Whether rows that repeat an id or contradict another have an error.
 
@@ -106,13 +111,13 @@ def usable_rows(
         DataError: If a row has an error and `drop_bad` is off, or a broken array keeps the rest
             from being read; the message begins with the place of the first.
     """
-    problems = Problems()
+    problems = Problems() if problems is None else problems
     rows = list(read_rows(path, problems, compare=compare))
     if problems.cut_short or not drop_bad:
         refuse_errors(problems, len(rows), drop_bad_hint(problems))
     contradicted = {row.opposite for row in rows}
     return [
-        row
+        row.preference
         for row in rows
         if row.preference is not None
         and (row.code is None or LEVELS[row.code] != ERROR)
@@ -120,12 +125,24 @@ def usable_rows(
     ]
 
 
-def read_preferences(
-    path: str | Path, *, drop_bad: bool = False, compare: bool = True
-) -> list[Preference]:
-    """The pairs of `usable_rows`."""
-    rows = usable_rows(path, drop_bad=drop_bad, compare=compare)
-    return [row.preference for row in rows if row.preference is not None]
+def read_pair(path: str | Path, number: int) -> Preference:
+    """The pair of one row, whatever the others hold.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If there is no such row, or it is not usable.
+    """
+    raw = None
+    for raw in raw_rows(Path(path)):
+        if raw.number == number:
+            preference, findings = _read(raw, set(KEYS))
+            row, problems = CheckedRow(raw), Problems()
+            for finding in findings:
+                row.note(Path(path), finding, problems)
+            refuse_errors(problems, 1)
+            assert preference is not None
+            return preference
+    raise DataError(f"{path}: has {raw.number if raw else 0} rows, there is no row {number}")
 
 
 def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]:

@@ -133,9 +133,14 @@ class Problems:
             self.add(_read_problem(line)._replace(file=file))
 
     @property
+    def errors(self) -> Counter[str]:
+        """Problems for which a file is refused, by code."""
+        return Counter({code: n for code, n in self.counts.items() if LEVELS[code] == ERROR})
+
+    @property
     def num_errors(self) -> int:
         """Problems for which a file is refused."""
-        return sum(n for code, n in self.counts.items() if LEVELS[code] == ERROR)
+        return self.errors.total()
 
     def shown(self) -> list[Problem]:
         """The first twenty: errors, then rows left out, then warnings."""

@@ -24,21 +24,12 @@ from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
+from mlx_dpo.preferences.encoding import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
 from mlx_dpo.preferences.json_text import check_readable
 from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import Problem, Problems, by_code, mapped
 from mlx_dpo.preferences.split import held_out_rows
-from mlx_dpo.preferences.store import (
-    CHOSEN_CLOSED,
-    CUT,
-    MERGED,
-    REJECTED_CLOSED,
-    JoinedExamples,
-    Progress,
-    TokenStore,
-    lengths,
-    token_store,
-)
+from mlx_dpo.preferences.store import BytesDone, JoinedExamples, TokenStore, lengths, token_store
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.config import PLACES, RunConfig
 
@@ -123,7 +114,7 @@ def load_data(
     chat: ChatFormat,
     *,
     keep: bool = True,
-    progress: Progress | None = None,
+    progress: BytesDone | None = None,
     told: Callable[[Problems], None] | None = None,
 ) -> Data:
     """Read, check, tokenise and split the pairs of a run.
@@ -154,7 +145,7 @@ def _load(
     chat: ChatFormat,
     problems: Problems,
     keep: bool,
-    progress: Progress | None,
+    progress: BytesDone | None,
     told: Callable[[Problems], None] | None,
 ) -> Data:
     assert config.data is not None
@@ -162,7 +153,7 @@ def _load(
     def read(name: str) -> _Side:
         file = Path(name)
         store = token_store(file, chat, max_length=config.max_length, keep=keep, progress=progress)
-        store.tell(problems, str(file))
+        store.report(problems, str(file))
         return _Side(file, store, np.flatnonzero(store.is_kept))
 
     whole = read(config.data)
@@ -319,7 +310,7 @@ def prepare(
     config: RunConfig,
     *,
     keep: bool = True,
-    tokenizing: Progress | None = None,
+    tokenizing: BytesDone | None = None,
     problems: Callable[[Problems], None] | None = None,
 ) -> Job:
     """Read data and model, cheap checks first.

@@ -16,8 +16,8 @@ from typing import Any
 from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.preferences.chat import chat_format
+from mlx_dpo.preferences.encoding import Tokenizing, ingest
 from mlx_dpo.preferences.schema import CODES, LEVELS, Problems
-from mlx_dpo.preferences.store import Tokenising, ingest
 
 ORACLE = Path(__file__).parent.parent / "oracle" / "llama" / "model"
 MAX_LENGTH = 60
@@ -89,7 +89,7 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def account(file: Path, with_model: Tokenising | None) -> tuple[int, int, dict[str, int]] | None:
+def account(file: Path, with_model: Tokenizing | None) -> tuple[int, int, dict[str, int]] | None:
     """What becomes of a file, checked; None where it is refused as a whole."""
     problems = Problems()
     try:
@@ -112,12 +112,12 @@ def account(file: Path, with_model: Tokenising | None) -> tuple[int, int, dict[s
 KINDS: dict[str, Callable[[random.Random], bytes]] = {"mutated": mutated, "structured": structured}
 
 
-def tokenising() -> Tokenising:
+def tokenizing() -> Tokenizing:
     """A real model's template and tokenizer, and a length that cuts some pairs."""
-    return Tokenising(chat_format(load_tokenizer(ORACLE)), MAX_LENGTH)
+    return Tokenizing(chat_format(load_tokenizer(ORACLE)), MAX_LENGTH)
 
 
-def attempt(file: Path, kind: str, number: int, with_model: Tokenising) -> None:
+def attempt(file: Path, kind: str, number: int, with_model: Tokenizing) -> None:
     """Check one file with a model and without.
 
     Raises:
@@ -136,5 +136,5 @@ def attempt(file: Path, kind: str, number: int, with_model: Tokenising) -> None:
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         place = Path(folder) / "pairs.json"
-        attempt(place, sys.argv[1], int(sys.argv[2]), tokenising())
+        attempt(place, sys.argv[1], int(sys.argv[2]), tokenizing())
         print(place.read_bytes())

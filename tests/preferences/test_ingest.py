@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
-from mlx_dpo.preferences import json_text
-from mlx_dpo.preferences import store as ingest_module
+from mlx_dpo.preferences import encoding, json_text
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
-from mlx_dpo.preferences.encoding import fit
-from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
-from mlx_dpo.preferences.store import (
+from mlx_dpo.preferences.encoding import (
     CHOSEN_CLOSED,
     CUT,
     REJECTED_CLOSED,
     Ingested,
-    Tokenising,
+    Tokenizing,
     ingest,
 )
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.records import PreferenceExample
 from tests.runs.conftest import ORACLE, ROWS
 
@@ -37,7 +35,7 @@ def chat() -> ChatFormat:
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rows at a time, so that a file of few rows has batches, the last of them not full."""
-    monkeypatch.setattr(ingest_module, "BATCH", 3)
+    monkeypatch.setattr(encoding, "BATCH", 3)
 
 
 def write(folder: Path, rows: list[Any]) -> Path:
@@ -51,7 +49,7 @@ def run(
 ) -> tuple[Ingested, list[PreferenceExample], Problems]:
     """The pass, and the pairs that it wrote, those left out as empty ones."""
     problems, tokens = Problems(), BytesIO()
-    found = ingest(file, problems, Tokenising(chat, max_length, tokens))
+    found = ingest(file, problems, Tokenizing(chat, max_length, tokens))
     ids, bounds = np.frombuffer(tokens.getvalue(), "<i4").tolist(), found.table.bounds
     parts = [ids[a:b] for a, b in pairwise(bounds)]
     assert bounds[-1] == len(ids)
@@ -76,8 +74,11 @@ def test_many_pairs_get_the_ids_that_each_gets_alone(
     found, examples, _ = run(file, chat, max_length)
     expected = []
     for preference in read_preferences(file):
-        fitted = fit(chat.encode_pair(preference)[0], max_length)
-        expected.append(PreferenceExample([], [], []) if fitted.finding else fitted.example)
+        prompt, chosen, rejected = chat.encode_pair(preference)[0]
+        room = max_length - len(prompt)
+        is_kept = room > 0 and chosen[:room] != rejected[:room]
+        fitted = PreferenceExample(prompt, chosen[:room], rejected[:room])
+        expected.append(fitted if is_kept else PreferenceExample([], [], []))
     assert examples == expected
     assert len(examples) == found.read == len(ROWS)
 
@@ -142,7 +143,7 @@ def test_without_a_model_the_same_problems_are_found_but_for_those_in_tokens(
 
 def test_progress_rises_to_the_end(tmp_path: Path, chat: ChatFormat) -> None:
     shares: list[float] = []
-    ingest(write(tmp_path, ROWS), Problems(), Tokenising(chat, 256), shares.append)
+    ingest(write(tmp_path, ROWS), Problems(), Tokenizing(chat, 256), shares.append)
     assert shares == sorted(shares)
     assert len(shares) == len(ROWS) // 3 + 1
     assert shares[-1] == 1.0

@@ -11,7 +11,7 @@ import pytest
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import read_preferences
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding
-from mlx_dpo.preferences.reader import read_rows, usable_rows
+from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import KEYS, Problems, read_preference
 from mlx_dpo.records import Message, Preference
 
@@ -314,9 +314,11 @@ def test_errors_refuse_a_file_or_with_drop_bad_its_rows(tmp_path: Path) -> None:
     assert ":2:1: missing-key" in text
     assert "(the first of 3 errors in 5 rows)" in text
     assert "--drop-bad leaves such rows out" in text
-    assert [row.raw.number for row in usable_rows(file, drop_bad=True)] == [3]
-    alone = usable_rows(file, drop_bad=True, compare=False)
-    assert [row.raw.number for row in alone] == [1, 3, 4, 5]
+    problems = Problems()
+    assert [row.id for row in read_preferences(file, problems, drop_bad=True)] == ["3"]
+    assert problems.errors == {"missing-key": 1, "contradiction": 1, "duplicate-id": 1}
+    alone = read_preferences(file, drop_bad=True, compare=False)
+    assert [row.id for row in alone] == ["1", "3", "4", "3"]
 
 
 def test_a_broken_array_is_refused_even_with_drop_bad(tmp_path: Path) -> None:

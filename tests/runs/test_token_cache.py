@@ -12,11 +12,10 @@ from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences import store as token_cache
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
+from mlx_dpo.preferences.encoding import Ingested, ingest
 from mlx_dpo.preferences.store import (
     FOLDER,
-    Ingested,
     TokenStore,
-    ingest,
     token_store,
     tokenizer_digest,
 )

@@ -11,8 +11,8 @@ from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
+    from mlx_dpo.preferences.encoding import Ingested, Tokenizing
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import Ingested, Tokenising
 
 
 @click.command(short_help="All that is wrong with a file, in one pass.")
@@ -46,19 +46,19 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
       mlx_dpo data check mine.jsonl --model checkpoints/tiny-sft --log problems.jsonl
     """
     from mlx_dpo.cli.screen import counted
+    from mlx_dpo.preferences.encoding import ingest
     from mlx_dpo.preferences.json_text import check_readable
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import ingest
 
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
     candidates = _holds_candidates(file)
-    tokenising = _tokenising(model, max_length) if model else None
+    tokenizing = _tokenizing(model, max_length) if model else None
     try:
         with _opened(log) as lines:
             problems = Problems(lines)
-            found = ingest(file, problems, tokenising)
+            found = ingest(file, problems, tokenizing)
     except OSError as error:
         raise DiskError(f"{log}: not written: {error.strerror or error}") from None
     if as_json:
@@ -89,12 +89,12 @@ def _opened(log: Path | None) -> AbstractContextManager[TextIO | None]:
     return log.open("w", encoding="utf-8") if log else nullcontext()
 
 
-def _tokenising(model: str, max_length: int) -> "Tokenising":
+def _tokenizing(model: str, max_length: int) -> "Tokenizing":
     from mlx_dpo.convert.sources import load_tokenizer
     from mlx_dpo.preferences.chat import chat_format
-    from mlx_dpo.preferences.store import Tokenising
+    from mlx_dpo.preferences.encoding import Tokenizing
 
-    return Tokenising(chat_format(load_tokenizer(model)), max_length)
+    return Tokenizing(chat_format(load_tokenizer(model)), max_length)
 
 
 def _as_json(file: Path, found: "Ingested", problems: "Problems") -> dict[str, Any]:

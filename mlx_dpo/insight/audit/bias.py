@@ -12,9 +12,9 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.insight.audit import shortcuts
 from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps, num_words, text_of
 from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, Check, Finding, bet_verdict
-from mlx_dpo.preferences.audit import LOPSIDED
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import encode_pairs, find_special, special_tokens
+from mlx_dpo.preferences.store import LOPSIDED
 from mlx_dpo.records import Preference
 
 # --- How long prompts and answers are, in tokens of a model or,
@@ -71,6 +71,7 @@ def in_tokens(
     preferences: Sequence[Preference],
     chat: ChatFormat,
     after_rows: Callable[[int], None] = lambda count: None,
+    refused: list[int] | None = None,
 ) -> Measures:
     """Lengths in tokens, template and closing token counted as in training.
 
@@ -78,23 +79,28 @@ def in_tokens(
         preferences: The rows.
         chat: The model's conversation format.
         after_rows: Called with how many more are done.
+        refused: Gets the positions of rows that the chat template refuses, which are not measured.
 
     Raises:
-        DataError: If the chat template refuses a row.
+        DataError: If the chat template refuses a row and there is no `refused`.
     """
     rows: list[list[int]] = []
     merged, special, pattern = [], [], special_tokens(chat)
     for start in range(0, len(preferences), _BATCH):
         batch = preferences[start : start + _BATCH]
         found = encode_pairs(batch, chat)
-        for row, encoded in enumerate(found, start):
+        for position, encoded in enumerate(found, start):
             if isinstance(encoded, DataError):
-                raise DataError(f"row {row + 1}: {encoded}")
+                if refused is None:
+                    raise DataError(f"row {position + 1}: {encoded}")
+                refused.append(position)
+                continue
             example, has_merge = encoded
+            row = len(rows)
             rows.append([len(ids) for ids in example])
             if has_merge:
                 merged.append(row)
-            if pattern and (words := find_special(batch[row - start], pattern)):
+            if pattern and (words := find_special(batch[position - start], pattern)):
                 special.append((row, *words))
         after_rows(len(found))
     return Measures("tokens", np.array(rows, dtype=np.int64).T, merged, special)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_dpo.insight.audit.shortcuts import Bet
-from mlx_dpo.preferences.audit import LOPSIDED
+from mlx_dpo.preferences.store import LOPSIDED
 
 OK, LOOK, STOP, UNCHECKED = "ok", "look", "stop", "not checked"
 

@@ -179,7 +179,7 @@ def _calibration_chart(found: Calibration) -> str:
 def _length(run: Record) -> tuple[str, list[str]]:
     """The audit's word on length, where the data are still what and where they were."""
     try:
-        rows = read_preferences(str(run.config.data))
+        rows = read_preferences(str(run.config.data), drop_bad=run.config.drop_bad)
     except MlxDpoError as error:
         return f"not checked: {error}", []
     found = bias.in_words(rows)
