@@ -1,9 +1,7 @@
 """Many pairs to token ids, in batches: each pair kept, cut, or left out with a code.
 
-`ChatFormat.encode_pair` defines the ids of a pair. `encode_pairs` gives the same for many, several
-times faster: the overheads of template and tokenizer are paid once a batch. `PairEncoder` adds the
-one rule for which pairs can be used: `ingest` applies it to a file, `encode_preferences` to pairs
-in memory.
+`ChatFormat` defines the ids of a pair. `PairEncoder` adds the one rule for which pairs can be used:
+`ingest` applies it to a file, `encode_preferences` to pairs in memory.
 """
 
 import re
@@ -12,7 +10,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.chat import ChatFormat, Encoded
 from mlx_dpo.preferences.json_text import Finding, offset_of_key
 from mlx_dpo.preferences.reader import CheckedRow, read_rows, text_digest
 from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, Problems
-from mlx_dpo.preferences.worker import encode, render
-from mlx_dpo.records import EncodedPairs, Message, Preference, PreferenceExample
+from mlx_dpo.records import EncodedPairs, Preference, PreferenceExample
 
 BATCH = 256  # pairs that are encoded together ...
 BATCH_TEXT = 1_000_000  # ... or about so many characters of rows
@@ -44,7 +40,6 @@ COLUMNS: dict[str, Any] = {
     "bounds": np.int64,  # (3 R + 1,): where prompt, chosen and rejected of each row begin
 }
 
-Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
 ShareDone = Callable[[float], None]  # called with the share of a file that is done
 
 _NO_IDS = PreferenceExample([], [], [])
@@ -83,7 +78,7 @@ class PairEncoder:
         """The ids of each pair, or why it is left out."""
         special = [self._special_token(preference) for preference in preferences]
         clean = [p for p, finding in zip(preferences, special, strict=True) if finding is None]
-        encoded = iter(encode_pairs(clean, self.chat))
+        encoded = iter(self.chat.encode_pairs(clean))
         return [
             self._fit(next(encoded)) if finding is None else FittedPair(_NO_IDS, finding)
             for finding in special
@@ -352,29 +347,6 @@ def ids_as_bytes(example: PreferenceExample) -> bytes:
     return np.array([*example[0], *example[1], *example[2]], dtype="<i4").tobytes()
 
 
-def encode_pairs(preferences: Sequence[Preference], chat: ChatFormat) -> list[Encoded | DataError]:
-    """`chat.encode_pair` of each; the error where the chat template refuses a pair."""
-    if not preferences:
-        return []
-    rendered = [
-        _render([p.prompt for p in preferences], chat, add_generation_prompt=True),
-        *(
-            _render([(*p.prompt, *side(p)) for p in preferences], chat)
-            for side in (attrgetter("chosen"), attrgetter("rejected"))
-        ),
-    ]
-    pairs = [
-        _join(chat, preference, *texts)
-        for preference, *texts in zip(preferences, *rendered, strict=True)
-    ]
-    texts = [text for pair in pairs if isinstance(pair, tuple) for text in pair]
-    ids = map(chat.with_bos, encode(chat.tokenizer, texts))
-    return [
-        chat.split_ids(next(ids), next(ids), next(ids)) if isinstance(pair, tuple) else pair
-        for pair in pairs
-    ]
-
-
 def special_tokens(chat: ChatFormat) -> re.Pattern[str] | None:
     """Matches the texts that the tokenizer reads as tokens of its own; None if it has none."""
     added = chat.tokenizer.added_tokens_decoder.values()
@@ -393,44 +365,3 @@ def find_special(preference: Preference, special: re.Pattern[str]) -> tuple[str,
             if match := special.search(turn.content):
                 return part, match[0]
     return None
-
-
-def _render(
-    conversations: Sequence[Sequence[Message]],
-    chat: ChatFormat,
-    *,
-    add_generation_prompt: bool = False,
-) -> list[str | DataError]:
-    """The text of each conversation, or the error where the template refuses it."""
-    if chat.has_template:
-        return render(chat.tokenizer, conversations, add_generation_prompt=add_generation_prompt)
-    write = chat.prompt_text if add_generation_prompt else chat.conversation_text
-    texts: list[str | DataError] = []
-    for turns in conversations:
-        try:
-            texts.append(write(turns))
-        except DataError as error:
-            texts.append(error)
-    return texts
-
-
-def _join(
-    chat: ChatFormat,
-    preference: Preference,
-    prompt: str | DataError,
-    chosen: str | DataError,
-    rejected: str | DataError,
-) -> tuple[str, str, str] | DataError:
-    """Texts of prompt, prompt + chosen and prompt + rejected, from the three conversations."""
-    for text in (prompt, chosen, rejected):
-        if isinstance(text, DataError):
-            return text
-    assert isinstance(prompt, str)
-    try:
-        return (
-            prompt,
-            prompt + chat.after_prompt(prompt, str(chosen), preference.chosen),
-            prompt + chat.after_prompt(prompt, str(rejected), preference.rejected),
-        )
-    except DataError as error:
-        return error

@@ -246,14 +246,9 @@ class Repeats:
         return findings, opposite
 
 
-def preference_line(preference: Preference, *, keep_id: bool = True) -> str:
-    """A pair as a line of JSON, with its line break.
-
-    Args:
-        preference: The pair.
-        keep_id: Whether its id is written. Without one, a row's id is its place in the file.
-    """
-    row: dict[str, Any] = {"id": preference.id} if keep_id else {}
+def preference_line(preference: Preference) -> str:
+    """A pair as a line of JSON, with its line break."""
+    row: dict[str, Any] = {"id": preference.id}
     if preference.kind:
         row["kind"] = preference.kind
     row["prompt"] = plain(preference.prompt, "user")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.encoding import encode_pairs
 from mlx_dpo.preferences.reader import read_rows, text_digest
 from mlx_dpo.records import Preference
 from mlx_dpo.workshop.collection import Collection
@@ -92,7 +91,7 @@ def _sizes(pair: Preference, chat: ChatFormat | None) -> tuple[int, int] | None:
             sum(len(turn.content) for turn in turns) for turns in (pair.chosen, pair.rejected)
         )
         return chosen, rejected
-    (encoded,) = encode_pairs([pair], chat)
+    (encoded,) = chat.encode_pairs([pair])
     if isinstance(encoded, DataError):
         return None
     example, _ = encoded

@@ -13,7 +13,7 @@ from mlx_dpo.insight.audit import shortcuts
 from mlx_dpo.insight.audit.shortcuts import Bet, bet, feature_gaps, num_words, text_of
 from mlx_dpo.insight.audit.verdicts import LOOK, OK, STOP, Check, Finding, bet_verdict
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.encoding import encode_pairs, find_special, special_tokens
+from mlx_dpo.preferences.encoding import find_special, special_tokens
 from mlx_dpo.preferences.store import LOPSIDED
 from mlx_dpo.records import Preference
 
@@ -88,7 +88,7 @@ def in_tokens(
     merged, special, pattern = [], [], special_tokens(chat)
     for start in range(0, len(preferences), _BATCH):
         batch = preferences[start : start + _BATCH]
-        found = encode_pairs(batch, chat)
+        found = chat.encode_pairs(batch)
         for position, encoded in enumerate(found, start):
             if isinstance(encoded, DataError):
                 if refused is None:
