@@ -28,8 +28,8 @@ from weakref import WeakKeyDictionary
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.records import Message
 
-SECONDS, MEMORY = 2, 2**29  # processor time and bytes for a request, and for its characters:
-RATES = {"chat template": (10**6, 64), "tokenizer": (10**5, 512)}  # as many a second; bytes of each
+SECONDS, MEMORY = 2, 2**29  # processor time and bytes for any request, and more for its size:
+RATES = {"chat template": (10**6, 64), "tokenizer": (10**5, 512)}  # its bytes a second; times them
 IDLE = 30  # seconds without a request, after which the process ends
 LOOK_EVERY = 0.2  # seconds
 PROGRAM = Path(__file__)
@@ -46,18 +46,17 @@ def render(
     chats = [[turn._asdict() for turn in conversation] for conversation in conversations]
     options = {"add_generation_prompt": add_generation_prompt}
     if getattr(tokenizer, "_chat_template", None) is not None:  # a function of mlx-lm's own
-        write = partial(tokenizer.apply_chat_template, tokenize=False, **options)
-        return [_checked(_attempt(write, chat)) for chat in chats]
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:  # several templates, none of them the default
-        return [_checked({"refused": str(error)})] * len(chats)
-    options |= tokenizer.special_tokens_map
-    if hasattr(tokenizer, "has_thinking"):
-        options["enable_thinking"] = tokenizer.has_thinking
-    size = sum(len(turn["content"]) for chat in chats for turn in chat)
-    answers, _ = _process.ask("chat template", size, lambda: [template, chats, options])
-    return [_checked(answer) for answer in answers]
+        answers = _written(partial(tokenizer.apply_chat_template, tokenize=False), chats, options)
+    else:
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:  # several templates, none of them the default
+            return [_refusal(str(error))] * len(chats)
+        options |= tokenizer.special_tokens_map
+        if hasattr(tokenizer, "has_thinking"):
+            options["enable_thinking"] = tokenizer.has_thinking
+        answers, _ = _process.ask("chat template", lambda: [template, chats, options])
+    return [each["text"] if "text" in each else _refusal(each["refused"]) for each in answers]
 
 
 def encode(
@@ -72,18 +71,14 @@ def encode(
     if backend is None:  # a tokenizer written in Python
         return [list(tokenizer.encode(t, add_special_tokens=add_special_tokens)) for t in texts]
     options = [bool(tokenizer.split_special_tokens), add_special_tokens]
-    lengths, ids = _process.ask(
-        "tokenizer", sum(map(len, texts)), lambda: [*_process.load(backend), texts, *options]
-    )
-    if isinstance(lengths, dict):
-        raise UsageError(f"the model's tokenizer fails: {lengths['refused']}")
-    return [ids[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
+    answer, ids = _process.ask("tokenizer", lambda: [*_process.load(backend), texts, *options])
+    if "failed" in answer:
+        raise UsageError(f"the model's tokenizer fails: {answer['failed']}")
+    return [ids[a:b] for a, b in pairwise(accumulate(answer["lengths"], initial=0))]
 
 
-def _checked(answer: dict[str, str]) -> str | DataError:
-    if "text" in answer:
-        return answer["text"]
-    reason = " ".join(answer["refused"].split())[:300]
+def _refusal(reason: str) -> DataError:
+    reason = " ".join(reason.split())[:300]
     return DataError(f"the chat template refuses the conversation: {reason}")
 
 
@@ -97,13 +92,17 @@ class _Process:
         self.line: Connection | None = None
         self.loaded: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
-    def ask(self, kind: str, size: int, request: Callable[[], list[Any]]) -> tuple[Any, list[int]]:
+    def ask(self, kind: str, request: Callable[[], list[Any]]) -> tuple[Any, list[int]]:
         """Its answer, and ids that come with it; `request` is called once the process is there."""
-        seconds, memory = SECONDS + size // RATES[kind][0], MEMORY + RATES[kind][1] * size
+        a_second, bytes_each = RATES[kind]
         with self.lock:
             line, process = self.begin()
             try:
-                line.send_bytes(json.dumps([seconds, memory, kind, *request()]).encode())
+                content = json.dumps([kind, *request()]).encode()
+                seconds = SECONDS + len(content) // a_second
+                memory = MEMORY + len(content) * bytes_each
+                line.send_bytes(json.dumps([seconds, memory]).encode())
+                line.send_bytes(content)
                 while not line.poll(LOOK_EVERY):
                     if _resident(process.pid) > memory + MEMORY:
                         process.kill()
@@ -183,76 +182,65 @@ def _resident(pid: int) -> int:
 
 def _serve(line: Connection) -> None:
     """Answer requests until the other side closes, or sends none for `IDLE` seconds."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    tokenizers: dict[int, Any] = {}
-    while line.poll(IDLE):
-        seconds, memory, kind, *arguments = json.loads(line.recv_bytes())
-        limit = partial(_limit, seconds, memory)
-        answer: Any
-        ids: list[list[int]] = []
-        try:
-            if kind == "tokenizer":
-                ids = _ids(limit, tokenizers, *arguments)
-                answer = list(map(len, ids))
-            else:
-                answer = _texts(limit, *arguments)
-            text = json.dumps(answer).encode()
-        except MemoryError:
-            os.abort()
-        except BaseException as error:  # panics of tokenizers' Rust are no Exception
-            text = json.dumps({"refused": str(error)[:300]}).encode()
-        line.send_bytes(text)
-        line.send_bytes(array("i", chain.from_iterable(ids)).tobytes())
-
-
-def _texts(
-    limit: Callable[[], None], template: str, chats: list[Any], options: dict[str, Any]
-) -> list[dict[str, str]]:
+    from tokenizers import Tokenizer, models
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def text_of(chat: list[dict[str, str]]) -> str:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    Tokenizer(models.BPE()).encode_batch_fast(["", ""])  # starts threads, whose memory is no text's
+    loaded: dict[int, Tokenizer] = {}
+
+    def write(chat: list[dict[str, str]], **options: Any) -> str:
         if not chat:
             raise ValueError("it has no turns")
-        ((text,), _) = render_jinja_template([chat], chat_template=template, **options)
+        ((text,), _) = render_jinja_template([chat], **options)
         if len(text) > 1_000_000 + 16 * sum(len(turn["content"]) for turn in chat):
             raise MemoryError
         return str(text)
 
-    limit()
-    return [_attempt(text_of, chat) for chat in chats]
+    def ids_of(
+        number: int, source: str | None, texts: list[str], splits: bool, adds: bool
+    ) -> list[list[int]]:
+        if source is not None:
+            loaded[number] = Tokenizer.from_str(source)
+            loaded[number].no_truncation()
+            loaded[number].no_padding()
+        loaded[number].encode_special_tokens = splits
+        encodings = loaded[number].encode_batch_fast(texts, add_special_tokens=adds)
+        return [encoding.ids for encoding in encodings]
+
+    while line.poll(IDLE):
+        _limit(*json.loads(line.recv_bytes()))
+        kind, *arguments = json.loads(line.recv_bytes())
+        answer: Any
+        ids: list[list[int]] = []
+        try:
+            if kind == "tokenizer":
+                ids = ids_of(*arguments)
+                answer = {"lengths": list(map(len, ids))}
+            else:
+                template, chats, options = arguments
+                answer = _written(partial(write, chat_template=template), chats, options)
+            content = json.dumps(answer).encode()
+        except MemoryError:
+            os.abort()
+        except BaseException as error:  # panics of tokenizers' Rust are no Exception
+            content = json.dumps({"failed": str(error)[:300]}).encode()
+        line.send_bytes(content)
+        line.send_bytes(array("i", chain.from_iterable(ids)).tobytes())
 
 
-def _ids(
-    limit: Callable[[], None],
-    tokenizers: dict[int, Any],
-    number: int,
-    source: str | None,
-    texts: list[str],
-    splits: bool,
-    adds: bool,
-) -> list[list[int]]:
-    from tokenizers import Tokenizer, models
-
-    if not tokenizers:  # its threads are started now: their memory is no text's
-        Tokenizer(models.BPE()).encode_batch_fast(["", ""])
-    if source is not None:
-        _limit(10**6, 2**40)
-        tokenizers[number] = Tokenizer.from_str(source)
-        tokenizers[number].no_truncation()
-        tokenizers[number].no_padding()
-    limit()
-    tokenizers[number].encode_special_tokens = splits
-    encodings = tokenizers[number].encode_batch_fast(texts, add_special_tokens=adds)
-    return [encoding.ids for encoding in encodings]
-
-
-def _attempt(write: Callable[[Any], str], chat: list[dict[str, str]]) -> dict[str, str]:
-    try:
-        return {"text": write(chat)}
-    except MemoryError:
-        raise
-    except Exception as error:  # a template is a program, and can fail in any way
-        return {"refused": str(error)[:1000] or type(error).__name__}
+def _written(
+    write: Callable[..., str], chats: list[list[dict[str, str]]], options: dict[str, Any]
+) -> list[dict[str, str]]:
+    answers = []
+    for chat in chats:
+        try:
+            answers.append({"text": write(chat, **options)})
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and can fail in any way
+            answers.append({"refused": str(error)[:1000] or type(error).__name__})
+    return answers
 
 
 def _limit(seconds: int, memory: int) -> None:
