@@ -193,14 +193,20 @@ def test_two_tokenizers_are_not_confused() -> None:
     assert [encode(each, "x") for each in (first, second, first)] == [[1], [7], [1]]
 
 
+@pytest.mark.parametrize("part", ["chat template", "tokenizer"])
 def test_the_command_line_ends_with_one_line_and_exit_2(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(ORACLE, folder)
-    (folder / "chat_template.jinja").write_text(DOUBLES)
+    if part == "chat template":
+        (folder / "chat_template.jinja").write_text(DOUBLES)
+    else:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("o", "oo")] * 40)
+        tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--model", str(folder), "--prompt", "Who?"])
     assert ended.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "chat template was ended" in line
+    assert f"{part} was ended" in line
