@@ -20,7 +20,7 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat, Encoded
 from mlx_dpo.preferences.json_text import Finding, offset_of_key
 from mlx_dpo.preferences.reader import CheckedRow, read_rows, text_digest
-from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, Problems
+from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.records import EncodedPairs, Preference, PreferenceExample
 
 BATCH = 256  # pairs that are encoded together ...
@@ -50,15 +50,18 @@ class FittedPair(NamedTuple):
 
     Attributes:
         example: The ids kept; empty where the pair is left out.
-        finding: Why the pair is left out; None for a pair to train on.
-        needed: Tokens of prompt + longer response before the cut.
+        finding: Why the pair is left out, or a warning about it.
         flags: Sum of `CUT`, `MERGED`, `CHOSEN_CLOSED` and `REJECTED_CLOSED`.
     """
 
     example: PreferenceExample
     finding: Finding | None = None
-    needed: int = 0
     flags: int = 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the pair can be trained on."""
+        return self.finding is None or LEVELS[self.finding.code] == WARNING
 
 
 class PairEncoder:
@@ -101,8 +104,8 @@ class PairEncoder:
         example = PreferenceExample(prompt, chosen[:room], rejected[:room])
         if room == 0:
             reason = f"the prompt fills the length: {len(prompt)} tokens of {self.max_length}"
-            finding = Finding("too-long", 0, reason, "raise --max-length or shorten the prompt")
-            return FittedPair(_NO_IDS, finding)
+            hint = "raise --max-length or shorten the prompt"
+            return FittedPair(_NO_IDS, Finding("too-long", 0, reason, hint))
         if chosen == rejected:
             reason = "chosen equals rejected as the model sees them"
             return FittedPair(_NO_IDS, Finding("equal", "rejected", reason))
@@ -110,14 +113,19 @@ class PairEncoder:
             reason = f"chosen equals rejected once cut to {self.max_length} tokens"
             return FittedPair(_NO_IDS, Finding("equal", "rejected", reason, "raise --max-length"))
         needed = len(prompt) + max(len(chosen), len(rejected))
+        finding = None
+        if needed > self.max_length:
+            reason = f"an answer's end is cut off: {needed} tokens of {self.max_length}"
+            hint = "it is learned without its end; raise --max-length"
+            finding = Finding("response-cut", 0, reason, hint)
         closing = self.chat.closing_id
         flags = (
-            (needed > self.max_length) * CUT
+            (finding is not None) * CUT
             + merged * MERGED
             + (example.chosen_ids[-1] == closing) * CHOSEN_CLOSED
             + (example.rejected_ids[-1] == closing) * REJECTED_CLOSED
         )
-        return FittedPair(example, None, needed, flags)
+        return FittedPair(example, finding, flags)
 
 
 def encode_preferences(
@@ -148,7 +156,7 @@ def encode_preferences(
     dropped: Counter[str] = Counter()
     for preference, pair in zip(preferences, fitted, strict=True):
         finding = pair.finding
-        if finding is None:
+        if finding is None or pair.is_kept:
             kept.append((preference, pair))
             continue
         if LEVELS[finding.code] == ERROR and not drop_bad:
@@ -269,7 +277,14 @@ def ingest(
         DataError: If it holds no row at all.
     """
     account, batch, size = Ingested(), list[CheckedRow](), 0
-    add_ids = _AddIds(path, problems, account.table, tokenizing) if tokenizing else None
+    encoder = PairEncoder(tokenizing.chat, tokenizing.max_length) if tokenizing else None
+    tokens = tokenizing.tokens if tokenizing else None
+
+    def end_batch() -> None:
+        if encoder is not None:
+            _add_ids(batch, account.table, encoder, tokens, path, problems)
+        batch.clear()
+
     for row in read_rows(path, problems):
         account.read += 1
         if row.preference is None:
@@ -280,13 +295,11 @@ def ingest(
             batch.append(row)
             size += len(row.raw.source)
         if len(batch) == BATCH or size > BATCH_TEXT:
-            if add_ids is not None:
-                add_ids(batch)
-            batch, size = [], 0
+            end_batch()
+            size = 0
             if progress is not None:
                 progress(row.raw.share)
-    if add_ids is not None:
-        add_ids(batch)
+    end_batch()
     if progress is not None:
         progress(1.0)
     return account
@@ -301,45 +314,37 @@ def _add(row: CheckedRow, preference: Preference, table: RowTable) -> None:
         table.leave_out(bisect_left(table.number, row.opposite), "contradiction")
 
 
-class _AddIds:
-    """Adds ids and flags to the rows that were added to a table last."""
+def _add_ids(
+    rows: list[CheckedRow],
+    table: RowTable,
+    encoder: PairEncoder,
+    tokens: BinaryIO | None,
+    path: Path,
+    problems: Problems,
+) -> None:
+    """Add the ids and flags of the rows that were added to the table last."""
+    usable = [row.preference for row in rows if row.code is None and row.preference]
+    fitted = iter(encoder(usable))
+    for place, row in enumerate(rows, len(table) - len(rows)):
+        pair = next(fitted) if row.code is None else FittedPair(_NO_IDS)
+        if pair.finding is not None:
+            row.note(path, _in_source(pair.finding, row, encoder), problems)
+        if row.code is not None:
+            table.leave_out(place, row.code)
+        table.flags[place] = pair.flags
+        table.add_bounds(pair.example)
+        if tokens is not None:
+            tokens.write(ids_as_bytes(pair.example))
 
-    def __init__(
-        self, path: Path, problems: Problems, table: RowTable, tokenizing: Tokenizing
-    ) -> None:
-        self.path = path
-        self.problems = problems
-        self.table = table
-        self.encoder = PairEncoder(tokenizing.chat, tokenizing.max_length)
-        self.tokens = tokenizing.tokens
 
-    def __call__(self, rows: list[CheckedRow]) -> None:
-        usable = [row.preference for row in rows if row.code is None and row.preference]
-        fitted = iter(self.encoder(usable))
-        for place, row in enumerate(rows, len(self.table) - len(rows)):
-            pair = next(fitted) if row.code is None else FittedPair(_NO_IDS)
-            if pair.finding is not None:
-                row.note(self.path, self._in_source(pair.finding, row), self.problems)
-                self.table.leave_out(place, pair.finding.code)
-            elif pair.flags & CUT:
-                reason = (
-                    f"an answer's end is cut off: {pair.needed} tokens of {self.encoder.max_length}"
-                )
-                hint = "it is learned without its end; raise --max-length"
-                row.note(self.path, Finding("response-cut", 0, reason, hint), self.problems)
-            self.table.flags[place] = pair.flags
-            self.table.add_bounds(pair.example)
-            if self.tokens is not None:
-                self.tokens.write(ids_as_bytes(pair.example))
-
-    def _in_source(self, finding: Finding, row: CheckedRow) -> Finding:
-        """A special token is found where it stands; at its key where it is escaped."""
-        if finding.code != "special-token" or not (row.preference and self.encoder.special):
-            return finding
-        part, text = find_special(row.preference, self.encoder.special) or ("", "")
-        keys = (part, "user" if part == "prompt" else "", "chosen")  # turns may be shared
-        begin = offset_of_key(row.raw.source, next(key for key in keys if key in row.raw.value))
-        return finding._replace(at=max(begin, row.raw.source.find(text, begin)))
+def _in_source(finding: Finding, row: CheckedRow, encoder: PairEncoder) -> Finding:
+    """A special token is found where it stands; at its key where it is escaped."""
+    if finding.code != "special-token" or not (row.preference and encoder.special):
+        return finding
+    part, text = find_special(row.preference, encoder.special) or ("", "")
+    keys = (part, "user" if part == "prompt" else "", "chosen")  # turns may be shared
+    begin = offset_of_key(row.raw.source, next(key for key in keys if key in row.raw.value))
+    return finding._replace(at=max(begin, row.raw.source.find(text, begin)))
 
 
 def ids_as_bytes(example: PreferenceExample) -> bytes:

@@ -34,7 +34,7 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     pair = read_pair(file, row)
     chat = chat_format(load_tokenizer(model))
     (encoded,) = PairEncoder(chat, max_length)([pair])
-    if encoded.finding is not None:
+    if not encoded.is_kept and encoded.finding is not None:
         code, _, reason, _ = encoded.finding
         raise DataError(f"{file}: row {row} would be dropped: {code}: {reason}")
     prompt, chosen, rejected = encoded.example
