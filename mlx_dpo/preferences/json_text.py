@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from mlx_dpo.errors import UsageError
 
 MAX_ROW = 10_000_000  # bytes of a line, characters of a row in an array; no pair is near it
-LARGE_ARRAY = 200_000_000  # bytes of a file; a larger array is read too, with an advice
+LARGE_ARRAY = 200_000_000  # bytes of a file; a larger array is read too, with a warning
 _BOM = b"\xef\xbb\xbf"
 # Where a text was cut, the decoder's error lies at most so far before its end: `\\ud83d\\ude42`.
 _LONGEST_TOKEN = 16
@@ -55,7 +55,7 @@ class RawRow:
         column: The same in characters.
         share: How much of the file has been read with it, 0 to 1.
         source: Its text.
-        value: What the JSON says; None where it can't be read.
+        value: The decoded JSON; None where it can't be read.
         findings: What is wrong with it as JSON.
         ends: Whether the rest of the file could not be read.
     """

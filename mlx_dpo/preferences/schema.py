@@ -53,7 +53,7 @@ SHOWN = 20  # problems kept to be shown, of each level
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
 LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
-STRANGE_KEYS = 20  # reported in one row
+UNKNOWN_KEYS = 20  # reported in one row
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _JSON_NAMES: dict[type, str] = {
     **{str: "text", int: "a number", float: "a number", bool: "true or false"},
@@ -209,8 +209,8 @@ def read_preference(
 
 
 def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -> None:
-    strange = [key for key in row if key not in known]
-    short = [key for key in strange[:100] if len(key) < 20]
+    unknown = [key for key in row if key not in known]
+    short = [key for key in unknown[:100] if len(key) < 20]
     for key in ("chosen", "rejected"):
         if key not in row:
             near = difflib.get_close_matches(key, short, n=1)
@@ -219,19 +219,12 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
             )
             findings.append(Finding("missing-key", 0, f"key {key!r} is missing", hint))
     if "prompt" in row and "user" in row:
-        findings.append(
-            Finding("duplicate-key", "user", "has both 'prompt' and 'user'", "keep one")
-        )
-    for key in strange[:STRANGE_KEYS]:
+        reason = "has both 'prompt' and 'user'"
+        findings.append(Finding("duplicate-key", "user", reason, "keep one"))
+    for key in unknown[:UNKNOWN_KEYS]:
         known.add(key)
-        findings.append(
-            Finding(
-                "unknown-key",
-                key,
-                f"{key!r:.60} is no key of a pair, and is not used, here and in later rows",
-                f"known: {', '.join(KEYS)}",
-            )
-        )
+        reason = f"{key!r:.60} is no key of a pair, and is not used, here and in later rows"
+        findings.append(Finding("unknown-key", key, reason, f"known: {', '.join(KEYS)}"))
 
 
 def read_messages(
@@ -249,7 +242,7 @@ def read_messages(
         None where they can't be read, or there is no such key (which is no finding here).
     """
     if key not in row:
-        return None  # noted with the keys
+        return None  # a finding of `_check_keys`
     value = row[key]
     if isinstance(value, str):
         text = read_text(value, key, findings)
@@ -262,13 +255,10 @@ def read_messages(
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
             _wrong_type(key, "holds a message without 'role' or 'content'", findings)
             return None
-        role_text, content = (
-            read_text(turn["role"], key, findings),
-            read_text(turn["content"], key, findings),
-        )
-        if role_text is None or content is None:
+        texts = [read_text(turn[name], key, findings) for name in Message._fields]
+        if texts[0] is None or texts[1] is None:
             return None
-        turns.append(Message(role_text, content))
+        turns.append(Message(texts[0], texts[1]))
     return tuple(turns)
 
 

@@ -349,6 +349,22 @@ def test_every_row_is_kept_or_counted_as_dropped() -> None:
     assert encoded.num_merged == 0
 
 
+def test_pairs_that_training_refuses_are_refused_in_memory_too_or_left_out() -> None:
+    refuse = "{% if 'Latin' in messages[0].content %}{{ raise_exception('no Latin') }}{% endif %}"
+    chat = templated(refuse + TEMPLATE)
+    rows = [
+        preference(id="good"),
+        preference(chosen="It <|end|> goes on.", id="special"),
+        preference(prompt="Say it in Latin.", id="refused"),
+    ]
+    with pytest.raises(DataError, match=r"^pair special: '<.end.>' is a token of this model"):
+        encode_preferences(rows, chat, max_length=64)
+    encoded = encode_preferences(rows, chat, max_length=64, drop_bad=True)
+    assert [row.id for row in encoded.preferences] == ["good"]
+    assert encoded.dropped == {"special-token": 1, "template": 1}
+    assert encoded.read == 3
+
+
 def test_a_cut_response_loses_its_closing_token_and_a_short_one_keeps_it() -> None:
     chat = oracle_format("llama")
     prompt_length = len(chat.prompt_ids([Message("user", "Hi")]))
