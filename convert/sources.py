@@ -16,7 +16,6 @@ from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
-from mlx_dpo.preferences.templates import prepare
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -56,7 +55,6 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
 
     if is_course_folder(folder):
         read_course_folder(folder)  # a record that does not fit is refused before the run
-    prepare()
     return hub.load_folder(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
 
 
@@ -65,7 +63,6 @@ def load_tokenizer(path: str | Path) -> Any:
     from mlx_dpo.models import hub
 
     folder = find_mlx(path)
-    prepare()
     return hub.load_tokenizer(folder)
 
 

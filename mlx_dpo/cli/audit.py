@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.evaluate import read_pairs
 from mlx_dpo.cli.screen import counted, printable, progress, screen_width
 from mlx_dpo.errors import DataError
 
@@ -28,6 +29,7 @@ _BAR_WIDTH = 40
     "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
 @options.max_length
+@options.drop_bad
 @click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
 @options.as_json
 def audit(
@@ -35,13 +37,14 @@ def audit(
     model: str | None,
     eval_data: str | None,
     max_length: int,
+    drop_bad: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Look at preference pairs before training on them.
 
     Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
-    trained and no weights are read.
+    trained and no weights are read. With --drop-bad rows are counted without those left out.
 
     \b
     Examples:
@@ -49,11 +52,11 @@ def audit(
       mlx_dpo audit mine.jsonl --model checkpoints/tiny-sft --max-length 128
     """
     from mlx_dpo.insight.audit.checks import audit as run_checks
-    from mlx_dpo.preferences.reader import read_preferences
 
-    preferences = read_preferences(data)
-    held_out = read_preferences(eval_data) if eval_data else None
-    measures = _measure(data, preferences, model)
+    # Rows that repeat or contradict others are for its own checks.
+    preferences = read_pairs(data, drop_bad, compare=False)
+    held_out = read_pairs(eval_data, drop_bad, compare=False) if eval_data else None
+    measures, preferences = _measure(data, preferences, model, drop_bad)
     checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
     if as_json:
         record = {"data": data, "model": model, "pairs": len(preferences)}
@@ -65,18 +68,30 @@ def audit(
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
 
 
-def _measure(data: str, preferences: "list[Preference]", model: str | None) -> "Measures":
+def _measure(
+    data: str, preferences: "list[Preference]", model: str | None, drop_bad: bool
+) -> "tuple[Measures, list[Preference]]":
+    """Lengths of the pairs, and the pairs without those that the chat template refuses."""
     from mlx_dpo.insight.audit import bias
 
     if model is None:
-        return bias.in_words(preferences)
+        return bias.in_words(preferences), preferences
     chat = options.chat_of(model)
     num = len(preferences)
+    refused: list[int] = []
     with progress() as advance:
         try:
-            return bias.in_tokens(preferences, chat, lambda more: advance("tokens", num, more))
+            measures = bias.in_tokens(
+                preferences,
+                chat,
+                lambda more: advance("tokens", num, more),
+                refused if drop_bad else None,
+            )
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
+    if refused:
+        click.echo(f"{data}: rows with errors left out: {len(refused)} template", err=True)
+    return measures, [p for i, p in enumerate(preferences) if i not in set(refused)]
 
 
 def _print_checks(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @options.policy
 @options.reference
 @options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
+@options.drop_bad
 @click.option(
     "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
 )
@@ -37,6 +38,7 @@ def evaluate(
     model: str,
     reference: str | None,
     data: str,
+    drop_bad: bool,
     all_pairs: bool,
     beta: float | None,
     max_length: int | None,
@@ -57,9 +59,8 @@ def evaluate(
     from mlx_dpo.cli.results import as_record, print_assessment
     from mlx_dpo.insight.evaluation import assess
     from mlx_dpo.insight.scoring import open_model
-    from mlx_dpo.preferences.reader import read_preferences
 
-    preferences = read_preferences(data)
+    preferences = read_pairs(data, drop_bad)
     policy = open_model(model)
     other = open_model(reference or reference_of(model, policy.record))
     rows, which = _rows_to_evaluate(preferences, data, policy, all_pairs)
@@ -74,6 +75,7 @@ def evaluate(
             other,
             rows,
             **settings,
+            drop_bad=drop_bad,
             num_prompts=num_prompts,
             max_tokens=max_tokens,
             seed=seed,
@@ -84,6 +86,23 @@ def evaluate(
         click.echo(json.dumps(as_record(names, which, assessment), indent=2))
     else:
         print_assessment(names, which, assessment)
+
+
+def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Preference]":
+    """The pairs of a file, with a line on stderr about rows that were left out.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If it has errors and `drop_bad` is off.
+    """
+    from mlx_dpo.preferences.reader import read_preferences
+    from mlx_dpo.preferences.schema import Problems, by_code
+
+    problems = Problems()
+    preferences = read_preferences(data, problems, drop_bad=drop_bad, compare=compare)
+    if problems.num_errors:
+        click.echo(f"{data}: rows with errors left out: {by_code(problems.errors)}", err=True)
+    return preferences
 
 
 def reference_of(model: str, record: dict[str, Any]) -> str:

@@ -141,6 +141,9 @@ def _metavar(name: str, kind: type) -> str:
 _LENGTH: str = _SETTINGS["max_length"].metadata["help"]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+drop_bad = click.option(
+    "--drop-bad", is_flag=True, help="Leave rows with errors out, as train does with it."
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 policy = model("The trained model (policy).")
 reference = path(

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from mlx_dpo.cli.screen import Bar, clock, counted, printable
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.preferences.audit import length_bias
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
+from mlx_dpo.preferences.store import length_bias
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job

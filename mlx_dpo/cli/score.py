@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.evaluate import reference_of, setting_of_run
+from mlx_dpo.cli.evaluate import read_pairs, reference_of, setting_of_run
 from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
 @options.path("--data", "Preference pairs to score instead.")
+@options.drop_bad
 @click.option("--per-token", is_flag=True, help="Also the reward of each token.")
 @options.beta_of_run
 @options.max_length_of_run
@@ -32,6 +33,7 @@ def score(
     prompt: str | None,
     response: tuple[str, ...],
     data: str | None,
+    drop_bad: bool,
     per_token: bool,
     beta: float | None,
     max_length: int | None,
@@ -59,7 +61,7 @@ def score(
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")
     if data is not None:
-        _score_file(models, chat, data, record, per_token, beta, max_length)
+        _score_file(models, chat, data, drop_bad, record, per_token, beta, max_length)
         return
     assert prompt is not None
     answers = encode_answers(chat, prompt, response, max_length=max_length)
@@ -73,6 +75,7 @@ def _score_file(
     models: "Models",
     chat: "ChatFormat",
     data: str,
+    drop_bad: bool,
     record: dict[str, Any],
     per_token: bool,
     beta: float,
@@ -81,12 +84,11 @@ def _score_file(
     from mlx_dpo.insight.evaluation import held_out_of_run
     from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
-    from mlx_dpo.preferences.reader import read_preferences
 
-    preferences = read_preferences(data)
+    preferences = read_pairs(data, drop_bad)
     held_out = held_out_of_run(preferences, data, record)
     unseen = None if held_out is None else {row.id for row in held_out}
-    pairs = encode_preferences(preferences, chat, max_length=max_length)
+    pairs = encode_preferences(preferences, chat, max_length=max_length, drop_bad=drop_bad)
     examples = list(pairs.examples)
     if not examples:
         raise DataError(f"{data}: no pair is left to score; see --max-length")

@@ -108,20 +108,22 @@ def assess(
     num_prompts: int,
     max_tokens: int,
     seed: int,
+    drop_bad: bool = False,
     progress: ShowProgress = lambda name, total, more: None,
 ) -> Assessment:
     """Score pairs under both models, then let both answer some of the prompts.
 
-    Pairs are cut to `max_length` tokens of prompt + response. `num_prompts` prompts, spread over
+    Pairs are cut to `max_length` tokens of prompt + response; with `drop_bad`, rows that training
+    would leave out are left out instead of refused. `num_prompts` prompts, spread over
     the rows, are answered in at most `max_tokens`; 0 leaves drift unmeasured.
 
     Raises:
         UsageError: If the models have different tokenizers.
-        DataError: If no pair is left to score.
+        DataError: If no pair is left to score, or one holds a special token.
         NonFiniteError: If a log-prob is not finite.
     """
     check_same_tokens(policy.chat, reference)
-    pairs = encode_preferences(preferences, policy.chat, max_length=max_length)
+    pairs = encode_preferences(preferences, policy.chat, max_length=max_length, drop_bad=drop_bad)
     if not pairs.examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items())
         raise DataError(

@@ -1,22 +1,24 @@
 """From texts to token ids: the template is applied once, the boundary found in token space.
 
-Prompt and response are tokenised together, as the model will see them, and separated where the
-sequences of prompt, prompt + chosen and prompt + rejected part. Tokenising them apart would score
+Prompt and response are tokenized together, as the model will see them, and separated where the
+sequences of prompt, prompt + chosen and prompt + rejected part. Tokenizing them apart would score
 tokens the model never meets wherever a merge crosses the boundary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.templates import render
+from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import Message, Preference, PreferenceExample
 
 _PROBE = "mlxdpoprobe"
 
 # A Hugging Face tokenizer, or mlx-lm's wrapper of one; neither publishes types.
 Tokenizer = Any
+Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +48,80 @@ class ChatFormat:
         return {self.closing_id, *(known if isinstance(known, set) else {known})} - {None}
 
     def prompt_text(self, prompt: Sequence[Message]) -> str:
-        """The text up to where the assistant begins to answer."""
-        if self.has_template:
-            return self._render(prompt, add_generation_prompt=True)
-        return _plain_turns(prompt, self.closing_text) + "<|assistant|>\n"
+        """The text up to where the assistant begins to answer.
+
+        Raises:
+            DataError: If the chat template refuses the conversation.
+        """
+        (text,) = self._write([prompt], is_open=True)
+        return _or_raise(text)
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """`prompt_text` as ids, to generate from."""
-        return self._encode(self.prompt_text(prompt))
+        (ids,) = self._encode([self.prompt_text(prompt)])
+        return ids
 
-    def response_text(self, prompt: Sequence[Message], response: Sequence[Message]) -> str:
-        """What follows `prompt_text` when the assistant has answered with `response`."""
-        whole = self.conversation_text((*prompt, *response))
-        return self.after_prompt(self.prompt_text(prompt), whole, response)
+    def encode_pair(self, preference: Preference) -> Encoded:
+        """Ids of one pair, and whether a merge crossed the boundary.
 
-    def conversation_text(self, messages: Sequence[Message]) -> str:
-        """The text of turns that are finished."""
+        Raises:
+            DataError: If the chat template refuses the conversation.
+        """
+        (encoded,) = self.encode_pairs([preference])
+        return _or_raise(encoded)
+
+    def encode_pairs(self, preferences: Sequence[Preference]) -> list[Encoded | DataError]:
+        """`encode_pair` of each, or its error: many times faster than one by one."""
+        if not preferences:
+            return []
+        prompts = self._write([p.prompt for p in preferences], is_open=True)
+        chosen = self._write([(*p.prompt, *p.chosen) for p in preferences])
+        rejected = self._write([(*p.prompt, *p.rejected) for p in preferences])
+        texts = list(map(self._pair_texts, preferences, prompts, chosen, rejected))
+        ids = iter(self._encode([t for each in texts if isinstance(each, tuple) for t in each]))
+        return [
+            each if isinstance(each, DataError) else self._split(next(ids), next(ids), next(ids))
+            for each in texts
+        ]
+
+    def encode_texts(self, prompt: str, chosen: str, rejected: str) -> Encoded:
+        """Ids of a pair of texts that already hold their markers.
+
+        The prompt keeps the tokens that prompt, prompt + chosen and prompt + rejected have in
+        common; the rest is response. Each response ends with one closing token: appended where it
+        is missing, and with nothing after it where a template adds white space.
+        """
+        return self._split(*self._encode([prompt, prompt + chosen, prompt + rejected]))
+
+    def _write(
+        self, conversations: Sequence[Sequence[Message]], *, is_open: bool = False
+    ) -> list[str | DataError]:
+        """The text of each conversation: finished, or open where the assistant is to answer."""
         if self.has_template:
-            return self._render(messages, add_generation_prompt=False)
-        return _plain_turns(messages, self.closing_text)
+            return render(self.tokenizer, conversations, add_generation_prompt=is_open)
+        end = "<|assistant|>\n" if is_open else ""
+        return [_plain_text(turns, self.closing_text, end) for turns in conversations]
 
-    def after_prompt(self, prompt_text: str, whole: str, response: Sequence[Message]) -> str:
-        """`response_text`, from the texts of the prompt and of the whole conversation."""
+    def _pair_texts(
+        self,
+        preference: Preference,
+        prompt: str | DataError,
+        chosen: str | DataError,
+        rejected: str | DataError,
+    ) -> tuple[str, str, str] | DataError:
+        """Texts of prompt, prompt + chosen and prompt + rejected, from three conversations."""
+        try:
+            begin = _or_raise(prompt)
+            return (
+                begin,
+                begin + self._after_prompt(begin, _or_raise(chosen), preference.chosen),
+                begin + self._after_prompt(begin, _or_raise(rejected), preference.rejected),
+            )
+        except DataError as error:
+            return error
+
+    def _after_prompt(self, prompt_text: str, whole: str, response: Sequence[Message]) -> str:
+        """What follows the prompt when the assistant has answered."""
         if whole.startswith(prompt_text):
             return whole[len(prompt_text) :]
         if len(response) != 1:
@@ -79,35 +133,16 @@ class ChatFormat:
         # the model will see when it answers is the prompt, then the words.
         return response[0].content + self.closing_text
 
-    def encode_pair(self, preference: Preference) -> tuple[PreferenceExample, bool]:
-        """Ids of one pair, and whether a merge crossed the boundary.
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts, with the BOS in front that plain text gets, where it gets one."""
+        bos = self.tokenizer.bos_token_id
+        begin = [bos] if self.adds_bos and bos is not None else []
+        return [
+            ids if not begin or ids[:1] == begin else begin + ids
+            for ids in encode(self.tokenizer, texts)
+        ]
 
-        Raises:
-            DataError: If the chat template refuses the conversation.
-        """
-        return self.encode_texts(
-            self.prompt_text(preference.prompt),
-            self.response_text(preference.prompt, preference.chosen),
-            self.response_text(preference.prompt, preference.rejected),
-        )
-
-    def encode_texts(
-        self, prompt: str, chosen: str, rejected: str
-    ) -> tuple[PreferenceExample, bool]:
-        """Ids of a pair of texts that already hold their markers.
-
-        The prompt keeps the tokens that prompt, prompt + chosen and prompt + rejected have in
-        common; the rest is response. Each response ends with one closing token: appended where it
-        is missing, and with nothing after it where a template adds white space.
-        """
-        return self.split_ids(
-            self._encode(prompt), self._encode(prompt + chosen), self._encode(prompt + rejected)
-        )
-
-    def split_ids(
-        self, alone: list[int], with_chosen: list[int], with_rejected: list[int]
-    ) -> tuple[PreferenceExample, bool]:
-        """The same from ids of prompt, prompt + chosen and prompt + rejected."""
+    def _split(self, alone: list[int], with_chosen: list[int], with_rejected: list[int]) -> Encoded:
         shared = _common_prefix(alone, with_chosen, with_rejected)
         example = PreferenceExample(
             alone[:shared],
@@ -116,25 +151,12 @@ class ChatFormat:
         )
         return example, shared < len(alone)
 
-    def _encode(self, text: str) -> list[int]:
-        return self.with_bos(list(self.tokenizer.encode(text, add_special_tokens=False)))
-
-    def with_bos(self, ids: list[int]) -> list[int]:
-        """Ids of a text with the BOS in front that plain text gets, where it gets one."""
-        bos = self.tokenizer.bos_token_id
-        if self.adds_bos and bos is not None and ids[:1] != [bos]:
-            return [bos, *ids]
-        return ids
-
     def _close(self, ids: list[int]) -> list[int]:
         if self.closing_id in ids:
             end = len(ids) - ids[::-1].index(self.closing_id)
             if end == len(ids) or not self.tokenizer.decode(ids[end:]).strip():
                 return ids[:end]
         return [*ids, self.closing_id]
-
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        return _render(self.tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 
 def chat_format(tokenizer: Tokenizer) -> ChatFormat:
@@ -156,7 +178,7 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
             "the tokenizer has no token that ends an answer: no EOS and none in its chat template"
         )
     bos = tokenizer.bos_token_id
-    default = tokenizer.encode("a", add_special_tokens=True)
+    (default,) = encode(tokenizer, ["a"], add_special_tokens=True)
     return ChatFormat(
         tokenizer=tokenizer,
         has_template=has_template,
@@ -176,34 +198,31 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def _template_closing_id(tokenizer: Tokenizer) -> int | None:
     turns = (Message("user", "a"), Message("assistant", _PROBE))
-    try:
-        text = _render(tokenizer, turns, add_generation_prompt=False)
-    except DataError as error:
-        raise UsageError(f"the model cannot chat: {error}") from None
+    (text,) = render(tokenizer, [turns], add_generation_prompt=False)
+    if isinstance(text, DataError):
+        raise UsageError(f"the model cannot chat: {text}")
     after = text.rpartition(_PROBE)[2]
     added = tokenizer.added_tokens_decoder
-    for token in tokenizer.encode(after, add_special_tokens=False):
+    for token in encode(tokenizer, [after])[0]:
         if token in added or token == tokenizer.eos_token_id:
             return int(token)
     return None
 
 
 def _course_closing_id(tokenizer: Tokenizer) -> int | None:
-    ids = tokenizer.encode("<|end|>", add_special_tokens=False)
+    (ids,) = encode(tokenizer, ["<|end|>"])
     is_known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
     return int(ids[0]) if is_known else None
 
 
-def _render(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> str:
-    (found,) = render(tokenizer, [messages], add_generation_prompt=add_generation_prompt)
-    if isinstance(found, DataError):
-        raise found
-    return found
+def _or_raise(result: T | DataError) -> T:
+    if isinstance(result, DataError):
+        raise result
+    return result
 
 
-def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:
+def _plain_text(messages: Sequence[Message], closing_text: str, end: str) -> str | DataError:
+    """A conversation as the course writes it."""
     parts = []
     for role, content in messages:
         if role == "user":
@@ -211,17 +230,19 @@ def _plain_turns(messages: Sequence[Message], closing_text: str) -> str:
         elif role == "assistant":
             parts.append(f"<|assistant|>\n{content}{closing_text}")
         else:
-            raise DataError(
+            return DataError(
                 f"the tokenizer has no chat template, and its plain form knows no role {role!r}; "
                 "use 'user' and 'assistant'"
             )
-    return "".join(parts)
+    return "".join(parts) + end
 
 
 def _common_prefix(*sequences: list[int]) -> int:
-    length = 0
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items):
-            break
-        length += 1
+    first, *others = sequences
+    length = len(first)
+    for other in others:  # slices are compared at once, and mostly the first is whole in the others
+        while first[:length] != other[:length]:
+            length = next(
+                i for i, (a, b) in enumerate(zip(first[:length], other, strict=False)) if a != b
+            )
     return length

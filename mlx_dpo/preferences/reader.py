@@ -1,4 +1,7 @@
-"""Preference rows from a file: every row checked, every problem of the file found in one pass."""
+"""Preference rows from a file and back: each row checked, alone and against those before it.
+
+Every problem of a file is found in one pass.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.json_text import Finding, RawRow, has_bom, raw_rows
+from mlx_dpo.preferences.json_text import Finding, RawRow, file_findings, raw_rows
 from mlx_dpo.preferences.schema import (
     ERROR,
     KEYS,
@@ -22,35 +25,32 @@ from mlx_dpo.records import Message, Preference
 
 
 @dataclass(slots=True)
-class Row:
+class CheckedRow:
     """One row of a preference file.
 
     Attributes:
         raw: The row as it stands in the file.
-        preference: What it says; None where it is not usable.
+        preference: The pair; None where the row is not usable.
         code: Why it is left out (the first such problem); None where it is kept.
         opposite: Number of an earlier row that prefers the other way round.
     """
 
     raw: RawRow
-    preference: Preference | None
+    preference: Preference | None = None
     code: str | None = None
     opposite: int | None = None
 
     def note(self, file: Path, finding: Finding, problems: Problems) -> None:
-        """Pass a finding on, with its place, and remember whether the row is left out for it."""
-        line, column = self.raw.place(finding)
-        problems.add(
-            Problem(
-                *(str(file), line, column, self.raw.number),
-                *(finding.code, finding.reason, finding.hint),
-            )
-        )
+        """Report a finding with its place, and remember whether the row is left out for it."""
+        place = (str(file), *self.raw.place(finding), self.raw.number)
+        problems.add(Problem(*place, finding.code, finding.reason, finding.hint))
         if self.code is None and LEVELS[finding.code] != WARNING:
             self.code = finding.code
 
 
-def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> Iterator[Row]:
+def read_rows(
+    path: str | Path, problems: Problems, *, compare: bool = True
+) -> Iterator[CheckedRow]:
     """Every row of a file, good or not, one at a time.
 
     A row is an object with ``prompt`` (or ``user``), ``chosen``, ``rejected`` and optionally
@@ -60,7 +60,7 @@ def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> 
 
     Args:
         path: A JSON array or JSON lines; which of the two it is, is read off its first character.
-        problems: Told of everything that is wrong.
+        problems: Gets everything that is wrong.
         compare: Whether rows are compared with each other too.
 
     Yields:
@@ -71,24 +71,18 @@ def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> 
         DataError: If it holds no row at all.
     """
     path = Path(path)
-    if has_bom(path):
-        hint = "save the file as UTF-8 without it"
-        reason = "the file begins with a byte order mark"
-        problems.add(Problem(str(path), 1, 1, 0, "bom", reason, hint))
+    for code, _, reason, hint in file_findings(path):
+        problems.add(Problem(str(path), 1, 1, 0, code, reason, hint))
     repeats = Repeats()
-    known = set(KEYS)  # an unknown key is told of once, and not for each of its rows
+    known = set(KEYS)  # an unknown key is reported once, and not for each of its rows
     raw = None
     for raw in raw_rows(path):
-        found: list[Finding] = []
-        usable = not any(LEVELS[finding.code] == ERROR for finding in raw.findings)
-        preference = read_preference(raw.value, raw.number, known, found) if usable else None
-        if any(LEVELS[finding.code] == ERROR for finding in found):
-            preference = None
-        row = Row(raw, preference)
+        preference, findings = _read(raw, known)
+        row = CheckedRow(raw, preference)
         if preference is not None and compare:
             again, row.opposite = repeats.look(preference, raw.number)
-            found += again
-        for finding in (*raw.findings, *found):
+            findings += again
+        for finding in findings:
             row.note(path, finding, problems)
         problems.cut_short |= raw.ends
         yield row
@@ -97,17 +91,75 @@ def read_rows(path: str | Path, problems: Problems, *, compare: bool = True) -> 
         raise DataError(f"{path}: {what}; it needs at least one preference pair")
 
 
-def read_preferences(path: str | Path) -> list[Preference]:
-    """All pairs of a file whose every row can be read, in memory.
+def read_preferences(
+    path: str | Path,
+    problems: Problems | None = None,
+    *,
+    drop_bad: bool = False,
+    compare: bool = True,
+) -> list[Preference]:
+    """The usable pairs of a file, in memory.
+
+    Args:
+        path: As for `read_rows`.
+        problems: Gets everything that is wrong.
+        drop_bad: Whether rows with errors are left out instead of refused, as in training.
+        compare: Whether rows that repeat an id or contradict another have an error.
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If there is a row that can't; the message begins with the place of the first.
+        DataError: If a row has an error and `drop_bad` is off, or a broken array keeps the rest
+            from being read; the message begins with the place of the first.
     """
-    problems = Problems()
-    rows = list(read_rows(path, problems, compare=False))
-    refuse_errors(problems, len(rows))
-    return [row.preference for row in rows if row.preference is not None]
+    problems = Problems() if problems is None else problems
+    rows = list(read_rows(path, problems, compare=compare))
+    if problems.cut_short or not drop_bad:
+        refuse_errors(problems, len(rows), drop_bad_hint(problems))
+    contradicted = {row.opposite for row in rows}
+    return [
+        row.preference
+        for row in rows
+        if row.preference is not None
+        and (row.code is None or LEVELS[row.code] != ERROR)
+        and row.raw.number not in contradicted
+    ]
+
+
+def read_pair(path: str | Path, number: int) -> Preference:
+    """The pair of one row, whatever the others hold.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If there is no such row, or it is not usable.
+    """
+    raw = None
+    for raw in raw_rows(Path(path)):
+        if raw.number == number:
+            preference, findings = _read(raw, set(KEYS))
+            row, problems = CheckedRow(raw), Problems()
+            for finding in findings:
+                row.note(Path(path), finding, problems)
+            refuse_errors(problems, 1)
+            assert preference is not None
+            return preference
+    raise DataError(f"{path}: has {raw.number if raw else 0} rows, there is no row {number}")
+
+
+def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]:
+    """The preferences of a few rows, by number; other rows are not checked.
+
+    Rows that are not usable are missing from the result.
+    """
+    wanted, preferences = set(numbers), {}
+    for raw in raw_rows(Path(path)):
+        if raw.number in wanted:
+            preference, _ = _read(raw, set(KEYS))
+            if preference is not None:
+                preferences[raw.number] = preference
+            wanted.remove(raw.number)
+        if not wanted:
+            break
+    return preferences
 
 
 def refuse_errors(problems: Problems, read: int, hint: str = "") -> None:
@@ -123,32 +175,31 @@ def refuse_errors(problems: Problems, read: int, hint: str = "") -> None:
         raise DataError(text + hint)
 
 
-def read_some(path: str | Path, numbers: Iterable[int]) -> dict[int, Preference]:
-    """The preferences of a few rows, by number; other rows are not looked at.
+def drop_bad_hint(problems: Problems) -> str:
+    """What a command that has ``--drop-bad`` adds to a refusal."""
+    if problems.cut_short:
+        return ""
+    if problems.num_errors == 1:
+        return ". --drop-bad leaves the row out"
+    return ". See them all: mlx_dpo data check; --drop-bad leaves such rows out"
 
-    Rows that are not usable are missing from the result.
-    """
-    wanted, found = set(numbers), {}
-    for raw in raw_rows(Path(path)):
-        if raw.number in wanted:
-            preference = read_preference(raw.value, raw.number, set(KEYS), [])
-            if preference is not None:
-                found[raw.number] = preference
-            wanted.remove(raw.number)
-        if not wanted:
-            break
-    return found
+
+def _read(raw: RawRow, known: set[str]) -> tuple[Preference | None, list[Finding]]:
+    """The pair of a row, None where it has an error, and all that is wrong with it."""
+    findings = list(raw.findings)
+    preference = None
+    if not _has_error(findings):
+        preference = read_preference(raw.value, raw.number, known, findings)
+    return None if _has_error(findings) else preference, findings
+
+
+def _has_error(findings: Iterable[Finding]) -> bool:
+    return any(LEVELS[finding.code] == ERROR for finding in findings)
 
 
 def _has_text(path: Path) -> bool:
     with path.open("rb") as file:
         return bool(file.read(4096).removeprefix(b"\xef\xbb\xbf").strip())
-
-
-# --- What only shows across rows: ids and pairs that come twice, and rows
-# that contradict others.
-#
-# Rows are remembered by digests of 16 bytes, so that a hundred thousand of them stay small.
 
 
 def text_digest(*texts: tuple[Message, ...]) -> bytes:
@@ -157,7 +208,10 @@ def text_digest(*texts: tuple[Message, ...]) -> bytes:
 
 
 class Repeats:
-    """Remembers rows, and tells of those that were there before."""
+    """Finds ids and pairs that come twice, and rows that contradict others.
+
+    Rows are remembered by digests of 16 bytes, so that a hundred thousand of them stay small.
+    """
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
@@ -173,36 +227,28 @@ class Repeats:
         Returns:
             What is wrong with it, and the number of an earlier row that prefers the other way.
         """
-        found = []
+        findings = []
         same_id = self._ids.setdefault(preference.id, number)
         if same_id != number:
             reason = f"id {preference.id!r:.60} is that of row {same_id} too"
-            found.append(Finding("duplicate-id", "id", reason, "give each row an id, or none"))
+            findings.append(Finding("duplicate-id", "id", reason, "give each row an id, or none"))
         prompt, chosen, rejected = preference.prompt, preference.chosen, preference.rejected
         opposite = None
         if chosen != rejected:
             opposite = self._pairs.get(text_digest(prompt, rejected, chosen))
         if opposite is not None:
             reason = f"row {opposite} prefers the other way round"
-            found.append(Finding("contradiction", "chosen", reason, "decide, and remove one"))
+            findings.append(Finding("contradiction", "chosen", reason, "decide, and remove one"))
         same_pair = self._pairs.setdefault(text_digest(prompt, chosen, rejected), number)
         if same_pair != number:
             reason = f"the same pair as row {same_pair}; it counts twice"
-            found.append(Finding("duplicate-pair", 0, reason, "remove one unless that is meant"))
-        return found, opposite
+            findings.append(Finding("duplicate-pair", 0, reason, "remove one unless that is meant"))
+        return findings, opposite
 
 
-# --- Preferences as the lines that the reader reads.
-
-
-def preference_line(preference: Preference, *, keep_id: bool = True) -> str:
-    """A pair as a line of JSON, with its line break.
-
-    Args:
-        preference: The pair.
-        keep_id: Whether its id is written. Without one, a row's id is its place in the file.
-    """
-    row: dict[str, Any] = {"id": preference.id} if keep_id else {}
+def preference_line(preference: Preference) -> str:
+    """A pair as a line of JSON, with its line break."""
+    row: dict[str, Any] = {"id": preference.id}
     if preference.kind:
         row["kind"] = preference.kind
     row["prompt"] = plain(preference.prompt, "user")

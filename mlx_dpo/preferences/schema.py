@@ -1,7 +1,7 @@
-"""What can be wrong with a preference file: for each problem a code, a place, a reason, a way out.
+"""One row of a preference file: its keys, what they must hold, and what can be wrong with them.
 
-All problems of a file are found in one pass. A few are kept to be shown, the rest is counted and,
-where there is a log, written to it.
+Each problem has a code, a place, a reason and a hint. All problems of a file are found in one pass:
+a few are kept to be shown, all are counted and, where there is a log, written to it.
 """
 
 import difflib
@@ -46,9 +46,19 @@ LEVELS = {
     "unknown-key": WARNING,
     "control-character": WARNING,
     "duplicate-pair": WARNING,
+    "large-array": WARNING,
 }
 CODES = tuple(LEVELS)
-SHOWN = 20
+SHOWN = 20  # problems kept to be shown, of each level
+
+KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
+LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
+UNKNOWN_KEYS = 20  # reported in one row
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_JSON_NAMES: dict[type, str] = {
+    **{str: "text", int: "a number", float: "a number", bool: "true or false"},
+    **{type(None): "null", list: "a list", dict: "an object"},
+}
 
 
 class Problem(NamedTuple):
@@ -100,7 +110,7 @@ class Problems:
         self._first: dict[str, list[Problem]] = {ERROR: [], LEFT_OUT: [], WARNING: []}
 
     def add(self, problem: Problem) -> None:
-        """Take note of one more."""
+        """Count a problem, keep it if it is among the first, and log it."""
         self.counts[problem.code] += 1
         first = self._first[problem.level]
         if len(first) < SHOWN:
@@ -110,22 +120,27 @@ class Problems:
             self._log.write(json.dumps(line) + "\n")
 
     def add_log(self, lines: Iterable[bytes], file: str) -> None:
-        """Take note of the problems that another collection wrote to its log.
+        """Add the problems that were logged before.
 
         Args:
-            lines: The log's, one after the other.
-            file: How the file is named now.
+            lines: Lines of a log.
+            file: The present name of the preference file.
 
         Raises:
             ValueError: If it is not such a log.
         """
         for line in lines:
-            self.add(read_problem(line)._replace(file=file))
+            self.add(_read_problem(line)._replace(file=file))
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Problems for which a file is refused, by code."""
+        return Counter({code: n for code, n in self.counts.items() if LEVELS[code] == ERROR})
 
     @property
     def num_errors(self) -> int:
         """Problems for which a file is refused."""
-        return sum(n for code, n in self.counts.items() if LEVELS[code] == ERROR)
+        return self.errors.total()
 
     def shown(self) -> list[Problem]:
         """The first twenty: errors, then rows left out, then warnings."""
@@ -133,21 +148,12 @@ class Problems:
 
 
 def mapped(log: IO[bytes]) -> mmap | None:
-    """A log that is on disk and not in memory; readable when the file is closed or has no name.
-
-    Returns:
-        None where nothing was wrong: nothing can't be mapped.
-    """
+    """A log, memory-mapped: readable when the file is closed or deleted; None if empty."""
     has_lines = log.seek(0, 2)
     return mmap(log.fileno(), 0, access=ACCESS_READ) if has_lines else None
 
 
-def read_problem(line: bytes) -> Problem:
-    """A line of a log as a problem again.
-
-    Raises:
-        ValueError: If it is not one.
-    """
+def _read_problem(line: bytes) -> Problem:
     fields = json.loads(line)
     try:
         problem = Problem(*(fields[name] for name in Problem._fields))
@@ -163,122 +169,103 @@ def by_code(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[code]} {code}" for code in CODES if counts[code])
 
 
-# --- The fields of a row: what they must hold, and the preference they
-# make.
-
-
-KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
-LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
-STRANGE_KEYS = 20  # told of in one row
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_JSON_NAMES = {
-    **{"str": "text", "int": "a number", "float": "a number", "bool": "true or false"},
-    **{"NoneType": "null", "list": "a list", "dict": "an object"},
-}
-
-
 def read_preference(
-    row: Any, number: int, known: set[str], found: list[Finding]
+    row: Any, number: int, known: set[str], findings: list[Finding]
 ) -> Preference | None:
     """A row as a preference.
 
     Args:
-        row: What the JSON says.
+        row: The decoded JSON.
         number: Its number, which is its id where it has none.
-        known: Keys that are not told of; those that are get added.
-        found: Told of all that is wrong with it.
+        known: Keys that are no finding; an unknown key is added once it was one.
+        findings: Gets all that is wrong with the row.
 
     Returns:
         None where it is not usable.
     """
     if not isinstance(row, dict):
-        found.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
+        findings.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
         return None
-    _check_keys(row, known, found)
-    chosen = read_messages(row, "chosen", "assistant", found)
-    rejected = read_messages(row, "rejected", "assistant", found)
+    _check_keys(row, known, findings)
+    chosen = read_messages(row, "chosen", "assistant", findings)
+    rejected = read_messages(row, "rejected", "assistant", findings)
     prompt_key = "user" if "user" in row else "prompt"
     prompt: tuple[Message, ...] | None
     if prompt_key in row:
-        prompt = read_messages(row, prompt_key, "user", found)
+        prompt = read_messages(row, prompt_key, "user", findings)
     else:
-        prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, found)
-    kind = _label(row.get("kind", ""), "kind", found)
+        prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, findings)
+    kind = _label(row.get("kind", ""), "kind", findings)
     own_id = row.get("id", number)
     is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
-    name = _label(str(own_id) if is_number else own_id, "id", found)
+    name = _label(str(own_id) if is_number else own_id, "id", findings)
     if prompt is None or chosen is None or rejected is None or kind is None or name is None:
         return None
     for key, turns in ((prompt_key, prompt), ("chosen", chosen), ("rejected", rejected)):
-        _check_words(key, turns, found)
+        _check_words(key, turns, findings)
     if chosen == rejected:
-        found.append(Finding("equal", "rejected", "chosen equals rejected"))
+        findings.append(Finding("equal", "rejected", "chosen equals rejected"))
     return Preference(prompt, chosen, rejected, kind, name)
 
 
-def _check_keys(row: dict[str, Any], known: set[str], found: list[Finding]) -> None:
-    strange = [key for key in row if key not in known]
-    short = [key for key in strange[:100] if len(key) < 20]
+def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -> None:
+    unknown = [key for key in row if key not in known]
+    short = [key for key in unknown[:100] if len(key) < 20]
     for key in ("chosen", "rejected"):
         if key not in row:
             near = difflib.get_close_matches(key, short, n=1)
             hint = (
                 f"did you mean it by {near[0]!r}?" if near else f"found {sorted(row)[:10]!s:.200}"
             )
-            found.append(Finding("missing-key", 0, f"key {key!r} is missing", hint))
+            findings.append(Finding("missing-key", 0, f"key {key!r} is missing", hint))
     if "prompt" in row and "user" in row:
-        found.append(Finding("duplicate-key", "user", "has both 'prompt' and 'user'", "keep one"))
-    for key in strange[:STRANGE_KEYS]:
+        reason = "has both 'prompt' and 'user'"
+        findings.append(Finding("duplicate-key", "user", reason, "keep one"))
+    for key in unknown[:UNKNOWN_KEYS]:
         known.add(key)
-        found.append(
-            Finding(
-                "unknown-key",
-                key,
-                f"{key!r:.60} is no key of a pair, and is not used, here and in later rows",
-                f"known: {', '.join(KEYS)}",
-            )
-        )
+        reason = f"{key!r:.60} is no key of a pair, and is not used, here and in later rows"
+        findings.append(Finding("unknown-key", key, reason, f"known: {', '.join(KEYS)}"))
 
 
 def read_messages(
-    row: dict[str, Any], key: str, role: str, found: list[Finding]
+    row: dict[str, Any], key: str, role: str, findings: list[Finding]
 ) -> tuple[Message, ...] | None:
     """The turns under a key of a row; plain text becomes one turn.
 
     Args:
         row: The row.
-        key: Where they stand.
-        role: Whose turn a plain text is.
-        found: Told of what is wrong with them.
+        key: Key of the turns.
+        role: Role of a plain text.
+        findings: Gets what is wrong with them.
 
     Returns:
-        None where they can't be read, or there is no such key (which is not told).
+        None where they can't be read, or there is no such key (which is no finding here).
     """
     if key not in row:
-        return None  # noted with the keys
+        return None  # a finding of `_check_keys`
     value = row[key]
     if isinstance(value, str):
-        text = read_text(value, key, found)
+        text = read_text(value, key, findings)
         return None if text is None else (Message(role, text),)
     if not isinstance(value, list) or not value:
-        _wrong_type(key, f"must be text or a list of messages, found {_name(value)}", found)
+        _wrong_type(key, f"must be text or a list of messages, found {_name(value)}", findings)
         return None
     turns = []
     for turn in value:
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
-            _wrong_type(key, "holds a message without 'role' or 'content'", found)
+            _wrong_type(key, "holds a message without 'role' or 'content'", findings)
             return None
-        who, what = read_text(turn["role"], key, found), read_text(turn["content"], key, found)
-        if who is None or what is None:
+        texts = [read_text(turn[name], key, findings) for name in Message._fields]
+        if texts[0] is None or texts[1] is None:
             return None
-        turns.append(Message(who, what))
+        turns.append(Message(texts[0], texts[1]))
     return tuple(turns)
 
 
-def read_text(value: Any, key: str, found: list[Finding]) -> str | None:
-    """A value of a row that must be text, or None; `found` is told of what is wrong with it."""
+def read_text(value: Any, key: str, findings: list[Finding]) -> str | None:
+    """A value of a row that must be text; None, with a finding, where it can't be used."""
     if not isinstance(value, str):
-        _wrong_type(key, f"must be text, found {_name(value)}", found)
+        _wrong_type(key, f"must be text, found {_name(value)}", findings)
         return None
     if not value.isascii():
         try:
@@ -286,37 +273,39 @@ def read_text(value: Any, key: str, found: list[Finding]) -> str | None:
         except UnicodeEncodeError:
             reason = f"{key!r} holds half of a surrogate pair"
             hint = "the text was cut in the middle of a character; write it whole"
-            found.append(Finding("lone-surrogate", key, reason, hint))
+            findings.append(Finding("lone-surrogate", key, reason, hint))
             return None
     control = _CONTROL.search(value)
     if control:
         reason = f"{key!r} holds the control character U+{ord(control[0]):04X}"
-        found.append(Finding("control-character", key, reason, "look whether it belongs there"))
+        findings.append(Finding("control-character", key, reason, "look whether it belongs there"))
     return value
 
 
-def _label(value: Any, key: str, found: list[Finding]) -> str | None:
-    text = read_text(value, key, found)
+def _label(value: Any, key: str, findings: list[Finding]) -> str | None:
+    text = read_text(value, key, findings)
     if text is not None and len(text) > LONGEST_NAME:
-        _wrong_type(key, f"has {len(text)} characters, more than {LONGEST_NAME}", found)
+        _wrong_type(key, f"has {len(text)} characters, more than {LONGEST_NAME}", findings)
         return None
     return text
 
 
-def _check_words(key: str, turns: tuple[Message, ...], found: list[Finding]) -> None:
+def _check_words(key: str, turns: tuple[Message, ...], findings: list[Finding]) -> None:
     text = "".join(turn.content for turn in turns)
     hint = "the model learns from it as it is; remove the row unless that is meant"
     if not text:
-        found.append(Finding("empty", key, f"{key!r} is empty", hint))
+        findings.append(Finding("empty", key, f"{key!r} is empty", hint))
     elif text.isspace():
-        found.append(Finding("whitespace-only", key, f"{key!r} is nothing but white space", hint))
+        findings.append(
+            Finding("whitespace-only", key, f"{key!r} is nothing but white space", hint)
+        )
 
 
 def _split_shared_turns(
     row: dict[str, Any],
     chosen: tuple[Message, ...] | None,
     rejected: tuple[Message, ...] | None,
-    found: list[Finding],
+    findings: list[Finding],
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[Message, ...] | None]:
     """Prompt = the turns both dialogues begin with. Whole turns, never a part of one."""
     shared = 0
@@ -328,13 +317,14 @@ def _split_shared_turns(
     # Lists that can't be read may well share turns: what is wrong with them has been noted.
     could_share = all(isinstance(row.get(key), list) for key in ("chosen", "rejected"))
     if not could_share or (chosen is not None and rejected is not None):
-        found.append(Finding("missing-key", 0, "key 'prompt' (or 'user') is missing"))
+        findings.append(Finding("missing-key", 0, "key 'prompt' (or 'user') is missing"))
     return None, None, None
 
 
-def _wrong_type(key: str, reason: str, found: list[Finding]) -> None:
-    found.append(Finding("wrong-type", key, f"{key!r} {reason}"))
+def _wrong_type(key: str, reason: str, findings: list[Finding]) -> None:
+    findings.append(Finding("wrong-type", key, f"{key!r} {reason}"))
 
 
 def _name(value: Any) -> str:
-    return _JSON_NAMES[type(value).__name__]
+    # Cells of a Parquet file may be dates, decimals or bytes, which JSON does not have.
+    return _JSON_NAMES.get(type(value), f"a value of type {type(value).__name__}")

@@ -14,18 +14,11 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.reader import read_some, refuse_errors, text_digest
+from mlx_dpo.preferences.encoding import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
+from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import Problem, Problems, by_code, mapped
 from mlx_dpo.preferences.split import held_out_rows
-from mlx_dpo.preferences.store import (
-    CHOSEN_CLOSED,
-    CUT,
-    MERGED,
-    REJECTED_CLOSED,
-    Progress,
-    TokenStore,
-    token_store,
-)
+from mlx_dpo.preferences.store import BytesDone, TokenStore, token_store
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.config import RunConfig
 
@@ -106,7 +99,7 @@ def load_data(
     chat: ChatFormat,
     *,
     keep: bool = True,
-    progress: Progress | None = None,
+    progress: BytesDone | None = None,
     told: Callable[[Problems], None] | None = None,
 ) -> Data:
     """Read, check, tokenise and split the pairs of a run.
@@ -137,7 +130,7 @@ def _load(
     chat: ChatFormat,
     problems: Problems,
     keep: bool,
-    progress: Progress | None,
+    progress: BytesDone | None,
     told: Callable[[Problems], None] | None,
 ) -> Data:
     assert config.data is not None
@@ -145,7 +138,7 @@ def _load(
     def read(name: str) -> _Side:
         file = Path(name)
         store = token_store(file, chat, max_length=config.max_length, keep=keep, progress=progress)
-        store.tell(problems, str(file))
+        store.report(problems, str(file))
         return _Side(file, store, np.flatnonzero(store.is_kept))
 
     whole = read(config.data)
@@ -167,7 +160,7 @@ def _load(
     if told is not None:
         told(problems)
     if problems.cut_short or not config.drop_bad:
-        _refuse(config, problems, read_rows)
+        refuse_errors(problems, read_rows, drop_bad_hint(problems))
     sides = (train, held)
     if not len(train.rows):
         why = (
@@ -218,16 +211,6 @@ def _without_leaks(train: _Side, held: _Side, problems: Problems) -> _Side:
         hint = "held-out pairs must be new; remove it from one of the files"
         problems.add(Problem(str(held.file), line, 1, number, "leak", reason, hint))
     return _Side(held.file, held.store, np.array(new, dtype=np.int64))
-
-
-def _refuse(config: RunConfig, problems: Problems, read: int) -> None:
-    if problems.cut_short:
-        hint = ""
-    elif problems.num_errors == 1:
-        hint = ". --drop-bad leaves the row out"
-    else:
-        hint = ". See them all: mlx_dpo data check; --drop-bad leaves such rows out"
-    refuse_errors(problems, read, hint)
 
 
 def _shown(side: _Side) -> list[Preference]:

@@ -16,11 +16,7 @@ from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.json_text import check_readable
 from mlx_dpo.preferences.schema import Problems
-from mlx_dpo.preferences.store import (
-    JoinedExamples,
-    Progress,
-    lengths,
-)
+from mlx_dpo.preferences.store import BytesDone, JoinedExamples, lengths
 from mlx_dpo.records import Pairs
 from mlx_dpo.runs.config import PLACES, RunConfig
 from mlx_dpo.runs.data import Data, load_data
@@ -86,7 +82,7 @@ def prepare(
     config: RunConfig,
     *,
     keep: bool = True,
-    tokenizing: Progress | None = None,
+    tokenizing: BytesDone | None = None,
     problems: Callable[[Problems], None] | None = None,
 ) -> Job:
     """Read data and model, cheap checks first.

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import new_file
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.encoding import encode_pairs
 from mlx_dpo.preferences.json_text import Finding, RawRow
 from mlx_dpo.preferences.reader import Repeats, preference_line, read_rows, text_digest
 from mlx_dpo.preferences.schema import ERROR, LEVELS, WARNING, Problem, Problems
@@ -225,7 +224,7 @@ def length_ratio(limit: float, chat: ChatFormat | None = None) -> PairFilter:
                 sum(len(turn.content) for turn in side) for side in (pair.chosen, pair.rejected)
             ]
         else:
-            (encoded,) = encode_pairs([pair], chat)
+            (encoded,) = chat.encode_pairs([pair])
             if isinstance(encoded, DataError):
                 return "template"  # the chat template refuses the pair
             sizes = [len(encoded[0].chosen_ids), len(encoded[0].rejected_ids)]

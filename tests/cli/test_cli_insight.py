@@ -70,20 +70,65 @@ def test_options_are_called_as_everywhere() -> None:
         for command in ("audit", "eval", "score", "compare")
     }
     assert names == {
-        "audit": {"data", "--model", "--eval-data", "--max-length", "--strict", "--json"},
+        "audit": {
+            *("data", "--model", "--eval-data", "--max-length", "--drop-bad", "--strict"),
+            "--json",
+        },
         "eval": {
+            "--drop-bad",
             *("--model", "--reference", "--data", "--all-pairs", "--beta", "--max-length"),
             *("--num-prompts", "--max-tokens", "--seed", "--json"),
         },
         "score": {
             *("--model", "--reference", "--prompt", "--response", "--data", "--per-token"),
-            *("--beta", "--max-length"),
+            *("--beta", "--max-length", "--drop-bad"),
         },
         "compare": {
             *("a", "b", "--prompts", "--max-tokens", "--temperature", "--seed", "--blind"),
             "--json",
         },
     }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["audit", "bad.json", "--model", MODEL],
+        ["eval", "--model", MODEL, "--reference", MODEL, "--data", "bad.json", "--num-prompts=0"],
+        ["score", "--model", MODEL, "--reference", MODEL, "--data", "bad.json"],
+    ],
+    ids=["audit", "eval", "score"],
+)
+def test_a_file_that_training_accepts_with_drop_bad_is_accepted_with_it(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [{"user": "And then?"}, {**ROWS[0], "user": "It says <|end|>."}]
+    Path("bad.json").write_text(json.dumps([*ROWS, *bad]))
+    assert exit_code(*command) == 3
+    assert "bad.json:1:" in capsys.readouterr().err
+    assert exit_code(*command, "--drop-bad") == 0
+    assert "bad.json: rows with errors left out: 2 missing-key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "score"])
+def test_a_pair_that_holds_a_special_token_is_refused_as_in_training(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.json").write_text(json.dumps([*ROWS, {**ROWS[0], "user": "It says <|end|>."}]))
+    args = [command, "--model", MODEL, "--reference", MODEL, "--data", "bad.json"]
+    assert exit_code(*args) == 3
+    shown = capsys.readouterr().err
+    assert "pair 15: '<|end|>' is a token of this model" in shown
+    assert "--drop-bad leaves the pair out" in shown
+
+
+def test_a_row_is_previewed_whatever_the_others_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.json").write_text(json.dumps([{"user": "And then?"}, ROWS[0]]))
+    preview = ["data", "preview", "bad.json", "--model", MODEL]
+    assert exit_code(*preview, "--row", "2") == 0
+    assert "bad.json row 2, kind" in capsys.readouterr().out
+    assert exit_code(*preview, "--row", "1") == 3
+    assert "bad.json:1:2: missing-key: key 'chosen' is missing" in capsys.readouterr().err
 
 
 def audited(*args: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mlx_dpo.convert.course.tokenizer import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.preferences.chat import chat_format
-from mlx_dpo.records import Message
+from mlx_dpo.records import Message, Preference
 from tests import g2c
 
 PLACE = Path("tokenizer.json")
@@ -158,7 +158,9 @@ def test_an_answer_is_closed_and_padded_as_in_the_course(folder_tokenizer: Any) 
     assert (chat.closing_id, chat.closing_text, chat.has_template) == (262, "<|end|>", True)
     question, answer = Message("user", "a"), Message("assistant", "b")
     assert chat.prompt_text((question,)) == "<|user|>\na\n<|assistant|>\n"
-    assert chat.response_text((question,), (answer,)) == "b<|end|>"
+    pair = Preference((question,), (answer,), (Message("assistant", "c"),), kind="", id="1")
+    example, _ = chat.encode_pair(pair)
+    assert chat.tokenizer.decode(example.chosen_ids) == "b<|end|>"
 
 
 def test_turns_are_put_together_without_anything_between(folder_tokenizer: Any) -> None:

@@ -140,12 +140,12 @@ def mutated_models(folder: Path, count: int, seed: int) -> Outcome:
 
 def fuzzed_files(folder: Path, count: int, seed: int) -> Outcome:
     """Preference files with mistakes nobody thought of."""
-    tokenising, good = fuzz.tokenising(), 0
+    tokenizing, good = fuzz.tokenizing(), 0
     folder.mkdir()
     for number in range(seed * 10_000, seed * 10_000 + count):
         kind = sorted(fuzz.KINDS)[number % len(fuzz.KINDS)]
         try:
-            fuzz.attempt(folder / "pairs.json", kind, number, tokenising)
+            fuzz.attempt(folder / "pairs.json", kind, number, tokenizing)
             good += 1
         except BaseException as error:
             tell(f"python -m tests.faults.fuzz {kind} {number}: {type(error).__name__}: {error}")

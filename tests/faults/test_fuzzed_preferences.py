@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.preferences.store import Tokenising
+from mlx_dpo.preferences.encoding import Tokenizing
 from tests.faults import fuzz
 
 SIZE = 150
 
 
 @pytest.fixture(scope="module")
-def tokenising() -> Tokenising:
-    return fuzz.tokenising()
+def tokenizing() -> Tokenizing:
+    return fuzz.tokenizing()
 
 
 @pytest.mark.parametrize("kind", sorted(fuzz.KINDS))
 def test_every_row_of_a_fuzzed_file_is_kept_or_counted(
-    tmp_path: Path, tokenising: Tokenising, kind: str
+    tmp_path: Path, tokenizing: Tokenizing, kind: str
 ) -> None:
     for number in range(SIZE):
-        fuzz.attempt(tmp_path / "pairs.json", kind, number, tokenising)
+        fuzz.attempt(tmp_path / "pairs.json", kind, number, tokenizing)

@@ -1,6 +1,8 @@
 """Preference files: what is accepted, and one line with the place for each thing that is not."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ import pytest
 
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import read_preferences
-from mlx_dpo.preferences.json_text import MAX_ROW
+from mlx_dpo.preferences.json_text import MAX_ROW, Finding
 from mlx_dpo.preferences.reader import read_rows
-from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.schema import KEYS, Problems, read_preference
 from mlx_dpo.records import Message, Preference
 
 ROW = {"kind": "tone", "user": "Hi", "chosen": "Hello!", "rejected": "no"}
@@ -257,6 +259,19 @@ def test_each_oddity_of_a_row_has_its_code(tmp_path: Path, line: str, code: str)
     assert code in problems.counts
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [(b"Hi", "bytes"), (datetime(2026, 1, 1), "datetime"), (Decimal("1.5"), "Decimal")],
+)
+def test_a_cell_of_a_type_that_json_does_not_have_is_a_wrong_type(cell: Any, name: str) -> None:
+    """As Parquet's columns of binary, timestamps and decimals give them."""
+    findings: list[Finding] = []
+    row = {"prompt": cell, "chosen": "a", "rejected": [{"role": "assistant", "content": cell}]}
+    assert read_preference(row | {"id": cell}, 1, set(KEYS), findings) is None
+    assert [finding.code for finding in findings] == ["wrong-type"] * 3
+    assert all(finding.reason.endswith(f"a value of type {name}") for finding in findings)
+
+
 @pytest.mark.parametrize("content", ["", " \n\n", "\ufeff"])
 def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
     assert "the file is empty" in str(refusal(tmp_path, content))
@@ -283,3 +298,30 @@ def test_a_path_that_is_no_file_is_an_error_of_usage(
     assert raised.value.exit_code == 2
     assert isinstance(raised.value, MlxDpoError)
     assert "\n" not in str(raised.value)
+
+
+def test_errors_refuse_a_file_or_with_drop_bad_its_rows(tmp_path: Path) -> None:
+    """As in training: of a contradiction both rows go, of an id that comes twice the second."""
+    rows = [
+        ROW,
+        without("chosen"),
+        without(user="Ho", chosen="no"),  # chosen equals rejected, which is no error
+        without(chosen="no", rejected="Hello!"),
+        without(user="He", id="3"),
+    ]
+    file = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    text = str(refusal(tmp_path, file.read_bytes()))
+    assert ":2:1: missing-key" in text
+    assert "(the first of 3 errors in 5 rows)" in text
+    assert "--drop-bad leaves such rows out" in text
+    problems = Problems()
+    assert [row.id for row in read_preferences(file, problems, drop_bad=True)] == ["3"]
+    assert problems.errors == {"missing-key": 1, "contradiction": 1, "duplicate-id": 1}
+    alone = read_preferences(file, drop_bad=True, compare=False)
+    assert [row.id for row in alone] == ["1", "3", "4", "3"]
+
+
+def test_a_broken_array_is_refused_even_with_drop_bad(tmp_path: Path) -> None:
+    file = write(tmp_path, f"[{json.dumps(ROW)}, {{")
+    with pytest.raises(DataError, match=r"the rest of the array was not read; mend this first$"):
+        read_preferences(file, drop_bad=True)

@@ -15,16 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
+from mlx_dpo.preferences.encoding import Ingested, RowTable, ids_as_bytes
 from mlx_dpo.preferences.schema import Problem, Problems
 from mlx_dpo.preferences.store import (
     JoinedExamples,
-    RowTable,
     StoredExamples,
     TokenStore,
     lengths,
     open_store,
     seal,
-    write_ids,
 )
 from mlx_dpo.records import PreferenceExample
 
@@ -45,13 +44,13 @@ def write(folder: Path, key: str = "key") -> None:
             prompt = bytes([number]) * 16
             row = table.add(number, 10 * number, KINDS[number - 1], IDS[number - 1], prompt)
             table.add_bounds(pair)
-            write_ids(tokens, pair)
+            tokens.write(ids_as_bytes(pair))
             if number == 2:
                 table.leave_out(row, "equal")
                 table.leave_out(row, "too-long")  # the first reason stays
     with (folder / "problems.jsonl").open("w") as log:
         Problems(log).add(Problem("old.json", 20, 1, 2, "equal", "alike", ""))
-    seal(folder, key, table, read=5, unusable=Counter({"bad-json": 1}), cut_short=False)
+    seal(folder, key, Ingested(5, Counter({"bad-json": 1}), table), cut_short=False)
 
 
 def opened(folder: Path) -> TokenStore:
@@ -81,23 +80,23 @@ def test_ids_and_problems_stay_on_the_disk(tmp_path: Path) -> None:
     assert isinstance(store.tokens, np.memmap)
     assert isinstance(store.log, mmap)
     for _ in range(2):
-        store.tell(Problems(log), "new.json")
+        store.report(Problems(log), "new.json")
     first, second = log.getvalue().splitlines()
     assert first == second
     assert json.loads(first)["file"] == "new.json"
 
 
-def test_its_problems_are_told_under_the_name_the_file_has_now(tmp_path: Path) -> None:
+def test_its_problems_are_reported_under_the_name_the_file_has_now(tmp_path: Path) -> None:
     write(tmp_path)
     problems = Problems()
-    opened(tmp_path).tell(problems, "new.json")
+    opened(tmp_path).report(problems, "new.json")
     assert [str(problem) for problem in problems.shown()] == ["new.json:20:1: equal: alike"]
 
 
 def test_a_store_without_a_token_can_be_opened(tmp_path: Path) -> None:
     (tmp_path / "tokens.bin").touch()
     (tmp_path / "problems.jsonl").touch()
-    seal(tmp_path, "key", RowTable(), read=0, unusable=Counter(), cut_short=False)
+    seal(tmp_path, "key", Ingested(), cut_short=False)
     store = opened(tmp_path)
     assert (len(store), store.tokens.size, store.largest_id) == (0, 0, -1)
 

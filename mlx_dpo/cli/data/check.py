@@ -12,8 +12,8 @@ from mlx_dpo.cli.screen import counted, show_problems
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
+    from mlx_dpo.preferences.encoding import Ingested
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import Ingested
 
 
 @click.command(short_help="All problems of a file, in one pass.")
@@ -35,15 +35,15 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
       mlx_dpo data check mine.jsonl
       mlx_dpo data check mine.jsonl --model checkpoints/tiny-sft --log problems.jsonl
     """
+    from mlx_dpo.preferences.encoding import Tokenizing, ingest
     from mlx_dpo.preferences.json_text import check_readable
     from mlx_dpo.preferences.schema import Problems
-    from mlx_dpo.preferences.store import Tokenising, ingest
 
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
     candidates = _holds_candidates(file)
-    tokenizing = Tokenising(options.chat_of(model), max_length) if model else None
+    tokenizing = Tokenizing(options.chat_of(model), max_length) if model else None
     try:
         with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
             problems = Problems(lines)

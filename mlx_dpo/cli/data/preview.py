@@ -18,19 +18,17 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     Example:
       mlx_dpo data preview data/dpo/preferences.json --model checkpoints/tiny-sft --row 80
     """
-    from mlx_dpo.preferences.encoding import encode_preferences
-    from mlx_dpo.preferences.reader import read_preferences
+    from mlx_dpo.preferences.encoding import CUT, MERGED, PairEncoder
+    from mlx_dpo.preferences.reader import read_pair
 
-    preferences = read_preferences(file)
-    if row > len(preferences):
-        raise DataError(f"{file}: has {len(preferences)} pairs, there is no row {row}")
-    chosen_row = preferences[row - 1]
+    pair = read_pair(file, row)
     chat = options.chat_of(model)
-    encoded = encode_preferences([chosen_row], chat, max_length=max_length)
-    if not encoded.examples:
-        raise DataError(f"{file}: row {row} would be dropped: {next(iter(encoded.dropped))}")
-    prompt, chosen, rejected = encoded.examples[0]
-    click.echo(f"{file} row {row}, kind {chosen_row.kind or '-'}, id {chosen_row.id}\n")
+    (encoded,) = PairEncoder(chat, max_length)([pair])
+    if not encoded.is_kept and encoded.finding is not None:
+        code, _, reason, _ = encoded.finding
+        raise DataError(f"{file}: row {row} would be dropped: {code}: {reason}")
+    prompt, chosen, rejected = encoded.example
+    click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}\n")
     click.echo("scored   id  token")
     for name, ids, scored in (
         ("prompt", prompt, 0),
@@ -43,5 +41,6 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     click.echo(
         f"\n1 = its log-prob counts. {len(chosen)} chosen and {len(rejected)} rejected tokens are "
         f"scored, the closing token {chat.closing_text} among them; "
-        f"{encoded.num_cut} cut, {encoded.num_merged} merged at the boundary."
+        f"{int(bool(encoded.flags & CUT))} cut, {int(bool(encoded.flags & MERGED))} merged at the "
+        "boundary."
     )

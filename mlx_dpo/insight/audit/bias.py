@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mlx_dpo.errors import DataError
 from mlx_dpo.insight.evaluation import wilson_interval
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.encoding import encode_pairs, find_special, special_tokens
+from mlx_dpo.preferences.encoding import find_special, special_tokens
 from mlx_dpo.records import Message, Preference
 
 Lengths = npt.NDArray[np.int64]
@@ -77,24 +77,29 @@ def in_tokens(
     preferences: Sequence[Preference],
     chat: ChatFormat,
     after_rows: Callable[[int], None] = lambda count: None,
+    refused: list[int] | None = None,
 ) -> Measures:
     """Lengths in tokens, template and closing token counted as in training.
 
     Raises:
-        DataError: If the chat template refuses a row.
+        DataError: If the chat template refuses a row and there is no `refused`.
     """
     rows: list[list[int]] = []
     merged, special, pattern = [], [], special_tokens(chat)
     for start in range(0, len(preferences), _BATCH):
         batch = preferences[start : start + _BATCH]
-        for row, encoded in enumerate(encode_pairs(batch, chat), start):
+        for position, encoded in enumerate(chat.encode_pairs(batch), start):
             if isinstance(encoded, DataError):
-                raise DataError(f"row {row + 1}: {encoded}")
+                if refused is None:
+                    raise DataError(f"row {position + 1}: {encoded}")
+                refused.append(position)
+                continue
             example, has_merge = encoded
+            row = len(rows)
             rows.append([len(ids) for ids in example])
             if has_merge:
                 merged.append(row)
-            if pattern and (words := find_special(batch[row - start], pattern)):
+            if pattern and (words := find_special(batch[position - start], pattern)):
                 special.append((row, *words))
         after_rows(len(batch))
     return Measures("tokens", np.array(rows, dtype=np.int64).T, None, merged, special)

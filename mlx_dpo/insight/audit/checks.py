@@ -13,8 +13,8 @@ import numpy as np
 from mlx_dpo.insight.audit import bias, copies
 from mlx_dpo.insight.audit.bias import Bet, Measures, bet
 from mlx_dpo.insight.audit.copies import Shingles
-from mlx_dpo.preferences.audit import LOPSIDED
 from mlx_dpo.preferences.split import held_out
+from mlx_dpo.preferences.store import LOPSIDED
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig
 

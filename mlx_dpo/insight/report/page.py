@@ -49,10 +49,10 @@ def write_report(
     names = _names([run.folder for run in runs])
     is_overlaid = 1 < len(runs) <= MOST_COLOURS
     # The runs of a sweep share their data: each file is read once.
-    measured = {file: _measure(file) for file in {str(run.config.data) for run in runs}}
+    measured = {data: _measure(*data) for data in {_data_of(run) for run in runs}}
     page = fill_template(
         title=f"DPO report: {', '.join(names)}",
-        runs=[_parts(run, measured[str(run.config.data)]) for run in runs],
+        runs=[_parts(run, measured[_data_of(run)]) for run in runs],
         names=names,
         together=pictures.curves_together(runs) if is_overlaid else [],
         swatches=[Markup(swatch(number)) for number, _ in enumerate(runs, 1)],
@@ -94,7 +94,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if is_clear else [f"{folder.parent.name}/{folder.name}" for folder in folders]
 
 
-def _measure(file: str) -> Measures | MlxDpoError:
+def _data_of(run: RunRecord) -> tuple[str, bool]:
+    """A run's data file, and whether its rows with errors were left out."""
+    return str(run.config.data), run.config.drop_bad
+
+
+def _measure(file: str, drop_bad: bool) -> Measures | MlxDpoError:
     """Lengths of all pairs of a data file, or why there are none: it may have moved or changed."""
     problems, num_read = Problems(), 0
 
@@ -107,7 +112,8 @@ def _measure(file: str) -> Measures | MlxDpoError:
 
     try:
         measures = in_words(usable())
-        refuse_errors(problems, num_read)
+        if problems.cut_short or not drop_bad:
+            refuse_errors(problems, num_read)
     except MlxDpoError as error:
         return error
     return measures

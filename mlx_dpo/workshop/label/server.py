@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_dpo.errors import DataError, DiskError, UsageError
-from mlx_dpo.preferences.audit import LOPSIDED
+from mlx_dpo.preferences.store import LOPSIDED
 from mlx_dpo.records import Preference
 from mlx_dpo.workshop.label.book import SKIP, TIE, Book, Task
 

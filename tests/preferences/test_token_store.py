@@ -10,18 +10,19 @@ import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences import store as token_cache
+from mlx_dpo.preferences import store as store_module
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
+from mlx_dpo.preferences.encoding import Ingested, ingest
 from mlx_dpo.preferences.store import (
     FOLDER,
-    Ingested,
     TokenStore,
-    ingest,
     token_store,
     tokenizer_digest,
 )
 from mlx_dpo.records import PreferenceExample
-from tests.runs.conftest import ORACLE, ROWS
+from tests.runs.conftest import ORACLE, ROWS, workplace
+
+__all__ = ["workplace"]  # a fixture, used by its name
 
 DATA = Path("pairs.json")
 
@@ -44,7 +45,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return ingest(path, *args)
 
-    monkeypatch.setattr(token_cache, "ingest", noted)
+    monkeypatch.setattr(store_module, "ingest", noted)
     return seen
 
 
@@ -95,7 +96,7 @@ def test_what_the_ids_depend_on_makes_another_store(
     elif changed == "template":
         other.tokenizer.chat_template += " "
     else:
-        monkeypatch.setattr(token_cache, "ENCODING_VERSION", "next")
+        monkeypatch.setattr(store_module, "ENCODING_VERSION", "next")
     token_store(DATA, other, max_length=length)
     assert len(passes) == 2
     assert len(list(FOLDER.iterdir())) == 2
@@ -148,7 +149,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_no_store(
         DATA.write_text(json.dumps(ROWS[:3]))
         return found
 
-    monkeypatch.setattr(token_cache, "ingest", slow)
+    monkeypatch.setattr(store_module, "ingest", slow)
     with pytest.raises(DataError, match=r"pairs\.json: changed while it was read"):
         token_store(DATA, chat, max_length=256)
     assert list(FOLDER.iterdir()) == []

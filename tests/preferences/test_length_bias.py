@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_dpo.preferences.audit import ENOUGH_PAIRS, LengthBias, length_bias
+from mlx_dpo.preferences.store import ENOUGH_PAIRS, LengthBias, length_bias
 from mlx_dpo.records import PreferenceExample
 
 

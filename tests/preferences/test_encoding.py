@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
-from mlx_dpo.preferences import json_text
-from mlx_dpo.preferences import store as ingest_module
+from mlx_dpo.preferences import encoding, json_text
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
-from mlx_dpo.preferences.encoding import fit
-from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
-from mlx_dpo.preferences.store import (
+from mlx_dpo.preferences.encoding import (
     CHOSEN_CLOSED,
     CUT,
     REJECTED_CLOSED,
     Ingested,
-    Tokenising,
+    Tokenizing,
     ingest,
 )
+from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
 from mlx_dpo.records import PreferenceExample
 from tests.runs.conftest import ORACLE, ROWS
 
@@ -37,7 +35,7 @@ def chat() -> ChatFormat:
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rows at a time, so that a file of few rows has batches, the last of them not full."""
-    monkeypatch.setattr(ingest_module, "BATCH", 3)
+    monkeypatch.setattr(encoding, "BATCH", 3)
 
 
 def write(folder: Path, rows: list[Any]) -> Path:
@@ -51,7 +49,7 @@ def run(
 ) -> tuple[Ingested, list[PreferenceExample], Problems]:
     """The pass, and the pairs that it wrote, those left out as empty ones."""
     problems, tokens = Problems(), BytesIO()
-    found = ingest(file, problems, Tokenising(chat, max_length, tokens))
+    found = ingest(file, problems, Tokenizing(chat, max_length, tokens))
     ids, bounds = np.frombuffer(tokens.getvalue(), "<i4").tolist(), found.table.bounds
     parts = [ids[a:b] for a, b in pairwise(bounds)]
     assert bounds[-1] == len(ids)
@@ -76,8 +74,11 @@ def test_many_pairs_get_the_ids_that_each_gets_alone(
     found, examples, _ = run(file, chat, max_length)
     expected = []
     for preference in read_preferences(file):
-        fitted = fit(chat.encode_pair(preference)[0], max_length)
-        expected.append(PreferenceExample([], [], []) if fitted.finding else fitted.example)
+        prompt, chosen, rejected = chat.encode_pair(preference)[0]
+        room = max_length - len(prompt)
+        is_kept = room > 0 and chosen[:room] != rejected[:room]
+        fitted = PreferenceExample(prompt, chosen[:room], rejected[:room])
+        expected.append(fitted if is_kept else PreferenceExample([], [], []))
     assert examples == expected
     assert len(examples) == found.read == len(ROWS)
 
@@ -142,7 +143,7 @@ def test_without_a_model_the_same_problems_are_found_but_for_those_in_tokens(
 
 def test_progress_rises_to_the_end(tmp_path: Path, chat: ChatFormat) -> None:
     shares: list[float] = []
-    ingest(write(tmp_path, ROWS), Problems(), Tokenising(chat, 256), shares.append)
+    ingest(write(tmp_path, ROWS), Problems(), Tokenizing(chat, 256), shares.append)
     assert shares == sorted(shares)
     assert len(shares) == len(ROWS) // 3 + 1
     assert shares[-1] == 1.0
@@ -175,6 +176,7 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "unknown-key": row(2, score=1),
     "control-character": row(2, chosen="a\x07b"),
     "duplicate-pair": GOOD,
+    "large-array": b"]",
 }
 
 
@@ -191,12 +193,14 @@ def test_each_code_has_a_row_that_earns_it(
     tmp_path: Path, without_latin: ChatFormat, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     monkeypatch.setattr(json_text, "MAX_ROW", 560)
+    monkeypatch.setattr(json_text, "LARGE_ARRAY", 1)
     second = EARNS[code]
     text = json.dumps(second) if isinstance(second, dict) else second
     line = text if isinstance(text, bytes) else text.encode()
     first = GOOD[:-1] + ', "id": "1"}' if code == "duplicate-id" else GOOD
     file = tmp_path / "pairs.jsonl"
-    file.write_bytes((b"\xef\xbb\xbf" if code == "bom" else b"") + first.encode() + b"\n" + line)
+    before = {"bom": b"\xef\xbb\xbf", "large-array": b"["}.get(code, b"")
+    file.write_bytes(before + first.encode() + b"\n" + line)
     found, _, problems = run(file, without_latin, max_length=64)
     assert problems.counts[code] == 1
     assert bool(problems.num_errors) == (LEVELS[code] == ERROR)

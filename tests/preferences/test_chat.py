@@ -13,7 +13,7 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.collate import pad_and_collate_pref
-from mlx_dpo.preferences.encoding import EQUAL, NO_ROOM, encode_preferences
+from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message, Preference, PreferenceExample
 from tests import oracle
@@ -290,7 +290,7 @@ def test_a_template_that_refuses_system_messages_names_the_pair() -> None:
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}"
     chat = templated(refuse + "{% endif %}" + TEMPLATE)
     pair = replace(preference(id="12"), prompt=(Message("system", "a"), Message("user", "b")))
-    with pytest.raises(DataError, match=r"^pair 12: .*refuses the conversation: no system role$"):
+    with pytest.raises(DataError, match=r"^pair 12: .*: no system role; --drop-bad leaves"):
         encode_preferences([preference(), pair], chat, max_length=64)
 
 
@@ -342,11 +342,27 @@ def test_every_row_is_kept_or_counted_as_dropped() -> None:
     ]
     encoded = encode_preferences(rows, chat, max_length=prompt_length + 5)
     assert [row.id for row in encoded.preferences] == ["whole", "cut"]
-    assert encoded.dropped == {EQUAL: 2, NO_ROOM: 1}
+    assert encoded.dropped == {"equal": 2, "too-long": 1}
     assert encoded.read == len(rows) == len(encoded.examples) + sum(encoded.dropped.values())
     assert encoded.num_cut == 1
     assert encoded.num_closed == 3  # four responses, one of them cut
     assert encoded.num_merged == 0
+
+
+def test_pairs_that_training_refuses_are_refused_in_memory_too_or_left_out() -> None:
+    refuse = "{% if 'Latin' in messages[0].content %}{{ raise_exception('no Latin') }}{% endif %}"
+    chat = templated(refuse + TEMPLATE)
+    rows = [
+        preference(id="good"),
+        preference(chosen="It <|end|> goes on.", id="special"),
+        preference(prompt="Say it in Latin.", id="refused"),
+    ]
+    with pytest.raises(DataError, match=r"^pair special: '<.end.>' is a token of this model"):
+        encode_preferences(rows, chat, max_length=64)
+    encoded = encode_preferences(rows, chat, max_length=64, drop_bad=True)
+    assert [row.id for row in encoded.preferences] == ["good"]
+    assert encoded.dropped == {"special-token": 1, "template": 1}
+    assert encoded.read == 3
 
 
 def test_a_cut_response_loses_its_closing_token_and_a_short_one_keeps_it() -> None:

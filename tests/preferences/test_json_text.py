@@ -1,4 +1,4 @@
-"""Where things stand in a file, and that a file of any size is read in little memory."""
+"""Where things stand in a file, what ends an array, and that lines take little memory."""
 
 import json
 import os
@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.preferences import json_text
-from mlx_dpo.preferences.json_text import Finding, RawRow, check_readable, offset_of_key, raw_rows
+from mlx_dpo.preferences.json_text import (
+    Finding,
+    RawRow,
+    check_readable,
+    file_findings,
+    offset_of_key,
+    raw_rows,
+)
 
 ROW = {"user": "Hi", "chosen": "Hello!", "rejected": "no"}
 
@@ -74,16 +81,13 @@ def test_the_place_in_a_row_of_many_lines_is_that_of_an_editor(tmp_path: Path) -
         max_size=6,
     ),
     indent=st.sampled_from([None, 1]),
-    block=st.integers(1, 40),
 )
-def test_an_array_read_in_blocks_is_what_json_reads(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], indent: int | None, block: int
+def test_an_array_read_row_by_row_is_what_json_reads(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], indent: int | None
 ) -> None:
     path = tmp_path_factory.mktemp("arrays") / "f"
     text = json.dumps(rows, ensure_ascii=False, indent=indent)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_text, "_BLOCK", block)
-        found = rows_of(path, text)
+    found = rows_of(path, text)
     assert [row.value for row in found] == rows
     for row in found:  # and each stands where it is said to
         line = text.splitlines()[row.line - 1] if indent else text
@@ -91,7 +95,6 @@ def test_an_array_read_in_blocks_is_what_json_reads(
         assert json.loads(row.source) == row.value
 
 
-@pytest.mark.parametrize("block", [1, 7, 1 << 18])
 @pytest.mark.parametrize(
     ("content", "codes"),
     [
@@ -110,14 +113,9 @@ def test_an_array_read_in_blocks_is_what_json_reads(
     ],
 )
 def test_an_array_ends_at_what_cannot_be_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    content: bytes,
-    codes: list[str | None],
-    block: int,
+    tmp_path: Path, content: bytes, codes: list[str | None]
 ) -> None:
-    """The rows before it are rows, however the file falls into blocks."""
-    monkeypatch.setattr(json_text, "_BLOCK", block)
+    """The rows before it are rows."""
     found = rows_of(tmp_path / "f", content)
     assert [row.findings[0].code if row.findings else None for row in found] == codes
     assert [row.ends for row in found] == [code in ("bad-json", "bad-utf8") for code in codes]
@@ -127,27 +125,35 @@ def test_an_array_ends_at_what_cannot_be_read(
 def test_a_row_of_an_array_that_is_too_long_ends_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(json_text, "_BLOCK", 100)
     monkeypatch.setattr(json_text, "MAX_ROW", 1000)
     (row,) = rows_of(tmp_path / "f", content)
     assert row.ends
     assert [finding.code for finding in row.findings] == ["line-too-long"]
 
 
-@pytest.mark.parametrize("form", ["array", "lines"])
-def test_a_large_file_is_read_in_little_memory(tmp_path: Path, form: str) -> None:
+def test_a_large_file_of_lines_is_read_in_little_memory(tmp_path: Path) -> None:
     """Twenty megabytes; whole, as bytes and as text, they would be forty."""
     line = json.dumps({**ROW, "user": "a" * 1000})
-    lines = [line] * 20_000
-    text = "\n".join(lines) if form == "lines" else "[" + ",\n".join(lines) + "]"
-    (tmp_path / "f").write_text(text)
-    del text
+    (tmp_path / "f").write_text("\n".join([line] * 20_000))
     tracemalloc.start()
     try:
-        assert sum(1 for _ in raw_rows(tmp_path / "f")) == len(lines)
+        assert sum(1 for _ in raw_rows(tmp_path / "f")) == 20_000
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_large_array_gets_an_advice_and_large_lines_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "array").write_text(f"\n [{json.dumps(ROW)}]")
+    (tmp_path / "lines").write_text(json.dumps(ROW))
+    assert file_findings(tmp_path / "array") == []
+    monkeypatch.setattr(json_text, "LARGE_ARRAY", 10)
+    (finding,) = file_findings(tmp_path / "array")
+    assert finding.code == "large-array"
+    assert "write JSON lines" in finding.hint
+    assert file_findings(tmp_path / "lines") == []
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
