@@ -207,7 +207,11 @@ def _read_bin(file: Path) -> dict[str, mx.array]:
         arrays = _read_with_torch(file)
     for name, value in arrays.items():
         if value.dtype not in DTYPES.values():
-            raise UsageError(f"{file}: {name} is {value.dtype}; expected float32 or half of it")
+            kind = str(value.dtype).removeprefix("mlx.core.")
+            raise UsageError(
+                f"{file}: {name} is {kind}; expected float32, float16 or bfloat16: store the model "
+                "as float32 first"
+            )
     return arrays
 
 

@@ -20,6 +20,9 @@ from typing import Any, BinaryIO, cast
 
 from mlx_dpo.errors import DiskError, UsageError
 
+# What a volume answers to a call that it does not know.
+_UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
+
 
 class Disk:
     """The operating system's disk."""
@@ -33,16 +36,23 @@ class Disk:
         if sys.platform == "darwin":
             import fcntl
 
-            # fsync on macOS leaves the bytes in the drive's cache.
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
+            try:
+                # fsync on macOS leaves the bytes in the drive's cache.
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                return
+            except OSError as error:  # network and foreign volumes know no such call
+                if error.errno not in _UNSUPPORTED:
+                    raise
+        os.fsync(descriptor)
 
     def flush_folder(self, folder: Path) -> None:
         """Wait until the disk has a folder's names."""
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:  # on such a volume, a folder has nothing to flush
+            if error.errno not in _UNSUPPORTED:
+                raise
         finally:
             os.close(descriptor)
 

@@ -1,11 +1,15 @@
 """Files that are whole or not there."""
 
+import errno
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from mlx_dpo import files
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import append, cut_torn_line, new_file
+from mlx_dpo.files import append, cut_torn_line, new_file, new_folder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -55,3 +59,36 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     for write in (lambda path: append(path, "x"), cut_torn_line):
         with pytest.raises(DiskError, match="not written"):
             write(tmp_path / "no folder" / "file")
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.EIO])
+def test_a_volume_that_knows_no_full_flush_is_flushed_as_well_as_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On macOS: SMB and NTFS answer ENOTSUP, others ENOTTY or EINVAL. EIO is a failing disk."""
+    flushed: list[int] = []
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if Path(f"/dev/fd/{descriptor}").is_dir():
+            refuse()
+
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setitem(
+        __import__("sys").modules, "fcntl", SimpleNamespace(fcntl=refuse, F_FULLFSYNC=51)
+    )
+    monkeypatch.setattr(os, "fsync", fsync)
+    if code == errno.EIO:
+        with pytest.raises(DiskError, match="Input/output error"), new_file(tmp_path / "a"):
+            pass
+        assert not flushed
+        return
+    with new_file(tmp_path / "a") as file:
+        file.write(b"one")
+    with new_folder(tmp_path / "b") as folder:
+        (folder / "c").write_bytes(b"two")
+    assert flushed
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "b/c").read_bytes() == b"onetwo"

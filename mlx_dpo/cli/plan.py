@@ -134,9 +134,7 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
         f"{'peak':16} {gigabytes(prediction.total):>10}  as mx.get_peak_memory(), in "
         f"{prediction.moment}"
     )
-    click.echo(
-        f"{'buffer cache':16} {'':>10}  on top, within the budget: freed first when memory is short\n"
-    )
+    click.echo(f"{'buffer cache':16} {'':>10}  on top; within a budget, and freed first\n")
     click.echo("machine    for the GPU")
     for machine in machines():
         share = gigabytes(machine.recommended)

@@ -8,10 +8,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.torch_zip.archive import write_torch_zip
 from mlx_dpo.convert.verify import TOLERANCE, mlx_logits
+from mlx_dpo.errors import UsageError
 from tests.convert.conftest import (
     GOLDEN,
     MakeSource,
@@ -263,3 +265,28 @@ def test_the_courses_artifact_of_a_hugging_face_model(
     assert (back / "hf_tokenizer" / "tokenizer.json").is_file()
     assert json.loads((back / "manifest.json").read_text())["name"] == "BaseLM-DPO"
     assert config_of(back)["kind"] == "huggingface_causal_lm"
+
+
+@pytest.mark.parametrize("file_format", ["bin", "safetensors"])
+def test_float64_weights_are_refused_before_anything_is_computed_with_them(
+    make_source: MakeSource, tmp_path: Path, file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU refuses any operation on them."""
+    source = make_source()
+    wide = {name: np.array(a, np.float64) for name, a in tensors_of(source).items()}
+    (source / "model.safetensors").unlink()
+    if file_format == "bin":
+        write_torch_zip(source / "pytorch_model.bin", wide)
+    else:
+        save_file(wide, source / "model.safetensors", metadata={"format": "pt"})
+    for name in ("astype", "view", "__eq__", "__sub__"):
+        real = getattr(mx.array, name)
+
+        def operation(array: mx.array, *arguments: Any, real: Any = real) -> Any:
+            if array.dtype == mx.float64:
+                raise ValueError("float64 is not supported on the GPU")
+            return real(array, *arguments)
+
+        monkeypatch.setattr(mx.array, name, operation)
+    with pytest.raises(UsageError, match="(is float64|as F64); expected float32, float16 or bfl"):
+        run(source, tmp_path / "mlx")
