@@ -288,5 +288,5 @@ def test_float64_weights_are_refused_before_anything_is_computed_with_them(
             return real(array, *arguments)
 
         monkeypatch.setattr(mx.array, name, operation)
-    with pytest.raises(UsageError, match="(is float64|as F64); expected float32, float16 or bfl"):
+    with pytest.raises(UsageError, match=r"(is float64|as F64); expected float32, float16 or bfl"):
         run(source, tmp_path / "mlx")
