@@ -32,6 +32,11 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
     return dict(sorted(cast("list[tuple[str, mx.array]]", tree_flatten(tree))))
 
 
+def is_float32(model: nn.Module) -> bool:
+    """Whether all parameters are float32."""
+    return all(a.dtype == mx.float32 for a in named_arrays(model.parameters()).values())
+
+
 def fingerprint(model: nn.Module) -> str:
     """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
     digest = hashlib.sha256()

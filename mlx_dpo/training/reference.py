@@ -6,6 +6,7 @@ one needs no second model in memory, because before the first update the policy 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
+from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
 
 Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
@@ -33,6 +35,28 @@ def frozen_reference(model: nn.Module, score: Score) -> Reference:
         return mx.stop_gradient(score(model, examples))
 
     return reference
+
+
+def as_in_a_step(path: Score) -> Score:
+    """The same log-probs, computed the way a training step computes them: under a gradient.
+
+    MLX takes other kernels where a gradient is wanted (attention in parts instead of fused,
+    activations that are not compiled). In float32 they differ by rounding; in bfloat16 by tenths
+    of a nat, on one side of the loss only. The gradient is never evaluated, and keeps nothing.
+
+    Args:
+        path: Log-probs (2, B) of a batch under a model, which may be frozen.
+    """
+
+    def score(model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+        def logprobs(parameters: Any) -> tuple[mx.array, mx.array]:
+            result = path(replaced(model, parameters), examples)
+            return result.sum(), result
+
+        (_, result), _ = mx.value_and_grad(logprobs)(model.parameters())
+        return mx.stop_gradient(result)
+
+    return score
 
 
 def example_digest(example: PreferenceExample) -> bytes:

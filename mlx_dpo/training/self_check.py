@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import is_device_fault, is_shortage
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
@@ -80,7 +80,7 @@ def choose_path(
     plain = PlainPath(max_seq_len, pad_id)
     expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
     gradient = _gradient_norms(plain, model, short)
-    rounded = None if _is_float32(model) else np.array(plain(model, batch))
+    rounded = None if is_float32(model) else np.array(plain(model, batch))
     refused = []
     candidates: tuple[ScoringPath, ...] = (
         FastPath(max_seq_len, pad_id, checkpoint),
@@ -130,14 +130,10 @@ def _evaluated(
 
 def in_float32(model: nn.Module) -> nn.Module:
     """The model, computing in float32 from the weights it has; each is cast where it is used."""
-    if _is_float32(model):
+    if is_float32(model):
         return model
     wide: nn.Module = replaced(model, tree_map(lambda a: a.astype(mx.float32), model.parameters()))
     return wide
-
-
-def _is_float32(model: nn.Module) -> bool:
-    return all(a.dtype == mx.float32 for a in named_arrays(model.parameters()).values())
 
 
 def _gradient_norms(

@@ -9,13 +9,14 @@ import mlx.optimizers as optim
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.preferences.batches import EpochOrder, largest_batches
 from mlx_dpo.preferences.store import lengths as token_lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
 from mlx_dpo.training.paths import PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference, frozen_reference, score_in_batches
+from mlx_dpo.training.reference import Reference, as_in_a_step, frozen_reference, score_in_batches
 from mlx_dpo.training.step import Step
 
 AfterStep = Callable[[int, Metrics], None]
@@ -204,6 +205,7 @@ class DPOTrainer:
         pairs = batch_size * grad_accumulation
         self.order = EpochOrder(len(examples), pairs, seed, lengths=lengths, micro_batch=batch_size)
         self.path = path or PlainPath(max_seq_len, pad_id)
+        self._score = self.path if is_float32(model) else as_in_a_step(self.path)
         model.eval()  # dropout in the policy alone would start the loss anywhere but at log 2
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
@@ -230,8 +232,8 @@ class DPOTrainer:
         return self.stages.reference
 
     def score(self, model: nn.Module, examples: Examples) -> mx.array:
-        """Log-probs float32 (2, B) of `examples` under `model`, by the path the policy uses."""
-        return self.path(model, examples)
+        """Log-probs float32 (2, B) of `examples` under `model`, as a step computes them."""
+        return self._score(model, examples)
 
     def lr(self, step: int | None = None) -> float:
         """Learning rate of a step counted from 0: linear warm-up, cosine, then `min_lr`."""
