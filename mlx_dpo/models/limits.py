@@ -80,6 +80,11 @@ def _set_wired_limit(limit: int) -> int:
     return mx.set_wired_limit(limit)
 
 
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU, by Metal or CUDA."""
+    return mx.default_device().type == mx.gpu
+
+
 def _recommended() -> int:
     info: dict[str, Any] = mx.device_info()
     return int(info.get("max_recommended_working_set_size", 0))

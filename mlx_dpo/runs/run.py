@@ -16,7 +16,7 @@ from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
 from mlx_dpo.models.export import export_folder
-from mlx_dpo.models.limits import limited_memory
+from mlx_dpo.models.limits import limited_memory, on_gpu
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
@@ -264,6 +264,7 @@ def _make_optimizer(config: RunConfig) -> Optimizer:
         config.optimizer,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        compiled=on_gpu(),
     )
     if config.dtype == "float32":
         return optimizer

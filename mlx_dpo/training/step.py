@@ -7,16 +7,19 @@ the next one's exists.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import NonFiniteError
+from mlx_dpo.models.limits import on_gpu
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import by_layer
 from mlx_dpo.records import PreferenceExample
@@ -31,16 +34,36 @@ Batch = Sequence[PreferenceExample]
 Gradient = dict[str, mx.array]
 
 
+class _Part(NamedTuple):
+    """A batch's share of the pairs of a step, and its loss and metrics as arrays."""
+
+    weight: float
+    scalars: dict[str, mx.array]
+
+
 class Runtime:
-    """Evaluates what a step asks for. The memory plan puts a recorder in its place."""
+    """Evaluates what a step asks for. The memory plan puts a recorder in its place.
+
+    Args:
+        ahead: Layers that are begun before one is waited for: 0 on a CPU, where memory is freed
+            sooner and nothing is gained; 1 on a GPU, which would idle between two layers.
+    """
+
+    def __init__(self, ahead: int | None = None) -> None:
+        self.ahead = int(on_gpu()) if ahead is None else ahead
 
     def evaluate(self, *trees: Any) -> None:
-        """Compute the arrays of some trees."""
+        """Compute the arrays of some trees, and wait for them."""
         mx.eval(*trees)
 
+    def begin(self, *trees: Any) -> None:
+        """Begin to compute the arrays of some trees, and wait for none."""
+        mx.async_eval(*trees)
+
     def numbers(self, scalars: dict[str, mx.array]) -> dict[str, float]:
-        """Values of arrays of one element."""
-        return {name: float(scalar) for name, scalar in scalars.items()}
+        """Values of arrays of one element, read at once."""
+        values = mx.stack([scalar.astype(mx.float32).reshape(()) for scalar in scalars.values()])
+        return dict(zip(scalars, np.array(values).tolist(), strict=True))
 
 
 class Phases:
@@ -145,27 +168,29 @@ class Step:
     def measure(self, examples: Batch) -> tuple[float, float]:
         """Loss and gradient norm of a step with these pairs, which is not taken."""
         if not self._is_fused(examples):
-            metrics, grads = self._accumulate(examples)
-            return metrics["loss"], self._norm(grads)
+            metrics, grad_norm = self._read(*self._accumulate(examples))
+            return metrics["loss"], grad_norm
         loss, _, grads = self._gradient(examples, self.reference(examples))
-        value = self.runtime.numbers({"loss": loss})["loss"]
-        return value, _root_of_sum(map(self._sum_of_squares, self._evaluated_layers(grads)))
+        squares = []
+        for layer in self._evaluated_layers(grads):
+            squares.append(sum_of_squares(layer))
+            self.runtime.evaluate(squares[-1])
+        return self.runtime.numbers({"loss": loss})["loss"], self._norm_of(squares)
 
     def _is_fused(self, examples: Batch) -> bool:
         return self.fused and len(examples) <= self.batch_size
 
     def _whole(self, examples: Batch, number: int, lr: float) -> tuple[Metrics, float]:
         """Gradient first, and an update once its norm is known."""
-        metrics, grads = self._accumulate(examples)
+        parts, grads = self._accumulate(examples)
         with self.phases("update"):
-            grad_norm = self._norm(grads)
+            metrics, grad_norm = self._read(parts, grads)
         check_finite(number, metrics["loss"], grad_norm)
         if self.grad_clip is not None and grad_norm > self.grad_clip:
             grads = clipped(grads, grad_norm, self.grad_clip)
         with self.phases("update"):
             self.optimizer.learning_rate = lr
-            for _ in self._updated_layers(grads):
-                pass  # a layer is updated when the next one is asked for
+            self._update(grads)
         return metrics, grad_norm
 
     def _fused(self, examples: Batch, number: int, lr: float) -> tuple[Metrics, float]:
@@ -177,27 +202,42 @@ class Step:
             metrics = self.runtime.numbers({"loss": loss, **scalars})
             check_finite(number, metrics["loss"])
             self.optimizer.learning_rate = lr
-            grad_norm = _root_of_sum(map(self._sum_of_squares, self._updated_layers(grads)))
+            grad_norm = self._norm_of(self._update(grads, measured=True))
         check_finite(number, metrics["loss"], grad_norm, applied=True)
         return metrics, grad_norm
 
-    def _accumulate(self, examples: Batch) -> tuple[Metrics, Gradient]:
-        """Metrics and gradient of the mean over all pairs, one batch in memory at a time."""
-        metrics, grads = dict.fromkeys(PAIR_METRICS, 0.0), Gradient()
+    def _accumulate(self, examples: Batch) -> tuple[list[_Part], Gradient]:
+        """Scalars of each batch, and the gradient of the mean over all pairs.
+
+        The activations of one batch are in memory at a time.
+        """
+        parts, grads = [], Gradient()
         for start in range(0, len(examples), self.batch_size):
             batch = examples[start : start + self.batch_size]
             # By pairs, not by batches: a smaller last batch must not count for more.
             weight = len(batch) / len(examples)
             reference = self._reference_of(batch)
             with self.phases("forward_backward"):
-                loss, scalars, part = self._gradient(batch, reference)
-                grads = added(grads, part, weight)
-                del part  # each layer's goes into the sum, and is not kept beside it
+                loss, scalars, gradient = self._gradient(batch, reference)
+                grads = added(grads, gradient, weight)
+                del gradient  # each layer's goes into the sum, and is not kept beside it
                 self.runtime.evaluate(loss, scalars)
                 for _ in self._evaluated_layers(dict(grads)):
                     pass
-            add_weighted(metrics, self.runtime.numbers({"loss": loss, **scalars}), weight)
-        return metrics, in_dtype_of(self.model, self.reduce(grads))
+            parts.append(_Part(weight, {"loss": loss, **scalars}))
+        return parts, in_dtype_of(self.model, self.reduce(grads))
+
+    def _read(self, parts: Sequence[_Part], grads: Gradient) -> tuple[Metrics, float]:
+        """Metrics of the mean over all pairs, and the gradient's norm, read at once."""
+        scalars = {"squares": sum_of_squares(grads)}
+        for number, part in enumerate(parts):
+            scalars |= {f"{number} {name}": scalar for name, scalar in part.scalars.items()}
+        values = self.runtime.numbers(scalars)
+        metrics = dict.fromkeys(PAIR_METRICS, 0.0)
+        for number, part in enumerate(parts):
+            of_batch = {name: values[f"{number} {name}"] for name in part.scalars}
+            add_weighted(metrics, of_batch, part.weight)
+        return metrics, math.sqrt(values["squares"])
 
     def _reference_of(self, batch: Batch) -> mx.array:
         """Reference log-probs of a batch, which begins with them."""
@@ -223,43 +263,65 @@ class Step:
     def _evaluated_layers(self, grads: Gradient) -> Iterator[Gradient]:
         return evaluated_layers(self.model, grads, self.runtime)
 
-    def _updated_layers(self, grads: Gradient) -> Iterator[Gradient]:
-        """Gradients of each layer, evaluated; the layer is updated when the next one is asked for.
+    def _update(self, grads: Gradient, *, measured: bool = False) -> list[mx.array]:
+        """Update the model, layer by layer; `grads` is emptied.
 
-        `grads` is emptied.
+        Returns:
+            Sum of squares of each layer's gradient, evaluated, where they are `measured`.
         """
         self.optimizer.update(self.model, tree_unflatten(list(grads.items())))
-        for layer in self._evaluated_layers(grads):
-            yield layer
-            self._evaluate_update(layer)
+        update = self._update_ahead if self.runtime.ahead else self._update_in_turn
+        squares = update(grads, measured)
         self.runtime.evaluate(self.model.parameters(), self.optimizer.state)
+        return squares
 
-    def _evaluate_update(self, layer: Gradient) -> None:
-        """Evaluate the updates that wait for a layer's gradients, which are then freed.
+    def _update_in_turn(self, grads: Gradient, measured: bool) -> list[mx.array]:
+        """On a CPU: as little as can be is alive at a time.
 
         One kind of moment after the other and the weights last: evaluated together, the products of
-        all would be alive at once. `layer` is emptied.
+        all would be alive at once.
         """
+        squares = []
+        for layer in self._evaluated_layers(grads):
+            if measured:
+                squares.append(sum_of_squares(layer))
+                self.runtime.evaluate(squares[-1])
+            kinds = self._updates_of(layer)
+            layer.clear()
+            for arrays in kinds:
+                self.runtime.evaluate(arrays)
+        return squares
+
+    def _update_ahead(self, grads: Gradient, measured: bool) -> list[mx.array]:
+        """On a GPU: a layer's gradient and update are one piece of work, begun before it is due."""
+        squares, begun = [], deque[list[mx.array]]()
+        for names in by_layer(self.model):
+            layer = {name: grads.pop(name) for name in names}
+            work = [array for arrays in self._updates_of(layer) for array in arrays]
+            if measured:
+                squares.append(sum_of_squares(layer))
+                work.append(squares[-1])
+            layer.clear()
+            self.runtime.begin(work)
+            begun.append(work)
+            if len(begun) > self.runtime.ahead:
+                self.runtime.evaluate(begun.popleft())
+        return squares
+
+    def _updates_of(self, layer: Gradient) -> list[list[mx.array]]:
+        """What waits for a layer's gradients: each kind of moment, and the weights."""
         kinds: dict[str, list[mx.array]] = {}
         for name, moment in named_arrays(self.optimizer.state).items():
             parameter, _, kind = name.rpartition(".")
             if parameter in layer:
                 kinds.setdefault(kind, []).append(moment)
-        names = list(layer)
-        layer.clear()
-        for moments in kinds.values():
-            self.runtime.evaluate(moments)
         parameters = named_arrays(self.model.trainable_parameters())
-        self.runtime.evaluate([parameters[name] for name in names])
+        return [*kinds.values(), [parameters[name] for name in layer]]
 
-    def _norm(self, grads: Gradient) -> float:
-        """L2 norm over all parameters."""
-        return math.sqrt(self._sum_of_squares(grads))
-
-    def _sum_of_squares(self, grads: Gradient) -> float:
-        """Over every gradient, in float32: the square of the norm."""
-        squares = [_square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
-        return self.runtime.numbers({"squares": mx.stack(squares).sum()})["squares"]
+    def _norm_of(self, squares: Sequence[mx.array]) -> float:
+        """L2 norm from the sum of squares of each layer."""
+        values = self.runtime.numbers({str(i): each for i, each in enumerate(squares)})
+        return math.sqrt(math.fsum(values.values()))
 
 
 def evaluated_layers(model: nn.Module, grads: Gradient, runtime: Runtime) -> Iterator[Gradient]:
@@ -267,8 +329,15 @@ def evaluated_layers(model: nn.Module, grads: Gradient, runtime: Runtime) -> Ite
 
     What a layer kept for its gradient goes with it.
     """
+    begun: deque[Gradient] = deque()
     for names in by_layer(model):
-        layer = {name: grads.pop(name) for name in names}
+        begun.append({name: grads.pop(name) for name in names})
+        if runtime.ahead:
+            runtime.begin(begun[-1])
+        if len(begun) > runtime.ahead:
+            runtime.evaluate(begun[0])
+            yield begun.popleft()
+    for layer in begun:
         runtime.evaluate(layer)
         yield layer
 
@@ -296,6 +365,14 @@ def clipped(grads: Gradient, norm: float, limit: float) -> Gradient:
     return {name: g * scale for name, g in grads.items()}
 
 
+def sum_of_squares(grads: Gradient) -> mx.array:
+    """Over every gradient, in float32, unevaluated: the square of the norm."""
+    wide = (gradient.astype(mx.float32) for gradient in grads.values())
+    # A product and not `mx.square`: AdamW squares the gradient too, and the exported graph that the
+    # memory plan looks at would make one operation of both.
+    return mx.stack([(gradient * gradient).sum() for gradient in wide]).sum()
+
+
 def check_finite(step: int, loss: float, grad_norm: float = 0.0, *, applied: bool = False) -> None:
     """Refuse a step whose loss or gradient norm is not finite.
 
@@ -320,13 +397,3 @@ def check_finite(step: int, loss: float, grad_norm: float = 0.0, *, applied: boo
         f"step {step}: loss {loss}, gradient norm {grad_norm}; {outcome}. Try a lower "
         "--learning-rate, and check the weights the run starts from"
     )
-
-
-def _square(x: mx.array) -> mx.array:
-    # Not `mx.square`: AdamW squares the gradient too, and the exported graph that the memory plan
-    # looks at would make one operation of both.
-    return x * x
-
-
-def _root_of_sum(squares: Iterator[float]) -> float:
-    return math.sqrt(math.fsum(squares))
