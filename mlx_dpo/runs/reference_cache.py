@@ -110,7 +110,7 @@ def cached_by_policy(
     """
     examples, config = job.examples, job.config
     wide = config.dtype == "float32"
-    name = path.name if wide else f"{path.name}, first epoch of seed {config.seed}, {ORDER}"
+    name = path.key if wide else f"{path.key}, first epoch of seed {config.seed}, {ORDER}"
     file = cache_file(job.model, examples, config.batch_size, name)
     logprobs = read(file, examples)
     if logprobs is not None:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from mlx_dpo.records import PreferenceExample
 
 # Price of one more forward and backward, in tokens: each writes and adds a whole gradient of the
-# weights, which takes as long as computing about this many tokens.
+# weights, which takes as long as computing about this many tokens. On a CPU that was measured; for
+# a GPU it is an estimate from bandwidth and launches, measured on none (`mlx_dpo doctor` does).
 FORWARD_PRICE = 32
+GPU_FORWARD_PRICE = 128
 # Widths are multiples of this, so that buffers (and compiled traces) are reused.
 WIDTH_MULTIPLE = 8
 
@@ -106,6 +108,7 @@ def lay_out(
     max_seq_len: int,
     share_prompts: bool,
     one_length: bool = False,
+    forward_price: int = FORWARD_PRICE,
 ) -> Layout:
     """Lay out a batch.
 
@@ -119,6 +122,7 @@ def lay_out(
         share_prompts: Whether prompts are read once.
         one_length: Whether rows go together only where their prompts are of one length, for
             models whose attention takes no mask of its own for each row.
+        forward_price: Price of one more forward, in tokens.
     """
     index_of: dict[tuple[int, ...], int] = {}
     rows = []
@@ -145,15 +149,16 @@ def lay_out(
     row_groups = []
     for _, same in groupby(sorted(range(len(rows)), key=kind), key=kind):
         members = list(same)
-        for group in partition([len(rows[number].inputs) for number in members]):
+        for group in partition([len(rows[number].inputs) for number in members], forward_price):
             together = sorted(
                 (members[i] for i in group.members), key=lambda i: (rows[i].context or 0, i)
             )
             row_groups.append(Group(together, group.width))
-    return Layout(contexts, partition([len(context) for context in contexts]), rows, row_groups)
+    context_groups = partition([len(context) for context in contexts], forward_price)
+    return Layout(contexts, context_groups, rows, row_groups)
 
 
-def partition(widths: Sequence[int], price: int = FORWARD_PRICE) -> list[Group]:
+def partition(widths: Sequence[int], price: int) -> list[Group]:
     """Split rows into forwards so that padding and the price of each forward are least together.
 
     The best split of rows sorted by width is into runs; which runs, a small dynamic programme

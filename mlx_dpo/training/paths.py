@@ -6,17 +6,18 @@ user's model and pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_dpo.models.limits import on_gpu
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.checkpointing import checkpointed
 from mlx_dpo.training.head import hidden_states, token_logprobs
-from mlx_dpo.training.layout import Layout, Work, lay_out
+from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Work, lay_out
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.prompts import AfterPrompt, PromptKeys, continue_prompts
 
@@ -25,8 +26,13 @@ class ScoringPath(Protocol):
     """A way to compute log-probs.
 
     Attributes:
-        name: As it is shown, and part of the reference cache's key.
+        name: As it is shown.
+        key: Part of the reference cache's key: tells apart what moves a log-prob's last bits.
     """
+
+    @property
+    def key(self) -> str:
+        """Which path this is, and all that moves a log-prob's last bits."""
 
     @property
     def name(self) -> str:
@@ -53,6 +59,7 @@ class PlainPath:
     pad_id: int
     checkpoint: bool = False
     name: ClassVar[str] = "plain"
+    key: ClassVar[str] = "plain"
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B)."""
@@ -78,6 +85,7 @@ class FastPath:
         share_prompts: Whether each distinct prompt of a batch is read once for all its responses;
             not for models whose layers keep something else than keys and values.
         one_length: Whether rows share a forward only where their prompts are of one length.
+        forward_price: Price of one more forward, in tokens; by default that of this device.
     """
 
     max_seq_len: int
@@ -85,6 +93,15 @@ class FastPath:
     checkpoint: bool = False
     share_prompts: bool = True
     one_length: bool = False
+    forward_price: int = field(
+        default_factory=lambda: GPU_FORWARD_PRICE if on_gpu() else FORWARD_PRICE
+    )
+
+    @property
+    def key(self) -> str:
+        """The name, and how rows are laid out where that is not as on a CPU."""
+        is_usual = self.forward_price == FORWARD_PRICE
+        return self.name if is_usual else f"{self.name}, forward price {self.forward_price}"
 
     @property
     def name(self) -> str:
@@ -100,6 +117,7 @@ class FastPath:
             max_seq_len=self.max_seq_len,
             share_prompts=self.share_prompts,
             one_length=self.one_length,
+            forward_price=self.forward_price,
         )
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
