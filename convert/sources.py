@@ -15,6 +15,7 @@ from mlx_dpo.convert.course.checkpoint import is_course_folder, read_course_fold
 from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import entries_of
 from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
 
 if TYPE_CHECKING:
@@ -156,6 +157,6 @@ def _content(folder: Path) -> Iterator[Path]:
     """The files that decide what a conversion makes of a folder."""
     for part in (folder, folder / "hf_model", folder / "hf_tokenizer"):
         if part.is_dir():
-            yield from sorted(f for f in part.iterdir() if f.suffix in _SUFFIXES and f.is_file())
+            yield from sorted(f for f in entries_of(part) if f.suffix in _SUFFIXES and f.is_file())
     if kind_of(folder) is Kind.COURSE:
         yield tokenizer_file(folder, read_json(folder / MANIFEST))

@@ -196,6 +196,16 @@ def flush_file(path: Path) -> None:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
 
 
+def is_system_file(name: str) -> bool:
+    """Whether macOS strews files of this name into any folder that somebody looks into."""
+    return name in (".DS_Store", ".localized", "Icon\r") or name.startswith("._")
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """Files and folders in a folder, but for those of the system."""
+    return [entry for entry in folder.iterdir() if not is_system_file(entry.name)]
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what writers that were killed left half done in a folder nobody writes to now."""
     for entry in folder.iterdir():

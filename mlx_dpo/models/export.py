@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_dpo.files import inside, new_folder
+from mlx_dpo.files import inside, is_system_file, new_folder
 from mlx_dpo.models.dialects import normalised
 from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.parameters import named_arrays, save_arrays
@@ -28,7 +28,8 @@ def companions(source: Path) -> list[Path]:
         UsageError: If one of them is a link that leads out of the folder.
     """
     names = {file.name for pattern in _COMPANIONS for file in source.glob(pattern)}
-    return [inside(source, name) for name in sorted(names) if (source / name).is_file()]
+    names = {name for name in names if (source / name).is_file() and not is_system_file(name)}
+    return [inside(source, name) for name in sorted(names)]
 
 
 def export_folder(

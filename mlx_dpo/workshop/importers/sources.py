@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.files import is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
@@ -77,6 +78,8 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _is_data(file: Path) -> bool:
+    if is_system_file(file.name):
+        return False
     return file.is_file() and Path(file.name.removesuffix(".gz")).suffix in DATA_FILES
 
 
