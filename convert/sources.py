@@ -13,6 +13,7 @@ from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.options import Options
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import mark_used
 from mlx_dpo.models.hub import read_config
 from mlx_dpo.preferences.templates import prepare
 
@@ -42,6 +43,12 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
 
 def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]":
     """The same for a folder that `find_mlx` gave, as ``float32`` or ``bfloat16``."""
+    tokenizer = load_tokenizer(folder)
+    return load_model(folder, dtype), tokenizer
+
+
+def load_model(folder: Path, dtype: str = "float32") -> "nn.Module":
+    """The same without the tokenizer."""
     import mlx.core as mx
 
     from mlx_dpo.convert.course import artifact as course
@@ -49,9 +56,8 @@ def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]"
 
     wanted = mx.bfloat16 if dtype == "bfloat16" else mx.float32
     if course.is_course_folder(folder):
-        return course.load_course_folder(folder, wanted)
-    prepare()
-    return hub.load_folder(folder, wanted)
+        return course.load_course_model(folder, wanted)
+    return hub.load_model(folder, wanted)
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -170,7 +176,9 @@ def converted_once(folder: Path, store: Path) -> Path:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     out = store / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
-    if not (out / "config.json").is_file():
+    if (out / "config.json").is_file():
+        mark_used(out)
+    else:
         convert(folder, out, Options(to="mlx", verify=False), lambda line: None)
     return out
 

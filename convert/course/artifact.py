@@ -40,6 +40,7 @@ __all__ = [
     "is_hf_artifact",
     "is_transformer_artifact",
     "load_course_folder",
+    "load_course_model",
     "load_course_tokenizer",
     "read_artifact",
     "read_course_folder",
@@ -87,7 +88,12 @@ def export_artifact(folder: Path, out: Path) -> str:
 
 
 def load_course_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
-    """Load an MLX folder of a course model with its tokenizer.
+    """An MLX folder of a course model, and its tokenizer; see `load_course_model`."""
+    return load_course_model(folder, dtype), load_course_tokenizer(folder)
+
+
+def load_course_model(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """Load the weights of an MLX folder of a course model.
 
     Raises:
         UsageError: If it is not as it must be.
@@ -97,7 +103,7 @@ def load_course_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.M
     model.load_weights([(k, v.astype(dtype)) for k, v in checkpoint.arrays.items()])
     model.eval()
     mx.eval(model.state)
-    return model, load_course_tokenizer(folder)
+    return model
 
 
 def course_shell(folder: Path) -> nn.Module:

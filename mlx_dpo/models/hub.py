@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.models.dialects import check_sizes, mlx_config, model_classes, tied_entry_of_folder
-from mlx_dpo.models.parameters import check_finite, check_safetensors, fingerprint, named_arrays
+from mlx_dpo.models.parameters import check_finite, check_safetensors, named_arrays
 
 MAX_CONFIG = 4_000_000  # bytes
 
@@ -29,15 +29,17 @@ _TOKENS = (
 
 
 def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
-    """Load a model folder as MLX arrays.
+    """A model folder's model and mlx-lm's tokenizer wrapper; see `load_model`."""
+    return load_model(folder, dtype), load_tokenizer(folder)
+
+
+def load_model(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """Load the weights of a model folder as MLX arrays.
 
     Args:
-        folder: Holds ``config.json``, ``model*.safetensors`` and a tokenizer.
+        folder: Holds ``config.json`` and ``model*.safetensors``.
         dtype: Of the parameters, whatever the file holds. At DPO learning rates an update is
             smaller than half a step of bfloat16: that wants `mlx_dpo.training.rounding`.
-
-    Returns:
-        The model, and mlx-lm's tokenizer wrapper.
 
     Raises:
         UsageError: If a file is missing or damaged, the architecture is unknown, or the model is
@@ -45,12 +47,12 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
     """
     config = trainable_config(folder)
     _check_weight_files(folder, config)
-    tokenizer = load_tokenizer(folder)
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load
 
+    model: nn.Module
     try:
         config |= tied_entry_of_folder(config, folder)
-        model, _ = load_model(
+        model, _ = load(
             folder,
             lazy=True,
             model_config=config | mlx_config(config, normalised(config)),
@@ -63,7 +65,7 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
     except Exception as error:  # whatever mlx-lm meets in a folder, the folder is at fault
         raise UsageError(f"{folder}: cannot be loaded: {_one_line(error)}") from None
     check_finite(named_arrays(model.parameters()), folder)
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -146,9 +148,14 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def model_digest(model: nn.Module, folder: Path) -> str:
-    """sha256 of all that decides a model's log-probs: parameters, config, and mlx-lm's version."""
-    digest = hashlib.sha256(fingerprint(model).encode())
+def model_digest(weights: str, folder: Path) -> str:
+    """sha256 of all that decides a model's log-probs: parameters, config, and mlx-lm's version.
+
+    Args:
+        weights: `fingerprint` of the model.
+        folder: The folder it was loaded from.
+    """
+    digest = hashlib.sha256(weights.encode())
     digest.update(json.dumps(read_config(folder), sort_keys=True).encode())
     digest.update(version("mlx-lm").encode())
     return digest.hexdigest()

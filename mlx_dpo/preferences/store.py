@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mlx_dpo.errors import DataError, DiskError
-from mlx_dpo.files import make_folder, new_folder
+from mlx_dpo.files import make_folder, mark_used, new_folder
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import Encoded, encode_pairs, find_special, fit, special_tokens
 from mlx_dpo.preferences.json_text import Finding, not_readable, offset_of_key, open_file
@@ -584,7 +584,9 @@ def token_store(
             return make(Path(temporary))  # what is mapped stays readable without its name
     place = FOLDER / key[:32]
     found = open_store(place, key)
-    if found is None:
+    if found is not None:
+        mark_used(place)
+    else:
         make_folder(FOLDER)
         with new_folder(place, replace=True) as folder:
             found = make(folder)

@@ -10,7 +10,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, write_file
 from mlx_dpo.insight.charts import Bars, Drawing, Series, bar_chart, line_chart, standalone
 from mlx_dpo.insight.report.page import fill_template
-from mlx_dpo.runs.profile import Sample
+from mlx_dpo.runs.meter import Sample
 
 _DRAWN = ("forward", "backward", "update")  # phases with a line each; the others share one
 _MOST_POINTS = 400  # a drawing is 350 pixels wide

@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_dpo.insight.report.memory import profile_charts
-from mlx_dpo.runs.profile import Sample
+from mlx_dpo.runs.meter import Sample
 from tests.insight.test_charts import SVG, lines, parsed, texts
 
 MIB = 2**20
