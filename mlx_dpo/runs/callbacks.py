@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from mlx_dpo.errors import DiskError, StoppedError
 from mlx_dpo.models.generate import answer
@@ -24,7 +23,7 @@ from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
-from mlx_dpo.training.trainer import Callback, DPOTrainer
+from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores
 
 # Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
 # Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
@@ -175,7 +174,7 @@ class Evaluate(Callback):
     """
 
     def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
-        self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+        self.scores: tuple[Scores, Scores] | None = None
         self._job, self._folder, self._screen = job, folder, screen
 
     def at_start(self, trainer: DPOTrainer) -> None:

@@ -17,7 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import NewFile, new_folder, remove_folder, write_file
-from mlx_dpo.models.parameters import load_arrays, named_arrays, save_arrays
+from mlx_dpo.models.parameters import load_arrays, named_arrays, num_bytes, save_arrays
 from mlx_dpo.runs.manifest import MANIFEST, canonical, digest, find_damage, write_manifest
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -257,12 +257,11 @@ def run_needs(trainer: DPOTrainer, run: Path, out: Path) -> list[tuple[str, Path
     already; and the finished model.
     """
     trees = (trainer.model.trainable_parameters(), trainer.optimizer.state)
-    checkpoint = sum(array.nbytes for tree in trees for array in named_arrays(tree).values())
+    checkpoint = sum(map(num_bytes, trees))
     present = sum(file.stat().st_size for file in run.glob("step-*/*.safetensors"))
-    model = sum(array.nbytes for array in named_arrays(trainer.model.parameters()).values())
     return [
         ("checkpoints", run, max(checkpoint, (NUM_KEPT + 1) * checkpoint - present)),
-        ("the finished model", out, model),
+        ("the finished model", out, num_bytes(trainer.model.parameters())),
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.memory.predict import Prediction
 from mlx_dpo.models.limits import limited_memory
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.preferences.batches import largest_batches
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -255,9 +255,9 @@ def _held(trainer: DPOTrainer) -> dict[str, int]:
     gradients = sum(p.size * 4 if trainer.grad_accumulation > 1 else p.nbytes for p in trainable)
     reference = trainer.ref_model
     return {
-        "weights": _bytes(trainer.model.parameters()),
-        "reference": 0 if reference is None else _bytes(reference.parameters()),
-        "optimizer": _bytes(trainer.optimizer.state),
+        "weights": num_bytes(trainer.model.parameters()),
+        "reference": 0 if reference is None else num_bytes(reference.parameters()),
+        "optimizer": num_bytes(trainer.optimizer.state),
         "gradients": 0 if trainer.stages.fused else gradients,
     }
 
@@ -275,10 +275,6 @@ def _levers(plan: Plan) -> dict[str, int]:
     ]
     variants = {as_options(change): replace(now, **change) for change in changes}
     return {n: plan.predictor(other).total for n, other in variants.items() if other != now}
-
-
-def _bytes(tree: Any) -> int:
-    return sum(array.nbytes for array in named_arrays(tree).values())
 
 
 def _tokens(path: ScoringPath, batches: Sequence[Sequence[PreferenceExample]]) -> int:

@@ -26,10 +26,9 @@ from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.paths import ScoringPath
 from mlx_dpo.training.reference import Reference, cached_reference, example_digest, score_in_batches
+from mlx_dpo.training.trainer import Scores
 
 SCORING_VERSION = "2"  # changes whenever a way of scoring changes a bit of a log-prob
-
-Logprobs = npt.NDArray[np.float32]
 
 
 def cached_by_policy(
@@ -79,7 +78,7 @@ def cached_by_policy(
     return cached_reference(examples, logprobs)
 
 
-def _score_as_trained(job: Job, score: Callable[..., Logprobs]) -> Logprobs:
+def _score_as_trained(job: Job, score: Callable[..., Scores]) -> Scores:
     """Score the reference in exactly the batches that training and evaluation will use.
 
     In bfloat16 a pair's log-prob changes by tenths of a nat with the batch shape; equal shapes make
@@ -112,12 +111,12 @@ def cache_file(
     return REFERENCES / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def read(file: Path, examples: Sequence[PreferenceExample]) -> Logprobs | None:
+def read(file: Path, examples: Sequence[PreferenceExample]) -> Scores | None:
     """float32 (2, N) if the file holds these pairs and is undamaged, else None."""
     try:
         with safe_open(file, framework="numpy") as tensors:
             checksum = (tensors.metadata() or {}).get("sha256")
-            logprobs: Logprobs = tensors.get_tensor("logprobs")
+            logprobs: Scores = tensors.get_tensor("logprobs")
             digests = tensors.get_tensor("pairs")
     except (OSError, SafetensorError):
         return None
@@ -125,7 +124,7 @@ def read(file: Path, examples: Sequence[PreferenceExample]) -> Logprobs | None:
     return logprobs if is_whole else None
 
 
-def write(file: Path, examples: Sequence[PreferenceExample], logprobs: Logprobs) -> None:
+def write(file: Path, examples: Sequence[PreferenceExample], logprobs: Scores) -> None:
     """Keep the log-probs (2, N) of these pairs.
 
     Raises:
@@ -136,7 +135,7 @@ def write(file: Path, examples: Sequence[PreferenceExample], logprobs: Logprobs)
     write_file(file, save(tensors, metadata={"sha256": _checksum(logprobs)}))
 
 
-def _checksum(logprobs: Logprobs) -> str:
+def _checksum(logprobs: Scores) -> str:
     """Of the numbers: every reader accepts a safetensors file with a flipped bit."""
     return hashlib.sha256(logprobs.tobytes()).hexdigest()
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 from mlx.optimizers import Optimizer
 
 from mlx_dpo.convert.sources import load_model
@@ -61,9 +60,7 @@ from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.self_check import Choice, choose_path
-from mlx_dpo.training.trainer import DPOTrainer
-
-Scores = npt.NDArray[np.float32]
+from mlx_dpo.training.trainer import DPOTrainer, Scores
 
 
 @dataclass(frozen=True)
@@ -283,8 +280,10 @@ def _finish(
     """
     if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights_digest:
         raise MlxDpoError("the reference changed during the run: its results can't be trusted")
-    # A run that stopped between its last step and here is resumed with nothing left to train.
-    policy, reference = evaluate.scores or _scores(job, trainer)
+    policy = reference = np.zeros((2, 0), np.float32)
+    if job.held_out.examples:
+        # A run that stopped between its last step and here is resumed with nothing left to train.
+        policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
     dpo_answers = shown_answers(job, stop)
     answers = [
         BeforeAfter(row.question, row.kind, sft, dpo)
@@ -318,12 +317,6 @@ def _finish(
     return RunResult(
         job, folder.path, policy, reference, answers, record.totals, mx.get_peak_memory()
     )
-
-
-def _scores(job: Job, trainer: DPOTrainer) -> tuple[Scores, Scores]:
-    if not job.held_out.examples:
-        return np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)
-    return trainer.score_pairs(job.held_out.examples)
 
 
 def path_of(job: Job) -> Choice:
