@@ -81,7 +81,7 @@ def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
     return every > 0 and (done % every == 0 or done == trainer.max_steps)
 
 
-class Record(Callback):
+class MetricsLog(Callback):
     """Writes the metrics and timings of each step.
 
     Attributes:
@@ -130,12 +130,12 @@ class Record(Callback):
 class Clock(Callback):
     """Restarts the clock, as the last callback: the others' time is not the next step's."""
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
+    def __init__(self, log: MetricsLog) -> None:
+        self._log = log
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """The next step begins now."""
-        self._record.restart_clock()
+        self._log.restart_clock()
 
 
 class RewardWatch(Callback):

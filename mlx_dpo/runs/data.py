@@ -36,7 +36,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Account:
+class RowCounts:
     """Counts of rows kept, dropped and changed; ``read == pairs kept + sum(dropped)``.
 
     Attributes:
@@ -71,7 +71,7 @@ class Data:
 
     train: Pairs
     held_out: Pairs
-    account: Account
+    account: RowCounts
     shown: list[Preference]
     problems: Problems
     log: mmap | None
@@ -180,7 +180,7 @@ def _load(
     return Data(
         train=train.pairs(),
         held_out=held.pairs(),
-        account=Account(
+        account=RowCounts(
             read=read_rows,
             dropped=+dropped,
             num_cut=sum(side.count(CUT) for side in sides),

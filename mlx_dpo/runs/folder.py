@@ -160,9 +160,9 @@ def check_folders(config: RunConfig) -> None:
             file, or the finished model's is there and may not be replaced.
     """
     assert config.model is not None
-    out = out_of(config)
+    source, out = find(config.model), out_of(config)
     run = Path(config.run_dir) if config.run_dir else next_run_dir(name_of(config.model))
-    folders = {"--model": find(config.model), "--out": out, "--run-dir": run}
+    folders = {"--model": source, "--out": out, "--run-dir": run}
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
         if a == b or a in b.parents or b in a.parents:

@@ -37,7 +37,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Sample:
+class MemorySample:
     """Memory at a moment: seconds since the meter began, the phase, bytes MLX held."""
 
     seconds: float
@@ -53,7 +53,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = {}
-        self.samples: list[Sample] = []
+        self.samples: list[MemorySample] = []
         self.seconds = 0.0
         self._began = 0.0
         self._now = "between"
@@ -100,7 +100,7 @@ class Meter:
 
     def _sample(self) -> None:
         passed = time.perf_counter() - self._began
-        self.samples.append(Sample(passed, self._now, mx.get_active_memory()))
+        self.samples.append(MemorySample(passed, self._now, mx.get_active_memory()))
 
     def _keep_sampling(self) -> None:
         while not self._ended.wait(SAMPLED_EVERY):

@@ -22,8 +22,8 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import (
     Clock,
     Evaluate,
+    MetricsLog,
     Pressure,
-    Record,
     RewardWatch,
     Sample,
     Save,
@@ -149,8 +149,8 @@ def train(
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
         with nullcontext() if config.allow_sleep else keep_awake():
-            record, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
-            return _finish(job, trainer, folder, stop, record, evaluate, sft_answers)
+            log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+            return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _train(
     stop: Stop,
     checkpoints: Checkpoints,
     probe: Probe,
-) -> tuple[Record, Evaluate]:
+) -> tuple[MetricsLog, Evaluate]:
     """Train to the last step; a run that is stopped earlier is saved.
 
     Raises:
@@ -226,24 +226,24 @@ def _train(
         NonFiniteError: If a loss or gradient is not finite; nothing was applied.
         DiskError: If something can't be written.
     """
-    record, evaluate = Record(folder, screen), Evaluate(job, folder, screen)
+    log, evaluate = MetricsLog(folder, screen), Evaluate(job, folder, screen)
     save = Save(job, folder, checkpoints, stop)
     callbacks = [
-        record,
+        log,
         RewardWatch(screen),
         evaluate,
         Sample(job, folder, screen, stop),
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
-        Clock(record),
+        Clock(log),
     ]
     with stop.deferred():
         try:
             trainer.train(callbacks=callbacks)
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
-    return record, evaluate
+    return log, evaluate
 
 
 def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
@@ -269,7 +269,7 @@ def _finish(
     trainer: DPOTrainer,
     folder: RunFolder,
     stop: Stop,
-    record: Record,
+    log: MetricsLog,
     evaluate: Evaluate,
     sft_answers: list[str],
 ) -> RunResult:
@@ -314,9 +314,7 @@ def _finish(
     folder.write_json("held_out.json", held_out)
     # Last: a run with this file is finished.
     folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
-    return RunResult(
-        job, folder.path, policy, reference, answers, record.totals, mx.get_peak_memory()
-    )
+    return RunResult(job, folder.path, policy, reference, answers, log.totals, mx.get_peak_memory())
 
 
 def path_of(job: Job) -> Choice:
