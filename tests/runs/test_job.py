@@ -1,7 +1,7 @@
 """What a run works with: refused before training if it can't be used, and read once."""
 
 import json
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.models import parameters
 from mlx_dpo.models.parameters import load_arrays, save_arrays
+from mlx_dpo.runs.job import prepare
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import ORACLE, other_model, settings
 
@@ -55,22 +56,33 @@ def test_no_pair_left_to_train_on_is_an_error_with_the_reason(workplace: Path) -
         train(settings(max_length=4))
 
 
-@pytest.mark.parametrize("reference", ["cached", "copy"])
-def test_the_tokenizer_is_loaded_once_and_the_weights_are_hashed_once(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, reference: str
-) -> None:
-    calls = Counter[str]()
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], None]:
+    """Counts the calls of a function, in its attribute `calls`."""
 
-    def count(module: Any, name: str) -> None:
+    def wrap(module: Any, name: str) -> None:
         real = getattr(module, name)
 
         def counted(*args: Any, **options: Any) -> Any:
-            calls[name] += 1
+            counted.calls += 1  # type: ignore[attr-defined]
             return real(*args, **options)
 
+        counted.calls = 0  # type: ignore[attr-defined]
         monkeypatch.setattr(module, name, counted)
 
-    count(mlx_lm.utils, "load_tokenizer")
+    return wrap
+
+
+def test_the_weights_are_hashed_once(workplace: Path, count: Callable[[Any, str], None]) -> None:
     count(parameters, "named_arrays")  # by which `fingerprint` reads every weight
+    prepare(settings())
+    assert parameters.named_arrays.calls == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("reference", ["cached", "copy"])
+def test_a_run_loads_the_tokenizer_once(
+    workplace: Path, count: Callable[[Any, str], None], reference: str
+) -> None:
+    count(mlx_lm.utils, "load_tokenizer")
     train(settings(reference=reference), dry_run=True)
-    assert calls == {"load_tokenizer": 1, "named_arrays": 1}
+    assert mlx_lm.utils.load_tokenizer.calls == 1
