@@ -32,6 +32,11 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
     return dict(sorted(cast("list[tuple[str, mx.array]]", tree_flatten(tree))))
 
 
+def num_bytes(tree: Any) -> int:
+    """Bytes of the leaves of a tree of arrays."""
+    return sum(array.nbytes for array in named_arrays(tree).values())
+
+
 def fingerprint(model: nn.Module) -> str:
     """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A parent that starts a run again where the process itself died: a GPU fault, no memory."""
+"""A parent process that restarts a run whose process was ended by a GPU fault or lack of memory."""
 
 import json
 import signal
@@ -12,15 +12,15 @@ from mlx_dpo.files import write_file
 
 RELAUNCHES = 3
 NAME = "crashes.json"
-_MEANT = (signal.SIGINT, signal.SIGTERM)  # somebody wanted it to end
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)  # not crashes
 _HINTS = {
-    signal.SIGKILL: "the system kills so when memory runs out: lower --batch-size or --max-length",
-    signal.SIGABRT: "MLX ends so when the GPU refuses: lower --batch-size or --max-length",
+    signal.SIGKILL: "the system sends it when memory runs out: lower --batch-size or --max-length",
+    signal.SIGABRT: "MLX aborts when the GPU reports an error: lower --batch-size or --max-length",
 }
 
 
 class Process(Protocol):
-    """What is needed of a child process."""
+    """The part of `subprocess.Popen` that is used."""
 
     def wait(self) -> int:
         """Its exit code; below 0 where a signal ended it."""
@@ -36,20 +36,20 @@ def supervise(
     warn: Callable[[str], None],
     launch: Callable[[list[str]], Process] = subprocess.Popen,
 ) -> int:
-    """Run a command, and again from its last checkpoint while signals end it.
+    """Run a command, and restart it from its last checkpoint when a signal ends it.
 
     Args:
         run: The run's folder.
         command: The command line; True asks for one that resumes.
-        warn: Told a line about each crash.
+        warn: Called with a line about each crash.
         launch: Starts a child process.
 
     Returns:
-        The exit code of a child that ended by itself, or by a signal that was meant.
+        The exit code of a child that ended by itself, or by SIGINT or SIGTERM.
 
     Raises:
-        MlxDpoError: If it crashed once more after `RELAUNCHES` relaunches; ``crashes.json`` in the
-            run's folder says where each time.
+        MlxDpoError: If it crashed again after `RELAUNCHES` restarts; ``crashes.json`` in the
+            run's folder says after how many steps each time.
     """
     crashes: list[dict[str, Any]] = []
     while True:
@@ -57,7 +57,7 @@ def supervise(
         if code >= 0:
             return code
         number = signal.Signals(-code)
-        if number in _MEANT:
+        if number in _REQUESTS:
             return 128 + number
         crashes.append({"signal": number.name, "steps_logged": _steps_logged(run)})
         write_file(run / NAME, json.dumps(crashes, indent=2) + "\n")
