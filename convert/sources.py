@@ -15,7 +15,7 @@ from mlx_dpo.convert.course.checkpoint import is_course_folder, read_course_fold
 from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import entries_of
+from mlx_dpo.files import entries_of, mark_used
 from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
 
 if TYPE_CHECKING:
@@ -50,13 +50,18 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
 
 def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]":
     """The same for a folder from `find_mlx`, as ``float32`` or ``bfloat16``."""
+    return load_model(folder, dtype), load_tokenizer(folder)
+
+
+def load_model(folder: Path, dtype: str = "float32") -> "nn.Module":
+    """The same without the tokenizer."""
     import mlx.core as mx
 
     from mlx_dpo.models import hub
 
     if is_course_folder(folder):
         read_course_folder(folder)  # a record that does not fit is refused before the run
-    return hub.load_folder(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
+    return hub.load_model(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -148,7 +153,9 @@ def converted_once(folder: Path, store: Path) -> Path:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     out = store / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
-    if not (out / "config.json").is_file():
+    if (out / "config.json").is_file():
+        mark_used(out)
+    else:
         convert(folder, out, Options(to="mlx", verify=False), lambda line: None)
     return out
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
@@ -22,6 +22,7 @@ from mlx_dpo.errors import DiskError, UsageError
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
+_LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.(?:tmp|old)")  # as `_unnamed` names them
 
 
 class Disk:
@@ -216,13 +217,23 @@ def remove_leftovers(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def remove_abandoned(path: Path) -> None:
-    """Delete what writers of `path` that were killed left half done beside it."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(?:tmp|old)")
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        match = pattern.fullmatch(entry.name)
-        if match and not _is_alive(int(match[1])):
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Delete what writers that were killed left half done in a folder others may write to now.
+
+    Args:
+        folder: The folder; nothing happens where there is none.
+        name: Of the file or folder that they wrote; None for all of them.
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match and name in (None, match[1]) and not _is_alive(int(match[2])):
             disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def mark_used(entry: Path) -> None:
+    """Set a cache entry's time to now: what nothing uses for long is deleted."""
+    with suppress(OSError):  # one that may not be written to is read all the same
+        os.utime(entry)
 
 
 def _is_alive(process: int) -> bool:

@@ -15,7 +15,7 @@ from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, inside
 from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
-from mlx_dpo.models.parameters import check_finite, fingerprint, named_arrays, tensor_shapes
+from mlx_dpo.models.parameters import check_finite, named_arrays, tensor_shapes
 
 MAX_CONFIG = 4_000_000  # bytes
 MAX_JSON = 64 * 2**20  # bytes
@@ -66,15 +66,17 @@ def download(
 
 
 def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
-    """Load a model folder as MLX arrays.
+    """A model folder's model and mlx-lm's tokenizer wrapper; see `load_model`."""
+    return load_model(folder, dtype), load_tokenizer(folder)
+
+
+def load_model(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """Load the weights of a model folder as MLX arrays.
 
     Args:
-        folder: Holds ``config.json``, ``model*.safetensors`` and a tokenizer.
+        folder: Holds ``config.json`` and ``model*.safetensors``.
         dtype: Of the parameters, whatever the file holds. At DPO learning rates an update is
             smaller than half a step of bfloat16, which needs `mlx_dpo.training.rounding`.
-
-    Returns:
-        The model, and mlx-lm's tokenizer wrapper.
 
     Raises:
         UsageError: If a file is missing or damaged, the architecture is unknown, or the model is
@@ -86,12 +88,12 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
         check_sizes(config, shapes)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
-    tokenizer = load_tokenizer(folder)
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load
 
+    model: nn.Module
     try:
         config |= tied_entry_of_folder(config, folder)
-        model, _ = load_model(
+        model, _ = load(
             folder, lazy=True, model_config=for_mlx(config), get_model_classes=model_classes
         )
         model.set_dtype(dtype)
@@ -101,7 +103,7 @@ def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, 
     except Exception as error:  # mlx-lm raises anything for a folder that is wrong
         raise UsageError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     check_finite(named_arrays(model.parameters()), folder)
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -182,9 +184,14 @@ def is_quantised(config: dict[str, Any]) -> bool:
     return any(holder.get(k) for holder in holders for k in ("quantization", "quantization_config"))
 
 
-def model_digest(model: nn.Module, folder: Path) -> str:
-    """sha256 of all that decides a model's log-probs: parameters, config, and mlx-lm's version."""
-    digest = hashlib.sha256(fingerprint(model).encode())
+def model_digest(weights: str, folder: Path) -> str:
+    """sha256 of all that decides a model's log-probs: parameters, config, and mlx-lm's version.
+
+    Args:
+        weights: `fingerprint` of the model.
+        folder: The folder it was loaded from.
+    """
+    digest = hashlib.sha256(weights.encode())
     digest.update(json.dumps(read_config(folder), sort_keys=True).encode())
     digest.update(version("mlx-lm").encode())
     return digest.hexdigest()

@@ -37,6 +37,11 @@ def is_float32(model: nn.Module) -> bool:
     return all(a.dtype == mx.float32 for a in named_arrays(model.parameters()).values())
 
 
+def num_bytes(tree: Any) -> int:
+    """Bytes of the leaves of a tree of arrays."""
+    return sum(array.nbytes for array in named_arrays(tree).values())
+
+
 def fingerprint(model: nn.Module) -> str:
     """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
     digest = hashlib.sha256()

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mlx_dpo.errors import DataError, DiskError
-from mlx_dpo.files import make_folder, new_folder
+from mlx_dpo.files import make_folder, mark_used, new_folder
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import COLUMNS, Ingested, Tokenizing, ingest
 from mlx_dpo.preferences.json_text import not_readable, open_file
@@ -274,7 +274,9 @@ def token_store(
             return make(Path(temporary))  # what is mapped stays readable without its name
     folder = FOLDER / key[:32]
     store = open_store(folder, key)
-    if store is None:
+    if store is not None:
+        mark_used(folder)
+    else:
         make_folder(FOLDER)
         with new_folder(folder, replace=True) as new:
             store = make(new)

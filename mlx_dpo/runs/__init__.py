@@ -1,1 +1,1 @@
-"""A run and its keeping: configuration, loop, checkpoints, metrics."""
+"""A run: settings, data, loop, checkpoints, metrics."""

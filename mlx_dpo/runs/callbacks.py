@@ -1,7 +1,7 @@
-"""What a run does around its steps: record, evaluate, sample, save, watch; and what it reports.
+"""Callbacks of a run (record, evaluate, sample, save, watch), and the screen they report to.
 
-The trainer calls each callback at its moments (see `training.trainer.Callback`). Whatever is due
-after a step is also due after a step that was left out.
+For the moments of a callback see `training.trainer.Callback`. What is due after a step is also due
+after a step that was left out.
 """
 
 from collections import Counter, deque
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from mlx_dpo.errors import DiskError, StoppedError
 from mlx_dpo.models.generate import answer
@@ -24,26 +23,26 @@ from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
-from mlx_dpo.training.trainer import Callback, DPOTrainer
+from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores
 
-# Both rewards under this for a while: the policy is making every answer unlikely. Rewards are in
-# units of beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
+# Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
+# Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
 REWARD_FLOOR = -1.0
-FLOOR_WINDOW = 10  # steps averaged before the floor is judged
+FLOOR_WINDOW = 10  # steps that are averaged
 ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
 
 
 class Screen:
-    """What a run reports. Here each report does nothing; the command line shows them."""
+    """Receives what a run reports. Each method does nothing here; the command line shows it."""
 
     def tokenizing(self, done: int, total: int) -> None:
         """`done` of `total` bytes of a preference file are read and tokenized."""
 
     def data_checked(self, problems: Problems) -> None:
-        """The data is read: its problems, before the run is refused for them."""
+        """The data is read; called before the run is refused for its problems."""
 
     def prepared(self, job: Job, folder: Path | None) -> None:
-        """Data and model are read; `folder` is None in a dry run."""
+        """Data and model are read; `folder` is None in a dry run without --run-dir."""
 
     def path_chosen(self, choice: Choice) -> None:
         """How log-probs will be computed."""
@@ -70,10 +69,10 @@ class Screen:
         """A few held-out prompts were answered; each with its answer."""
 
     def stopping(self) -> None:
-        """A signal came; the current batch is finished first. Called from the signal handler."""
+        """A signal came, and the current batch is finished first; called in the handler."""
 
     def warned(self, text: str) -> None:
-        """Something the user should look at."""
+        """Show a warning."""
 
 
 def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
@@ -82,8 +81,8 @@ def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
     return every > 0 and (done % every == 0 or done == trainer.max_steps)
 
 
-class Record(Callback):
-    """Writes metrics and timings of each step.
+class MetricsLog(Callback):
+    """Writes the metrics and timings of each step.
 
     Attributes:
         totals: Sums over the steps of this process: ``seconds``, seconds by phase, ``pairs``,
@@ -96,15 +95,15 @@ class Record(Callback):
         self._clock = StepClock()
 
     def restart_clock(self) -> None:
-        """The next step begins now."""
+        """Count the seconds of the next step from now."""
         self._clock.restart()
 
     def at_start(self, trainer: DPOTrainer) -> None:
-        """Begin to count seconds."""
+        """Count from the first step."""
         self._clock.restart()
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """A line in metrics.jsonl, what the same seed gives again; one in timings.jsonl."""
+        """Append to metrics.jsonl, which the seed determines, and to timings.jsonl."""
         if metrics is None:
             return
         seconds, slept = self._clock.lap()
@@ -129,18 +128,18 @@ class Record(Callback):
 
 
 class Clock(Callback):
-    """Last of the callbacks: what the others did after a step is no part of the next one's time."""
+    """Restarts the clock, as the last callback: the others' time is not the next step's."""
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
+    def __init__(self, log: MetricsLog) -> None:
+        self._log = log
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """The next step begins."""
-        self._record.restart_clock()
+        """The next step begins now."""
+        self._log.restart_clock()
 
 
 class RewardWatch(Callback):
-    """Warns once when good answers become unlikely along with the bad ones."""
+    """Warns once if chosen answers become unlikely along with the rejected ones."""
 
     def __init__(self, screen: Screen | None = None) -> None:
         self._screen = screen or Screen()
@@ -148,12 +147,12 @@ class RewardWatch(Callback):
         self._warned = False
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Warn, where there is something to warn about."""
+        """Warn, if `judge` says so."""
         if metrics is not None and (warning := self.judge(step, metrics)) is not None:
             self._screen.warned(warning)
 
     def judge(self, step: int, metrics: Metrics) -> str | None:
-        """A warning, the first time that both rewards have been below the floor for a while."""
+        """A warning, the first time that both mean rewards are below the floor."""
         self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
         chosen, rejected = np.mean(self._rewards, axis=0)
         full = len(self._rewards) == FLOOR_WINDOW
@@ -175,18 +174,18 @@ class Evaluate(Callback):
     """
 
     def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
-        self.scores: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+        self.scores: tuple[Scores, Scores] | None = None
         self._job, self._folder, self._screen = job, folder, screen
 
     def at_start(self, trainer: DPOTrainer) -> None:
-        """Evaluate what a run that was stopped after its last step had still to evaluate."""
+        """Evaluate, if the run was stopped before the evaluation that followed its last step."""
         step = trainer.step - 1
         rows = self._folder.last_rows("metrics.jsonl", step) if trainer.step else []
         if trainer.step and not any("held_out" in row for row in rows):
             self.after_step(trainer, step, None)
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Score, where it is due."""
+        """Score, if it is due."""
         job = self._job
         if not (job.held_out.examples and is_due(trainer, step, job.config.eval_every)):
             return
@@ -203,20 +202,19 @@ class Sample(Callback):
         self._job, self._folder, self._screen, self._stop = job, folder, screen, stop
 
     def at_start(self, trainer: DPOTrainer) -> None:
-        """Answer what a run that was stopped after its last step had still to answer."""
+        """Answer, if the run was stopped before the answers that followed its last step."""
         step = trainer.step - 1
         if trainer.step and not self._folder.last_rows("samples.jsonl", step):
             self.after_step(trainer, step, None)
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Answer, where it is due."""
-        if not is_due(trainer, step, self._job.config.sample_every) or not self._job.data.shown:
+        """Answer, if it is due."""
+        shown = self._job.data.shown
+        if not is_due(trainer, step, self._job.config.sample_every) or not shown:
             return
         rows = [
             {"prompt": row.question, "kind": row.kind, "answer": text}
-            for row, text in zip(
-                self._job.data.shown, shown_answers(self._job, self._stop), strict=True
-            )
+            for row, text in zip(shown, shown_answers(self._job, self._stop), strict=True)
         ]
         self._folder.append("samples.jsonl", {"step": step, "answers": rows})
         self._screen.sampled(step, [(row["prompt"], row["answer"]) for row in rows])
@@ -244,31 +242,31 @@ class Save(Callback):
         self._resume = f"mlx_dpo train --resume --run-dir {folder.path}"
 
     def before_batch(self, trainer: DPOTrainer) -> None:
-        """Stop here, if a signal came."""
+        """Stop, if a signal came."""
         self._stop.check()
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Save, where it is due; after the last step too, should the export fail."""
+        """Save, if it is due; after the last step too, in case the export fails."""
         if is_due(trainer, step, self._job.config.save_every):
             self._save(trainer)
 
     def at_end(self, trainer: DPOTrainer) -> None:
-        """Say what a stop before the finished model is written leaves to do."""
+        """From now on, a stop says how to write the finished model."""
         self._stop.message = (
             "stopped after the last step, which is saved; the finished model is written with: "
             f"{self._resume}"
         )
 
     def stopped(self, trainer: DPOTrainer, error: StoppedError) -> StoppedError:
-        """Save the state of a run that was stopped; returns the error that says how to go on.
+        """Save the state of a run that was stopped; returns the error that says how to resume.
 
         Raises:
             DiskError: If it can't be written.
         """
         self._save(trainer)
-        why = "" if self._stop.requested else f": {error}"
+        reason = "" if self._stop.requested else f": {error}"
         return StoppedError(
-            f"stopped after step {trainer.step} of {trainer.max_steps}{why}; "
+            f"stopped after step {trainer.step} of {trainer.max_steps}{reason}; "
             f"continue with: {self._resume}"
         )
 
@@ -284,12 +282,12 @@ class Save(Callback):
 
 
 class Pressure(Callback):
-    """Warns when the machine's memory gets short, and stops the run before it is gone."""
+    """Warns when the machine's memory gets short, and stops the run before it is full."""
 
     def __init__(self, watch: PressureWatch, screen: Screen) -> None:
         self._watch, self._screen = watch, screen
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Look; raises StoppedError where hardly any memory is left."""
+        """Check; raises StoppedError if hardly any memory is left."""
         if (warning := self._watch.look()) is not None:
             self._screen.warned(warning)

@@ -1,4 +1,4 @@
-"""What a run is told: one frozen dataclass, from which the options, their help and TOML follow."""
+"""The settings of a run: one frozen dataclass; options, their help and TOML are made from it."""
 
 import difflib
 import json
@@ -13,11 +13,12 @@ from typing import Any, get_args, get_type_hints
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import flaw_of_name
 
-# As in `training.optimizers`, which needs MLX: the command line's help should not.
+# As in `training.optimizers`, which imports MLX: too slow for the command line's help.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
 DTYPES = ("float32", "bfloat16")
 EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
+_LIMITS: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
 
 
 def _option(default: Any, help_text: str, **rules: Any) -> Any:
@@ -62,13 +63,13 @@ class RunConfig:
     )
     optimizer: str = _option(
         "adamw",
-        "AdamW; Lion, half its state; or Adafactor, next to none.",
+        "AdamW; Lion, with half its state; or Adafactor, with almost none.",
         choices=OPTIMIZERS,
     )
     dtype: str = _option(
         "float32",
-        "Of weights, gradients and optimizer state. bfloat16 halves them; updates are then rounded "
-        "up or down by chance, because the small ones would be lost by rounding to the nearest.",
+        "Of weights, gradients and optimizer state. bfloat16 halves them; updates then use "
+        "stochastic rounding, because rounding to the nearest would lose the small ones.",
         choices=DTYPES,
     )
     checkpoint_layers: bool = _option(
@@ -105,12 +106,12 @@ class RunConfig:
     memory_budget: str | None = _option(
         None,
         "Most that MLX may hold at once, such as 4GB: settings that were not given are changed "
-        "until it is kept (mlx_dpo plan says which). On Apple silicon, three quarters of what the "
-        "system recommends for the GPU.",
+        "until the run fits (mlx_dpo plan shows which). Default on Apple silicon: three quarters "
+        "of what the system recommends for the GPU.",
         is_size=True,
     )
     plain: bool = _option(
-        False, "Compute log-probs by the plain definition: slower, and nothing to fall back from."
+        False, "Compute log-probs by the plain definition: the slowest path, and the reference."
     )
 
     def to_toml(self) -> str:
@@ -123,8 +124,9 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
 
-# Settings that say where things go or how often to report, and not what is computed.
-PLACES = frozenset(
+# Where things go and how often to report: a resumed run may change these. Model and data are
+# compared by their digests.
+NOT_IN_IDENTITY = frozenset(
     {"out", "overwrite", "run_dir", "model", "data", "memory_budget"}
     | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
 )
@@ -153,11 +155,8 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
         settings.pop("epochs", None)
     if "epochs" in options:
         settings.pop("steps", None)
-    settings |= options
-    for key, value in settings.items():
-        _check_value(
-            f"--{key.replace('_', '-')}" if key in options else f"{toml}: {key}", key, value
-        )
+    for key, value in options.items():
+        settings[key] = _check_value(f"--{key.replace('_', '-')}", key, value)
     if settings.get("data") is None and EMBEDDED_DATA.is_file():
         settings["data"] = str(EMBEDDED_DATA)
     for key in ("model", "data"):
@@ -195,34 +194,33 @@ def read_toml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_not_both(settings: dict[str, Any], place: str) -> None:
+def _check_not_both(settings: dict[str, Any], names: str) -> None:
     if settings.get("epochs") is not None and settings.get("steps") is not None:
-        raise UsageError(f"{place} both say how long to train; give one")
+        raise UsageError(f"{names} both say how long to train; give one")
 
 
-def _check_value(place: str, key: str, value: Any) -> Any:
+def _check_value(name: str, key: str, value: Any) -> Any:
     expected = option_type(key)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not expected:
         raise UsageError(
-            f"{place}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
+            f"{name}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{place}: must be a finite number, found {value}")
+        raise UsageError(f"{name}: must be a finite number, found {value}")
     rules = next(f for f in fields(RunConfig) if f.name == key).metadata
-    limits: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
-    for rule, holds in limits.items():
+    for rule, holds in _LIMITS.items():
         if rule in rules and not holds(value, rules[rule]):
             raise UsageError(
-                f"{place}: must be {rule.replace('_', ' ')} {rules[rule]}, found {value}"
+                f"{name}: must be {rule.replace('_', ' ')} {rules[rule]}, found {value}"
             )
     if "choices" in rules and value not in rules["choices"]:
-        raise UsageError(f"{place}: must be {' or '.join(rules['choices'])}, found {value!r}")
+        raise UsageError(f"{name}: must be {' or '.join(rules['choices'])}, found {value!r}")
     if "is_size" in rules and parse_size(str(value)) is None:
-        raise UsageError(f"{place}: expected a size such as 8GB or 900MB, found {value!r}")
+        raise UsageError(f"{name}: expected a size such as 8GB or 900MB, found {value!r}")
     if isinstance(value, str) and "choices" not in rules and (flaw := flaw_of_name(value)):
-        raise UsageError(f"{place}: {flaw}")
+        raise UsageError(f"{name}: {flaw}")
     return value
 
 

@@ -29,8 +29,8 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Account:
-    """What became of the rows. ``read == pairs kept + sum(dropped)``, always.
+class RowCounts:
+    """Counts of rows kept, dropped and changed; ``read == pairs kept + sum(dropped)``.
 
     Attributes:
         read: Rows of the files.
@@ -54,17 +54,17 @@ class Data:
     Attributes:
         train: Training pairs.
         held_out: Held-out pairs, possibly none.
-        account: What became of the rows of the files.
+        account: Counts of the rows of the files.
         shown: A few held-out pairs as text, of different kinds as far as there are any.
-        problems: What is wrong with the files.
-        log: All of it, a line a problem, on disk; None where nothing is.
-        digest: sha256 that stands for the token ids of every pair, in order.
+        problems: What is wrong with the files: counts, and the first ones.
+        log: Every problem, a line each, on disk; None where there is none.
+        digest: sha256 over the token ids of every pair, in order.
         largest_id: Largest token id.
     """
 
     train: Pairs
     held_out: Pairs
-    account: Account
+    account: RowCounts
     shown: list[Preference]
     problems: Problems
     log: mmap | None
@@ -100,16 +100,16 @@ def load_data(
     *,
     keep: bool = True,
     progress: BytesDone | None = None,
-    told: Callable[[Problems], None] | None = None,
+    report: Callable[[Problems], None] | None = None,
 ) -> Data:
-    """Read, check, tokenise and split the pairs of a run.
+    """Read, check, tokenize and split the pairs of a run.
 
     Args:
         config: The settings.
         chat: The model's conversation format.
-        keep: Whether a later run may find the token ids.
-        progress: Told how far tokenising has come.
-        told: Told what is wrong with the files, before they are refused for it.
+        keep: Whether token ids are kept on disk for later runs.
+        progress: Called with the bytes of a file tokenized so far, and all of them.
+        report: Called with what is wrong with the files, before they are refused.
 
     Raises:
         UsageError: If a file is not there.
@@ -118,7 +118,7 @@ def load_data(
     """
     try:
         with TextIOWrapper(TemporaryFile(), encoding="utf-8") as log:
-            data = _load(config, chat, Problems(log), keep, progress, told)
+            data = _load(config, chat, Problems(log), keep, progress, report)
             log.flush()
             return replace(data, log=mapped(log.buffer))
     except OSError as error:
@@ -131,7 +131,7 @@ def _load(
     problems: Problems,
     keep: bool,
     progress: BytesDone | None,
-    told: Callable[[Problems], None] | None,
+    report: Callable[[Problems], None] | None,
 ) -> Data:
     assert config.data is not None
 
@@ -151,29 +151,29 @@ def _load(
         read_rows += other.store.read
         dropped += other.store.dropped
         dropped["leak"] += len(other.rows) - len(held.rows)
-    kept = len(train.rows) + len(held.rows)
-    if kept + dropped.total() != read_rows:  # never; and never unnoticed
+    num_kept = len(train.rows) + len(held.rows)
+    if num_kept + dropped.total() != read_rows:
         raise DataError(
-            f"{config.data}: {read_rows} rows were read, and {kept} kept and {dropped.total()} "
+            f"{config.data}: {read_rows} rows were read, and {num_kept} kept and {dropped.total()} "
             "dropped: rows went missing, which is a mistake of this program; nothing was trained"
         )
-    if told is not None:
-        told(problems)
+    if report is not None:
+        report(problems)
     if problems.cut_short or not config.drop_bad:
         refuse_errors(problems, read_rows, drop_bad_hint(problems))
     sides = (train, held)
     if not len(train.rows):
-        why = (
+        reason = (
             f"{by_code(dropped)}, such as {problems.shown()[0]}" if dropped else "all are held out"
         )
         raise DataError(
-            f"{config.data}: no pair is left to train on ({why}); see --max-length and "
+            f"{config.data}: no pair is left to train on ({reason}); see --max-length and "
             "--eval-fraction"
         )
     return Data(
         train=train.pairs(),
         held_out=held.pairs(),
-        account=Account(
+        account=RowCounts(
             read=read_rows,
             dropped=+dropped,
             num_cut=sum(side.count(CUT) for side in sides),
@@ -191,7 +191,7 @@ def _load(
 
 
 def _split(whole: _Side, fraction: float) -> tuple[_Side, _Side]:
-    """Which rows are held out depends on all that can be read, and not on a model's tokens."""
+    """Split by the texts of all rows, so that it does not depend on a model's tokens."""
     store = whole.store
     rows = zip(store.prompts(), store.kinds_of(np.arange(len(store))), strict=True)
     out = np.array(held_out_rows(rows, fraction, SPLIT_SEED), dtype=bool)
@@ -217,20 +217,20 @@ def _shown(side: _Side) -> list[Preference]:
     """A few pairs of different kinds as far as there are any, read from the file once more.
 
     Raises:
-        DataError: If the file is no longer what was tokenised.
+        DataError: If the file has changed since it was tokenized.
     """
     first_of_kind: dict[str, int] = {}
-    for place, kind in enumerate(side.store.kinds_of(side.rows)):
-        first_of_kind.setdefault(kind, place)
+    for index, kind in enumerate(side.store.kinds_of(side.rows)):
+        first_of_kind.setdefault(kind, index)
     pool = list(first_of_kind.values())
     if len(pool) < SHOWN_ANSWERS:
         pool = list(range(len(side.rows)))
     count = min(SHOWN_ANSWERS, len(pool))
     rows = side.rows[[pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]]
     numbers = side.store.columns["number"][rows].tolist()
-    found = read_some(side.file, numbers)
+    pairs = read_some(side.file, numbers)
     prompts = side.store.prompts()
     for number, row in zip(numbers, rows.tolist(), strict=True):
-        if number not in found or text_digest(found[number].prompt) != prompts[row]:
+        if number not in pairs or text_digest(pairs[number].prompt) != prompts[row]:
             raise DataError(f"{side.file}: changed while it was read; start again")
-    return [found[number] for number in numbers]
+    return [pairs[number] for number in numbers]

@@ -1,13 +1,16 @@
-"""The folders of a run: where it may write, and the files that it keeps.
+"""The folders of a run: where it may write, and the files it keeps.
 
-The three folders of a run are the model it starts from (only read), its own folder of settings,
-metrics and checkpoints, and the finished model.
+A run reads the model it starts from, and writes a folder of settings, metrics and checkpoints
+(``runs/<name>-<n>``, `RunFolder`) and the finished model (``checkpoints/<name>-dpo``, `out_of`).
+All runs started in one folder share caches below ``runs`` (`CACHES`): token ids, reference
+log-probs and converted models.
 """
 
 import json
 import os
 import platform
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,20 +22,31 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo import __version__
-from mlx_dpo.convert.sources import find, name_of
+from mlx_dpo.convert.sources import CONVERTED, find, name_of
 from mlx_dpo.errors import DiskError, UsageError
-from mlx_dpo.files import append, flush_file, make_folder, write_file
+from mlx_dpo.files import (
+    append,
+    flush_file,
+    make_folder,
+    remove_abandoned,
+    remove_folder,
+    write_file,
+)
+from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
+CACHES = (TOKENS, REFERENCES, CONVERTED)
+MAX_UNUSED = 30 * 24 * 3600.0  # seconds; cache entries that nothing used for longer are deleted
 
 
 class RunFolder:
     """``runs/<name>/`` and its files.
 
     ``metrics.jsonl`` holds a line a step, deterministic values only; ``timings.jsonl`` holds
-    what differs from machine to machine; ``samples.jsonl`` the answers given on the way. All are
+    what differs from machine to machine; ``samples.jsonl`` the answers during training. All are
     cut back to a checkpoint on resume.
 
     Args:
@@ -56,7 +70,7 @@ class RunFolder:
         append(self.path / name, json.dumps(row) + "\n", flush=False)
 
     def flush(self) -> None:
-        """Wait until the lines are on the platter: a checkpoint must not know more than they do."""
+        """Wait until the disk has the lines: a checkpoint must not be ahead of them."""
         for name in LOGS:
             if (self.path / name).is_file():
                 flush_file(self.path / name)
@@ -75,7 +89,7 @@ class RunFolder:
         return rows
 
     def cut_to(self, step: int) -> None:
-        """Forget the lines of `step` and later: they are about to be made again."""
+        """Remove the lines of `step` and later, which are about to be written again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():
@@ -86,7 +100,7 @@ class RunFolder:
 
 def _lines_before(lines: Iterable[str], step: int) -> Iterable[str]:
     for line in lines:
-        with suppress(ValueError, TypeError, KeyError):  # what a killed run left half written
+        with suppress(ValueError, TypeError, KeyError):  # half a line of a killed run
             if line.endswith("\n") and json.loads(line)["step"] < step:
                 yield line
 
@@ -117,20 +131,6 @@ def next_run_dir(name: str, parent: Path = Path("runs")) -> Path:
     return parent / f"{name}-{max(taken, default=0) + 1}"
 
 
-def check_folders(config: RunConfig) -> None:
-    """Refuse folders of a run that would write into one another, or over somebody's work.
-
-    Raises:
-        UsageError: See `check_places`; also if the model is not there.
-    """
-    assert config.model is not None
-    given = find(config.model)
-    out = out_of(config)
-    run = Path(config.run_dir) if config.run_dir else next_run_dir(name_of(config.model))
-    overwrite = config.overwrite or is_result_of(config, out)
-    check_places(given, out, run, overwrite=overwrite)
-
-
 def out_of(config: RunConfig) -> Path:
     """The folder of the finished model."""
     assert config.model is not None
@@ -138,51 +138,57 @@ def out_of(config: RunConfig) -> Path:
 
 
 def is_result_of(config: RunConfig, out: Path) -> bool:
-    """Whether `out` is what this very run wrote before it was killed, late in its end.
+    """Whether `out` was written by this very run, which was killed before it could finish.
 
-    A run that has not begun yet has no result, whatever another with the same settings left.
+    A run that has not begun yet has no result, whatever another with the same settings wrote.
     """
     if not config.run_dir or not (Path(config.run_dir) / "config.toml").is_file():
         return False
     try:
-        there = json.loads((out / "dpo.json").read_text(encoding="utf-8"))["settings"]
+        settings = json.loads((out / "dpo.json").read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    where = {"run_dir": None}  # the same folder, however it was spelled then
-    return bool({**there, **where} == {**asdict(config), **where})
+    ignored = {"run_dir": None}  # the same folder, however it was spelled then
+    return bool({**settings, **ignored} == {**asdict(config), **ignored})
 
 
-def check_places(source: Path, out: Path, run: Path, *, overwrite: bool) -> None:
-    """Refuse folders that would write into one another, or over somebody's work.
-
-    Args:
-        source: The model.
-        out: Where the finished checkpoint goes.
-        run: Where the run goes.
-        overwrite: Whether an `out` that a run made may be replaced.
+def check_folders(config: RunConfig) -> None:
+    """Refuse folders of a run that would write into one another, or over somebody's work.
 
     Raises:
-        UsageError: If they overlap, or would lie under a file, or `out` is there and may not be
-            replaced.
+        UsageError: If the model is not there, two of the folders overlap, one would lie below a
+            file, or the finished model's is there and may not be replaced.
     """
-    named = [("--model", source), ("--out", out), ("--run-dir", run)]
-    for (one, a), (other, b) in combinations([(n, p.resolve()) for n, p in named], 2):
+    assert config.model is not None
+    source, out = find(config.model), out_of(config)
+    run = Path(config.run_dir) if config.run_dir else next_run_dir(name_of(config.model))
+    folders = {"--model": source, "--out": out, "--run-dir": run}
+    resolved = [(option, folder.resolve()) for option, folder in folders.items()]
+    for (option, a), (other, b) in combinations(resolved, 2):
         if a == b or a in b.parents or b in a.parents:
-            raise UsageError(f"{other} {b} and {one} {a} overlap; the three folders must be apart")
-    for option, place in (("--out", out), ("--run-dir", run)):
-        above = next((p for p in place.parents if os.path.lexists(p)), Path())
+            raise UsageError(
+                f"{other} {b} and {option} {a} overlap; the three folders must be apart"
+            )
+    for option in ("--out", "--run-dir"):
+        folder = folders[option]
+        above = next((p for p in folder.parents if os.path.lexists(p)), Path())
         if not above.is_dir():
-            raise UsageError(f"{place}: {above} is a file; {option} takes a folder")
+            raise UsageError(f"{folder}: {above} is a file; {option} takes a folder")
     if not os.path.lexists(out):
         return
-    if not overwrite:
+    if not (config.overwrite or is_result_of(config, out)):
         raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another --out")
     if out.is_symlink() or not (out / "dpo.json").is_file():
         raise UsageError(f"{out}: exists and no run made it (no dpo.json); choose another --out")
 
 
 def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
-    """The folder that the settings name for the run, which must be free or its own."""
+    """The run's folder as named in the settings, which no other run may hold; None if unnamed.
+
+    Raises:
+        LockedError: If another process holds it.
+        UsageError: As for `check_ours`, or if it is a file.
+    """
     if config.run_dir is None:
         return None
     path = Path(config.run_dir)
@@ -194,7 +200,7 @@ def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
 
 
 def check_ours(path: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds what is not to be resumed, or what no run made.
+    """Refuse a folder with a run that is not to be resumed, or with files that no run made.
 
     Raises:
         UsageError: If it does.
@@ -204,6 +210,25 @@ def check_ours(path: Path, *, resume: bool) -> None:
     others = path.is_dir() and any(entry.name not in (LOCK, HOLDER) for entry in path.iterdir())
     if others and not (path / "config.toml").exists():
         raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
+
+
+def prune_caches(source: Path) -> None:
+    """Delete cache entries that nothing has used for `MAX_UNUSED` seconds, and leftovers.
+
+    Whoever reads an entry marks it by `files.mark_used`. Leftovers are what killed writers left
+    half done.
+
+    Args:
+        source: The run's model; it stays, even if it is an entry that was named by its path.
+    """
+    oldest = time.time() - MAX_UNUSED
+    for cache in filter(Path.is_dir, CACHES):
+        with suppress(OSError):  # what can't be deleted only takes room
+            remove_abandoned(cache)
+        for entry in cache.iterdir():
+            with suppress(OSError):  # as above, or another run has deleted it
+                if entry.stat().st_mtime < oldest and not entry.samefile(source):
+                    remove_folder(entry) if entry.is_dir() else entry.unlink()
 
 
 def environment() -> dict[str, Any]:

@@ -17,20 +17,20 @@ from mlx_dpo.errors import DiskError, LockedError, StoppedError
 if TYPE_CHECKING:
     from filelock import FileLock
 
-LOCK = ".lock"  # of the kernel's kind: free again the moment its holder ends, however
+LOCK = ".lock"  # held by the kernel: free the moment its holder ends, however that happens
 HOLDER = ".lock.json"  # who holds it
-# Seconds. A holder killed while it was starting a helper leaves that one its lock for an instant:
-# a child has all of its parent's files until it begins its own program.
+# Seconds. A process killed while it starts a child leaves the lock to the child for an instant: a
+# child has its parent's open files until it begins its own program.
 PATIENCE = 0.5
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder; if nothing was written into it, folders made here are removed again.
+    """Lock a run's folder while the block runs; folders made for it are removed if left empty.
 
     Raises:
-        LockedError: If another process holds it, at once; the message names it. One that is
-            already dead is given `PATIENCE` seconds.
+        LockedError: If another process holds it; the message names the process. For one that is
+            already dead, after `PATIENCE` seconds.
         DiskError: If the folder or the lock can't be made.
     """
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -55,7 +55,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def check_free(run: Path) -> None:
-    """Find out at once, before anything heavy is imported, whether a run's folder is held.
+    """Refuse a run's folder that is locked, before anything heavy is imported.
 
     Raises:
         LockedError: If it is.
@@ -83,7 +83,7 @@ def _acquired(run: Path) -> "FileLock":
 
 
 def _holder(run: Path) -> dict[str, Any]:
-    """The process that wrote its name; empty where none did."""
+    """What the process that holds the folder wrote about itself; empty if nothing."""
     with suppress(OSError, ValueError):
         holder = json.loads((run / HOLDER).read_bytes())
         if isinstance(holder, dict) and {"pid", "host", "started"} <= holder.keys():
@@ -92,14 +92,14 @@ def _holder(run: Path) -> dict[str, Any]:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether it certainly is: it was of this host, and no process has its number."""
+    """Whether the holder is certainly dead: of this host, and no process has its number."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder["pid"], int):
         return False
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # another user's; no number of a process
+    except (OSError, OverflowError):  # another user's process; not a valid process id
         return False
     return False
 
@@ -116,13 +116,13 @@ def _now() -> str:
 
 
 class Stop:
-    """Whether a signal asked the run to end.
+    """A request by signal to end the run.
 
     Attributes:
-        requested: A signal came.
+        requested: Whether a signal came.
         defer: If True a signal only sets `requested`; the loop sees it after the current batch and
             saves. If False (before training) it raises KeyboardInterrupt at once.
-        message: What is lost then, and what to do.
+        message: Of the error: what is lost, and how to continue.
     """
 
     requested = False
@@ -130,7 +130,7 @@ class Stop:
     message = "stopped before the first step; nothing is lost, start it again"
 
     def check(self) -> None:
-        """Leave now, if a signal came.
+        """Raise, if a signal came.
 
         Raises:
             StoppedError: If it did.
@@ -150,16 +150,16 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[Stop]:
-    """Let SIGINT and SIGTERM end what runs inside; a second one ends the process at once.
+    """Let SIGINT and SIGTERM stop the block; a second one ends the process at once.
 
-    At once means by the kernel: no Python code runs any more, not even in the middle of a long
-    computation. What is on disk is whole at any moment.
+    At once means by the kernel, also in the middle of a long computation: no Python code runs any
+    more. The files on disk are whole at any moment.
 
     Args:
-        on_deferred: Called from the handler when the first signal has to wait for a batch.
+        on_deferred: Called in the handler if the first signal has to wait for a batch.
 
     Raises:
-        StoppedError: If a signal came while there was nothing to save.
+        StoppedError: If a signal came before training.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -167,10 +167,10 @@ def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[St
         return
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         stop.requested = True
-        for each in old:
-            signal.signal(each, signal.SIG_DFL)
+        for other in old:
+            signal.signal(other, signal.SIG_DFL)
         if not stop.defer:
             raise KeyboardInterrupt
         if on_deferred is not None:
@@ -178,7 +178,7 @@ def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[St
 
     try:
         for number in old:
-            signal.signal(number, ask)
+            signal.signal(number, handle)
         yield stop
     except KeyboardInterrupt:
         stop.check()

@@ -1,4 +1,4 @@
-"""From settings to the things a run works with: model, pairs, folders. Nothing is trained here."""
+"""A job: what a run works with, read from its settings. Nothing is trained here."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.convert.sources import find_mlx, load_folder, load_tokenizer, name_of
+from mlx_dpo.convert.sources import find_mlx, load_model, load_tokenizer, name_of
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
@@ -18,23 +18,23 @@ from mlx_dpo.preferences.json_text import check_readable
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, JoinedExamples, lengths
 from mlx_dpo.records import Pairs
-from mlx_dpo.runs.config import PLACES, RunConfig
+from mlx_dpo.runs.config import NOT_IN_IDENTITY, RunConfig
 from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.folder import out_of
 
 
 @dataclass(frozen=True)
 class Job:
-    """All a run works with.
+    """What a run works with.
 
     Attributes:
         config: The settings.
         name: The model's name.
         source: Folder of the SFT model; only read.
-        out: Folder the finished checkpoint will have.
+        out: Folder of the finished model.
         policy: The model that trains.
-        weights: Fingerprint of the parameters before training, which are the reference's.
-        model: Digest of all that decides the reference's log-probs: weights, config, code.
+        weights_digest: `fingerprint` of the policy before training, which is also the reference's.
+        model_digest: sha256 of all that decides the reference's log-probs: weights, config, code.
         chat: The model's conversation format.
         data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
@@ -45,8 +45,8 @@ class Job:
     source: Path
     out: Path
     policy: nn.Module
-    weights: str
-    model: str
+    weights_digest: str
+    model_digest: str
     chat: ChatFormat
     data: Data
     max_steps: int
@@ -66,12 +66,22 @@ class Job:
         """Every pair: training, then held out."""
         return JoinedExamples(self.train.examples, self.held_out.examples)
 
+    def epoch_order(self) -> EpochOrder:
+        """The order of the training pairs, as the trainer has it before the first step."""
+        examples, size = self.train.examples, self.config.batch_size
+        return EpochOrder(
+            len(examples),
+            size * self.config.grad_accumulation,
+            self.config.seed,
+            lengths=lengths(examples),
+            micro_batch=size,
+        )
+
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it continues."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in PLACES}
-        settings |= {"epochs": None, "steps": self.max_steps}
-        settings |= {"order_of_pairs": ORDER}
-        return {**settings, "model": self.model, "data": self.data.digest}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in NOT_IN_IDENTITY}
+        settings |= {"epochs": None, "steps": self.max_steps, "order_of_pairs": ORDER}
+        return {**settings, "model": self.model_digest, "data": self.data.digest}
 
     def split(self) -> dict[str, list[str]]:
         """Ids of the pairs on each side."""
@@ -89,9 +99,9 @@ def prepare(
 
     Args:
         config: The settings.
-        keep: Whether a later run may find the token ids.
-        tokenizing: Told how far tokenising has come, in bytes of the file.
-        problems: Told what is wrong with the data, before it is refused for it.
+        keep: Whether token ids are kept on disk for later runs.
+        tokenizing: Called with the bytes of the file tokenized so far, and all of them.
+        problems: Called with what is wrong with the data, before the data is refused.
 
     Raises:
         UsageError: If a folder or setting is not as it must be.
@@ -99,27 +109,27 @@ def prepare(
     """
     assert config.model is not None
     assert config.data is not None
-    name = name_of(config.model)
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source))
-    data = load_data(config, chat, keep=keep, progress=tokenizing, told=problems)
-    policy, _ = load_folder(source, config.dtype)
-    per_step = config.batch_size * config.grad_accumulation
-    order = EpochOrder(len(data.train.examples), per_step, config.seed)
+    data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
+    policy = load_model(source, config.dtype)
+    weights_digest = fingerprint(policy)
+    pairs_per_step = config.batch_size * config.grad_accumulation
+    steps_per_epoch = -(-len(data.train.examples) // pairs_per_step)
     job = Job(
         config=config,
-        name=name,
+        name=name_of(config.model),
         source=source,
         out=out_of(config),
         policy=policy,
-        weights=fingerprint(policy),
-        model=model_digest(policy, source),
+        weights_digest=weights_digest,
+        model_digest=model_digest(weights_digest, source),
         chat=chat,
         data=data,
-        max_steps=config.steps or config.epochs * order.batches_per_epoch,
+        max_steps=config.steps or config.epochs * steps_per_epoch,
     )
     _check_ids(job)
     return job

@@ -1,7 +1,9 @@
-"""A machine that runs out of memory: warn, then stop while the run can still be saved.
+"""The machine a run is on: memory that gets short or runs out, and sleep.
 
 A Mac does not refuse memory, it swaps: first everything becomes slow, then the system ends
-programs. The figures below are judgement; they were not measured on a Mac.
+programs. So `PressureWatch` warns, then stops the run while it can still be saved. Its limits are
+estimates; they were not measured on a Mac. `shortage_explained` turns MLX's error into a line that
+says which setting to change. `keep_awake` prevents sleep, and `StepClock` notices it.
 """
 
 import os
@@ -16,16 +18,17 @@ from typing import NamedTuple
 from mlx_dpo.errors import MemoryShortError, StoppedError, is_shortage
 from mlx_dpo.runs.config import RunConfig
 
-EVERY = 15.0  # seconds between two looks
+EVERY = 15.0  # seconds between two checks of the memory
 LOW_FREE, LEAST_FREE = 0.15, 0.05  # share of the memory that is free: warn below, stop below
 HIGH_SWAP, MOST_SWAP = 1 * 2**30, 4 * 2**30  # bytes swapped out since the run began: the same
 TIMEOUT = 5.0  # seconds; under pressure a program may take long to start
+GAP = 10.0  # seconds by which the wall clock must run ahead to count as sleep
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Reading(NamedTuple):
-    """What the system says.
+    """Memory of the machine at a moment.
 
     Attributes:
         free: Share of the memory that is free, 0 to 1.
@@ -40,11 +43,11 @@ Probe = Callable[[], Reading | None]
 
 
 def read_pressure() -> Reading | None:
-    """What macOS says; None elsewhere, or where it can't be read."""
+    """The reading of macOS; None elsewhere, or if it can't be read."""
     if sys.platform != "darwin":
         return None
     try:
-        said = [
+        outputs = [
             subprocess.run(
                 command, capture_output=True, text=True, timeout=TIMEOUT, check=True
             ).stdout
@@ -52,7 +55,7 @@ def read_pressure() -> Reading | None:
         ]
     except (OSError, subprocess.SubprocessError):
         return None
-    return parse(*said)
+    return parse(*outputs)
 
 
 def parse(pressure: str, swap: str) -> Reading | None:
@@ -66,11 +69,11 @@ def parse(pressure: str, swap: str) -> Reading | None:
 
 
 class PressureWatch:
-    """Looks at the memory now and then, and remembers what it saw.
+    """Checks the memory every `EVERY` seconds.
 
     Args:
-        probe: Gives a reading; None once, and it is not asked again.
-        clock: Seconds that pass.
+        probe: Returns a reading; once it returns None it is not called again.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -84,13 +87,13 @@ class PressureWatch:
         self._short = 0  # readings in a row
 
     def look(self) -> str | None:
-        """Look, if it is time to.
+        """Check the memory, if it is time to.
 
         Returns:
-            A warning, the first time that memory is getting short.
+            A warning, the first time that memory is getting short; else None.
 
         Raises:
-            StoppedError: If at two looks in a row there was hardly any left.
+            StoppedError: If two readings in a row found hardly any left.
         """
         if self._probe is None or self._clock() < self._next:
             return None
@@ -114,17 +117,13 @@ class PressureWatch:
         return f"memory is getting short ({state}); the run stops, saved, where it runs out"
 
 
-# --- When memory runs out: an error of MLX becomes one line that says
-# which setting to change.
-
-
 @contextmanager
 def shortage_explained(config: RunConfig, *, loading: bool = False) -> Iterator[None]:
-    """Turn an error about memory into one with advice.
+    """Turn an error about memory in the block into one with advice.
 
     Args:
-        config: The settings of the run inside.
-        loading: Whether nothing happens inside but that the model is read.
+        config: The settings of the run.
+        loading: Whether the block only loads data and model.
 
     Raises:
         MemoryShortError: If memory has run out.
@@ -134,20 +133,20 @@ def shortage_explained(config: RunConfig, *, loading: bool = False) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise
-        said = " ".join(str(error).split())[:160] or type(error).__name__
+        text = " ".join(str(error).split())[:160] or type(error).__name__
         raise MemoryShortError(
-            f"not enough memory ({said}): close other programs, or start again with "
+            f"not enough memory ({text}): close other programs, or start again with "
             f"{advice(config, loading=loading)}; mlx_dpo plan says what fits"
         ) from None
 
 
 def advice(config: RunConfig, *, loading: bool = False) -> str:
-    """The next setting to change, in the order of `mlx_dpo plan`; never one that is so already."""
+    """The next setting to change, in the order of `mlx_dpo plan`, that is not changed already."""
     half = max(1, config.batch_size // 2)
     parts = -(-config.batch_size * config.grad_accumulation // half)
     bfloat16 = (config.dtype == "float32", "--dtype bfloat16")
     smaller = (True, "a smaller model")
-    if loading:  # batches and optimizer are not there yet
+    if loading:  # there are no batches and no optimizer yet
         changes = [bfloat16, smaller]
     else:
         changes = [
@@ -163,13 +162,6 @@ def advice(config: RunConfig, *, loading: bool = False) -> str:
     return next(setting for is_open, setting in changes if is_open)
 
 
-# --- A laptop that sleeps: kept awake while a run trains, noticed when it
-# slept all the same.
-
-
-GAP = 10.0  # seconds by which the wall clock runs ahead before it is called sleep
-
-
 @contextmanager
 def keep_awake(
     *,
@@ -183,14 +175,14 @@ def keep_awake(
 
     Args:
         platform: As in `sys.platform`.
-        launch: Starts a command; what it returns is terminated in the end.
+        launch: Starts a command; the process it returns is terminated at the end.
     """
     helper = None
     if platform == "darwin":
         try:
             helper = launch(["caffeinate", "-is", "-w", str(os.getpid())])
         except OSError:
-            helper = None  # a Mac without it sleeps, and the run goes on afterwards
+            helper = None  # without it the Mac may sleep, and the run goes on afterwards
     try:
         yield
     finally:
@@ -200,7 +192,7 @@ def keep_awake(
 
 
 class StepClock:
-    """Seconds of work, without those in which the machine slept.
+    """Counts seconds of work, without those in which the machine slept.
 
     The running clock stands still in sleep (on macOS and Linux), the wall clock does not.
 
@@ -218,7 +210,7 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count."""
+        """Count from now."""
         self._began = self._running(), self._wall()
 
     def lap(self) -> tuple[float, float]:

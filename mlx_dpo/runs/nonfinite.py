@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: which pair it was, and whether the run goes on."""
+"""A step with a loss or gradient that is not finite: diagnosed, and left out if allowed."""
 
 import math
 from typing import Any
@@ -18,11 +18,11 @@ _SIDES = ("chosen", "rejected")
 
 
 class SkipNonFinite(Callback):
-    """Writes down what was not finite; leaves up to `limit` steps in a row out.
+    """Writes a diagnosis of a step that is not finite, and leaves it out.
 
     Args:
         pairs: The training pairs.
-        limit: Steps in a row; 0 for none.
+        limit: Steps in a row that may be left out; 0 for none.
         folder: Where the diagnosis is written.
         screen: Warned of each step that is left out.
     """
@@ -33,12 +33,12 @@ class SkipNonFinite(Callback):
         self._in_a_row = 0
 
     def at_start(self, trainer: DPOTrainer) -> None:
-        """Count the steps that were left out right before."""
+        """Count the steps that were left out right before the run was stopped."""
         for row in self._folder.last_rows("metrics.jsonl", trainer.step - self._limit):
             self._in_a_row = 0 if "loss" in row else self._in_a_row + ("skipped" in row)
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """A step that was made ends the row."""
+        """A step that was made ends the count."""
         if metrics is not None:
             self._in_a_row = 0
 
@@ -46,7 +46,7 @@ class SkipNonFinite(Callback):
         """Leave the step out.
 
         Raises:
-            NonFiniteError: With the diagnosis, where it may not be left out or weights are lost.
+            NonFiniteError: With the diagnosis, if it may not be left out or weights are lost.
         """
         if not isinstance(error, NonFiniteError):
             return False
@@ -100,7 +100,7 @@ def diagnose(trainer: DPOTrainer, pairs: Pairs) -> dict[str, Any]:
 
 
 def summary(diagnosis: dict[str, Any]) -> str:
-    """The diagnosis in a few words."""
+    """The diagnosis on one line."""
     if diagnosis["weights"]:
         return f"the weights are not finite ({diagnosis['weights'][0]})"
     bad = [f"{name} of pair {p['id']}" for p in diagnosis["pairs"] for name in p["not_finite"]]

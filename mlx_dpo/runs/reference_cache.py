@@ -1,7 +1,7 @@
-"""Reference log-probs on disk, so that a second run on the same model and data finds them.
+"""Reference log-probs: computed by the untrained policy, kept on disk, found by the next run.
 
-A file is named by a hash of all its numbers depend on. Nothing in it is ever guessed: a file that
-doesn't hold exactly the pairs asked for is not used.
+A file is named by a hash of all its numbers depend on. A file that doesn't hold exactly the pairs
+asked for, undamaged, is not used.
 """
 
 import hashlib
@@ -17,79 +17,18 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mlx_dpo.files import make_folder, write_file
-from mlx_dpo.preferences.batches import ORDER, EpochOrder
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.files import make_folder, mark_used, write_file
+from mlx_dpo.preferences.batches import ORDER
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.folder import REFERENCES
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.paths import ScoringPath
 from mlx_dpo.training.reference import Reference, cached_reference, example_digest, score_in_batches
+from mlx_dpo.training.trainer import Scores
 
-FOLDER = Path("runs/.reference")  # one for all runs, so that they share it
 SCORING_VERSION = "2"  # changes whenever a way of scoring changes a bit of a log-prob
-
-
-def cache_file(
-    model: str, examples: Sequence[PreferenceExample], batch_size: int, path: str
-) -> Path:
-    """Where the log-probs of these pairs under this model lie.
-
-    Args:
-        model: Digest of the reference model.
-        examples: The pairs, after truncation.
-        batch_size: Pairs per forward; other shapes move a log-prob in its last bits.
-        path: Name of the scoring path, for the same reason.
-    """
-    digest = hashlib.sha256()
-    device: Any = mx.default_device()
-    for part in (model, path, SCORING_VERSION, version("mlx"), str(device), str(batch_size)):
-        digest.update(f"{part}\n".encode())
-    for example in examples:
-        digest.update(example_digest(example))
-    return FOLDER / f"{digest.hexdigest()[:32]}.safetensors"
-
-
-def read(file: Path, examples: Sequence[PreferenceExample]) -> npt.NDArray[np.float32] | None:
-    """float32 (2, N) if the file holds these pairs and is undamaged, else None."""
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            checksum = (tensors.metadata() or {}).get("sha256")
-            logprobs, pairs = tensors.get_tensor("logprobs"), tensors.get_tensor("pairs")
-    except (OSError, SafetensorError):
-        return None
-    found: npt.NDArray[np.float32] = logprobs
-    if checksum != _checksum(found) or not np.array_equal(pairs, _digests(examples)):
-        return None
-    return found
-
-
-def write(
-    file: Path, examples: Sequence[PreferenceExample], logprobs: npt.NDArray[np.float32]
-) -> None:
-    """Keep the log-probs (2, N) of these pairs.
-
-    Raises:
-        DiskError: If the file can't be written.
-    """
-    make_folder(file.parent)
-    tensors = {"logprobs": logprobs, "pairs": _digests(examples)}
-    write_file(file, save(tensors, metadata={"sha256": _checksum(logprobs)}))
-
-
-def _checksum(logprobs: npt.NDArray[np.float32]) -> str:
-    """One flipped bit in a safetensors file is accepted by every reader."""
-    return hashlib.sha256(logprobs.tobytes()).hexdigest()
-
-
-def _digests(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.uint8]:
-    joined = b"".join(map(example_digest, examples))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(len(examples), 32)
-
-
-# --- The reference's log-probs from the policy, while it is untrained and
-# so is the reference.
 
 
 def cached_by_policy(
@@ -100,20 +39,23 @@ def cached_by_policy(
     Args:
         job: What the run works with; its policy is untrained.
         path: How log-probs are computed.
-        screen: Shows how far it has come.
-        stop: Looked at after every batch.
-        keep: Whether a later run may find them.
+        screen: Shows the progress.
+        stop: Checked after every batch.
+        keep: Whether they are kept on disk for later runs.
 
     Raises:
         StoppedError: If a signal came.
         DiskError: If they can't be written.
     """
     examples, config = job.examples, job.config
-    wide = config.dtype == "float32"
-    name = path.key if wide else f"{path.key}, first epoch of seed {config.seed}, {ORDER}"
-    file = cache_file(job.model, examples, config.batch_size, name)
+    in_any_batches = config.dtype == "float32"
+    name = path.key
+    if not in_any_batches:
+        name += f", first epoch of seed {config.seed}, {ORDER}"
+    file = cache_file(job.model_digest, examples, config.batch_size, name)
     logprobs = read(file, examples)
     if logprobs is not None:
+        mark_used(file)
         screen.reference_found(len(examples))
         return cached_reference(examples, logprobs)
     done = 0
@@ -124,45 +66,80 @@ def cached_by_policy(
         screen.scoring(done, len(examples))
         stop.check()
 
-    logprobs = (
-        _in_any_batches(job, path, after_batch) if wide else _in_its_batches(job, path, after_batch)
+    score = partial(
+        score_in_batches,
+        partial(path, job.policy),
+        batch_size=config.batch_size,
+        after_batch=after_batch,
     )
+    logprobs = score(examples) if in_any_batches else _score_as_trained(job, score)
     if keep:
         write(file, examples, logprobs)
     return cached_reference(examples, logprobs)
 
 
-def _in_any_batches(
-    job: Job, path: ScoringPath, after_batch: Callable[[int], None]
-) -> npt.NDArray[np.float32]:
-    """By length, whatever side of the split a pair is on: float32 forgives other shapes."""
-    return score_in_batches(
-        partial(path, job.policy),
-        job.examples,
-        batch_size=job.config.batch_size,
-        after_batch=after_batch,
-    )
+def _score_as_trained(job: Job, score: Callable[..., Scores]) -> Scores:
+    """Score the reference in exactly the batches that training and evaluation will use.
 
-
-def _in_its_batches(
-    job: Job, path: ScoringPath, after_batch: Callable[[int], None]
-) -> npt.NDArray[np.float32]:
-    """In the batches that the first epoch and the evaluation score.
-
-    bfloat16 rounds otherwise in other shapes, by tenths of a nat: so the loss starts at log 2.
+    In bfloat16 a pair's log-prob changes by tenths of a nat with the batch shape; equal shapes make
+    the first loss exactly log 2.
     """
-    size, parts = job.config.batch_size, []
-    train, seed = job.train.examples, job.config.seed
-    order = EpochOrder(len(train), size, seed, lengths=lengths(train))
-    for pairs, batches in ((job.train, order.first_epoch()), (job.held_out, None)):
-        if pairs.examples:
-            parts.append(
-                score_in_batches(
-                    partial(path, job.policy),
-                    pairs.examples,
-                    batch_size=size,
-                    batches=batches,
-                    after_batch=after_batch,
-                )
-            )
+    parts = [score(job.train.examples, batches=job.epoch_order().first_epoch())]
+    if job.held_out.examples:
+        parts.append(score(job.held_out.examples))
     return np.concatenate(parts, axis=1)
+
+
+def cache_file(
+    model_digest: str, examples: Sequence[PreferenceExample], batch_size: int, path: str
+) -> Path:
+    """The file for the log-probs of these pairs under this model.
+
+    Args:
+        model_digest: Of the reference model.
+        examples: The pairs, after truncation.
+        batch_size: Pairs per forward; the batch shape changes the last bits of a log-prob.
+        path: Name of the scoring path, for the same reason.
+    """
+    digest = hashlib.sha256()
+    device: Any = mx.default_device()
+    parts = (model_digest, path, SCORING_VERSION, version("mlx"), str(device), str(batch_size))
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+    for example in examples:
+        digest.update(example_digest(example))
+    return REFERENCES / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def read(file: Path, examples: Sequence[PreferenceExample]) -> Scores | None:
+    """float32 (2, N) if the file holds these pairs and is undamaged, else None."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            checksum = (tensors.metadata() or {}).get("sha256")
+            logprobs: Scores = tensors.get_tensor("logprobs")
+            digests = tensors.get_tensor("pairs")
+    except (OSError, SafetensorError):
+        return None
+    is_whole = checksum == _checksum(logprobs) and np.array_equal(digests, _digests(examples))
+    return logprobs if is_whole else None
+
+
+def write(file: Path, examples: Sequence[PreferenceExample], logprobs: Scores) -> None:
+    """Keep the log-probs (2, N) of these pairs.
+
+    Raises:
+        DiskError: If the file can't be written.
+    """
+    make_folder(file.parent)
+    tensors = {"logprobs": logprobs, "pairs": _digests(examples)}
+    write_file(file, save(tensors, metadata={"sha256": _checksum(logprobs)}))
+
+
+def _checksum(logprobs: Scores) -> str:
+    """Of the numbers: every reader accepts a safetensors file with a flipped bit."""
+    return hashlib.sha256(logprobs.tobytes()).hexdigest()
+
+
+def _digests(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.uint8]:
+    joined = b"".join(map(example_digest, examples))
+    return np.frombuffer(joined, dtype=np.uint8).reshape(len(examples), 32)

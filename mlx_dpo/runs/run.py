@@ -1,18 +1,17 @@
-"""One run: the only place that wires settings, data, trainer and files together."""
+"""One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 from mlx.optimizers import Optimizer
 
-from mlx_dpo.convert.sources import load_folder
+from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
 from mlx_dpo.models.export import export_folder
@@ -20,12 +19,11 @@ from mlx_dpo.models.limits import limited_memory, on_gpu
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
-from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.callbacks import (
     Clock,
     Evaluate,
+    MetricsLog,
     Pressure,
-    Record,
     RewardWatch,
     Sample,
     Save,
@@ -34,7 +32,7 @@ from mlx_dpo.runs.callbacks import (
 )
 from mlx_dpo.runs.checkpoint import (
     Checkpoints,
-    Found,
+    Newest,
     check_identity,
     check_room,
     restore,
@@ -42,6 +40,7 @@ from mlx_dpo.runs.checkpoint import (
 )
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.folder import (
+    REFERENCES,
     RunFolder,
     check_folders,
     check_ours,
@@ -49,6 +48,7 @@ from mlx_dpo.runs.folder import (
     given_run_dir,
     is_result_of,
     new_run_dir,
+    prune_caches,
 )
 from mlx_dpo.runs.guards import Stop, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
@@ -60,14 +60,12 @@ from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.self_check import Choice, choose_path
-from mlx_dpo.training.trainer import DPOTrainer
-
-Scores = npt.NDArray[np.float32]
+from mlx_dpo.training.trainer import DPOTrainer, Scores
 
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """One prompt as answered before and after training."""
+    """A prompt, its kind, and its answers before (`sft`) and after training (`dpo`)."""
 
     prompt: str
     kind: str
@@ -77,14 +75,14 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves.
+    """The outcome of a finished run.
 
     Attributes:
-        job: What it worked with; the policy is trained now.
+        job: What it worked with; the policy is trained.
         folder: The run's folder.
         policy: float32 (2, N), log-probs of the held-out pairs after training.
         reference: float32 (2, N), before training.
-        answers: Some prompts, answered by both.
+        answers: Some prompts, answered before and after training.
         totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
         peak_bytes: Peak of MLX's memory.
     """
@@ -124,51 +122,92 @@ def train(
     screen = screen or Screen()
     mx.reset_peak_memory()
     check_folders(config)
-    with stop_on_signal(screen.stopping) as stop, ExitStack() as held:
-        held.enter_context(limited_memory())
-        held.enter_context(shortage_explained(config))
-        path = given_run_dir(config, resume=resume)
-        if path is not None and not dry_run:  # before the data is read, which may take minutes
-            held.enter_context(locked(path))
-            check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
-        with shortage_explained(config, loading=True):
-            job = prepare(
-                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
-            )
-        if path is None and not dry_run:
-            path = new_run_dir(job.name)
-            held.enter_context(locked(path))
-        if not dry_run:
-            check_writable(job.out)
+    with (
+        stop_on_signal(screen.stopping) as stop,
+        limited_memory(),
+        shortage_explained(config),
+        _prepared(config, screen, resume=resume, dry_run=dry_run) as (job, path),
+    ):
         checkpoints = Checkpoints(path or Path())
-        found = checkpoints.newest_whole() if resume and path else Found(None, [])
-        if found.path is not None:
-            check_identity(found.path, job.identity())
+        newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
+        if newest.path is not None:
+            check_identity(newest.path, job.identity())
         screen.prepared(job, path)
-        for problem in found.problems:
-            screen.warned(f"{problem}; going on from {found.path}, which is whole")
-        path_choice = path_of(job)
-        screen.path_chosen(path_choice)
-        trainer = _trainer(job, path_choice.path, screen, stop, keep=not dry_run)
+        for problem in newest.problems:
+            screen.warned(f"{problem}; going on from {newest.path}, which is whole")
+        trainer = _trainer(job, screen, stop, keep=not dry_run)
         check_room(run_needs(trainer, path or Path("runs"), job.out))
         sft_answers = [] if dry_run else shown_answers(job, stop)
-        if found.path is not None:
-            restore(found.path, trainer)
+        if newest.path is not None:
+            restore(newest.path, trainer)
         else:
             _check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
-        folder = RunFolder(path)
-        remove_leftovers(path)
-        remove_abandoned(job.out)
-        if found.path is None:
-            _describe(job, folder)
+        folder = _open_folder(job, path, is_new=newest.path is None)
         if resume:
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
         with nullcontext() if config.allow_sleep else keep_awake():
-            record, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
-            return finish(job, trainer, folder, stop, record, evaluate, sft_answers)
+            log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+            return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
+
+
+@contextmanager
+def _prepared(
+    config: RunConfig, screen: Screen, *, resume: bool, dry_run: bool
+) -> Iterator[tuple[Job, Path | None]]:
+    """Read data and model; while the block runs, the run's folder is locked.
+
+    The folder is made and locked unless this is a dry run, where it is None if it has no name yet.
+    """
+
+    def read() -> Job:
+        with shortage_explained(config, loading=True):
+            return prepare(
+                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
+            )
+
+    path = given_run_dir(config, resume=resume)
+    if dry_run:
+        yield read(), path
+    elif path is not None:
+        with locked(path):  # before the data is read, which may take minutes
+            check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
+            job = read()
+            check_writable(job.out)
+            yield job, path
+    else:
+        job = read()
+        path = new_run_dir(job.name)
+        with locked(path):
+            check_writable(job.out)
+            yield job, path
+
+
+def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
+    """The run's folder, without what killed processes left half done; a new run is described."""
+    folder = RunFolder(path)
+    remove_leftovers(path)
+    remove_abandoned(job.out.parent, job.out.name)
+    prune_caches(job.source)
+    if is_new:
+        folder.write_text("config.toml", job.config.to_toml())
+        folder.write_json("environment.json", environment())
+        folder.write_json("split.json", job.split())
+        if job.data.log is not None:
+            with new_file(path / "problems.jsonl", replace=True) as file:
+                file.write(job.data.log)
+    return folder
+
+
+def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
+    choice = path_of(job)
+    screen.path_chosen(choice)
+    if job.config.reference == "copy":
+        return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
+    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep)
+    return make_trainer(job, choice.path, reference=reference)
 
 
 def _train(
@@ -179,32 +218,103 @@ def _train(
     stop: Stop,
     checkpoints: Checkpoints,
     probe: Probe,
-) -> tuple[Record, Evaluate]:
-    """Train to the last step; end earlier only with everything saved.
+) -> tuple[MetricsLog, Evaluate]:
+    """Train to the last step; a run that is stopped earlier is saved.
 
     Raises:
         StoppedError: If a signal came, or the machine runs out of memory.
         NonFiniteError: If a loss or gradient is not finite; nothing was applied.
         DiskError: If something can't be written.
     """
-    record, evaluate = Record(folder, screen), Evaluate(job, folder, screen)
+    log, evaluate = MetricsLog(folder, screen), Evaluate(job, folder, screen)
     save = Save(job, folder, checkpoints, stop)
     callbacks = [
-        record,
+        log,
         RewardWatch(screen),
         evaluate,
         Sample(job, folder, screen, stop),
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
-        Clock(record),
+        Clock(log),
     ]
     with stop.deferred():
         try:
             trainer.train(callbacks=callbacks)
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
-    return record, evaluate
+    return log, evaluate
+
+
+def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
+    start = trainer.check_start()
+    if not (math.isfinite(start["loss"]) and math.isfinite(start["grad_norm"])):
+        raise NonFiniteError(
+            f"self-check: the loss starts at {start['loss']} with gradient norm "
+            f"{start['grad_norm']}: the weights of {job.config.model} are not usable"
+        )
+    if start["largest_reward"] > start["allowed_reward"]:
+        raise MlxDpoError(
+            f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
+            f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "
+            f"the first update; nothing was trained. Delete {REFERENCES} and try again"
+        )
+    if not start["grad_norm"] > 0:
+        raise MlxDpoError("self-check: the gradient of the first pairs is zero: they teach nothing")
+    screen.checked(job, start)
+
+
+def _finish(
+    job: Job,
+    trainer: DPOTrainer,
+    folder: RunFolder,
+    stop: Stop,
+    log: MetricsLog,
+    evaluate: Evaluate,
+    sft_answers: list[str],
+) -> RunResult:
+    """Score the held-out pairs, answer once more, and write checkpoint and results.
+
+    Raises:
+        MlxDpoError: If the reference has changed.
+    """
+    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights_digest:
+        raise MlxDpoError("the reference changed during the run: its results can't be trusted")
+    policy = reference = np.zeros((2, 0), np.float32)
+    if job.held_out.examples:
+        # A run that stopped between its last step and here is resumed with nothing left to train.
+        policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
+    dpo_answers = shown_answers(job, stop)
+    answers = [
+        BeforeAfter(row.question, row.kind, sft, dpo)
+        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
+    ]
+    # A run that was killed after this finds the finished model: it appears whole or not at all.
+    if not is_result_of(job.config, job.out) or job.config.overwrite:
+        results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
+        provenance = {
+            "trained_from": {"model": str(job.config.model), "fingerprint": job.weights_digest},
+            "data": {
+                "file": str(job.config.data),
+                "digest": job.data.digest,
+                "split": job.split(),
+            },
+            "settings": asdict(job.config),
+            "steps": trainer.step,
+            "held_out": results,
+            "environment": environment(),
+        }
+        export_folder(trainer.model, job.source, job.out, provenance, replace=job.config.overwrite)
+    held_out = {
+        "ids": job.held_out.ids,
+        "kinds": job.held_out.kinds,
+        "reference": reference.tolist(),
+        "policy": policy.tolist(),
+    }
+    folder.write_json("held_out.json", held_out)
+    # Last: a run with this file is finished.
+    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
+    return RunResult(job, folder.path, policy, reference, answers, log.totals, mx.get_peak_memory())
 
 
 def path_of(job: Job) -> Choice:
@@ -219,12 +329,6 @@ def path_of(job: Job) -> Choice:
         pad_id=pad_id,
         checkpoint=job.config.checkpoint_layers,
     )
-
-
-def _trainer(job: Job, path: ScoringPath, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
-    if job.config.reference == "copy":
-        return make_trainer(job, path, ref_model=load_folder(job.source, job.config.dtype)[0])
-    return make_trainer(job, path, reference=cached_by_policy(job, path, screen, stop, keep=keep))
 
 
 def make_trainer(
@@ -269,100 +373,3 @@ def _make_optimizer(config: RunConfig) -> Optimizer:
     if config.dtype == "float32":
         return optimizer
     return StochasticRounding(optimizer, seed=config.seed % 2**32)
-
-
-def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
-    start = trainer.check_start()
-    if not (math.isfinite(start["loss"]) and math.isfinite(start["grad_norm"])):
-        raise NonFiniteError(
-            f"self-check: the loss starts at {start['loss']} with gradient norm "
-            f"{start['grad_norm']}: the weights of {job.config.model} are not usable"
-        )
-    if start["largest_reward"] > start["allowed_reward"]:
-        raise MlxDpoError(
-            f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
-            f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "
-            f"the first update; nothing was trained. Delete {reference_cache.FOLDER} and try again"
-        )
-    if not start["grad_norm"] > 0:
-        raise MlxDpoError("self-check: the gradient of the first pairs is zero: they teach nothing")
-    screen.checked(job, start)
-
-
-def _describe(job: Job, folder: RunFolder) -> None:
-    folder.write_text("config.toml", job.config.to_toml())
-    folder.write_json("environment.json", environment())
-    folder.write_json("split.json", job.split())
-    if job.data.log is not None:
-        with new_file(folder.path / "problems.jsonl", replace=True) as file:
-            file.write(job.data.log)
-
-
-def _scores(job: Job, trainer: DPOTrainer) -> tuple[Scores, Scores]:
-    if not job.held_out.examples:
-        return np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32)
-    return trainer.score_pairs(job.held_out.examples)
-
-
-def finish(
-    job: Job,
-    trainer: DPOTrainer,
-    folder: RunFolder,
-    stop: Stop,
-    record: Record,
-    evaluate: Evaluate,
-    sft_answers: list[str],
-) -> RunResult:
-    """Score the held-out pairs, answer once more, and write checkpoint and results.
-
-    Args:
-        job: What the run works with.
-        trainer: After its last step.
-        folder: The run's folder.
-        stop: Looked at before each answer.
-        record: Holds what the steps of this process took.
-        evaluate: Holds the scores of the last step, where this process made them.
-        sft_answers: What `shown_answers` returned before the first.
-
-    Raises:
-        MlxDpoError: If the reference has changed.
-    """
-    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights:
-        raise MlxDpoError("the reference changed during the run: its results can't be trusted")
-    # A run that stopped between its last step and here is resumed with nothing left to train.
-    policy, reference = evaluate.scores or _scores(job, trainer)
-    dpo_answers = shown_answers(job, stop)
-    answers = [
-        BeforeAfter(row.question, row.kind, sft, dpo)
-        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
-    ]
-    held_out = {
-        "ids": job.held_out.ids,
-        "kinds": job.held_out.kinds,
-        "reference": reference.tolist(),
-        "policy": policy.tolist(),
-    }
-    results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
-    provenance = {
-        "trained_from": {"model": str(job.config.model), "fingerprint": job.weights},
-        "data": {"file": str(job.config.data), "digest": job.data.digest, "split": job.split()},
-        "settings": asdict(job.config),
-        "steps": trainer.step,
-        "held_out": results,
-        "environment": environment(),
-    }
-    # It is there where a run was killed right after this: a folder appears whole or not at all.
-    if not is_result_of(job.config, job.out) or job.config.overwrite:
-        export_folder(trainer.model, job.source, job.out, provenance, replace=job.config.overwrite)
-    folder.write_json("held_out.json", held_out)
-    # Last: its presence says that the run is finished.
-    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
-    return RunResult(
-        job,
-        folder.path,
-        policy,
-        reference,
-        answers,
-        record.totals,
-        mx.get_peak_memory(),
-    )

@@ -12,15 +12,15 @@ from mlx_dpo.files import write_file
 
 RELAUNCHES = 3
 NAME = "crashes.json"
-_MEANT = (signal.SIGINT, signal.SIGTERM)  # somebody wanted it to end
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)  # not crashes
 _HINTS = {
-    signal.SIGKILL: "the system kills so when memory runs out: lower --batch-size or --max-length",
-    signal.SIGABRT: "MLX ends so when the GPU refuses: lower --batch-size or --max-length",
+    signal.SIGKILL: "the system sends it when memory runs out: lower --batch-size or --max-length",
+    signal.SIGABRT: "MLX aborts when the GPU reports an error: lower --batch-size or --max-length",
 }
 
 
 class Process(Protocol):
-    """What is needed of a child process."""
+    """The part of `subprocess.Popen` that is used."""
 
     def wait(self) -> int:
         """Its exit code; below 0 where a signal ended it."""
@@ -47,18 +47,18 @@ def supervise(
         launch: Starts a child process.
 
     Returns:
-        The exit code of a child that ended by itself, or by a signal that was meant.
+        The exit code of a child that ended by itself, or by SIGINT or SIGTERM.
 
     Raises:
-        MlxDpoError: If it crashed once more after `RELAUNCHES` relaunches; ``crashes.json`` in the
-            run's folder says where each time.
+        MlxDpoError: If it crashed again after `RELAUNCHES` restarts; ``crashes.json`` in the
+            run's folder says after how many steps each time.
     """
     crashes: list[dict[str, Any]] = []
     while True:
         code = _wait(launch(command(bool(crashes))))
         if code >= 0 and code != DeviceFaultError.exit_code:
             return code
-        if -code in _MEANT:
+        if -code in _REQUESTS:
             return 128 - code
         name, hint = _cause(code)
         crashes.append({"signal": name, "steps_logged": _steps_logged(run)})

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models.parameters import named_arrays
-from mlx_dpo.runs.profile import Meter
+from mlx_dpo.runs.meter import Meter
 from tests.cli.conftest import run
 from tests.runs.conftest import ORACLE
 

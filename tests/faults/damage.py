@@ -30,14 +30,14 @@ def damage_and_look(run: Path, kind: str, choose: random.Random) -> str:
         content = file.read_bytes()
         mend = lambda: file.write_bytes(content)  # noqa: E731
         _hurt(file, content, kind, choose)
-    found = Checkpoints(run).newest_whole()
+    newest_whole = Checkpoints(run).newest_whole()
     mend()
     # LATEST that can't be read costs nothing; one that names another manifest costs a checkpoint.
     expected = {newest, older} if file.name == LATEST else {older}
-    if found.path not in expected or not (
-        found.problems or (file.name == LATEST and kind == "missing")
+    if newest_whole.path not in expected or not (
+        newest_whole.problems or (file.name == LATEST and kind == "missing")
     ):
-        return f"{kind} of {file.name}: {found}"
+        return f"{kind} of {file.name}: {newest_whole}"
     return ""
 
 
@@ -53,7 +53,7 @@ def _hurt(file: Path, content: bytes, kind: str, choose: random.Random) -> None:
         file.write_bytes(hurt)
 
 
-def damages(folder: Path, count: int, seed: int, told: Callable[[str], None] = print) -> int:
+def damages(folder: Path, count: int, seed: int, report: Callable[[str], None] = print) -> int:
     """Damage a checkpoint `count` times.
 
     Returns:
@@ -66,6 +66,6 @@ def damages(folder: Path, count: int, seed: int, told: Callable[[str], None] = p
     for number in range(count):
         wrong = damage_and_look(run, KINDS[number % len(KINDS)], choose)
         if wrong:
-            told(wrong)
+            report(wrong)
         good += not wrong
     return good

@@ -93,14 +93,14 @@ def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Ca
 
 def phases() -> dict[str, tuple[Any, str]]:
     """A function that each phase of a run begins with."""
-    import mlx_dpo.runs.reference_cache as reference_pass
+    import mlx_dpo.runs.reference_cache as reference_cache
     import mlx_dpo.runs.run as run
     from mlx_dpo.runs.callbacks import Evaluate, Sample, Save
     from mlx_dpo.training.step import Step
 
     return {
         "data": (run, "prepare"),
-        "reference pass": (reference_pass, "score_in_batches"),
+        "reference pass": (reference_cache, "score_in_batches"),
         "first answers": (run, "shown_answers"),
         "step": (Step, "_accumulate"),
         "evaluation": (Evaluate, "after_step"),
@@ -165,8 +165,8 @@ def finish(folder: Path, expected: dict[str, str]) -> str:
     """Continue to the end; what is not as promised, empty if nothing."""
     if (code := run_child(live(folder), quiet=True)) != 0:
         return f"{folder}: the last life ended with {code}"
-    found = results(folder)
-    different = [name for name in expected if found[name] != expected[name]]
+    actual = results(folder)
+    different = [name for name in expected if actual[name] != expected[name]]
     return f"{folder}: {different} differ from the straight run" if different else ""
 
 

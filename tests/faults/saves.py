@@ -1,4 +1,4 @@
-"""A save that is interrupted at every call that changes the disk, and what is found afterwards."""
+"""A save that is interrupted at every call that changes the disk, and the checkpoints after it."""
 
 import shutil
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def begin(run: Path) -> None:
 
 
 def save_on(run: Path, at: int, mode: str) -> None:
-    """Save on a disk that fails; a full one must be told of, and hold once there is room."""
+    """Save on a disk that fails; a full one must be reported, and do once there is room."""
     checkpoints, trainer = Checkpoints(run), trainer_at(DURING)
     checkpoints.newest_whole()
     files.disk = FailingDisk(at, mode)
@@ -92,13 +92,13 @@ def save_on(run: Path, at: int, mode: str) -> None:
 
 def look(run: Path) -> None:
     """Find the newest whole checkpoint: the last one or the one before, exact, nothing damaged."""
-    found = Checkpoints(run).newest_whole()
-    assert found.path is not None
-    assert not found.problems, found.problems
-    step = int(found.path.name[5:])
+    newest = Checkpoints(run).newest_whole()
+    assert newest.path is not None
+    assert not newest.problems, newest.problems
+    step = int(newest.path.name[5:])
     assert step in (BEFORE[-1], DURING), step
     restored, expected = trainer_at(0), trainer_at(step)
-    restore(found.path, restored)
+    restore(newest.path, restored)
     assert fingerprint(restored.model) == fingerprint(expected.model)
     assert restored.state() == expected.state()
     moments = [t.optimizer.state["embed"]["weight"]["m"] for t in (restored, expected)]
@@ -117,13 +117,13 @@ def go_on(run: Path) -> None:
     assert names >= {LATEST, f"step-{DURING + 1:06d}"}
 
 
-def every_boundary(folder: Path, mode: str, told: Callable[[str], None] = print) -> int:
+def every_boundary(folder: Path, mode: str, report: Callable[[str], None] = print) -> int:
     """Interrupt a save at call 1, 2, 3, ... until one survives.
 
     Args:
         folder: An empty one to work in.
         mode: Of `FailingDisk`.
-        told: Gets a line for each boundary after which something is not as promised.
+        report: Called with a line for each boundary after which something is not as promised.
 
     Returns:
         The number of boundaries; -1 if one failed.
@@ -138,6 +138,6 @@ def every_boundary(folder: Path, mode: str, told: Callable[[str], None] = print)
         if code == 0:
             return at - 1 if not bad else -1
         if code != ended or run_child(lambda run=run: go_on(run)) != 0:  # type: ignore[misc]
-            told(f"{mode} at call {at}: ended with {code}, not as promised")
+            report(f"{mode} at call {at}: ended with {code}, not as promised")
             bad += 1
     raise AssertionError("no save survived")

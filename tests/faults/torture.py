@@ -5,8 +5,8 @@ Each row runs alone too, in as many processes as asked for, and prints the seed 
     python -m tests.faults.torture
     python -m tests.faults.torture kills=20 starts --seed 7 --jobs 1
 
-What a row found becomes a line of runs/torture.jsonl. With --resume, rows that are there in full
-are left out; the table of --write is made from the last line of each row.
+The outcome of a row becomes a line of runs/torture.jsonl. With --resume, rows that are there in
+full are left out; the table of --write is made from the last line of each row.
 """
 
 import argparse
@@ -40,18 +40,19 @@ def measure(name: str, count: int, seed: int, jobs: int) -> Record:
         command = [sys.executable, "-m", "tests.faults.torture", f"{name}={share}", "--here"]
         command += ["--seed", str(seed + job)]
         shards.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-    found = []
+    outcomes = []
     for shard in shards:
         text, _ = shard.communicate()
-        found.append(
+        outcomes.append(
             Outcome(*json.loads(text)) if shard.returncode == 0 else Outcome(1, 0, {"died": 1})
         )
     return {
         "row": name,
-        "full": count == ROWS[name].full and not any("died" in outcome.among for outcome in found),
-        "tries": sum(outcome.tries for outcome in found),
-        "good": sum(outcome.good for outcome in found),
-        "among": dict(sum((Counter(outcome.among) for outcome in found), Counter())),
+        "full": count == ROWS[name].full
+        and not any("died" in outcome.among for outcome in outcomes),
+        "tries": sum(outcome.tries for outcome in outcomes),
+        "good": sum(outcome.good for outcome in outcomes),
+        "among": dict(sum((Counter(outcome.among) for outcome in outcomes), Counter())),
         "seeds": [seed + job for job in range(jobs)],
         "seconds": round(time.perf_counter() - began, 1),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, "
@@ -69,17 +70,17 @@ def table(records: dict[str, Record]) -> str:
     """The rows as Markdown, in the order of `ROWS`."""
     rows = [(ROWS[name].says, records[name]) for name in ROWS if name in records]
     lines = ["| accident | tried | as promised | | seconds |", "| --- | ---: | ---: | --- | ---: |"]
-    for says, found in rows:
-        notes = ", ".join(f"{count} {what}" for what, count in found["among"].items())
-        tries = f"{found['tries']}"
-        if not found["full"]:
-            tries += f" of {ROWS[found['row']].full}"
+    for says, record in rows:
+        notes = ", ".join(f"{count} {what}" for what, count in record["among"].items())
+        tries = f"{record['tries']}"
+        if not record["full"]:
+            tries += f" of {ROWS[record['row']].full}"
         lines.append(
-            f"| {says} (`{found['row']}`) | {tries} | {found['good']} | {notes} | "
-            f"{found['seconds']:.0f} |"
+            f"| {says} (`{record['row']}`) | {tries} | {record['good']} | {notes} | "
+            f"{record['seconds']:.0f} |"
         )
-    minutes = sum(found["seconds"] for _, found in rows) / 60
-    machines = "; ".join(dict.fromkeys(found["machine"] for _, found in rows))
+    minutes = sum(record["seconds"] for _, record in rows) / 60
+    machines = "; ".join(dict.fromkeys(record["machine"] for _, record in rows))
     return "\n".join([*lines, "", f"{minutes:.0f} minutes on {machines}; seeds 0 and 1."])
 
 
@@ -92,25 +93,26 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help=f"leave out what {LOG} has in full")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
     parser.add_argument("--here", action="store_true", help="one row in this process, as JSON")
-    given = parser.parse_args()
-    sizes = {name: count for name, _, count in (row.partition("=") for row in given.rows)}
+    arguments = parser.parse_args()
+    sizes = {name: count for name, _, count in (row.partition("=") for row in arguments.rows)}
     names = list(sizes or ROWS)
     if unknown := set(names) - set(ROWS):
         parser.error(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(ROWS)}")
-    if given.here:
-        _run_here(names[0], int(sizes[names[0]]), given.seed)
+    if arguments.here:
+        _run_here(names[0], int(sizes[names[0]]), arguments.seed)
         return 0
     for name in names:
-        if given.resume and known().get(name, {}).get("full"):
+        if arguments.resume and known().get(name, {}).get("full"):
             continue
-        found = measure(name, int(sizes.get(name) or ROWS[name].full), given.seed, given.jobs)
+        count = int(sizes.get(name) or ROWS[name].full)
+        record = measure(name, count, arguments.seed, arguments.jobs)
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("a") as log:
-            log.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+            log.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
     records = known()
     print(table(records))
-    if given.write:
+    if arguments.write:
         page = PAGE.read_text(encoding="utf-8")
         head, rest = page.split(BEGIN)
         PAGE.write_text(f"{head}{BEGIN}\n{table(records)}\n{END}{rest.split(END)[1]}")

@@ -1,12 +1,19 @@
-"""A small real model folder and pairs, in a folder of their own to run in."""
+"""A small real model folder and pairs, in a folder of their own to run in; screens that record."""
 
+import hashlib
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.run import RunResult, train
+from mlx_dpo.training.loss import Metrics
 
 ORACLE = Path(__file__).parent.parent / "oracle" / "llama" / "model"
 
@@ -43,3 +50,58 @@ def settings(**changes: Any) -> RunConfig:
         "save_every": 3,
     }
     return RunConfig(**{**chosen, **changes})
+
+
+def finished(**changes: object) -> RunResult:
+    result = train(settings(**changes))
+    assert result is not None
+    return result
+
+
+def metrics(run: str) -> list[dict[str, float]]:
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "loss" in row]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def other_model(**config: object) -> str:
+    """The oracle's model with another config.json."""
+    shutil.copytree(ORACLE, "model")
+    settings_file = Path("model/config.json")
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | config))
+    return "model"
+
+
+class StopAfter(Screen):
+    """Sends this process a signal once `step` is done."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.step = step
+        self.number = number
+
+    def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class WarningScreen(Screen):
+    """Records warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+class ScoringScreen(Screen):
+    """Records how many pairs the reference pass had scored at each of its reports."""
+
+    def __init__(self) -> None:
+        self.scored: list[int] = []
+
+    def scoring(self, done: int, total: int) -> None:
+        self.scored.append(done)

@@ -19,8 +19,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.trainer import DPOTrainer
-from tests.runs.conftest import ORACLE, settings
-from tests.runs.test_run import StopAfter, digest, finished, metrics
+from tests.runs.conftest import ORACLE, StopAfter, digest, finished, metrics, settings
 
 
 @pytest.fixture(autouse=True)

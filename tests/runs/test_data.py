@@ -68,10 +68,10 @@ def test_held_out_pairs_that_are_trained_on_are_told_and_left_out(
 ) -> None:
     write("train.json", ROWS[:9])
     write("held.json", ROWS[7:])
-    told: list[Problems] = []
+    reported: list[Problems] = []
     config = settings(data="train.json", eval_data="held.json", drop_bad=True)
-    data = load_data(config, chat, told=told.append)
-    assert told[0].counts == {"leak": 2}
+    data = load_data(config, chat, report=reported.append)
+    assert reported[0].counts == {"leak": 2}
     assert data.account.dropped == {"leak": 2}
     assert (len(data.train.examples), len(data.held_out.examples)) == (9, 5)
     assert data.account.read == 9 + 7
@@ -89,10 +89,10 @@ def test_the_digest_is_that_of_the_ids_and_of_the_split(workplace: Path, chat: C
 
 def test_a_file_with_errors_is_refused_and_told_first(workplace: Path, chat: ChatFormat) -> None:
     write("pairs.json", [*ROWS, {"user": "And then?"}])
-    told: list[Problems] = []
+    reported: list[Problems] = []
     with pytest.raises(DataError, match="missing-key"):
-        load_data(settings(), chat, told=told.append)
-    assert told[0].counts["missing-key"] > 0
+        load_data(settings(), chat, report=reported.append)
+    assert reported[0].counts["missing-key"] > 0
     data = load(chat, drop_bad=True)
     assert data.account.read == 15
     assert data.account.dropped == {"missing-key": 1}

@@ -10,7 +10,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, write_file
 from mlx_dpo.insight.charts import Bars, Drawing, Series, bar_chart, line_chart, standalone
 from mlx_dpo.insight.report.page import fill_template
-from mlx_dpo.runs.profile import Sample
+from mlx_dpo.runs.meter import MemorySample
 
 _DRAWN = ("forward", "backward", "update")  # phases with a line each; the others share one
 _MOST_POINTS = 400  # a drawing is 350 pixels wide
@@ -44,7 +44,7 @@ def write_picture(file: Path, charts: Sequence[Drawing], table: str, verdict: st
     write_file(file, fill_template(title=title, memory=memory))
 
 
-def profile_charts(profile: Mapping[str, Any], samples: Sequence[Sample]) -> list[Drawing]:
+def profile_charts(profile: Mapping[str, Any], samples: Sequence[MemorySample]) -> list[Drawing]:
     """Memory over time, and a bar for each component.
 
     Args:
@@ -100,7 +100,7 @@ def _bytes_chart(title: str, counts: Mapping[str, int]) -> Drawing:
     return bar_chart(title, list(counts), [Bars("", values)], label=unit)
 
 
-def _thinned(samples: Sequence[Sample]) -> Iterator[Sample]:
+def _thinned(samples: Sequence[MemorySample]) -> Iterator[MemorySample]:
     """The largest of each few neighbours of a phase: no peak goes, and no phase either."""
     few = max(1, len(samples) // _MOST_POINTS)
     for _, group in groupby(samples, key=lambda sample: sample.phase):

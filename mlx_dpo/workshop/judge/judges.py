@@ -206,6 +206,7 @@ def _local_model(name: str, max_tokens: int) -> JudgeModel:
     from mlx_dpo.convert.sources import find_mlx, load_folder
     from mlx_dpo.models.generate import Request, complete
     from mlx_dpo.models.hub import model_digest, num_positions
+    from mlx_dpo.models.parameters import fingerprint
     from mlx_dpo.preferences.chat import chat_format
 
     folder = find_mlx(name)
@@ -219,7 +220,7 @@ def _local_model(name: str, max_tokens: int) -> JudgeModel:
             return ""  # longer than the model can read: an abstention
         return complete(model, chat, [Request(ids)], max_tokens=max_tokens)[0].text
 
-    return JudgeModel(name, f"{model_digest(model, folder)}\0{max_tokens}", ask)
+    return JudgeModel(name, f"{model_digest(fingerprint(model), folder)}\0{max_tokens}", ask)
 
 
 def _endpoint_model(

@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_dpo.insight.report.memory import profile_charts
-from mlx_dpo.runs.profile import Sample
+from mlx_dpo.runs.meter import MemorySample
 from tests.insight.test_charts import SVG, lines, parsed, texts
 
 MIB = 2**20
@@ -12,11 +12,11 @@ MIB = 2**20
 def test_thinning_loses_no_peak_and_joins_no_two_visits_of_a_phase() -> None:
     visits = ("reference", "forward", "backward", "update", "forward", "backward", "update")
     samples = [
-        Sample(visit + part / 1000, phase, MIB * (1 + part % 7))
+        MemorySample(visit + part / 1000, phase, MIB * (1 + part % 7))
         for visit, phase in enumerate(visits)
         for part in range(500)
     ]
-    samples[3 * 500 + 200] = Sample(3.2, "update", 16 * MIB)
+    samples[3 * 500 + 200] = MemorySample(3.2, "update", 16 * MIB)
     profile = {"peak_bytes": 16 * MIB, "held_bytes": {"weights": MIB, "rest": MIB // 2}}
     over_time, components = profile_charts(profile, samples)
     assert {"other", "forward", "backward", "update", "peak 16"} <= set(texts(over_time))

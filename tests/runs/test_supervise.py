@@ -1,4 +1,4 @@
-"""Room on disk, sleep, and a parent that starts a crashed run again."""
+"""A parent process restarts a run that crashed."""
 
 import json
 import os
@@ -8,46 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.errors import DiskError, MlxDpoError
-from mlx_dpo.runs import checkpoint
-from mlx_dpo.runs.machine import StepClock, keep_awake
+from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.runs.supervise import supervise
-
-GIB = 2**30
-
-
-def test_a_disk_without_room_for_all_of_a_run_is_named_before_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needs = [("checkpoints", tmp_path / "run", GIB), ("the finished model", tmp_path / "out", GIB)]
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 2 * GIB)
-    with pytest.raises(DiskError, match=r"2\.00 GiB free, and this run writes up to 2\.03 GiB"):
-        checkpoint.check_room(needs)
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 3 * GIB)
-    checkpoint.check_room(needs)
-
-
-def test_sleep_is_told_from_work() -> None:
-    running, wall = iter([0.0, 5.0, 100.0, 107.0]), iter([0.0, 6.0, 200.0, 3807.0])
-    clock = StepClock(lambda: next(running), lambda: next(wall))
-    assert clock.lap() == (5.0, 0.0)  # a second's difference is a clock that was set
-    clock.restart()
-    assert clock.lap() == (7.0, 3600.0)
-
-
-def test_a_mac_is_kept_awake_and_other_systems_are_left_alone() -> None:
-    launched: list[list[str]] = []
-    for platform in ("linux", "darwin"):
-        with keep_awake(platform=platform, launch=launched.append):
-            pass
-    assert launched == [["caffeinate", "-is", "-w", str(os.getpid())]]
-
-    def missing(command: list[str]) -> object:
-        raise FileNotFoundError
-
-    with keep_awake(platform="darwin", launch=missing):
-        pass
-
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
 
@@ -58,15 +20,15 @@ def test_a_crashed_run_is_started_again_and_its_exit_code_is_kept(
 ) -> None:
     left = iter(programs)
     asked: list[bool] = []
-    said: list[str] = []
+    warnings: list[str] = []
 
     def command(again: bool) -> list[str]:
         asked.append(again)
         return [sys.executable, "-c", next(left)]
 
-    assert supervise(tmp_path, command, warn=said.append) == code
+    assert supervise(tmp_path, command, warn=warnings.append) == code
     assert asked == [False, True, True]
-    assert said[-1].startswith("SIGSEGV ended the run")
+    assert warnings[-1].startswith("SIGSEGV ended the run")
 
 
 def test_a_run_that_crashes_four_times_is_given_up_with_a_diagnosis(tmp_path: Path) -> None:

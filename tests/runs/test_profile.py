@@ -1,4 +1,4 @@
-"""How long an epoch takes, from a few steps."""
+"""How long an epoch takes, estimated from a few steps."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def tokens(examples: Any) -> int:
 
 
 @pytest.mark.parametrize("reference", ["cached", "copy"])
-def test_time_that_grows_with_tokens_is_told_to_the_second(
+def test_time_that_grows_with_tokens_is_estimated_exactly(
     config: RunConfig, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -49,21 +49,21 @@ def test_time_that_grows_with_tokens_is_told_to_the_second(
     monkeypatch.setattr(profile.time, "perf_counter", lambda: clock[0])  # type: ignore[attr-defined]
     monkeypatch.setattr(DPOTrainer, "train_step", train_step)
     monkeypatch.setattr(DPOTrainer, "score", score)
-    found = calibrate(replace(config, reference=reference))
+    calibration = calibrate(replace(config, reference=reference))
     job = prepare(config, keep=False)
     num_train, num_all = len(job.train.examples), len(job.examples)
     order = EpochOrder(
         num_train, 4, config.seed, lengths=lengths(job.train.examples), micro_batch=2
     )
     whole = sum(tokens(job.train.examples[i] for i in rows) for rows in order.first_epoch())
-    assert found.steps_per_epoch == -(-num_train // 4)
-    assert found.epoch_seconds == pytest.approx(3 * whole)
+    assert calibration.steps_per_epoch == -(-num_train // 4)
+    assert calibration.epoch_seconds == pytest.approx(3 * whole)
     expected = whole * num_all / num_train if reference == "cached" else 0
-    assert found.reference_seconds == pytest.approx(expected)
+    assert calibration.reference_seconds == pytest.approx(expected)
 
 
 def test_calibrating_writes_nothing_and_leaves_the_data_as_it_was(config: RunConfig) -> None:
-    found = calibrate(config, steps=1)
-    assert found.step_seconds > 0
-    assert found.reference_seconds > 0
+    calibration = calibrate(config, steps=1)
+    assert calibration.step_seconds > 0
+    assert calibration.reference_seconds > 0
     assert [path.name for path in Path().iterdir()] == ["pairs.json"]

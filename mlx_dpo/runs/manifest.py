@@ -1,0 +1,106 @@
+"""The manifest of a folder: size and sha256 of each of its files, so that one flipped bit shows.
+
+A manifest has exactly one spelling: sorted keys, no spaces, one line. A bit that flips in the
+manifest itself makes another text, or a statement about the files that is not true.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_dpo.files import NewFile
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+MAX_BYTES = 2**20  # of a manifest; a checkpoint's has a few hundred
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def digest(data: bytes) -> str:
+    """sha256, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(folder: Path, files: dict[str, NewFile], **facts: Any) -> bytes:
+    """Write the manifest of a folder that holds exactly `files`.
+
+    Args:
+        folder: The folder.
+        files: By name; their digests are of the bytes meant to be written, not of those on disk.
+        facts: Further entries of the manifest; `find_damage` is called with the same.
+
+    Returns:
+        The manifest's bytes.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    entries = {name: {"bytes": f.size, "sha256": f.sha256} for name, f in files.items()}
+    text = canonical({**facts, "files": entries, "format": FORMAT})
+    with NewFile(folder / MANIFEST) as file:
+        file.write(text)
+    return text
+
+
+def find_damage(folder: Path, **facts: Any) -> str | None:
+    """What is wrong with a folder that has a manifest, in words; None if nothing is.
+
+    Every byte of every file is read.
+
+    Args:
+        folder: A folder that `write_manifest` was called for.
+        facts: What the manifest must say beside the files.
+    """
+    try:
+        return _compare(folder, facts)
+    except OSError as error:
+        return f"{error.filename or folder} can't be read: {error.strerror or error}"
+
+
+def _compare(folder: Path, facts: dict[str, Any]) -> str | None:
+    manifest = folder / MANIFEST
+    if manifest.is_symlink() or not manifest.is_file():
+        return f"{MANIFEST} is missing"
+    with manifest.open("rb") as file:
+        entries = _parse(file.read(MAX_BYTES), facts)
+    if entries is None:
+        return f"{MANIFEST} is not as it was written"
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+    for name in sorted(entries.keys() | present):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in entries:
+            return f"{name} does not belong to it"
+        if (difference := _difference(folder / name, entries[name])) is not None:
+            return f"{name} {difference}"
+    return None
+
+
+def _parse(text: bytes, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The entries of a manifest if `write_manifest` spells it so with these facts, else None."""
+    try:
+        value = json.loads(text)
+        entries = value["files"]
+        is_ours = canonical(value) == text
+        is_ours &= value == {**facts, "files": entries, "format": FORMAT}
+        is_ours &= all(entry.keys() == {"bytes", "sha256"} for entry in entries.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return dict(entries) if is_ours else None
+
+
+def _difference(file: Path, entry: dict[str, Any]) -> str | None:
+    if file.is_symlink() or not file.is_file():
+        return "is not a file"
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        return f"has {size} bytes, and {entry['bytes']} were written"
+    with file.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != entry["sha256"]:
+            return "does not hold what was written (sha256 differs)"
+    return None

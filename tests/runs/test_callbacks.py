@@ -1,0 +1,113 @@
+"""Timings, answers during training that change nothing, and the watch on rewards."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_dpo.errors import StoppedError
+from mlx_dpo.runs.callbacks import FLOOR_WINDOW, RewardWatch, Screen
+from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.run import train
+from mlx_dpo.training.loss import Metrics
+from mlx_dpo.training.step import PHASES
+from tests.runs.conftest import StopAfter, digest, settings
+
+
+def test_phases_are_parts_of_the_step_and_tokens_are_counted(workplace: Path) -> None:
+    result = train(settings(steps=3, run_dir="run"))
+    assert result is not None
+    lines = [json.loads(line) for line in Path("run/timings.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        spent = [line[f"{phase}_seconds"] for phase in PHASES]
+        assert all(seconds > 0 for seconds in spent)
+        assert sum(spent) <= line["seconds"]
+        assert 0 < line["real_tokens"] <= line["computed_tokens"]
+        assert line["real_tokens"] < line["unshared_tokens"]
+    for name in ("data_seconds", "pairs", "computed_tokens"):
+        assert result.totals[name] == sum(line[name] for line in lines)
+
+
+def samples(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "samples.jsonl").read_text().splitlines()]
+
+
+def test_answers_are_kept_every_n_steps_and_at_the_end(workplace: Path) -> None:
+    sampled: list[tuple[int, Sequence[tuple[str, str]]]] = []
+
+    class AnswerScreen(Screen):
+        def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
+            sampled.append((step, answers))
+
+    train(settings(run_dir="run", out="out", sample_every=3), screen=AnswerScreen())
+    rows = samples("run")
+    assert [row["step"] for row in rows] == [2, 5, 7]
+    assert sampled[0] == (2, [(a["prompt"], a["answer"]) for a in rows[0]["answers"]])
+    # The last ones are those the finished model gives.
+    finished = json.loads(Path("run/result.json").read_text())["answers"]
+    assert [a["answer"] for a in rows[-1]["answers"]] == [a["dpo"] for a in finished]
+    assert len(finished) > 0
+
+
+def test_asking_on_the_way_changes_no_weight(workplace: Path) -> None:
+    train(settings(run_dir="quiet", out="a"))
+    train(settings(run_dir="asked", out="b", sample_every=2))
+    assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
+    assert not Path("quiet/samples.jsonl").exists()
+
+
+def test_a_resumed_run_gives_each_answer_once(workplace: Path) -> None:
+    train(settings(run_dir="straight", out="a", sample_every=2))
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="broken", out="b", sample_every=2), screen=StopAfter(4))
+    with Path("broken/samples.jsonl").open("a") as file:
+        file.write('{"step": 5, "answers": []}\n{"st')  # a killed run's last words
+    train(settings(run_dir="broken", out="b", sample_every=2), resume=True)
+    assert samples("broken") == samples("straight")
+
+
+def test_a_stop_is_not_kept_waiting_by_questions(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(*args: object, **options: object) -> object:
+        asked.append("a question")
+        stop.requested = True
+        return type("Said", (), {"text": "x"})()
+
+    stop = Stop()
+
+    class PatchingScreen(Screen):
+        def stepped(self, step: int, metrics: object, timing: object) -> None:
+            monkeypatch.setattr("mlx_dpo.runs.callbacks.answer", answer)
+
+    monkeypatch.setattr("mlx_dpo.runs.run.stop_on_signal", lambda on_deferred: nullcontext(stop))
+    with pytest.raises(StoppedError, match="after step 1 of 8"):
+        train(settings(run_dir="run", sample_every=1), screen=PatchingScreen())
+    assert asked == ["a question"]
+    assert not Path("run/samples.jsonl").exists()
+
+
+def rewards(chosen: float, rejected: float) -> Metrics:
+    return {"chosen_reward": chosen, "rejected_reward": rejected}
+
+
+def test_both_rewards_below_the_floor_for_a_while_are_warned_about_once() -> None:
+    watch = RewardWatch()
+    found = [watch.judge(step, rewards(-1.5, -3.0)) for step in range(2 * FLOOR_WINDOW)]
+    warned = [step for step, text in enumerate(found) if text is not None]
+    assert warned == [FLOOR_WINDOW - 1]
+    text = found[FLOOR_WINDOW - 1]
+    assert text is not None
+    assert "chosen reward is -1.50 and the rejected -3.00" in text
+    assert "Lower --learning-rate or raise --beta" in text
+
+
+def test_a_falling_rejected_reward_alone_is_no_collapse() -> None:
+    watch = RewardWatch()
+    assert not any(watch.judge(step, rewards(-0.9, -30.0)) for step in range(2 * FLOOR_WINDOW))

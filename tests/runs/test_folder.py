@@ -1,0 +1,190 @@
+"""Folders of a run: apart, never over anybody's work, and without leftovers."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo import __version__
+from mlx_dpo.convert.sources import find_mlx
+from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.folder import CACHES, MAX_UNUSED, REFERENCES, new_run_dir, prune_caches
+from mlx_dpo.runs.run import train
+from mlx_dpo.training.loss import Metrics
+from tests.runs.conftest import ORACLE, StopAfter, digest, finished, settings
+
+ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
+NO_PROCESS = 999_999_999  # above every process id
+
+
+def age(entry: Path) -> None:
+    """Make an entry look as if nothing had used it for longer than is allowed."""
+    then = time.time() - MAX_UNUSED - 60
+    os.utime(entry, (then, then))
+
+
+def test_two_runs_that_begin_together_get_folders_of_their_own(workplace: Path) -> None:
+    assert [new_run_dir("m").name for _ in range(3)] == ["m-1", "m-2", "m-3"]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"out": str(ORACLE), "overwrite": True},
+        {"run_dir": str(ORACLE)},
+        {"run_dir": str(ORACLE / "run")},
+        {"run_dir": "x", "out": "x"},
+        {"run_dir": "x/run", "out": "x"},
+        {"run_dir": "x", "out": "x/out"},
+    ],
+)
+def test_model_run_and_output_never_write_into_one_another(
+    workplace: Path, places: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="overlap; the three folders must be apart"):
+        train(settings(**places))
+    assert not (ORACLE / ".lock").exists()
+    assert not (ORACLE / "run").exists()
+
+
+def test_a_folder_that_no_run_made_is_not_taken_for_a_run(workplace: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/metrics.jsonl").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="not empty, and no run made it"):
+            train(settings(run_dir="mine"), resume=resume)
+    assert Path("mine/metrics.jsonl").read_text() == "precious"
+
+
+def test_an_existing_output_is_replaced_only_when_a_run_made_it(workplace: Path) -> None:
+    Path("mine").mkdir()
+    with pytest.raises(UsageError, match="--overwrite"):
+        train(settings(out="mine"))
+    with pytest.raises(UsageError, match="no run made it"):
+        train(settings(out="mine", overwrite=True))
+    finished(out="ours")
+    with pytest.raises(UsageError, match="--overwrite"):
+        train(settings(out="ours"))
+    finished(out="ours", overwrite=True)
+
+
+def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
+    workplace: Path,
+) -> None:
+    class OutAppears(Screen):
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            Path("out").mkdir(exist_ok=True)
+            Path("out/thesis.txt").write_text("years of work")
+
+    with pytest.raises(DiskError, match="out: appeared in the meantime"):
+        train(settings(run_dir="run", out="out"), screen=OutAppears())
+    assert Path("out/thesis.txt").read_text() == "years of work"
+    shutil.rmtree("out")
+    result = train(settings(run_dir="run", out="out"), resume=True)
+    assert result is not None
+    assert result.policy.size
+    finished(run_dir="straight", out="other")
+    assert digest(Path("out/model.safetensors")) == digest(Path("other/model.safetensors"))
+    assert digest(Path("run/held_out.json")) == digest(Path("straight/held_out.json"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(workplace: Path) -> None:
+    with pytest.raises(UsageError, match=r"pairs\.json is a file; --out takes a folder"):
+        train(settings(out="pairs.json/out"), screen=StopAfter(0))
+
+
+def test_a_run_that_was_killed_after_its_model_was_written_resumes_without_overwrite(
+    workplace: Path,
+) -> None:
+    train(settings(run_dir="run", out="out"))
+    Path("run/result.json").unlink()
+    before = digest(Path("out/model.safetensors"))
+    assert train(settings(run_dir="run", out="out"), resume=True) is not None
+    assert digest(Path("out/model.safetensors")) == before
+
+
+def test_a_model_in_runs_is_trained_in_a_folder_beside_it(workplace: Path) -> None:
+    shutil.copytree(ORACLE, "runs/otter")
+    assert finished(model="runs/otter", steps=1).folder == Path("runs/otter-1")
+
+
+def test_a_clone_that_is_not_installed_records_its_version(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.metadata.distribution
+
+    def distribution(name: str) -> importlib.metadata.Distribution:
+        if name == "mlx-dpo":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("mlx-dpo")
+    finished(run_dir="run", steps=1)
+    assert json.loads(Path("run/environment.json").read_text())["mlx-dpo"] == __version__
+
+
+def test_cache_entries_that_nothing_used_for_30_days_are_deleted(workplace: Path) -> None:
+    prune_caches(ORACLE)  # nothing there yet
+    for cache in CACHES:
+        for name in ("stale", "fresh"):
+            (cache / name).mkdir(parents=True)
+            (cache / name / "file").touch()
+        age(cache / "stale")
+    (REFERENCES / "stale.safetensors").touch()
+    age(REFERENCES / "stale.safetensors")
+    prune_caches(ORACLE)
+    assert [[entry.name for entry in cache.iterdir()] for cache in CACHES] == [["fresh"]] * 3
+
+
+def test_the_runs_own_model_is_kept_where_it_is_named_by_its_place_in_a_cache(
+    workplace: Path,
+) -> None:
+    model = CACHES[-1] / "otter"
+    shutil.copytree(ORACLE, model)
+    age(model)
+    prune_caches(model)
+    assert model.is_dir()
+
+
+def test_a_run_keeps_the_entries_that_it_uses_and_deletes_the_others(workplace: Path) -> None:
+    finished(out="a", steps=1)
+    used = [entry for cache in CACHES if cache.is_dir() for entry in cache.iterdir()]
+    assert len(used) == 2  # token ids and reference log-probs
+    finished(out="b", steps=1, max_length=100, batch_size=3)
+    entries = {entry for cache in CACHES if cache.is_dir() for entry in cache.iterdir()}
+    assert len(entries) == 4
+    for entry in entries:
+        age(entry)
+    finished(out="c", steps=1)
+    assert all(time.time() - entry.stat().st_mtime < MAX_UNUSED for entry in used)
+    assert [entry for entry in entries if entry.exists()] == [e for e in entries if e in used]
+
+
+def test_a_converted_model_that_is_used_again_is_kept(workplace: Path) -> None:
+    shutil.copytree(ARTIFACTS, "artifacts")
+    converted = find_mlx("artifacts/models/StoryLM-1M-SFT")
+    age(converted)
+    assert find_mlx("artifacts/models/StoryLM-1M-SFT") == converted
+    prune_caches(ORACLE)
+    assert converted.is_dir()
+
+
+def test_what_killed_writers_left_is_gone_after_the_next_run(workplace: Path) -> None:
+    """As by SIGKILL in the middle of an export: a model in size."""
+    killed = [Path(f"checkpoints/.model-dpo.{NO_PROCESS}.{suffix}") for suffix in ("tmp", "old")]
+    killed += [cache / f".entry.{NO_PROCESS}.tmp" for cache in CACHES]
+    alive = [cache / f".entry.{os.getppid()}.tmp" for cache in CACHES]
+    for folder in (*killed, *alive):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+    finished(steps=1)
+    assert [entry.name for entry in Path("checkpoints").iterdir()] == ["model-dpo"]
+    assert not any(folder.exists() for folder in killed)
+    assert all(folder.exists() for folder in alive)
