@@ -9,30 +9,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from mlx_dpo.memory.check import replay_check
+from mlx_dpo.memory.graph import uncollected
+from mlx_dpo.memory.recorder import Recorder, Recording, record
 from mlx_dpo.memory.replay import OTHER, Replay
 from mlx_dpo.memory.shapes import num_bytes
-from mlx_dpo.memory.step import (
-    GRADIENTS,
-    LOGITS,
-    OPTIMIZER,
-    WEIGHTS,
-    Batch,
-    Step,
-    replay_step,
-    trace_step,
-)
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.self_check import PlainValues
+from mlx_dpo.training.step import Batch, Step
 
+WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
 REFERENCE = "reference"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
 _EPOCHS_LOOKED_AT = 4  # the largest batch of a fifth is hardly larger
@@ -125,13 +120,12 @@ class Predictor:
         return replace(found, parts=_parts(check), moment=moment)
 
     def least(self, settings: Settings) -> int:
-        """Bytes that it takes at any rate, found faster: what stays from step to step."""
+        """Lower bound of the peak, without tracing: weights, reference copy, optimizer state."""
         model = self._shell(settings.dtype)
-        optimizer = _optimizer(settings)
+        optimizer = make_settings_optimizer(settings)
         optimizer.init(model.trainable_parameters())
         state = sum(a.nbytes for a in named_arrays(optimizer.state).values())
-        held = num_bytes(model) * (1 + (settings.reference == "copy")) + state
-        return held if settings.plain else max(held, self._check(settings.dtype).peak)
+        return num_bytes(model) * (1 + (settings.reference == "copy")) + state
 
     def _shell(self, dtype: str) -> nn.Module:
         if dtype not in self._shells:
@@ -141,23 +135,23 @@ class Predictor:
     def _check(self, dtype: str) -> Replay:
         if dtype not in self._checks:
             work, model = self.workload, self._shell(dtype)
-            path = PlainPath(work.max_length, work.pad_id)
-            self._checks[dtype] = replay_check(model, work.examples, path, _vocabulary(model))
+            plain = PlainPath(work.max_length, work.pad_id)
+            recording = record(lambda r: PlainValues(plain, model, work.examples, r), model)
+            self._checks[dtype] = replay(recording, model)
         return self._checks[dtype]
 
     def _predict(self, settings: Settings) -> Prediction:
         model = self._shell(settings.dtype)
         batches = largest_batches(self.workload, settings)
-        path, step = self._traced(model, settings, batches)
-        fused = settings.grad_clip == 0 and settings.grad_accumulation == 1
-        found = replay_step(step, fused=fused, vocabulary=_vocabulary(model))
+        path, recording = self._recorded(model, settings, batches)
+        found = replay(recording, model)
         count = sum(a.size for a in named_arrays(model.parameters()).values())
         sizes = [(len(p), len(c), len(r)) for p, c, r in batches[0]]
         return Prediction(settings, _parts(found), "a step", path.name, count, sizes)
 
-    def _traced(
+    def _recorded(
         self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
-    ) -> tuple[ScoringPath, Step]:
+    ) -> tuple[ScoringPath, Recording]:
         """The fastest path whose step can be traced, as a run takes the fastest that works."""
         work, again = self.workload, settings.checkpoint_layers
         kinds: list[Callable[..., ScoringPath]] = [PlainPath]
@@ -165,14 +159,70 @@ class Predictor:
             kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
         while True:
             path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
-            optimizer = _optimizer(settings)
+            optimizer = make_settings_optimizer(settings)
+            clip = settings.grad_clip
             try:
-                step = trace_step(model, optimizer, path, batches, clip=settings.grad_clip > 0)
+                return path, record_step(model, optimizer, path, batches, grad_clip=clip)
             except Exception:  # a model's code may fail in any way when called in parts
                 if not kinds:
                     raise
-            else:
-                return path, step
+
+
+def record_step(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    path: ScoringPath,
+    batches: Sequence[Batch],
+    *,
+    grad_clip: float,
+) -> Recording:
+    """Trace the step that trains.
+
+    Args:
+        model: The policy; its arrays may be unevaluated.
+        optimizer: Of the run.
+        path: How log-probs are computed.
+        batches: The micro-batches, at most two: a third adds nothing to the peak.
+        grad_clip: Largest norm of the gradient; 0 for no clipping.
+    """
+
+    def take(recorder: Recorder) -> None:
+        step = Step(
+            model,
+            optimizer,
+            path,
+            lambda batch: mx.zeros((2, len(batch))),
+            beta=0.1,
+            batch_size=len(batches[0]),
+            grad_clip=grad_clip or None,
+            fused=grad_clip == 0,
+            runtime=recorder,
+        )
+        step.take([pair for batch in batches for pair in batch], number=0, lr=1e-6)
+
+    return record(take, model, optimizer)
+
+
+def replay(recording: Recording, model: nn.Module) -> Replay:
+    """Replay a recording on a model."""
+    graph, vocabulary = recording.graph, _vocabulary(model)
+    # Gradients and updates are known by the shape of a matrix, logits by their width.
+    matrices = {a.shape for a in graph.inputs if len(a.shape) > 1}
+    for node in graph.nodes():
+        for array in node.outputs:
+            if array.shape in matrices:
+                array.name = GRADIENTS
+            elif len(array.shape) > 1 and array.shape[-1] == vocabulary:
+                array.name = LOGITS
+    weights, moments = recording.parameters, recording.moments
+    for array in [*graph.inputs[: recording.num_parameters], *weights]:
+        array.name = WEIGHTS
+    for array in [*graph.inputs[recording.num_parameters :], *moments]:
+        array.name = OPTIMIZER
+    with uncollected():
+        found = Replay(graph)
+        found.run(recording.events)
+    return found
 
 
 def _parts(found: Replay) -> dict[str, int]:
@@ -194,7 +244,7 @@ def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceE
     ]
 
 
-def _optimizer(settings: Settings) -> optim.Optimizer:
+def make_settings_optimizer(settings: Settings) -> optim.Optimizer:
     inner = make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0)
     return inner if settings.dtype == "float32" else StochasticRounding(inner, seed=0)
 

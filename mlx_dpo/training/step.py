@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import NonFiniteError
@@ -41,6 +43,10 @@ class Runtime:
     def numbers(self, scalars: dict[str, mx.array]) -> dict[str, float]:
         """Values of arrays of one element."""
         return {name: float(scalar) for name, scalar in scalars.items()}
+
+    def values(self, array: mx.array) -> npt.NDArray[np.float32]:
+        """Values of a float32 array."""
+        return np.array(array)
 
 
 class Phases:

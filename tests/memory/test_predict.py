@@ -10,10 +10,15 @@ import pytest
 from mlx_lm.models import gpt2, llama
 
 from mlx_dpo.memory.graph import Array, Node, trace
-from mlx_dpo.memory.predict import Predictor, Settings, Workload, largest_batches
+from mlx_dpo.memory.predict import (
+    Predictor,
+    Settings,
+    Workload,
+    largest_batches,
+    record_step,
+)
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.memory.shapes import emptied, num_bytes
-from mlx_dpo.memory.step import trace_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
@@ -189,7 +194,7 @@ def test_what_a_checkpointed_function_gave_is_held_until_it_is_computed_again() 
     x = mx.zeros((64, 64))
     mx.eval(x)
     graph = trace(step, [x])
-    replay = Replay(graph, ["x"], {})
+    replay = Replay(graph)
     replay.evaluate(graph.outputs[:1])
     gc.collect()
     mx.clear_cache()  # a buffer that is used again may be larger than it had to be
@@ -214,10 +219,11 @@ def test_tracing_leaves_model_and_mlx_as_they_were() -> None:
 def test_the_norm_of_a_gradient_keeps_none_of_its_squares() -> None:
     """AdamW squares the gradient too: a trace must not take the two for one."""
     optimizer = make_optimizer("adamw", learning_rate=1e-6, weight_decay=0.0)
-    path = FastPath(128, 0)
-    step = trace_step(make_llama(), optimizer, path, [PAIRS[:2], PAIRS[2:]], clip=False)
-    replay = Replay(step.graph, [""] * len(step.graph.inputs), {})
-    replay.evaluate(step.parts["total"])
+    model, path = make_llama(), FastPath(128, 0)
+    step = record_step(model, optimizer, path, [PAIRS[:2], PAIRS[2:]], grad_clip=1.0)
+    assert step.updated_at is not None
+    replay = Replay(step.graph)
+    replay.run(step.events[: step.updated_at - 1])
     before = replay.active
-    replay.evaluate(step.parts["squares"])
-    assert replay.active - before <= 4 * len(step.names)
+    replay.run(step.events[step.updated_at - 1 : step.updated_at])
+    assert replay.active - before <= 4 * len(step.parameters)
