@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.measure import now, one_thread_environment
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import SHAPES, Shape, machine, make_model
-from mlx_dpo.memory.predict import record_step, replay
+from mlx_dpo.memory.predict import begin_replay, record_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
@@ -174,7 +174,9 @@ def measure(cell: Cell) -> dict[str, float]:
         [pairs[i : i + cell.batch] for i in range(0, len(pairs), cell.batch)],
         grad_clip=GRAD_CLIP if cell.clip else 0.0,
     )
-    predicted = replay(recording, model).peak
+    replay = begin_replay(recording, model)
+    replay.run(recording.events)
+    predicted = replay.peak
     trainer = make_trainer(cell, model, pairs, ref_model=make_model(shape) if cell.copy else None)
     mx.eval(model.parameters(), trainer.optimizer.state)
     held = mx.get_active_memory()

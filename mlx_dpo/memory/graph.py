@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_map
 
-# Constants that mark: bfloat16 numbers, so that every float type holds them, and too large to occur.
+# Constants that mark: bfloat16 numbers, which every float type holds, too large to occur.
 _FIRST_MARK = 0x6F00
 
 

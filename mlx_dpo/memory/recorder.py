@@ -23,7 +23,7 @@ from mlx_dpo.training.step import Runtime
 
 # Stands for every number that a traced step reads: finite, and a gradient norm that is clipped.
 _NUMBER = 1e30
-_NUMBERS = ("step", "learning_rate")  # of an optimizer; they stay numbers while it is traced
+NUMBERS = ("step", "learning_rate")  # of an optimizer; they stay numbers while it is traced
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def record(
     if optimizer is not None:
         optimizer.init(model.trainable_parameters())
         for name, array in _leaves(optimizer.state).items():
-            (numbers if name in _NUMBERS else moments)[name] = array
+            (numbers if name in NUMBERS else moments)[name] = array
     recorder = Recorder()
 
     def install(arrays: Sequence[mx.array]) -> None:

@@ -78,16 +78,10 @@ def fit(plan: Plan, budget: int, given: Collection[str]) -> Prediction:
         BudgetError: If none do; the message names the smallest change that would.
     """
     predictor = plan.predictor
-    found = solve(
-        plan.prediction.settings,
-        budget,
-        predict=lambda settings: predictor(settings).total,
-        least=predictor.least,
-        fixed=given,
-    )
+    found = solve(plan.prediction.settings, budget, predictor.bounds, given)
     if isinstance(found, NoSolution):
         raise BudgetError(_advice(found, plan, budget))
-    return predictor(found.settings)
+    return predictor(found)
 
 
 def budget_of(config: RunConfig) -> int | None:

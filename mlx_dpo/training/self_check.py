@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 from mlx_dpo.errors import is_shortage
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import replaced
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.step import Runtime, evaluated_layers
@@ -171,7 +172,7 @@ def _sample_pairs(
     examples: Sequence[PreferenceExample],
 ) -> tuple[list[PreferenceExample], PreferenceExample]:
     """Three pairs of the shorter half, of different lengths, and the longest."""
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    order = np.argsort(lengths(examples).sum(axis=1), kind="stable").tolist()
     rows = dict.fromkeys(order[(len(order) - 1) * i // 4] for i in range(3))
     return [examples[row] for row in rows], examples[order[-1]]
 
