@@ -51,7 +51,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **options: Any) ->
     if settings.memory_budget is not None:
         budget = parse_size(settings.memory_budget)
         assert budget is not None
-        chosen = fit(made, budget, given_names(config, given))
+        chosen = fit(made, budget, given_names(config, given)).chosen
     times = None
     if calibrate:
         from mlx_dpo.runs.profile import calibrate as measure

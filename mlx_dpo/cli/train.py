@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from mlx_dpo.cli.options import Name
 from mlx_dpo.errors import BudgetError, MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, option_type, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
+
+if TYPE_CHECKING:
+    from mlx_dpo.runs.callbacks import Screen
+    from mlx_dpo.runs.data import Data
 
 
 def config_options(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -86,18 +90,21 @@ def train(
     if supervise and not dry_run:
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
-        if not _has_begun(settings):
-            settings = _within_budget(settings, given_names(config, given))
-        _run(settings, resume=resume, dry_run=dry_run)
+        fixed = None if _has_begun(settings) else given_names(config, given)
+        _run(settings, fixed, resume=resume, dry_run=dry_run)
 
 
-def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
+def _run(settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool) -> None:
+    """Run, under settings that keep the budget; as they are where `fixed` is None."""
     from mlx_dpo.cli.results import show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.run import train as run
 
     with TerminalScreen(settings, sys.stderr.isatty()) as screen:
-        result = run(settings, resume=resume, dry_run=dry_run, screen=screen)
+        data = None
+        if fixed is not None:
+            settings, data = _within_budget(settings, fixed, screen, keep=not dry_run)
+        result = run(settings, resume=resume, dry_run=dry_run, data=data, screen=screen)
     if result is None:
         click.echo("dry run: all checks passed; nothing was trained")
     else:
@@ -110,29 +117,30 @@ def _has_begun(settings: RunConfig) -> bool:
     return bool(settings.run_dir) and (Path(str(settings.run_dir)) / "config.toml").is_file()
 
 
-def _within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
-    """The settings, changed where they would need more memory than they may."""
+def _within_budget(
+    settings: RunConfig, fixed: set[str], screen: "Screen", *, keep: bool
+) -> "tuple[RunConfig, Data | None]":
+    """The settings, changed where they would need more memory than they may, and the pairs read."""
     from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
 
     budget = budget_of(settings)
     if budget is None:
-        return settings
+        return settings, None
+    plan = make_plan(settings, keep=keep, progress=screen.tokenizing, problems=screen.data_checked)
     try:
-        plan = make_plan(settings)
-        chosen = fit(plan, budget, given)
+        found = fit(plan, budget, fixed, keep=keep, planning=screen.planning)
     except BudgetError as error:
         if settings.memory_budget is not None:
             raise
-        click.echo(f"warning: {error}", err=True)  # it was not asked to keep a budget
-        return settings
-    found = changes(settings, chosen.settings)
-    if found:
-        click.echo(
-            f"memory: {as_options(found)}, for a peak of {gigabytes(chosen.total)} within "
-            f"{gigabytes(budget)} (without: {gigabytes(plan.prediction.total)}, predicted)",
-            err=True,
-        )
-    return replace(settings, **found)
+        screen.planned(f"warning: {error}")  # nobody asked it to keep a budget
+        return settings, plan.data
+    changed = changes(settings, found.chosen.settings)
+    outcome = (
+        f"memory: {as_options(changed)}, for a peak of {gigabytes(found.chosen.total)} within "
+        f"{gigabytes(budget)} (without: {gigabytes(found.asked.total)}, predicted)"
+    )
+    screen.planned(outcome if changed else "")
+    return replace(settings, **changed), plan.data
 
 
 def _supervised(settings: RunConfig, resume: bool) -> int:

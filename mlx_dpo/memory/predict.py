@@ -172,7 +172,7 @@ class Predictor:
             # The second of two batches is there for a step without clipping to be whole.
             batches = [self.workload.examples[:1]] * (1 if clip else 2)
             recording = record_step(model, optimizer_of(settings), path, batches, grad_clip=clip)
-            return _replayed(recording, model, recording.updated_at), path.name
+            return _peak(recording, model, slice(recording.updated_at, None)), path.name
 
         return self._once("update", key, trace)
 
@@ -193,17 +193,14 @@ class Predictor:
                 kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
             while True:
                 path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
-                clip, whole = settings.grad_clip, settings.is_whole
+                # Where the optimizer comes after the peak, any will do.
+                optimizer = optim.SGD(1e-6) if settings.is_whole else optimizer_of(settings)
                 try:
                     recording = record_step(
-                        model,
-                        optimizer_of(settings),
-                        path,
-                        batches,
-                        grad_clip=clip,
-                        update=not whole,
+                        model, optimizer, path, batches, grad_clip=settings.grad_clip
                     )
-                    return _replayed(recording, model), path.name
+                    end = recording.updated_at if settings.is_whole else None
+                    return _peak(recording, model, slice(end)), path.name
                 except Exception:  # a model's code may fail in any way when called in parts
                     if not kinds:
                         raise
@@ -217,7 +214,7 @@ class Predictor:
 
         def trace() -> tuple[Parts, str]:
             recording = record(lambda r: PlainValues(plain, model, work.examples, r), model)
-            return _replayed(recording, model), plain.name
+            return _peak(recording, model), plain.name
 
         return self._once("check", Settings(dtype=settings.dtype), trace)
 
@@ -258,7 +255,6 @@ def record_step(
     batches: Sequence[Batch],
     *,
     grad_clip: float,
-    update: bool = True,
 ) -> Recording:
     """Trace the step that trains.
 
@@ -268,7 +264,6 @@ def record_step(
         path: How log-probs are computed.
         batches: The micro-batches, at most two: a third adds nothing to the peak.
         grad_clip: Largest norm of the gradient; 0 for no clipping.
-        update: Whether it updates; else it ends with the gradient and its norm.
     """
     pairs = [pair for batch in batches for pair in batch]
 
@@ -284,12 +279,9 @@ def record_step(
             fused=grad_clip == 0,
             runtime=recorder,
         )
-        if update:
-            step.take(pairs, number=0, lr=1e-6)
-        else:
-            step.measure(pairs)
+        step.take(pairs, number=0, lr=1e-6)
 
-    return record(take, model, optimizer if update else None)
+    return record(take, model, optimizer)
 
 
 def begin_replay(recording: Recording, model: nn.Module) -> Replay:
@@ -311,12 +303,12 @@ def begin_replay(recording: Recording, model: nn.Module) -> Replay:
     return Replay(graph)
 
 
-def _replayed(recording: Recording, model: nn.Module, start: int | None = 0) -> Parts:
-    """Bytes by name at the peak of a recording, looked for from one of its events on."""
+def _peak(recording: Recording, model: nn.Module, within: slice = slice(None)) -> Parts:
+    """Bytes by name at the peak of a recording, within some of its events."""
     replay = begin_replay(recording, model)
-    replay.run(recording.events[:start])
+    replay.run(recording.events[: within.start or 0])
     replay.forget_peak()
-    replay.run(recording.events[start:])
+    replay.run(recording.events[within])
     return replay.at_peak
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.memory.graph import Array, Graph, trace
+from mlx_dpo.memory.graph import Array, Graph, Node, trace
 from mlx_dpo.training.step import Runtime
 
 # Stands for every number that a traced step reads: finite, and a gradient norm that is clipped.
@@ -70,6 +70,7 @@ class Recorder(Runtime):
         drops: Number of events before the first handle died, by output; those that live are not in
             it.
         updated_at: Number of events before the optimizer's update.
+        gradients: What the optimizer was given for it.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,7 @@ class Recorder(Runtime):
         self.ends: list[int] = []
         self.drops: dict[int, int] = {}
         self.updated_at: int | None = None
+        self.gradients: list[mx.array] = []
         self._references: list[weakref.ref[mx.array]] = []
 
     def evaluate(self, *trees: Any) -> None:
@@ -107,11 +109,12 @@ class Recorder(Runtime):
         """Note when an optimizer has replaced what it updates."""
         update = optimizer.update
 
-        def noted(*args: Any) -> None:
-            update(*args)
+        def noted(model: nn.Module, gradients: Any) -> None:
+            self.gradients = [copy.copy(array) for array in _leaves(gradients).values()]
+            update(model, gradients)
             self.updated_at = len(self.ends)
 
-        optimizer.update = noted  # type: ignore[method-assign,assignment]
+        optimizer.update = noted  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -169,24 +172,64 @@ def record(
             run(recorder)
         after = _leaves(optimizer.state)
         updated = [a for n, a in _leaves(model.parameters()).items() if n in trainable]
-        return [*recorder.outputs, *updated, *(after[name] for name in moments)]
+        ends = [*updated, *(after[name] for name in moments)]
+        return [*recorder.outputs, *recorder.gradients, *ends]
 
     inputs = [*parameters.values(), *moments.values()]
     try:
         graph = trace(traced, inputs)
     finally:
         install(inputs)
-    events = recorder.events(graph.outputs[: len(recorder.outputs)])
+    begin = len(recorder.outputs)
+    events = recorder.events(graph.outputs[:begin])
+    gradients = graph.outputs[begin : begin + len(recorder.gradients)]
+    ends = graph.outputs[begin + len(gradients) :]
     if recorder.updated_at is not None:
         names = [*parameters, *moments]
         events[recorder.updated_at].dropped.extend(
             a for n, a in zip(names, graph.inputs, strict=True) if n in trainable or n in moments
         )
-    ends = graph.outputs[len(recorder.outputs) :]
+        _separate(ends, {*gradients, *graph.inputs}, graph.outputs[:begin])
     count = len(trainable) if ends else 0
-    return Recording(
-        graph, events, len(parameters), recorder.updated_at, ends[:count], ends[count:]
-    )
+    kept = Graph(graph.inputs, graph.constants, [*graph.outputs[:begin], *ends])
+    return Recording(kept, events, len(parameters), recorder.updated_at, ends[:count], ends[count:])
+
+
+def _separate(updated: Sequence[Array], given: set[Array], evaluated: Sequence[Array]) -> None:
+    """Give an update operations of its own where it does what is done elsewhere too.
+
+    An export merges operations that are alike. A gradient cast for its norm and cast again for the
+    update would be one array, and held from one to the other.
+
+    Args:
+        updated: Parameters and moments at the end.
+        given: What an update may refer to: gradients, parameters and moments before it.
+        evaluated: All that is evaluated.
+    """
+    ends = set(updated)
+    others = Graph([], [], [array for array in evaluated if array not in ends])
+    elsewhere = set(others.nodes())
+    copies: dict[Array, Array] = {}
+
+    def own(array: Array) -> Array:
+        if array in given or array.node not in elsewhere:
+            return array
+        if array not in copies:
+            node = array.node
+            made = [Array(a.shape, a.itemsize) for a in node.outputs]
+            copies.update(zip(node.outputs, made, strict=True))
+            second = Node(node.name, [own(a) for a in node.inputs], made, node.arguments)
+            for output in made:
+                output.node = second
+        return copies[array]
+
+    stack, seen = [a.node for a in updated if a not in given], set[Node]()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen and node not in elsewhere:
+            seen.add(node)
+            node.inputs = [own(array) for array in node.inputs]
+            stack += [a.node for a in node.inputs if a not in given]
 
 
 def _leaves(tree: Any) -> dict[str, mx.array]:

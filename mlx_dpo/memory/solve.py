@@ -106,12 +106,12 @@ def _smallest(group: list[Settings]) -> list[Settings]:
     the first batch that is split, may.
     """
     last = group[-1]
-    alike = [s for s in group if replace(last, **_batches(s)) == s]
+
+    def but_for_batches(settings: Settings) -> Settings:
+        return replace(settings, batch_size=1, grad_accumulation=1)
+
+    alike = [s for s in group if but_for_batches(s) == but_for_batches(last)]
     return list(dict.fromkeys((alike[0], alike[-1])))
-
-
-def _batches(settings: Settings) -> dict[str, int]:
-    return {n: getattr(settings, n) for n in ("batch_size", "grad_accumulation")}
 
 
 def _changes(smallest: Settings, fixed: Collection[str]) -> Iterator[dict[str, Any]]:

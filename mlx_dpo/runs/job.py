@@ -85,6 +85,7 @@ class Job:
 def prepare(
     config: RunConfig,
     *,
+    data: Data | None = None,
     keep: bool = True,
     tokenizing: Progress | None = None,
     problems: Callable[[Problems], None] | None = None,
@@ -93,6 +94,7 @@ def prepare(
 
     Args:
         config: The settings.
+        data: The pairs, where they have been read.
         keep: Whether a later run may find the token ids.
         tokenizing: Told how far tokenising has come, in bytes of the file.
         problems: Told what is wrong with the data, before it is refused for it.
@@ -109,7 +111,8 @@ def prepare(
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source))
-    data = load_data(config, chat, keep=keep, progress=tokenizing, told=problems)
+    if data is None:
+        data = load_data(config, chat, keep=keep, progress=tokenizing, told=problems)
     policy, _ = load_folder(source, config.dtype)
     per_step = config.batch_size * config.grad_accumulation
     order = EpochOrder(len(data.train.examples), per_step, config.seed)

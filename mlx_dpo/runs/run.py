@@ -41,6 +41,7 @@ from mlx_dpo.runs.checkpoint import (
     run_needs,
 )
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.folder import (
     RunFolder,
     check_folders,
@@ -103,6 +104,7 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    data: Data | None = None,
     screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
@@ -112,6 +114,7 @@ def train(
         config: The settings.
         resume: Go on from the newest checkpoint of ``config.run_dir``.
         dry_run: Check everything up to the first gradient, write nothing, and return.
+        data: The pairs, where they have been read.
         screen: Shows what happens.
         probe: Reads how much memory the machine has left.
 
@@ -133,7 +136,11 @@ def train(
             check_ours(path, resume=resume)  # again: it may have begun and ended meanwhile
         with shortage_explained(config, loading=True):
             job = prepare(
-                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
+                config,
+                data=data,
+                keep=not dry_run,
+                tokenizing=screen.tokenizing,
+                problems=screen.data_checked,
             )
         if path is None and not dry_run:
             path = new_run_dir(job.name)

@@ -14,9 +14,12 @@ from mlx_dpo.memory.predict import (
     Predictor,
     Settings,
     Workload,
+    begin_replay,
     largest_batches,
+    optimizer_of,
     record_step,
 )
+from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.memory.shapes import emptied, num_bytes
 from mlx_dpo.models.parameters import named_arrays
@@ -78,6 +81,7 @@ def measured(make: Any, settings: Settings) -> int:
     gc.collect()
     left = mx.get_active_memory()
     model = make()
+    model.set_dtype(getattr(mx, settings.dtype))
     mx.eval(model.parameters())
     mx.reset_peak_memory()
     choice = choose_path(
@@ -97,7 +101,7 @@ def measured(make: Any, settings: Settings) -> int:
         max_lr=1e-6,
         grad_clip=settings.grad_clip or None,
         fused_update=settings.grad_clip == 0,
-        optimizer=make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0),
+        optimizer=optimizer_of(settings),
         path=choice.path,
     )
     trainer.train_step()
@@ -112,6 +116,8 @@ def measured(make: Any, settings: Settings) -> int:
         (make_llama, replace(BASE, checkpoint_layers=True, optimizer="adafactor")),
         (make_llama, replace(BASE, optimizer="lion", grad_clip=1e-3)),
         (make_llama, replace(BASE, batch_size=2, grad_accumulation=2)),
+        (make_llama, replace(BASE, dtype="bfloat16", grad_clip=1e-3)),
+        (make_llama, replace(BASE, dtype="bfloat16", batch_size=2, grad_accumulation=2)),
         (make_gpt2, BASE),
         (make_gpt2, replace(BASE, checkpoint_layers=True)),
     ],
@@ -228,3 +234,57 @@ def test_the_norm_of_a_gradient_keeps_none_of_its_squares() -> None:
     before = replay.active
     replay.run(step.events[step.updated_at - 1 : step.updated_at])
     assert replay.active - before <= 4 * len(step.parameters)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(BASE, grad_clip=1.0),
+        replace(BASE, grad_clip=1.0, checkpoint_layers=True, optimizer="adafactor"),
+        replace(BASE, batch_size=2, grad_accumulation=2, dtype="bfloat16"),
+    ],
+)
+def test_a_step_traced_in_two_parts_needs_what_it_needs_in_one(settings: Settings) -> None:
+    predict = predictor(make_llama)
+    model = emptied(make_llama(), getattr(mx, settings.dtype))
+    batches = largest_batches(predict.workload, settings)
+    path = FastPath(128, 0, settings.checkpoint_layers)
+    recording = record_step(
+        model, optimizer_of(settings), path, batches, grad_clip=settings.grad_clip
+    )
+    replay = begin_replay(recording, model)
+    replay.run(recording.events)
+    assert predict(settings).total == pytest.approx(replay.peak, rel=1e-3)
+
+
+def test_weights_that_are_frozen_are_weights_and_have_no_optimizer_state() -> None:
+    def make() -> nn.Module:
+        model = make_llama()
+        model.freeze()
+        model.layers[-1].unfreeze()
+        return model
+
+    found = predictor(make)(replace(BASE, grad_clip=1.0))
+    trained = sum(a.nbytes for a in named_arrays(make().trainable_parameters()).values())
+    assert found.parts["weights"] == num_bytes(make_llama())
+    assert found.parts["optimizer state"] == 2 * trained
+    assert found.parts["gradients"] <= 4 * trained
+
+
+def test_what_python_lets_go_of_is_dropped_before_the_next_evaluation() -> None:
+    model = nn.Linear(4, 4, bias=False)
+
+    def run(recorder: Recorder) -> None:
+        kept, let_go = model.weight * 2, model.weight * 3
+        recorder.evaluate({"kept": kept, "let go": let_go})
+        again = let_go.astype(let_go.dtype)  # another handle of the same array
+        del let_go
+        recorder.evaluate(kept + 1)
+        recorder.evaluate(again)
+        del again
+        recorder.evaluate(kept + 2)
+
+    events = record(run, model).events
+    kept, let_go = events[0].evaluated
+    assert [let_go in event.dropped for event in events] == [False, False, False, True]
+    assert not any(kept in event.dropped for event in events)
