@@ -207,12 +207,12 @@ def _mark_of(value: mx.array) -> int | None:
 
 
 class _Marks:
-    """The marks of a graph, found again.
+    """Where the marks of a graph are.
 
     Attributes:
-        same: What each marked array was before it was marked; the marks are taken away by it.
-        entries: Arrays as a function saw them, by region.
-        results: Arrays as a function gave them, by region.
+        same: The array that each marked array stands for.
+        entries: Marked inputs of a checkpointed function, by region.
+        results: Its outputs, by region.
         cotangents: Gradients of its results, by region.
     """
 
@@ -256,14 +256,14 @@ def _with_recomputation(
     nodes: Sequence[Node], marks: dict[Array, int], outputs: Sequence[Array]
 ) -> list[Array]:
     """Rewrite a marked graph to what `mx.checkpoint` builds; returns its outputs."""
-    found = _Marks(nodes, marks)
-    owner = _owners(nodes, found)
+    marked = _Marks(nodes, marks)
+    owner = _owners(nodes, marked)
     again: dict[Array, Array] = {}  # what is computed a second time
-    for region, entries in found.entries.items():
-        sources = [found.unmarked(a) for a in entries]
-        # It holds what the function gave, and comes when the gradients of that are there.
-        after = [*found.results.get(region, []), *found.cotangents.get(region, [])]
-        waits = [found.unmarked(a) for a in after]
+    for region, entries in marked.entries.items():
+        sources = [marked.unmarked(a) for a in entries]
+        # It holds the function's outputs, and waits for their gradients.
+        after = [*marked.results.get(region, []), *marked.cotangents.get(region, [])]
+        waits = [marked.unmarked(a) for a in after]
         repeated = [Array(a.shape, a.itemsize) for a in entries]
         gate = Node("Depends", [*sources, *waits], repeated)
         for entry, copy in zip(entries, repeated, strict=True):
@@ -272,29 +272,29 @@ def _with_recomputation(
     def seen_from(node: Node, array: Array) -> Array:
         region = owner.get(array.node) if array.node is not None else None
         outside = region is not None and owner.get(node) != region
-        return again[array] if outside else found.unmarked(array)
+        return again[array] if outside else marked.unmarked(array)
 
     for node in nodes:
         if node in owner:
             copies = [Array(a.shape, a.itemsize) for a in node.outputs]
-            inputs = [again.get(a) or found.unmarked(a) for a in node.inputs]
+            inputs = [again.get(a) or marked.unmarked(a) for a in node.inputs]
             second = Node(node.name, inputs, copies, node.arguments)
             for output, copy in zip(node.outputs, copies, strict=True):
                 copy.node, again[output] = second, copy
     for node in nodes:
         node.inputs = [
-            found.unmarked(a) if a in found.same else seen_from(node, a) for a in node.inputs
+            marked.unmarked(a) if a in marked.same else seen_from(node, a) for a in node.inputs
         ]
-    return [found.unmarked(a) for a in outputs]
+    return [marked.unmarked(a) for a in outputs]
 
 
-def _owners(nodes: Sequence[Node], found: _Marks) -> dict[Node, int]:
-    """Operations between the marks of a region: from its results back to its entries."""
+def _owners(nodes: Sequence[Node], marked: _Marks) -> dict[Node, int]:
+    """The region of each operation between marks: from its results back to its entries."""
     owner: dict[Node, int] = {}
     numbers = {node: number for number, node in enumerate(nodes)}
-    for region, entries in found.entries.items():
+    for region, entries in marked.entries.items():
         below: set[Node] = set()
-        stack = [a.node for a in found.results.get(region, [])]
+        stack = [a.node for a in marked.results.get(region, [])]
         inside = set(entries)
         while stack:
             node = stack.pop()

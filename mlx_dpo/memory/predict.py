@@ -1,7 +1,7 @@
-"""What a run will hold at its peak, from shapes and lengths alone.
+"""The peak memory of a run, from shapes and lengths alone.
 
 The peak is that of `mx.get_peak_memory()`: MLX's buffer cache and the rest of the process come on
-top. It is looked for in a step of the largest micro-batch and in the self-check before the first
+top. It is the largest of a step with the largest micro-batch and of the self-check before the first
 step; scoring, evaluation and sampling keep no gradient and stay below them.
 """
 
@@ -122,7 +122,7 @@ class Predictor:
     def __call__(self, settings: Settings) -> Prediction:
         """The peak under these settings."""
         moment, parts = max(self._moments(settings), key=lambda each: total(each[1]))
-        model = self._shell(settings.dtype)
+        model = self.shell(settings.dtype)
         return Prediction(
             settings,
             {name: parts.get(name, 0) for name in PARTS},
@@ -138,9 +138,15 @@ class Predictor:
         for _, parts in self._moments(settings):
             yield total(parts)
 
+    def shell(self, dtype: str) -> nn.Module:
+        """The policy, its parameters zeros that are never evaluated."""
+        if dtype not in self._shells:
+            self._shells[dtype] = self.workload.shell(dtype)
+        return self._shells[dtype]
+
     def _moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
         """The peaks of a run's beginning, each with its moment, what is cheap to trace first."""
-        copied = {REFERENCE: num_bytes(self._shell(settings.dtype))}
+        copied = {REFERENCE: num_bytes(self.shell(settings.dtype))}
         beside = copied if settings.reference == "copy" else {}
         if settings.is_whole:
             yield STEP, self._update(settings)[0] | beside
@@ -151,7 +157,7 @@ class Predictor:
 
     def _held(self, settings: Settings) -> Parts:
         """What is held at once in any case: between steps, or before an update."""
-        model = self._shell(settings.dtype)
+        model = self.shell(settings.dtype)
         size = num_bytes(model)
         held = {WEIGHTS: size, OPTIMIZER: self._state(settings)}
         if settings.reference == "copy":
@@ -168,7 +174,7 @@ class Predictor:
         key = Settings(dtype=settings.dtype, optimizer=settings.optimizer, grad_clip=clip)
 
         def trace() -> tuple[Parts, str]:
-            model, path = self._shell(settings.dtype), _SquaresPath()
+            model, path = self.shell(settings.dtype), _SquaresPath()
             # The second of two batches is there for a step without clipping to be whole.
             batches = [self.workload.examples[:1]] * (1 if clip else 2)
             recording = record_step(model, optimizer_of(settings), path, batches, grad_clip=clip)
@@ -187,7 +193,7 @@ class Predictor:
         work, again = self.workload, settings.checkpoint_layers
 
         def trace() -> tuple[Parts, str]:
-            model, batches = self._shell(settings.dtype), self._largest(settings)
+            model, batches = self.shell(settings.dtype), self._largest(settings)
             kinds: list[Callable[..., ScoringPath]] = [PlainPath]
             if not settings.plain:
                 kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
@@ -209,7 +215,7 @@ class Predictor:
 
     def _check(self, settings: Settings) -> tuple[Parts, str]:
         """Peak of the self-check: the plain path's part of it, since fast paths hold less."""
-        model, work = self._shell(settings.dtype), self.workload
+        model, work = self.shell(settings.dtype), self.workload
         plain = PlainPath(work.max_length, work.pad_id)
 
         def trace() -> tuple[Parts, str]:
@@ -237,15 +243,10 @@ class Predictor:
         key = (settings.dtype, settings.optimizer)
         if key not in self._states:
             optimizer = optimizer_of(settings)
-            optimizer.init(self._shell(settings.dtype).trainable_parameters())
+            optimizer.init(self.shell(settings.dtype).trainable_parameters())
             moments = named_arrays(optimizer.state).items()
             self._states[key] = sum(a.nbytes for name, a in moments if name not in NUMBERS)
         return self._states[key]
-
-    def _shell(self, dtype: str) -> nn.Module:
-        if dtype not in self._shells:
-            self._shells[dtype] = self.workload.shell(dtype)
-        return self._shells[dtype]
 
 
 def record_step(

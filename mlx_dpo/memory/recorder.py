@@ -195,7 +195,7 @@ def record(
     return Recording(kept, events, len(parameters), recorder.updated_at, ends[:count], ends[count:])
 
 
-def _separate(updated: Sequence[Array], given: set[Array], evaluated: Sequence[Array]) -> None:
+def _separate(updated: Sequence[Array], available: set[Array], evaluated: Sequence[Array]) -> None:
     """Give an update operations of its own where it does what is done elsewhere too.
 
     An export merges operations that are alike. A gradient cast for its norm and cast again for the
@@ -203,7 +203,7 @@ def _separate(updated: Sequence[Array], given: set[Array], evaluated: Sequence[A
 
     Args:
         updated: Parameters and moments at the end.
-        given: What an update may refer to: gradients, parameters and moments before it.
+        available: What an update may refer to: gradients, parameters and moments before it.
         evaluated: All that is evaluated.
     """
     ends = set(updated)
@@ -212,7 +212,7 @@ def _separate(updated: Sequence[Array], given: set[Array], evaluated: Sequence[A
     copies: dict[Array, Array] = {}
 
     def own(array: Array) -> Array:
-        if array in given or array.node not in elsewhere:
+        if array in available or array.node not in elsewhere:
             return array
         if array not in copies:
             node = array.node
@@ -223,13 +223,13 @@ def _separate(updated: Sequence[Array], given: set[Array], evaluated: Sequence[A
                 output.node = second
         return copies[array]
 
-    stack, seen = [a.node for a in updated if a not in given], set[Node]()
+    stack, seen = [a.node for a in updated if a not in available], set[Node]()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen and node not in elsewhere:
             seen.add(node)
             node.inputs = [own(array) for array in node.inputs]
-            stack += [a.node for a in node.inputs if a not in given]
+            stack += [a.node for a in node.inputs if a not in available]
 
 
 def _leaves(tree: Any) -> dict[str, mx.array]:

@@ -153,9 +153,10 @@ def _key(plan: Plan, budget: int, given: Collection[str]) -> str:
     """Digest of all that decides what a budget is solved to."""
     work = plan.predictor.workload
     config = plan.config_file.read_bytes() if plan.config_file.is_file() else b""
-    parameters = named_arrays(work.shell(plan.settings.dtype).parameters())
+    parameters = named_arrays(plan.predictor.shell(plan.settings.dtype).parameters())
+    fixed = sorted({f.name for f in fields(Settings)} & set(given))
     parts = [
-        *(_VERSION, version("mlx"), version("mlx-lm"), budget, sorted(given), plan.settings),
+        *(_VERSION, version("mlx"), version("mlx-lm"), budget, fixed, plan.settings),
         *(work.max_length, work.pad_id, work.seed, work.epochs, work.steps),
         [(name, array.shape) for name, array in parameters.items()],
         hashlib.sha256(config).hexdigest(),
