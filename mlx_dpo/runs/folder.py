@@ -38,7 +38,8 @@ from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
-CACHES = (TOKENS, REFERENCES, CONVERTED)
+PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
+CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
 MAX_UNUSED = 30 * 24 * 3600.0  # seconds; cache entries that nothing used for longer are deleted
 
 

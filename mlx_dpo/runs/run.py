@@ -39,6 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     run_needs,
 )
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
@@ -101,6 +102,7 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    data: Data | None = None,
     screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
@@ -110,6 +112,7 @@ def train(
         config: The settings.
         resume: Go on from the newest checkpoint of ``config.run_dir``.
         dry_run: Check everything up to the first gradient, write nothing, and return.
+        data: The pairs, where they have been read.
         screen: Shows what happens.
         probe: Reads how much memory the machine has left.
 
@@ -126,7 +129,7 @@ def train(
         stop_on_signal(screen.stopping) as stop,
         limited_memory(),
         shortage_explained(config),
-        _prepared(config, screen, resume=resume, dry_run=dry_run) as (job, path),
+        _prepared(config, data, screen, resume=resume, dry_run=dry_run) as (job, path),
     ):
         checkpoints = Checkpoints(path or Path())
         newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
@@ -155,7 +158,7 @@ def train(
 
 @contextmanager
 def _prepared(
-    config: RunConfig, screen: Screen, *, resume: bool, dry_run: bool
+    config: RunConfig, data: Data | None, screen: Screen, *, resume: bool, dry_run: bool
 ) -> Iterator[tuple[Job, Path | None]]:
     """Read data and model; while the block runs, the run's folder is locked.
 
@@ -165,7 +168,11 @@ def _prepared(
     def read() -> Job:
         with shortage_explained(config, loading=True):
             return prepare(
-                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
+                config,
+                data=data,
+                keep=not dry_run,
+                tokenizing=screen.tokenizing,
+                problems=screen.data_checked,
             )
 
     path = given_run_dir(config, resume=resume)

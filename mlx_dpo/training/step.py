@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import NonFiniteError
@@ -41,6 +43,10 @@ class Runtime:
     def numbers(self, scalars: dict[str, mx.array]) -> dict[str, float]:
         """Values of arrays of one element."""
         return {name: float(scalar) for name, scalar in scalars.items()}
+
+    def values(self, array: mx.array) -> npt.NDArray[np.float32]:
+        """Values of a float32 array."""
+        return np.array(array)
 
 
 class Phases:
@@ -258,7 +264,7 @@ class Step:
 
     def _sum_of_squares(self, grads: Gradient) -> float:
         """Over every gradient, in float32: the square of the norm."""
-        squares = [_square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
+        squares = [mx.square(g.astype(mx.float32)).sum() for g in named_arrays(grads).values()]
         return self.runtime.numbers({"squares": mx.stack(squares).sum()})["squares"]
 
 
@@ -320,12 +326,6 @@ def check_finite(step: int, loss: float, grad_norm: float = 0.0, *, applied: boo
         f"step {step}: loss {loss}, gradient norm {grad_norm}; {outcome}. Try a lower "
         "--learning-rate, and check the weights the run starts from"
     )
-
-
-def _square(x: mx.array) -> mx.array:
-    # Not `mx.square`: AdamW squares the gradient too, and the exported graph that the memory plan
-    # looks at would make one operation of both.
-    return x * x
 
 
 def _root_of_sum(squares: Iterator[float]) -> float:
