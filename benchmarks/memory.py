@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.measure import now, one_thread_environment
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import SHAPES, Shape, machine, make_model
-from mlx_dpo.memory.step import replay_step, trace_step
+from mlx_dpo.memory.predict import begin_replay, record_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
@@ -45,6 +45,7 @@ LENGTHS = {
     "middling": ((60, 50, 40), (60, 45, 55), (60, 60, 30), (60, 52, 48)),
     "long": ((160, 120, 96), (144, 100, 128), (176, 128, 72), (152, 112, 104)),
 }
+GRAD_CLIP = 1e-3  # smaller than any gradient norm
 MEMORY_PAGE = PAGE.with_name("memory.md")
 RESULTS = PAGE.parent.parent / "runs" / "memory.jsonl"
 
@@ -166,15 +167,16 @@ def measure(cell: Cell) -> dict[str, float]:
         mx.eval(path(model, pairs))
         mx.eval(path(other, pairs))
         return {"peak": mx.get_peak_memory(), "seconds": now() - begin}
-    step = trace_step(
+    recording = record_step(
         model,
         cell.optimizer_made(),
         path,
         [pairs[i : i + cell.batch] for i in range(0, len(pairs), cell.batch)],
-        clip=cell.clip,
+        grad_clip=GRAD_CLIP if cell.clip else 0.0,
     )
-    fused = not cell.clip and cell.accumulation == 1
-    predicted = replay_step(step, fused=fused, vocabulary=shape.vocabulary).peak
+    replay = begin_replay(recording, model)
+    replay.run(recording.events)
+    predicted = replay.peak
     trainer = make_trainer(cell, model, pairs, ref_model=make_model(shape) if cell.copy else None)
     mx.eval(model.parameters(), trainer.optimizer.state)
     held = mx.get_active_memory()
@@ -211,7 +213,7 @@ def make_trainer(
         max_lr=1e-6,
         path=path_of(cell),
         optimizer=cell.optimizer_made(),
-        grad_clip=1e-3 if cell.clip else None,
+        grad_clip=GRAD_CLIP if cell.clip else None,
         fused_update=not cell.clip,
     )
 

@@ -14,6 +14,8 @@ from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
 
 if TYPE_CHECKING:
     from mlx_dpo.memory.predict import Prediction
+    from mlx_dpo.runs.callbacks import Screen
+    from mlx_dpo.runs.data import Data
     from mlx_dpo.runs.profile import Calibration
 
 _WHY = {
@@ -56,7 +58,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
     if settings.memory_budget is not None:
         budget = parse_size(settings.memory_budget)
         assert budget is not None
-        chosen = fit(made, budget, given_names(config, given))
+        chosen = fit(made, budget, given_names(config, given)).chosen
     times = None
     if calibrate:
         from mlx_dpo.runs.profile import calibrate as measure
@@ -75,8 +77,10 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
         _show_times(times)
 
 
-def within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
-    """Settings that keep the memory budget of a run; changes are reported on stderr.
+def within_budget(
+    settings: RunConfig, given: set[str], screen: "Screen", *, keep: bool = True
+) -> "tuple[RunConfig, Data | None]":
+    """Settings that keep the memory budget of a run, and its pairs, if they were read for that.
 
     Without --memory-budget the budget is a share of what the GPU recommends. A run that does not
     fit into that one is warned of and keeps its settings.
@@ -84,6 +88,8 @@ def within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
     Args:
         settings: Of the run.
         given: Names of the settings that somebody chose: they are not changed.
+        screen: Shows what happens.
+        keep: Whether token ids and the solution are kept on disk for later runs.
 
     Raises:
         BudgetError: If no settings keep --memory-budget.
@@ -92,23 +98,22 @@ def within_budget(settings: RunConfig, given: set[str]) -> RunConfig:
 
     budget = budget_of(settings)
     if budget is None:
-        return settings
+        return settings, None
+    plan = make_plan(settings, keep=keep, progress=screen.tokenizing, problems=screen.data_checked)
     try:
-        made = make_plan(settings)
-        chosen = fit(made, budget, given)
+        fitted = fit(plan, budget, given, keep=keep, planning=screen.planning)
     except BudgetError as error:
         if settings.memory_budget is not None:
             raise
-        click.echo(f"warning: {error}", err=True)
-        return settings
-    changed = changes(settings, chosen.settings)
-    if changed:
-        click.echo(
-            f"memory: {as_options(changed)}, for a peak of {gigabytes(chosen.total)} within "
-            f"{gigabytes(budget)} (without: {gigabytes(made.prediction.total)}, predicted)",
-            err=True,
-        )
-    return replace(settings, **changed)
+        screen.planned(f"warning: {error}")  # nobody asked for a budget
+        return settings, plan.data
+    changed = changes(settings, fitted.chosen.settings)
+    outcome = (
+        f"memory: {as_options(changed)}, for a peak of {gigabytes(fitted.chosen.total)} within "
+        f"{gigabytes(budget)} (without: {gigabytes(fitted.asked.total)}, predicted)"
+    )
+    screen.planned(outcome if changed else "")
+    return replace(settings, **changed), plan.data
 
 
 def shown_pairs(pairs: list[tuple[int, int, int]], most: int = 60) -> str:

@@ -67,6 +67,15 @@ class TerminalScreen(Screen):
         if more:
             self._print(f"and {counted(more, 'problem')} more")
 
+    def planning(self) -> None:
+        if self.is_terminal:
+            self._show_bar("planning memory", 0, 1)
+
+    def planned(self, outcome: str) -> None:
+        self._end_bar()
+        if outcome:
+            self._print(outcome)
+
     def prepared(self, job: Job, folder: Path | None) -> None:
         self.max_steps = job.max_steps
         config, bias = job.config, length_bias(job.train.examples)

@@ -84,7 +84,10 @@ def _fitted(settings: RunConfig, folder: Path, given: set[str]) -> RunConfig:
 
             chosen = changes(settings, settings_of(earlier))
             return replace(settings, **{key: v for key, v in chosen.items() if key not in given})
-    return within_budget(settings, given)
+    from mlx_dpo.cli.run_screen import TerminalScreen
+
+    with TerminalScreen(settings, sys.stderr.isatty()) as screen:
+        return within_budget(settings, given, screen)[0]
 
 
 def _train_all(

@@ -47,18 +47,21 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
     if supervise and not dry_run:
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
-        if not _has_begun(settings):
-            settings = within_budget(settings, given_names(config, given))
-        _run(settings, resume=resume, dry_run=dry_run)
+        fixed = None if _has_begun(settings) else given_names(config, given)
+        _run(settings, fixed, resume=resume, dry_run=dry_run)
 
 
-def _run(settings: RunConfig, *, resume: bool, dry_run: bool) -> None:
+def _run(settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool) -> None:
+    """Run, under settings that keep the budget; as they are where `fixed` is None."""
     from mlx_dpo.cli.results import show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.run import train as run
 
     with TerminalScreen(settings, sys.stderr.isatty()) as screen:
-        result = run(settings, resume=resume, dry_run=dry_run, screen=screen)
+        data = None
+        if fixed is not None:
+            settings, data = within_budget(settings, fixed, screen, keep=not dry_run)
+        result = run(settings, resume=resume, dry_run=dry_run, data=data, screen=screen)
     if result is None:
         click.echo("dry run: all checks passed; nothing was trained")
     else:

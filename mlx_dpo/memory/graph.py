@@ -1,15 +1,16 @@
 """The graph of a computation, from shapes alone: traced, and never evaluated.
 
-MLX builds every computation as a graph before it runs it. `mx.export_function` hands that graph
-over, operation by operation, with the shape of every array. So what is looked at is the very code
-that trains, whatever the architecture, and no formula for one.
+MLX builds every computation as a graph before it runs it. `mx.export_function` hands over that
+graph, operation by operation, with the shape of every array. So the code that trains is itself
+looked at, whatever the architecture, and there is no formula for one.
 
-`mx.checkpoint` can't be exported. While a graph is traced it is replaced by marks on what goes into
-a function and what comes out, and the graph is rewritten to what `mx.checkpoint` would have built:
+`mx.checkpoint` can't be exported. While a graph is traced it is replaced by marks on the inputs and
+outputs of its function, and the graph is rewritten to what `mx.checkpoint` would have built:
 between the marks, what the gradient needs is computed again once the gradient of the outputs is
 there.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_map
 
-# Constants that mark: bfloat16 numbers, so that every float type holds them, too large to be met.
+# Constants that mark: bfloat16 numbers, which every float type holds, too large to occur.
 _FIRST_MARK = 0x6F00
 
 
@@ -31,12 +33,20 @@ class Array:
     Attributes:
         shape: Its shape.
         itemsize: Bytes of an element.
-        node: The operation it comes from; None for what is there before.
+        node: The operation that makes it; None for an input, a constant, and once it has run.
+        name: What it is, where that is known: weights, gradients and the like.
+        uses: References to it, by handles and operations.
+        buffer: Where its elements lie; None before it is computed.
+        layout: Strided view over nothing, as its elements lie in the buffer; None for row order.
     """
 
     shape: tuple[int, ...]
     itemsize: int
     node: "Node | None" = None
+    name: str | None = None
+    uses: int = 0
+    buffer: Any = None
+    layout: npt.NDArray[Any] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -63,27 +73,27 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced computation.
+    """A traced computation. Its replay marks its arrays: it is replayed once.
 
     Attributes:
         inputs: Arrays it was traced on, in order.
         constants: Arrays made on the way that hold data: token ids, numbers.
-        outputs: What the function returned, in order.
+        outputs: The function's results, in order.
     """
 
     inputs: list[Array]
     constants: list[Array]
     outputs: list[Array]
 
-    def arrays(self) -> Iterator[Array]:
-        """Every array that an operation makes."""
+    def nodes(self) -> Iterator[Node]:
+        """Every operation that an output needs."""
         seen: set[Node] = set()
         stack = [a.node for a in self.outputs]
         while stack:
             node = stack.pop()
             if node is not None and node not in seen:
                 seen.add(node)
-                yield from node.outputs
+                yield node
                 stack += [a.node for a in node.inputs]
 
 
@@ -94,41 +104,53 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array
         function: Called with as many arrays as `inputs`.
         inputs: Arrays of the right shape and type; they may be unevaluated.
     """
-    found: list[dict[str, Any]] = []
-    with _marked_checkpoints():
-        mx.export_function(found.append, function, *inputs)
     arrays: dict[str, Array] = {}
     ends: dict[str, list[Array]] = {"inputs": [], "outputs": []}
     marks: dict[Array, int] = {}
-    nodes = []
+    nodes: list[Node] = []
 
-    def array(name: str, shape: Sequence[int], dtype: Any) -> Array:
-        return arrays.setdefault(name, Array(tuple(shape), dtype.size))
+    def array(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        known = arrays.get(name)
+        if known is None:
+            known = arrays[name] = Array(tuple(shape), dtype.size)
+        return known
 
-    for entry in found:
+    def receive(entry: dict[str, Any]) -> None:
         kind = entry["type"]
-        if kind in ends:
-            ends[kind] = [array(*one) for one in entry[kind]]
-        elif kind == "constants":
-            for name, value in entry["constants"]:
-                made = array(name, value.shape, value.dtype)
-                if (mark := _mark_of(value)) is not None:
-                    marks[made] = mark
-        elif kind == "primitive":
-            node = Node(
-                entry["name"],
-                [array(*one) for one in entry["inputs"]],
-                [array(*one) for one in entry["outputs"]],
-                entry["arguments"],
-            )
-            for output in node.outputs:
+        if kind == "primitive":
+            made = [array(*each) for each in entry["outputs"]]
+            read = [array(*each) for each in entry["inputs"]]
+            node = Node(entry["name"], read, made, entry["arguments"])
+            for output in made:
                 output.node = node
             nodes.append(node)
+        elif kind in ends:
+            ends[kind] = [array(*each) for each in entry[kind]]
+        elif kind == "constants":
+            for name, value in entry["constants"]:
+                constant = array(name, value.shape, value.dtype)
+                if (mark := _mark_of(value)) is not None:
+                    marks[constant] = mark
+
+    with _marked_checkpoints(), uncollected():
+        mx.export_function(receive, function, *inputs)
     _unshare(nodes)
-    given = set(ends["inputs"])
-    constants = [a for a in arrays.values() if a.node is None and a not in given]
+    traced_on = set(ends["inputs"])
+    constants = [a for a in arrays.values() if a.node is None and a not in traced_on]
     outputs = _with_recomputation(nodes, marks, ends["outputs"]) if marks else ends["outputs"]
     return Graph(ends["inputs"], constants, outputs)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from walking a growing graph again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unshare(nodes: Sequence[Node]) -> None:
@@ -142,9 +164,9 @@ def _unshare(nodes: Sequence[Node]) -> None:
             if array.node is None or array.node.name != "Full":
                 continue
             if array in taken:
-                copy = Array(array.shape, array.itemsize)
-                copy.node = Node("Full", array.node.inputs, [copy], array.node.arguments)
-                node.inputs[place] = copy
+                copied = Array(array.shape, array.itemsize)
+                copied.node = Node("Full", array.node.inputs, [copied], array.node.arguments)
+                node.inputs[place] = copied
             taken.add(array)
 
 
@@ -185,12 +207,12 @@ def _mark_of(value: mx.array) -> int | None:
 
 
 class _Marks:
-    """The marks of a graph, found again.
+    """Where the marks of a graph are.
 
     Attributes:
-        same: What each marked array was before it was marked; the marks are taken away by it.
-        entries: Arrays as a function saw them, by region.
-        results: Arrays as a function gave them, by region.
+        same: The array that each marked array stands for.
+        entries: Marked inputs of a checkpointed function, by region.
+        results: Its outputs, by region.
         cotangents: Gradients of its results, by region.
     """
 
@@ -234,14 +256,14 @@ def _with_recomputation(
     nodes: Sequence[Node], marks: dict[Array, int], outputs: Sequence[Array]
 ) -> list[Array]:
     """Rewrite a marked graph to what `mx.checkpoint` builds; returns its outputs."""
-    found = _Marks(nodes, marks)
-    owner = _owners(nodes, found)
+    marked = _Marks(nodes, marks)
+    owner = _owners(nodes, marked)
     again: dict[Array, Array] = {}  # what is computed a second time
-    for region, entries in found.entries.items():
-        sources = [found.unmarked(a) for a in entries]
-        # It holds what the function gave, and comes when the gradients of that are there.
-        after = [*found.results.get(region, []), *found.cotangents.get(region, [])]
-        waits = [found.unmarked(a) for a in after]
+    for region, entries in marked.entries.items():
+        sources = [marked.unmarked(a) for a in entries]
+        # It holds the function's outputs, and waits for their gradients.
+        after = [*marked.results.get(region, []), *marked.cotangents.get(region, [])]
+        waits = [marked.unmarked(a) for a in after]
         repeated = [Array(a.shape, a.itemsize) for a in entries]
         gate = Node("Depends", [*sources, *waits], repeated)
         for entry, copy in zip(entries, repeated, strict=True):
@@ -250,28 +272,29 @@ def _with_recomputation(
     def seen_from(node: Node, array: Array) -> Array:
         region = owner.get(array.node) if array.node is not None else None
         outside = region is not None and owner.get(node) != region
-        return again[array] if outside else found.unmarked(array)
+        return again[array] if outside else marked.unmarked(array)
 
     for node in nodes:
         if node in owner:
             copies = [Array(a.shape, a.itemsize) for a in node.outputs]
-            inputs = [again.get(a) or found.unmarked(a) for a in node.inputs]
+            inputs = [again.get(a) or marked.unmarked(a) for a in node.inputs]
             second = Node(node.name, inputs, copies, node.arguments)
             for output, copy in zip(node.outputs, copies, strict=True):
                 copy.node, again[output] = second, copy
     for node in nodes:
         node.inputs = [
-            found.unmarked(a) if a in found.same else seen_from(node, a) for a in node.inputs
+            marked.unmarked(a) if a in marked.same else seen_from(node, a) for a in node.inputs
         ]
-    return [found.unmarked(a) for a in outputs]
+    return [marked.unmarked(a) for a in outputs]
 
 
-def _owners(nodes: Sequence[Node], found: _Marks) -> dict[Node, int]:
-    """Operations between the marks of a region: from its results back to its entries."""
+def _owners(nodes: Sequence[Node], marked: _Marks) -> dict[Node, int]:
+    """The region of each operation between marks: from its results back to its entries."""
     owner: dict[Node, int] = {}
-    for region, entries in found.entries.items():
+    numbers = {node: number for number, node in enumerate(nodes)}
+    for region, entries in marked.entries.items():
         below: set[Node] = set()
-        stack = [a.node for a in found.results.get(region, [])]
+        stack = [a.node for a in marked.results.get(region, [])]
         inside = set(entries)
         while stack:
             node = stack.pop()
@@ -279,8 +302,8 @@ def _owners(nodes: Sequence[Node], found: _Marks) -> dict[Node, int]:
                 below.add(node)
                 stack += [a.node for a in node.inputs if a not in inside]
         reached = set(inside)
-        for node in nodes:
-            if node in below and any(a in reached for a in node.inputs):
+        for node in sorted(below & numbers.keys(), key=numbers.__getitem__):
+            if any(a in reached for a in node.inputs):
                 reached.update(node.outputs)
                 owner[node] = region
     return owner

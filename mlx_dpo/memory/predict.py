@@ -1,40 +1,39 @@
-"""What a run will hold at its peak, from shapes and lengths alone.
+"""The peak memory of a run, from shapes and lengths alone.
 
 The peak is that of `mx.get_peak_memory()`: MLX's buffer cache and the rest of the process come on
-top. It is looked for in a step of the largest micro-batch and in the self-check before the first
+top. It is the largest of a step with the largest micro-batch and of the self-check before the first
 step; scoring, evaluation and sampling keep no gradient and stay below them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from mlx_dpo.memory.check import replay_check
+from mlx_dpo.memory.graph import uncollected
+from mlx_dpo.memory.recorder import NUMBERS, Recorder, Recording, record
 from mlx_dpo.memory.replay import OTHER, Replay
 from mlx_dpo.memory.shapes import num_bytes
-from mlx_dpo.memory.step import (
-    GRADIENTS,
-    LOGITS,
-    OPTIMIZER,
-    WEIGHTS,
-    Batch,
-    Step,
-    replay_step,
-    trace_step,
-)
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.layout import Work
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.self_check import PlainValues
+from mlx_dpo.training.step import Batch, Step
 
+WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
 REFERENCE = "reference"
+STEP, SELF_CHECK = "a step", "the self-check before the first step"
 PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
+Parts = dict[str, int]  # bytes by name
 _EPOCHS_LOOKED_AT = 4  # the largest batch of a fifth is hardly larger
 
 
@@ -50,6 +49,11 @@ class Settings:
     optimizer: str = "adamw"
     grad_clip: float = 1.0
     plain: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole gradient is there before any of it is used."""
+        return self.grad_clip > 0 or self.grad_accumulation > 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Prediction:
     """
 
     settings: Settings
-    parts: dict[str, int]
+    parts: Parts
     moment: str
     path: str
     num_parameters: int
@@ -98,85 +102,215 @@ class Prediction:
     @property
     def total(self) -> int:
         """Predicted peak in bytes."""
-        return sum(self.parts.values())
+        return total(self.parts)
 
 
 class Predictor:
-    """Predicts for one workload; what was predicted before is remembered."""
+    """Predicts for one workload; what was traced before is remembered.
+
+    A step that makes the whole gradient before it uses any has two parts: no optimizer changes the
+    first, and no batch the second. They are traced apart, and so once for many settings.
+    """
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._steps: dict[Settings, Prediction] = {}
-        self._checks: dict[str, Replay] = {}
+        self._traced: dict[tuple[str, Settings], tuple[Parts, str]] = {}
+        self._batches: dict[tuple[int, int], list[list[PreferenceExample]]] = {}
         self._shells: dict[str, nn.Module] = {}
+        self._states: dict[tuple[str, str], int] = {}
 
     def __call__(self, settings: Settings) -> Prediction:
         """The peak under these settings."""
-        alone = replace(settings, reference="cached")
-        if alone not in self._steps:
-            self._steps[alone] = self._predict(alone)
-        found = self._steps[alone]
-        if settings.reference == "copy":
-            parts = found.parts | {REFERENCE: num_bytes(self._shell(settings.dtype))}
-            found = replace(found, settings=settings, parts=parts)
-        if settings.plain or (check := self._check(settings.dtype)).peak <= found.total:
-            return found
-        moment = "the self-check before the first step"
-        return replace(found, parts=_parts(check), moment=moment)
+        moment, parts = max(self._moments(settings), key=lambda each: total(each[1]))
+        model = self.shell(settings.dtype)
+        return Prediction(
+            settings,
+            {name: parts.get(name, 0) for name in PARTS},
+            moment,
+            self._step(settings)[1],
+            num_parameters=sum(a.size for a in named_arrays(model.parameters()).values()),
+            pairs=[(len(p), len(c), len(r)) for p, c, r in self._largest(settings)[0]],
+        )
 
-    def least(self, settings: Settings) -> int:
-        """Bytes that it takes at any rate, found faster: what stays from step to step."""
-        model = self._shell(settings.dtype)
-        optimizer = _optimizer(settings)
-        optimizer.init(model.trainable_parameters())
-        state = sum(a.nbytes for a in named_arrays(optimizer.state).values())
-        held = num_bytes(model) * (1 + (settings.reference == "copy")) + state
-        return held if settings.plain else max(held, self._check(settings.dtype).peak)
+    def bounds(self, settings: Settings) -> Iterator[int]:
+        """Lower bounds of the peak in bytes, cheap ones first; the largest of them is the peak."""
+        yield total(self._held(settings))
+        for _, parts in self._moments(settings):
+            yield total(parts)
 
-    def _shell(self, dtype: str) -> nn.Module:
+    def shell(self, dtype: str) -> nn.Module:
+        """The policy, its parameters zeros that are never evaluated."""
         if dtype not in self._shells:
             self._shells[dtype] = self.workload.shell(dtype)
         return self._shells[dtype]
 
-    def _check(self, dtype: str) -> Replay:
-        if dtype not in self._checks:
-            work, model = self.workload, self._shell(dtype)
-            path = PlainPath(work.max_length, work.pad_id)
-            self._checks[dtype] = replay_check(model, work.examples, path, _vocabulary(model))
-        return self._checks[dtype]
-
-    def _predict(self, settings: Settings) -> Prediction:
-        model = self._shell(settings.dtype)
-        batches = largest_batches(self.workload, settings)
-        path, step = self._traced(model, settings, batches)
-        fused = settings.grad_clip == 0 and settings.grad_accumulation == 1
-        found = replay_step(step, fused=fused, vocabulary=_vocabulary(model))
-        count = sum(a.size for a in named_arrays(model.parameters()).values())
-        sizes = [(len(p), len(c), len(r)) for p, c, r in batches[0]]
-        return Prediction(settings, _parts(found), "a step", path.name, count, sizes)
-
-    def _traced(
-        self, model: nn.Module, settings: Settings, batches: Sequence[Batch]
-    ) -> tuple[ScoringPath, Step]:
-        """The fastest path whose step can be traced, as a run takes the fastest that works."""
-        work, again = self.workload, settings.checkpoint_layers
-        kinds: list[Callable[..., ScoringPath]] = [PlainPath]
+    def _moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
+        """The peaks of a run's beginning, each with its moment, what is cheap to trace first."""
+        copied = {REFERENCE: num_bytes(self.shell(settings.dtype))}
+        beside = copied if settings.reference == "copy" else {}
+        if settings.is_whole:
+            yield STEP, self._update(settings)[0] | beside
+            beside = beside | {OPTIMIZER: self._state(settings)}
         if not settings.plain:
-            kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
-        while True:
-            path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
-            optimizer = _optimizer(settings)
-            try:
-                step = trace_step(model, optimizer, path, batches, clip=settings.grad_clip > 0)
-            except Exception:  # a model's code may fail in any way when called in parts
-                if not kinds:
-                    raise
-            else:
-                return path, step
+            yield SELF_CHECK, self._check(settings)[0]
+        yield STEP, self._step(settings)[0] | beside
+
+    def _held(self, settings: Settings) -> Parts:
+        """What is held at once in any case: between steps, or before an update."""
+        model = self.shell(settings.dtype)
+        size = num_bytes(model)
+        held = {WEIGHTS: size, OPTIMIZER: self._state(settings)}
+        if settings.reference == "copy":
+            held[REFERENCE] = size
+        if settings.is_whole:
+            trainable = named_arrays(model.trainable_parameters()).values()
+            summed = settings.grad_accumulation > 1  # in float32
+            held[GRADIENTS] = sum(a.size * (4 if summed else a.itemsize) for a in trainable)
+        return held
+
+    def _update(self, settings: Settings) -> tuple[Parts, str]:
+        """Peak of the update once the gradient is whole; any gradient will do."""
+        clip = float(settings.grad_clip > 0)
+        key = Settings(dtype=settings.dtype, optimizer=settings.optimizer, grad_clip=clip)
+
+        def trace() -> tuple[Parts, str]:
+            model, path = self.shell(settings.dtype), _SquaresPath()
+            # The second of two batches is there for a step without clipping to be whole.
+            batches = [self.workload.examples[:1]] * (1 if clip else 2)
+            recording = record_step(model, optimizer_of(settings), path, batches, grad_clip=clip)
+            return _peak(recording, model, slice(recording.updated_at, None)), path.name
+
+        return self._once("update", key, trace)
+
+    def _step(self, settings: Settings) -> tuple[Parts, str]:
+        """Peak of a step up to its update, or of all of it where it is never whole; and its path.
+
+        It is the fastest path whose step can be traced, as a run takes the fastest that works.
+        """
+        key = replace(settings, reference="cached")
+        if settings.is_whole:
+            key = replace(key, optimizer="adamw", grad_clip=1.0)
+        work, again = self.workload, settings.checkpoint_layers
+
+        def trace() -> tuple[Parts, str]:
+            model, batches = self.shell(settings.dtype), self._largest(settings)
+            kinds: list[Callable[..., ScoringPath]] = [PlainPath]
+            if not settings.plain:
+                kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
+            while True:
+                path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
+                # Where the optimizer comes after the peak, any will do.
+                optimizer = optim.SGD(1e-6) if settings.is_whole else optimizer_of(settings)
+                try:
+                    recording = record_step(
+                        model, optimizer, path, batches, grad_clip=settings.grad_clip
+                    )
+                    end = recording.updated_at if settings.is_whole else None
+                    return _peak(recording, model, slice(end)), path.name
+                except Exception:  # a model's code may fail in any way when called in parts
+                    if not kinds:
+                        raise
+
+        return self._once("step", key, trace)
+
+    def _check(self, settings: Settings) -> tuple[Parts, str]:
+        """Peak of the self-check: the plain path's part of it, since fast paths hold less."""
+        model, work = self.shell(settings.dtype), self.workload
+        plain = PlainPath(work.max_length, work.pad_id)
+
+        def trace() -> tuple[Parts, str]:
+            recording = record(lambda r: PlainValues(plain, model, work.examples, r), model)
+            return _peak(recording, model), plain.name
+
+        return self._once("check", Settings(dtype=settings.dtype), trace)
+
+    def _once(
+        self, name: str, key: Settings, trace: Callable[[], tuple[Parts, str]]
+    ) -> tuple[Parts, str]:
+        if (name, key) not in self._traced:
+            with uncollected():
+                self._traced[name, key] = trace()
+        return self._traced[name, key]
+
+    def _largest(self, settings: Settings) -> list[list[PreferenceExample]]:
+        key = (settings.batch_size, settings.grad_accumulation)
+        if key not in self._batches:
+            self._batches[key] = largest_batches(self.workload, settings)
+        return self._batches[key]
+
+    def _state(self, settings: Settings) -> int:
+        """Bytes of the optimizer's state."""
+        key = (settings.dtype, settings.optimizer)
+        if key not in self._states:
+            optimizer = optimizer_of(settings)
+            optimizer.init(self.shell(settings.dtype).trainable_parameters())
+            moments = named_arrays(optimizer.state).items()
+            self._states[key] = sum(a.nbytes for name, a in moments if name not in NUMBERS)
+        return self._states[key]
 
 
-def _parts(found: Replay) -> dict[str, int]:
-    return {name: found.at_peak.get(name, 0) for name in PARTS}
+def record_step(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    path: ScoringPath,
+    batches: Sequence[Batch],
+    *,
+    grad_clip: float,
+) -> Recording:
+    """Trace the step that trains.
+
+    Args:
+        model: The policy; its arrays may be unevaluated.
+        optimizer: Of the run.
+        path: How log-probs are computed.
+        batches: The micro-batches, at most two: a third adds nothing to the peak.
+        grad_clip: Largest norm of the gradient; 0 for no clipping.
+    """
+    pairs = [pair for batch in batches for pair in batch]
+
+    def take(recorder: Recorder) -> None:
+        step = Step(
+            model,
+            optimizer,
+            path,
+            lambda batch: mx.zeros((2, len(batch))),
+            beta=0.1,
+            batch_size=len(batches[0]),
+            grad_clip=grad_clip or None,
+            fused=grad_clip == 0,
+            runtime=recorder,
+        )
+        step.take(pairs, number=0, lr=1e-6)
+
+    return record(take, model, optimizer)
+
+
+def begin_replay(recording: Recording, model: nn.Module) -> Replay:
+    """A replay of a recording, its arrays named, none of its events run."""
+    graph, vocabulary = recording.graph, _vocabulary(model)
+    # Gradients and updates are known by the shape of a matrix, logits by their width.
+    matrices = {a.shape for a in graph.inputs if len(a.shape) > 1}
+    for node in graph.nodes():
+        for array in node.outputs:
+            if array.shape in matrices:
+                array.name = GRADIENTS
+            elif len(array.shape) > 1 and array.shape[-1] == vocabulary:
+                array.name = LOGITS
+    weights, moments = recording.parameters, recording.moments
+    for array in [*graph.inputs[: recording.num_parameters], *weights]:
+        array.name = WEIGHTS
+    for array in [*graph.inputs[recording.num_parameters :], *moments]:
+        array.name = OPTIMIZER
+    return Replay(graph)
+
+
+def _peak(recording: Recording, model: nn.Module, within: slice = slice(None)) -> Parts:
+    """Bytes by name at the peak of a recording, within some of its events."""
+    replay = begin_replay(recording, model)
+    replay.run(recording.events[: within.start or 0])
+    replay.forget_peak()
+    replay.run(recording.events[within])
+    return replay.at_peak
 
 
 def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:
@@ -194,7 +328,31 @@ def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceE
     ]
 
 
-def _optimizer(settings: Settings) -> optim.Optimizer:
+@dataclass(frozen=True)
+class _SquaresPath:
+    """Stands for a path where only the update is looked at: its gradient costs next to nothing."""
+
+    name: ClassVar[str] = "squares"
+    key: ClassVar[str] = "squares"
+
+    def __call__(self, model: nn.Module, examples: Batch) -> mx.array:
+        """The same sum for each pair and side."""
+        parameters = named_arrays(model.trainable_parameters()).values()
+        squares = mx.stack([(p * p).sum().astype(mx.float32) for p in parameters])
+        return mx.zeros((2, len(examples))) + squares.sum()
+
+    def work(self, examples: Batch) -> Work:
+        """None."""
+        return Work(0, 0, 0)
+
+
+def total(parts: Parts) -> int:
+    """Bytes of all parts."""
+    return sum(parts.values())
+
+
+def optimizer_of(settings: Settings) -> optim.Optimizer:
+    """The optimizer of a run with these settings."""
     inner = make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0)
     return inner if settings.dtype == "float32" else StochasticRounding(inner, seed=0)
 

@@ -1,47 +1,39 @@
 """The settings that fit a budget and cost least time, tried in an order that is always the same.
 
-What was asked for comes first. Then, each on top of what costs less than it: the reference cached,
-smaller micro-batches that add up to the same step, layer checkpointing, bfloat16, and last another
-optimizer. What was given by hand stays. Clipping is never given up here, because that changes what
-is trained without a word; it is offered where nothing else is left.
+The settings asked for come first. Then, each on top of what costs less than it: the reference
+cached, smaller micro-batches that add up to the same step, layer checkpointing, bfloat16, and last
+another optimizer. Settings given by hand stay. Clipping is never given up here, because that
+changes what is trained; it is offered where nothing else is left.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_dpo.memory.predict import Settings
 
-Measure = Callable[[Settings], int]
+GIB = 2**30
+# Of what is recommended for the GPU: room for MLX's buffer cache and for predictions that are off.
+SHARE = 0.75
+# GiB of Apple silicon's one memory that macOS recommends for the GPU, about two thirds: by public
+# logs for 8 and 16 GB, the last two by the same share; not measured here.
+_RECOMMENDED = {8: 5.3, 16: 10.7, 24: 16.0, 32: 21.3}
 
-
-@dataclass(frozen=True)
-class Solution:
-    """What fits.
-
-    Attributes:
-        settings: The settings.
-        total: Their predicted peak in bytes.
-        tried: Settings that come before them and don't fit, with their peak.
-    """
-
-    settings: Settings
-    total: int
-    tried: list[tuple[Settings, int]]
+Bounds = Callable[[Settings], Iterable[int]]
 
 
 @dataclass(frozen=True)
 class NoSolution:
-    """Nothing fits with what was given.
+    """Nothing fits with the settings given.
 
     Attributes:
         smallest: The settings that come nearest.
         total: Their predicted peak in bytes.
-        change: Setting and value that would make them fit, beyond what may be chosen for anybody;
-            None where there is none.
+        change: Settings and values that would make them fit, beyond what may be chosen without
+            asking; None where there are none.
     """
 
     smallest: Settings
@@ -50,39 +42,33 @@ class NoSolution:
 
 
 def solve(
-    asked: Settings,
-    budget: int,
-    *,
-    predict: Measure,
-    least: Measure,
-    fixed: Collection[str] = (),
-) -> Solution | NoSolution:
+    asked: Settings, budget: int, bounds: Bounds, fixed: Collection[str] = ()
+) -> Settings | NoSolution:
     """Find the cheapest settings whose predicted peak is within a budget.
 
     Args:
         asked: The settings to begin with.
         budget: In bytes.
-        predict: The peak of some settings.
-        least: What they need at any rate; cheap, and asked first.
+        bounds: Lower bounds of the peak under some settings, cheap ones first; the largest is the
+            peak.
         fixed: Names of settings that were given by hand.
     """
-    tried: list[tuple[Settings, int]] = []
+
+    def fits(settings: Settings) -> bool:
+        return all(bound <= budget for bound in bounds(settings))
+
     order = list(candidates(asked, fixed))
-    for number, settings in enumerate(order):
-        total = least(settings)
-        if total <= budget:
-            total = predict(settings)
-        if total <= budget:
-            return Solution(settings, total, tried)
-        tried.append((settings, total))
-        # Before all are tried: does anything fit?
-        if not number and min(map(predict, _nearest(order))) > budget:
-            break
-    smallest = min(_nearest(order), key=predict)
-    for change in _changes(smallest, fixed):
-        if predict(replace(smallest, **change)) <= budget:
-            return NoSolution(smallest, predict(smallest), change)
-    return NoSolution(smallest, predict(smallest), None)
+    for _, alike in groupby(order, key=lambda s: (s.optimizer, s.dtype)):
+        group = list(alike)
+        if fits(group[0]):
+            return group[0]
+        # Before all of them are tried: does any fit?
+        if any(map(fits, _smallest(group))):
+            return next(filter(fits, group))
+    totals = {settings: max(bounds(settings)) for settings in _smallest(order)}
+    smallest = min(totals, key=totals.__getitem__)
+    changes = (c for c in _changes(smallest, fixed) if fits(replace(smallest, **c)))
+    return NoSolution(smallest, totals[smallest], next(changes, None))
 
 
 def candidates(asked: Settings, fixed: Collection[str] = ()) -> Iterator[Settings]:
@@ -101,7 +87,7 @@ def candidates(asked: Settings, fixed: Collection[str] = ()) -> Iterator[Setting
     for name in fixed:
         if name in choices:
             choices[name] = choices[name][:1]
-    # The last name turns fastest; a choice that is the one before it is no choice.
+    # The last name turns fastest; a choice equal to the one before it is none.
     for values in product(*(dict.fromkeys(values) for values in choices.values())):
         settings = replace(asked, **dict(zip(choices, values, strict=True)))
         yield replace(settings, grad_accumulation=pairs // settings.batch_size)
@@ -113,10 +99,19 @@ def changed(asked: Settings, chosen: Settings) -> dict[str, Any]:
     return {name: value for name, value in asdict(chosen).items() if value != before[name]}
 
 
-def _nearest(order: list[Settings]) -> list[Settings]:
-    """Those with every lever pulled, batches whole or not: one of them needs least of all."""
-    last = replace(order[-1], batch_size=1, grad_accumulation=1)
-    return [one for one in order if replace(one, batch_size=1, grad_accumulation=1) == last]
+def _smallest(group: list[Settings]) -> list[Settings]:
+    """The last of a group, with batches as asked for or smallest: one of them needs least of all.
+
+    Layer checkpointing and smaller batches take nothing more; a second gradient, which comes with
+    the first batch that is split, may.
+    """
+    last = group[-1]
+
+    def but_for_batches(settings: Settings) -> Settings:
+        return replace(settings, batch_size=1, grad_accumulation=1)
+
+    alike = [s for s in group if but_for_batches(s) == but_for_batches(last)]
+    return list(dict.fromkeys((alike[0], alike[-1])))
 
 
 def _changes(smallest: Settings, fixed: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -129,19 +124,6 @@ def _changes(smallest: Settings, fixed: Collection[str]) -> Iterator[dict[str, A
         yield {"grad_clip": 0.0}
         # Only a step that is one micro-batch is updated as its gradient comes.
         yield {"grad_clip": 0.0, "batch_size": 1, "grad_accumulation": 1}
-
-
-# --- The machines a plan is held against, and how much of their memory MLX
-# should use.
-#
-# Apple silicon shares one memory; macOS recommends a part of it for the GPU, about two thirds on
-# machines of up to 32 GB: 5.3 of 8 and 10.7 of 16 GB by public logs, not measured here.
-
-
-GIB = 2**30
-# Of what is recommended for the GPU: room for MLX's buffer cache and for predictions that are off.
-SHARE = 0.75
-_RECOMMENDED = {8: 5.3, 16: 10.7, 24: 16.0, 32: 21.3}  # GiB; the last two by the same share
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ class Screen:
     def data_checked(self, problems: Problems) -> None:
         """The data is read; called before the run is refused for its problems."""
 
+    def planning(self) -> None:
+        """Settings are being fitted to a memory budget, which takes some seconds."""
+
+    def planned(self, outcome: str) -> None:
+        """What they were fitted to; empty where they stay as they are."""
+
     def prepared(self, job: Job, folder: Path | None) -> None:
         """Data and model are read; `folder` is None in a dry run without --run-dir."""
 

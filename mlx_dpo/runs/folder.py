@@ -26,6 +26,7 @@ from mlx_dpo.convert.sources import CONVERTED, find, name_of
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import (
     append,
+    entries_of,
     flush_file,
     make_folder,
     remove_abandoned,
@@ -38,7 +39,8 @@ from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
-CACHES = (TOKENS, REFERENCES, CONVERTED)
+PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
+CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
 MAX_UNUSED = 30 * 24 * 3600.0  # seconds; cache entries that nothing used for longer are deleted
 
 
@@ -165,7 +167,7 @@ def check_folders(config: RunConfig) -> None:
     folders = {"--model": source, "--out": out, "--run-dir": run}
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
-        if a == b or a in b.parents or b in a.parents:
+        if is_inside(a, b) or is_inside(b, a):
             raise UsageError(
                 f"{other} {b} and {option} {a} overlap; the three folders must be apart"
             )
@@ -180,6 +182,27 @@ def check_folders(config: RunConfig) -> None:
         raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another --out")
     if out.is_symlink() or not (out / "dpo.json").is_file():
         raise UsageError(f"{out}: exists and no run made it (no dpo.json); choose another --out")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or would lie in it, by whatever case it is spelled.
+
+    Most Macs' volumes ignore case. What exists is compared as files, and names that do not exist
+    yet without case: that two of them may differ by case alone elsewhere is not worth a risk.
+
+    Args:
+        path: Resolved; it may not exist.
+        folder: The same.
+    """
+    existing, names = folder, list[str]()
+    while not existing.exists():
+        names.insert(0, existing.name.casefold())
+        existing = existing.parent
+    for part in (path, *path.parents):
+        if part.exists() and part.samefile(existing):
+            below = path.relative_to(part).parts
+            return [name.casefold() for name in below[: len(names)]] == names
+    return False
 
 
 def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
@@ -207,7 +230,7 @@ def check_ours(path: Path, *, resume: bool) -> None:
     """
     if (path / "config.toml").exists() and not resume:
         raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
-    others = path.is_dir() and any(entry.name not in (LOCK, HOLDER) for entry in path.iterdir())
+    others = path.is_dir() and any(entry.name not in (LOCK, HOLDER) for entry in entries_of(path))
     if others and not (path / "config.toml").exists():
         raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
 

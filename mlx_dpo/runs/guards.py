@@ -1,5 +1,6 @@
 """Guards of a run: one process a folder, and signals that wait until the state is saved."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.errors import DiskError, LockedError, StoppedError
+from mlx_dpo.files import entries_of
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -40,6 +42,10 @@ def locked(run: Path) -> Iterator[None]:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
         (run / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
     except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):  # SMB, for one
+            raise DiskError(
+                f"{run}: this volume has no locks; put --run-dir on the internal disk"
+            ) from None
         raise DiskError(f"{run}: cannot be locked: {error.strerror or error}") from None
     try:
         yield
@@ -47,8 +53,9 @@ def locked(run: Path) -> Iterator[None]:
         # Host and process number stay private. The folder may have vanished meanwhile.
         with suppress(OSError):
             (run / HOLDER).unlink(missing_ok=True)
-            if [entry.name for entry in run.iterdir()] == [LOCK]:
-                (run / LOCK).unlink(missing_ok=True)
+            if [entry.name for entry in entries_of(run)] == [LOCK]:
+                for file in run.iterdir():  # the lock, and what the system has strewn
+                    file.unlink(missing_ok=True)
                 for folder in new:
                     folder.rmdir()  # raises where another process has written into it
         lock.release()

@@ -91,6 +91,7 @@ class Job:
 def prepare(
     config: RunConfig,
     *,
+    data: Data | None = None,
     keep: bool = True,
     tokenizing: BytesDone | None = None,
     problems: Callable[[Problems], None] | None = None,
@@ -99,6 +100,7 @@ def prepare(
 
     Args:
         config: The settings.
+        data: The pairs, where they have been read already.
         keep: Whether token ids are kept on disk for later runs.
         tokenizing: Called with the bytes of the file tokenized so far, and all of them.
         problems: Called with what is wrong with the data, before the data is refused.
@@ -114,7 +116,8 @@ def prepare(
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source))
-    data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
+    if data is None:
+        data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     policy = load_model(source, config.dtype)
     weights_digest = fingerprint(policy)
     pairs_per_step = config.batch_size * config.grad_accumulation

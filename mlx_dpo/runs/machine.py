@@ -1,71 +1,80 @@
 """The machine a run is on: memory that gets short or runs out, and sleep.
 
 A Mac does not refuse memory, it swaps: first everything becomes slow, then the system ends
-programs. So `PressureWatch` warns, then stops the run while it can still be saved. Its limits are
-estimates; they were not measured on a Mac. `shortage_explained` turns MLX's error into a line that
+programs. So `PressureWatch` warns, then stops the run while it can still be saved; it goes by the
+kernel's own levels (not tried on a Mac). `shortage_explained` turns MLX's error into a line that
 says which setting to change. `keep_awake` prevents sleep, and `StepClock` notices it.
 """
 
+import ctypes
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlx_dpo.errors import MemoryShortError, StoppedError, is_shortage
 from mlx_dpo.runs.config import RunConfig
 
 EVERY = 15.0  # seconds between two checks of the memory
-LOW_FREE, LEAST_FREE = 0.15, 0.05  # share of the memory that is free: warn below, stop below
-HIGH_SWAP, MOST_SWAP = 1 * 2**30, 4 * 2**30  # bytes swapped out since the run began: the same
-TIMEOUT = 5.0  # seconds; under pressure a program may take long to start
+WARNING, CRITICAL = 2, 4  # the kernel's own levels of memory pressure; 1 is normal
+MOST_SWAP = 4 * 2**30  # bytes swapped out since the run began: stop above
 GAP = 10.0  # seconds by which the wall clock must run ahead to count as sleep
-
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Reading(NamedTuple):
     """Memory of the machine at a moment.
 
     Attributes:
-        free: Share of the memory that is free, 0 to 1.
+        level: Memory pressure as macOS judges it: 1 normal, `WARNING` or `CRITICAL`.
+        available: Share of the memory that is neither wired nor compressed, 0 to 1.
         swapped: Bytes swapped out.
     """
 
-    free: float
+    level: int
+    available: float
     swapped: int
 
 
 Probe = Callable[[], Reading | None]
 
 
+class _SwapUsage(ctypes.Structure):
+    """``struct xsw_usage`` of macOS."""
+
+    _fields_ = (
+        *(("total", ctypes.c_uint64), ("available", ctypes.c_uint64), ("used", ctypes.c_uint64)),
+        *(("page_size", ctypes.c_uint32), ("is_encrypted", ctypes.c_bool)),
+    )
+
+
 def read_pressure() -> Reading | None:
-    """The reading of macOS; None elsewhere, or if it can't be read."""
+    """The kernel's reading on macOS; None elsewhere, or if it can't be read.
+
+    By a system call and no program: starting one copies a large process, and takes long when memory
+    is short.
+    """
     if sys.platform != "darwin":
         return None
+    level, available, swap = ctypes.c_int(), ctypes.c_int(), _SwapUsage()
+    values: dict[str, Any] = {
+        "kern.memorystatus_vm_pressure_level": level,
+        "kern.memorystatus_level": available,
+        "vm.swapusage": swap,
+    }
     try:
-        outputs = [
-            subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, check=True
-            ).stdout
-            for command in (["memory_pressure", "-Q"], ["sysctl", "-n", "vm.swapusage"])
-        ]
-    except (OSError, subprocess.SubprocessError):
+        libc = ctypes.CDLL(None)
+        for name, value in values.items():
+            size = ctypes.c_size_t(ctypes.sizeof(value))
+            if libc.sysctlbyname(
+                name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)
+            ):
+                return None
+    except (OSError, AttributeError):
         return None
-    return parse(*outputs)
-
-
-def parse(pressure: str, swap: str) -> Reading | None:
-    """A reading from what ``memory_pressure -Q`` and ``sysctl -n vm.swapusage`` print."""
-    free = re.search(r"free percentage:\s*(\d+)\s*%", pressure)
-    used = re.search(r"used\s*=\s*([\d.,]+)\s*([KMG])", swap)
-    if free is None or used is None:
-        return None
-    number = float(used[1].replace(",", "."))  # as the locale writes it
-    return Reading(int(free[1]) / 100, int(number * _UNITS[used[2]]))
+    return Reading(level.value, available.value / 100, swap.used)
 
 
 class PressureWatch:
@@ -84,7 +93,7 @@ class PressureWatch:
         self._next = -float("inf")
         self._first: Reading | None = None
         self._warned = False
-        self._short = 0  # readings in a row
+        self._short = self._critical = 0  # readings in a row
 
     def look(self) -> str | None:
         """Check the memory, if it is time to.
@@ -106,12 +115,16 @@ class PressureWatch:
         return self._judge(reading, reading.swapped - self._first.swapped)
 
     def _judge(self, reading: Reading, grown: int) -> str | None:
-        state = f"{reading.free:.0%} of the memory free, swap grown by {grown / 2**30:.1f} GiB"
-        hardly_any = reading.free < LEAST_FREE or grown > MOST_SWAP
-        self._short = self._short + 1 if hardly_any else 0
-        if self._short == 2:
+        state = (
+            f"{reading.available:.0%} of the memory available, swap grown by "
+            f"{grown / 2**30:.1f} GiB"
+        )
+        is_critical = reading.level >= CRITICAL or grown > MOST_SWAP
+        self._critical = self._critical + 1 if is_critical else 0
+        self._short = self._short + 1 if is_critical or reading.level >= WARNING else 0
+        if self._critical == 2:
             raise StoppedError(f"memory is running out ({state})")
-        if self._warned or (reading.free >= LOW_FREE and grown <= HIGH_SWAP):
+        if self._warned or self._short < 2:
             return None
         self._warned = True
         return f"memory is getting short ({state}); the run stops, saved, where it runs out"

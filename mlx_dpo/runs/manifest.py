@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.files import NewFile
+from mlx_dpo.files import NewFile, entries_of
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -70,7 +70,7 @@ def _compare(folder: Path, facts: dict[str, Any]) -> str | None:
         entries = _parse(file.read(MAX_BYTES), facts)
     if entries is None:
         return f"{MANIFEST} is not as it was written"
-    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+    present = {entry.name for entry in entries_of(folder)} - {MANIFEST}
     for name in sorted(entries.keys() | present):
         if name not in present:
             return f"{name} is missing"

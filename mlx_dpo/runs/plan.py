@@ -1,7 +1,15 @@
-"""Memory of a run from its settings: what it will hold, and which settings keep a budget."""
+"""Memory of a run from its settings: what it will hold, and which settings keep a budget.
 
-from collections.abc import Collection
+A budget that was solved once is not solved again while nothing that decides it has changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -9,33 +17,74 @@ import mlx.nn as nn
 
 from mlx_dpo.convert.sources import find_mlx, load_tokenizer
 from mlx_dpo.errors import BudgetError
+from mlx_dpo.files import make_folder, mark_used, write_file
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
 from mlx_dpo.memory.shapes import shell
 from mlx_dpo.memory.solve import SHARE, NoSolution, recommended_here, solve
+from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
-from mlx_dpo.preferences.store import lengths
+from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.store import BytesDone, lengths
 from mlx_dpo.runs.config import RunConfig, parse_size
-from mlx_dpo.runs.data import load_data
+from mlx_dpo.runs.data import Data, load_data
+from mlx_dpo.runs.folder import PLANS
 
+_VERSION = "1"  # changes whenever the same plan and budget may be solved otherwise
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 _SHORTER = (0.75, 0.5, 0.25)  # of the longest pair, where nothing else helps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on paper.
+    """A run, before it.
 
     Attributes:
+        settings: Those it was planned with.
         predictor: Predicts its peak under any settings.
-        prediction: Under the settings it was planned with.
+        data: Its pairs, for the run to use.
+        config_file: The model's ``config.json``.
     """
 
+    settings: Settings
     predictor: Predictor
-    prediction: Prediction
+    data: Data
+    config_file: Path
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """The peak under the settings it was planned with."""
+        return self.predictor(self.settings)
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Predict a run's peak from its data's lengths and its model's shapes; no weights are read.
+@dataclass(frozen=True)
+class Fit:
+    """Settings fitted to a budget.
+
+    Attributes:
+        asked: The peak under the settings asked for.
+        chosen: The peak under those that keep the budget.
+    """
+
+    asked: Prediction
+    chosen: Prediction
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    keep: bool = False,
+    progress: BytesDone | None = None,
+    problems: Callable[[Problems], None] | None = None,
+) -> Plan:
+    """Prepare to predict a run's peak from its data's lengths and its model's shapes.
+
+    No weights are read.
+
+    Args:
+        config: The settings.
+        keep: Whether a later run may find the token ids.
+        progress: Called with the bytes of the data that are tokenized, and all of them.
+        problems: Called with what is wrong with the data, before it is refused for it.
 
     Raises:
         UsageError: If model or settings are not as they must be.
@@ -44,47 +93,94 @@ def make_plan(config: RunConfig) -> Plan:
     assert config.model is not None
     source = find_mlx(config.model)
     chat = chat_format(load_tokenizer(source))
-    examples = load_data(config, chat, keep=False).train.examples
+    data = load_data(config, chat, keep=keep, progress=progress, report=problems)
 
     def make_shell(dtype: str) -> nn.Module:
         return shell(source, _DTYPES[dtype])
 
-    predictor = Predictor(
-        Workload(
-            make_shell,
-            examples,
-            max_length=config.max_length,
-            pad_id=pad_id_of(chat.tokenizer),
-            seed=config.seed,
-            epochs=config.epochs,
-            steps=config.steps,
-        )
+    workload = Workload(
+        make_shell,
+        data.train.examples,
+        max_length=config.max_length,
+        pad_id=pad_id_of(chat.tokenizer),
+        seed=config.seed,
+        epochs=config.epochs,
+        steps=config.steps,
     )
-    return Plan(predictor, predictor(settings_of(config)))
+    return Plan(settings_of(config), Predictor(workload), data, source / "config.json")
 
 
-def fit(plan: Plan, budget: int, given: Collection[str]) -> Prediction:
+def fit(
+    plan: Plan,
+    budget: int,
+    given: Collection[str],
+    *,
+    keep: bool = False,
+    planning: Callable[[], None] = lambda: None,
+) -> Fit:
     """The cheapest settings that keep a budget.
 
     Args:
         plan: The run.
         budget: In bytes.
         given: Settings that were given by hand, and stay.
+        keep: Whether to look for what an earlier run found for the same plan and budget, and to
+            let a later one find it.
+        planning: Called before anything is traced.
 
     Raises:
         BudgetError: If none do; the message names the smallest change that would.
+        DiskError: If the result can't be kept.
     """
-    predictor = plan.predictor
-    found = solve(
-        plan.prediction.settings,
-        budget,
-        predict=lambda settings: predictor(settings).total,
-        least=predictor.least,
-        fixed=given,
-    )
-    if isinstance(found, NoSolution):
-        raise BudgetError(_advice(found, plan, budget))
-    return predictor(found.settings)
+    file = PLANS / f"{_key(plan, budget, given)}.json"
+    solution = _read(file) if keep else None
+    if solution is None:
+        planning()
+        solved = solve(plan.settings, budget, plan.predictor.bounds, given)
+        if isinstance(solved, NoSolution):
+            raise BudgetError(_advice(solved, plan, budget))
+        solution = Fit(plan.prediction, plan.predictor(solved))
+        if keep:
+            make_folder(PLANS)
+            write_file(file, json.dumps(asdict(solution)))
+    else:
+        mark_used(file)
+    return solution
+
+
+def _key(plan: Plan, budget: int, given: Collection[str]) -> str:
+    """Digest of all that decides what a budget is solved to."""
+    work = plan.predictor.workload
+    config = plan.config_file.read_bytes() if plan.config_file.is_file() else b""
+    parameters = named_arrays(plan.predictor.shell(plan.settings.dtype).parameters())
+    fixed = sorted({f.name for f in fields(Settings)} & set(given))
+    parts = [
+        *(_VERSION, version("mlx"), version("mlx-lm"), budget, fixed, plan.settings),
+        *(work.max_length, work.pad_id, work.seed, work.epochs, work.steps),
+        [(name, array.shape) for name, array in parameters.items()],
+        hashlib.sha256(config).hexdigest(),
+        hashlib.sha256(lengths(work.examples).tobytes()).hexdigest(),
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> Fit | None:
+    """What `fit` wrote; None where there is no such file, or another."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        asked, chosen = (
+            Prediction(
+                **{
+                    **content[name],
+                    "settings": Settings(**content[name]["settings"]),
+                    "pairs": [tuple(pair) for pair in content[name]["pairs"]],
+                }
+            )
+            for name in ("asked", "chosen")
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return Fit(asked, chosen)
 
 
 def budget_of(config: RunConfig) -> int | None:
@@ -120,7 +216,7 @@ def gigabytes(count: float) -> str:
 
 
 def _advice(found: NoSolution, plan: Plan, budget: int) -> str:
-    asked = asdict(plan.prediction.settings)
+    asked = asdict(plan.settings)
     least = {n: v for n, v in asdict(found.smallest).items() if v != asked[n]}
     so_far = f" with {as_options(least)}" if least else ""
     line = f"a run needs {gigabytes(found.total)}{so_far}, and the budget is {gigabytes(budget)}"
@@ -139,13 +235,12 @@ def _advice(found: NoSolution, plan: Plan, budget: int) -> str:
 
 def _shorter(settings: Settings, plan: Plan, budget: int) -> int | None:
     """The longest of a few lengths to cut pairs to that keeps the budget."""
-    if plan.predictor.least(settings) > budget:
-        return None
     work = plan.predictor.workload
     sizes = lengths(work.examples)
     longest = min(int((sizes[:, 0] + sizes[:, 1:].max(axis=1)).max()), work.max_length)
     for share in _SHORTER:
         length = int(longest * share)
-        if length > 1 and Predictor(replace(work, max_length=length))(settings).total <= budget:
+        bounds = Predictor(replace(work, max_length=length)).bounds(settings)
+        if length > 1 and all(bound <= budget for bound in bounds):
             return length
     return None

@@ -25,10 +25,16 @@ from mlx_dpo.runs.folder import REFERENCES
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.paths import ScoringPath
-from mlx_dpo.training.reference import Reference, cached_reference, example_digest, score_in_batches
+from mlx_dpo.training.reference import (
+    Reference,
+    as_in_a_step,
+    cached_reference,
+    example_digest,
+    score_in_batches,
+)
 from mlx_dpo.training.trainer import Scores
 
-SCORING_VERSION = "2"  # changes whenever a way of scoring changes a bit of a log-prob
+SCORING_VERSION = "3"  # changes whenever a way of scoring changes a bit of a log-prob
 
 
 def cached_by_policy(
@@ -68,7 +74,7 @@ def cached_by_policy(
 
     score = partial(
         score_in_batches,
-        partial(path, job.policy),
+        partial(path if in_any_batches else as_in_a_step(path), job.policy),
         batch_size=config.batch_size,
         after_batch=after_batch,
     )

@@ -39,6 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     run_needs,
 )
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
@@ -54,6 +55,7 @@ from mlx_dpo.runs.guards import Stop, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
 from mlx_dpo.runs.nonfinite import SkipNonFinite
+from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.reference_cache import cached_by_policy
 from mlx_dpo.training.loss import pair_metrics
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
@@ -101,6 +103,7 @@ def train(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    data: Data | None = None,
     screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
@@ -110,6 +113,7 @@ def train(
         config: The settings.
         resume: Go on from the newest checkpoint of ``config.run_dir``.
         dry_run: Check everything up to the first gradient, write nothing, and return.
+        data: The pairs, where they have been read.
         screen: Shows what happens.
         probe: Reads how much memory the machine has left.
 
@@ -124,9 +128,10 @@ def train(
     check_folders(config)
     with (
         stop_on_signal(screen.stopping) as stop,
-        limited_memory(),
+        nullcontext() if config.allow_sleep else keep_awake(),
+        limited_memory(budget_of(config)),
         shortage_explained(config),
-        _prepared(config, screen, resume=resume, dry_run=dry_run) as (job, path),
+        _prepared(config, data, screen, resume=resume, dry_run=dry_run) as (job, path),
     ):
         checkpoints = Checkpoints(path or Path())
         newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
@@ -148,14 +153,13 @@ def train(
         if resume:
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
-        with nullcontext() if config.allow_sleep else keep_awake():
-            log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
-            return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
+        log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+        return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
 
 
 @contextmanager
 def _prepared(
-    config: RunConfig, screen: Screen, *, resume: bool, dry_run: bool
+    config: RunConfig, data: Data | None, screen: Screen, *, resume: bool, dry_run: bool
 ) -> Iterator[tuple[Job, Path | None]]:
     """Read data and model; while the block runs, the run's folder is locked.
 
@@ -165,7 +169,11 @@ def _prepared(
     def read() -> Job:
         with shortage_explained(config, loading=True):
             return prepare(
-                config, keep=not dry_run, tokenizing=screen.tokenizing, problems=screen.data_checked
+                config,
+                data=data,
+                keep=not dry_run,
+                tokenizing=screen.tokenizing,
+                problems=screen.data_checked,
             )
 
     path = given_run_dir(config, resume=resume)
@@ -253,7 +261,8 @@ def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
             f"self-check: the loss starts at {start['loss']} with gradient norm "
             f"{start['grad_norm']}: the weights of {job.config.model} are not usable"
         )
-    if start["largest_reward"] > start["allowed_reward"]:
+    off = max(start["largest_reward"], abs(start["loss"] - math.log(2)))
+    if off > start["allowed_reward"]:
         raise MlxDpoError(
             f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
             f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "

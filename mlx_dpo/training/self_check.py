@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.models.parts import replaced
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.step import Runtime, evaluated_layers
@@ -75,13 +76,8 @@ def choose_path(
         pad_id: Token id to pad with.
         checkpoint: Whether layers are to compute again for the gradient.
     """
-    batch, longest = sample_pairs(examples)
-    short = beginnings(batch[:2])
-    plain = PlainPath(max_seq_len, pad_id)
-    expected = [_evaluated(plain, model, pairs) for pairs in (batch, [longest])]
-    gradient = _gradient_norms(plain, model, short)
-    rounded = None if is_float32(model) else np.array(plain(model, batch))
-    refused = []
+    plain, refused = PlainPath(max_seq_len, pad_id), []
+    expected = PlainValues(plain, model, examples)
     candidates: tuple[ScoringPath, ...] = (
         FastPath(max_seq_len, pad_id, checkpoint),
         FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
@@ -89,43 +85,109 @@ def choose_path(
     )
     for path in candidates:
         try:
-            found = [_evaluated(path, model, pairs) for pairs in (batch, [longest])]
-            largest = max(map(_compare_logprobs, found, expected))
-            _compare_gradients(_gradient_norms(path, model, short), gradient)
-            if rounded is not None:
-                as_it_is = np.array(path(model, batch))
-                _compare_logprobs(as_it_is, rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
+            largest = expected.largest_difference(path)
         except Exception as error:  # a model's code may fail in any way when called in parts
             if is_shortage(error) or is_device_fault(error):
                 raise  # no fault of the path: the plain one needs more memory, not less
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refused.append((path.name, reason))
         else:
-            return Choice(path, len(batch) + 1, largest, tuple(refused))
+            return Choice(path, expected.num_pairs, largest, tuple(refused))
     return Choice(plain, 0, 0.0, tuple(refused))
 
 
-def sample_pairs(
+class PlainValues:
+    """Log-probs and gradient norms by the plain path, on a few of the user's own pairs.
+
+    Args:
+        plain: The plain path.
+        model: The policy.
+        examples: Training pairs, at least one.
+        runtime: Evaluates.
+
+    Attributes:
+        num_pairs: Pairs whose log-probs are compared.
+    """
+
+    def __init__(
+        self,
+        plain: PlainPath,
+        model: nn.Module,
+        examples: Sequence[PreferenceExample],
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._model, self._runtime = model, runtime or Runtime()
+        self._batch, self._longest = _sample_pairs(examples)
+        self._short = _beginnings(self._batch[:2])
+        self.num_pairs = len(self._batch) + 1
+        self._logprobs = self._logprobs_by(plain)
+        is_wide = is_float32(model)
+        # Before the gradient, which leaves other arrays in the model: a trace would lose them.
+        self._rounded = None if is_wide else self._runtime.values(plain(model, self._batch))
+        self._norms = self._gradient_norms(plain)
+
+    def largest_difference(self, path: ScoringPath) -> float:
+        """Largest difference between another path's log-probs and these, in nats.
+
+        Raises:
+            _DisagreesError: If rounding does not explain a difference.
+        """
+        pairs = zip(self._logprobs_by(path), self._logprobs, strict=True)
+        largest = max(_compare_logprobs(*both) for both in pairs)
+        _compare_gradients(self._gradient_norms(path), self._norms)
+        if self._rounded is not None:
+            rounded = self._runtime.values(path(self._model, self._batch))
+            _compare_logprobs(rounded, self._rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
+        return largest
+
+    def _logprobs_by(self, path: ScoringPath) -> list[Scores]:
+        """Float32 (2, B) of the batch, and (2, 1) of the longest pair."""
+        return [
+            # Cast for each: what is cast for one would be held beside the next.
+            self._runtime.values(path(in_float32(self._model), pairs))
+            for pairs in (self._batch, [self._longest])
+        ]
+
+    def _gradient_norms(self, path: ScoringPath) -> Gradient:
+        """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs.
+
+        Empty for a frozen model, which is only scored.
+        """
+        if not named_arrays(self._model.trainable_parameters()):
+            return {}
+
+        def objective() -> mx.array:
+            chosen, rejected = path(in_float32(self._model), self._short)
+            # Unequal weights: where the two responses are alike, the gradient would be zero.
+            return (chosen - 0.7 * rejected).sum()
+
+        differentiate: Callable[[], tuple[mx.array, object]]
+        differentiate = nn.value_and_grad(self._model, objective)
+        # The value is let go of: unevaluated, it would hold on to all logits.
+        flat = named_arrays(differentiate()[1])
+        norms: dict[str, mx.array] = {}
+        for layer in evaluated_layers(self._model, flat, self._runtime):
+            norms |= {n: mx.sqrt(mx.square(g.astype(mx.float32)).sum()) for n, g in layer.items()}
+            layer.clear()
+            self._runtime.evaluate(norms)
+        return self._runtime.numbers(norms)
+
+
+def _sample_pairs(
     examples: Sequence[PreferenceExample],
 ) -> tuple[list[PreferenceExample], PreferenceExample]:
     """Three pairs of the shorter half, of different lengths, and the longest."""
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    order = np.argsort(lengths(examples).sum(axis=1), kind="stable").tolist()
     rows = dict.fromkeys(order[(len(order) - 1) * i // 4] for i in range(3))
     return [examples[row] for row in rows], examples[order[-1]]
 
 
-def beginnings(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+def _beginnings(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
     """The pairs, cut to a few tokens around where their responses begin."""
     return [
         PreferenceExample(prompt[-_CUT_PROMPT:], chosen[:_CUT_RESPONSE], rejected[:_CUT_RESPONSE])
         for prompt, chosen, rejected in examples
     ]
-
-
-def _evaluated(
-    path: ScoringPath, model: nn.Module, examples: Sequence[PreferenceExample]
-) -> Scores:
-    return np.array(path(in_float32(model), examples))
 
 
 def in_float32(model: nn.Module) -> nn.Module:
@@ -134,31 +196,6 @@ def in_float32(model: nn.Module) -> nn.Module:
         return model
     wide: nn.Module = replaced(model, tree_map(lambda a: a.astype(mx.float32), model.parameters()))
     return wide
-
-
-def _gradient_norms(
-    path: ScoringPath, model: nn.Module, examples: Sequence[PreferenceExample]
-) -> Gradient:
-    """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs.
-
-    A frozen model, which is only scored, has none.
-    """
-    if not named_arrays(model.trainable_parameters()):
-        return {}
-
-    def objective() -> mx.array:
-        chosen, rejected = path(in_float32(model), examples)
-        # Unequal weights: where the two responses are alike, the gradient would be zero.
-        return (chosen - 0.7 * rejected).sum()
-
-    differentiate: Callable[[], tuple[mx.array, object]] = nn.value_and_grad(model, objective)
-    flat = named_arrays(differentiate()[1])  # the value, unevaluated, would hold on to all logits
-    norms: dict[str, mx.array] = {}
-    for layer in evaluated_layers(model, flat, Runtime()):
-        norms |= {name: mx.sqrt(mx.square(g.astype(mx.float32)).sum()) for name, g in layer.items()}
-        layer.clear()
-        mx.eval(norms)
-    return {name: float(norm) for name, norm in norms.items()}
 
 
 def _compare_logprobs(

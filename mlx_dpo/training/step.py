@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import NonFiniteError
@@ -64,6 +65,10 @@ class Runtime:
         """Values of arrays of one element, read at once."""
         values = mx.stack([scalar.astype(mx.float32).reshape(()) for scalar in scalars.values()])
         return dict(zip(scalars, np.array(values).tolist(), strict=True))
+
+    def values(self, array: mx.array) -> npt.NDArray[np.float32]:
+        """Values of a float32 array."""
+        return np.array(array)
 
 
 class Phases:
@@ -367,10 +372,7 @@ def clipped(grads: Gradient, norm: float, limit: float) -> Gradient:
 
 def sum_of_squares(grads: Gradient) -> mx.array:
     """Over every gradient, in float32, unevaluated: the square of the norm."""
-    wide = (gradient.astype(mx.float32) for gradient in grads.values())
-    # A product and not `mx.square`: AdamW squares the gradient too, and the exported graph that the
-    # memory plan looks at would make one operation of both.
-    return mx.stack([(gradient * gradient).sum() for gradient in wide]).sum()
+    return mx.stack([mx.square(g.astype(mx.float32)).sum() for g in grads.values()]).sum()
 
 
 def check_finite(step: int, loss: float, grad_norm: float = 0.0, *, applied: bool = False) -> None:

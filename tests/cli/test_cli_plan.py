@@ -2,13 +2,21 @@
 
 import json
 import tomllib
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from mlx_dpo.cli.run_screen import TerminalScreen
+from mlx_dpo.memory.predict import Settings
+from mlx_dpo.memory.solve import solve
+from mlx_dpo.preferences import encoding, store
+from mlx_dpo.runs.config import RunConfig
 from tests.cli.conftest import run
 from tests.memory.test_shapes import emptied
-from tests.runs.conftest import ORACLE
+from tests.runs.conftest import ORACLE, ROWS
 
 pytestmark = pytest.mark.usefixtures("workplace")
 MODEL = ["--model", str(ORACLE), "--data", "pairs.json", "--batch-size", "4"]
@@ -106,11 +114,107 @@ def test_a_run_within_a_budget_goes_on_with_the_settings_it_began_with(
     assert "memory:" not in err
 
 
-def test_a_run_that_does_not_fit_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_does_not_fit_leaves_nothing_but_token_ids_behind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code, _, err = run(capsys, "train", *TRAIN, "--memory-budget", "10KB")
     assert code == 4
     assert err.count("\n") == 1
-    assert sorted(path.name for path in Path().iterdir()) == ["pairs.json"]
+    assert sorted(path.name for path in Path().iterdir()) == ["pairs.json", "runs"]
+    assert [path.name for path in Path("runs").iterdir()] == [store.FOLDER.name]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read and tokenized while a test runs."""
+    files: list[Path] = []
+    ingest = encoding.ingest
+
+    def noted(path: Path, *args: Any) -> Any:
+        files.append(path)
+        return ingest(path, *args)
+
+    monkeypatch.setattr(store, "ingest", noted)
+    return files
+
+
+def test_with_a_budget_too_pairs_are_tokenized_once_and_not_again_by_the_next_run(
+    capsys: pytest.CaptureFixture[str], passes: list[Path]
+) -> None:
+    assert run(capsys, "train", *TRAIN, "--dry-run", "--memory-budget", "8GB")[0] == 0
+    assert len(passes) == 1  # a dry run keeps nothing
+    assert run(capsys, "train", *TRAIN, "--memory-budget", "8GB")[0] == 0
+    assert len(passes) == 2
+    again = ("train", *MODEL, "--steps", "2", "--run-dir", "other", "--out", "other-out")
+    assert run(capsys, *again, "--memory-budget", "8GB")[0] == 0
+    assert len(passes) == 2
+
+
+def test_with_a_budget_too_problems_of_the_data_are_shown_before_it_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [*ROWS, {"user": "no answers"}, {"user": "nor here"}]
+    Path("pairs.json").write_text(json.dumps(rows))
+    shown = [run(capsys, "train", *TRAIN, *b) for b in ((), ("--memory-budget", "8GB"))]
+    assert shown[0] == shown[1]
+    code, _, err = shown[0]
+    assert code == 3
+    assert err.count("error: pairs.json") == 4  # two keys are missing in each row
+
+
+def test_with_a_budget_too_problems_are_shown_once_where_bad_rows_are_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("pairs.json").write_text(json.dumps([*ROWS, {"user": "no answers"}]))
+    options = ("--drop-bad", "--dry-run", "--memory-budget", "8GB")
+    code, _, err = run(capsys, "train", *TRAIN, *options)
+    assert code == 0
+    assert err.count("error: pairs.json") == 2  # two keys are missing
+
+
+def test_a_budget_is_solved_once_while_nothing_changes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = planned(capsys, "--steps", "2")["peak_bytes"]
+    assert isinstance(peak, int)
+    solved: list[int] = []
+
+    def noted(asked: Settings, budget: int, *args: Any) -> Any:
+        solved.append(budget)
+        return solve(asked, budget, *args)
+
+    monkeypatch.setattr("mlx_dpo.runs.plan.solve", noted)
+    budget = peak * 4 // 5 // 1024
+
+    def train(name: str, size: int, *options: str) -> str:
+        places = ("--run-dir", name, "--out", f"{name}-out", "--memory-budget", f"{size}KB")
+        code, _, err = run(capsys, "train", *MODEL, "--steps", "2", *places, *options)
+        assert code == 0
+        return "".join(line for line in err.splitlines() if line.startswith("memory:"))
+
+    first = train("a", budget)
+    assert train("b", budget) == first
+    assert len(solved) == 1
+    train("c", budget + 1)
+    assert len(solved) == 2
+    train("d", budget, "--max-length", "20")
+    assert len(solved) == 3
+    for file in Path("runs/.plans").iterdir():
+        file.write_text("{}")
+    assert train("e", budget) == first
+    assert len(solved) == 4
+
+
+def test_a_terminal_says_that_memory_is_being_planned() -> None:
+    screen = TerminalScreen(RunConfig(), is_terminal=True)
+    screen.console = Console(file=StringIO(), force_terminal=True, width=80)
+    with screen:
+        screen.planning()
+        screen.planned("memory: --checkpoint-layers")
+        assert screen.bar is None
+    assert isinstance(screen.console.file, StringIO)
+    shown = screen.console.file.getvalue()
+    assert shown.index("planning memory") < shown.index("memory: --checkpoint-layers")
 
 
 def test_a_device_that_recommends_too_little_is_warned_of_and_not_obeyed(

@@ -8,6 +8,7 @@ import pytest
 
 from mlx_dpo.errors import NonFiniteError, StoppedError
 from mlx_dpo.insight import sweep
+from mlx_dpo.preferences import store
 from mlx_dpo.runs import plan, run
 from mlx_dpo.runs.config import RunConfig
 from tests.cli.test_cli import exit_code
@@ -93,7 +94,9 @@ def test_a_sweep_that_does_not_fit_its_memory_budget_trains_nothing(
     err = capsys.readouterr().err
     assert "no setting would fit" in err
     assert err.count("\n") == 1
-    assert sorted(Path().iterdir()) == before
+    # The token ids stay, for another try.
+    assert sorted(Path().iterdir()) == [*before, Path("runs")]
+    assert [path.name for path in Path("runs").iterdir()] == [store.FOLDER.name]
 
 
 def test_a_sweep_solves_its_memory_budget_once_and_goes_on_with_the_solution(
@@ -102,9 +105,9 @@ def test_a_sweep_solves_its_memory_budget_once_and_goes_on_with_the_solution(
     train, make_plan = run.train, plan.make_plan
     plans: list[RunConfig] = []
 
-    def planned(config: RunConfig) -> plan.Plan:
+    def planned(config: RunConfig, **options: Any) -> plan.Plan:
         plans.append(config)
-        return make_plan(config)
+        return make_plan(config, **options)
 
     def stops_before_the_second(config: RunConfig, **options: Any) -> object:
         if config.beta == 1:

@@ -1,9 +1,14 @@
 """The order in which settings are tried, and what is said where none fits."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from mlx_dpo.memory.predict import Settings
-from mlx_dpo.memory.solve import NoSolution, Solution, candidates, changed, solve
+from mlx_dpo.memory.solve import NoSolution, candidates, changed, solve
+from tests.memory.test_predict import make_gpt2, make_llama, predictor
 
 ASKED = Settings(reference="copy", batch_size=4)
 # What each lever takes away, in made-up bytes.
@@ -20,12 +25,16 @@ def peak(settings: Settings) -> int:
     return total - SAVED["adafactor"] * (settings.optimizer == "adafactor")
 
 
+def bounds(settings: Settings) -> list[int]:
+    return [peak(settings)]
+
+
 def solved(budget: int, *fixed: str) -> dict[str, object]:
-    found = solve(ASKED, budget, predict=peak, least=lambda s: 0, fixed=fixed)
-    assert isinstance(found, Solution)
-    assert found.total <= budget
-    assert found.settings.batch_size * found.settings.grad_accumulation == 4
-    return changed(ASKED, found.settings)
+    found = solve(ASKED, budget, bounds, fixed)
+    assert isinstance(found, Settings)
+    assert peak(found) <= budget
+    assert found.batch_size * found.grad_accumulation == 4
+    return changed(ASKED, found)
 
 
 def test_nothing_changes_where_what_was_asked_fits() -> None:
@@ -51,7 +60,7 @@ def test_what_was_given_by_hand_stays() -> None:
 
 
 def test_clipping_is_offered_and_never_given_up() -> None:
-    found = solve(ASKED, 100, predict=peak, least=lambda s: 0)
+    found = solve(ASKED, 100, bounds)
     assert isinstance(found, NoSolution)
     assert found.change == {"grad_clip": 0.0}
     assert found.smallest.grad_clip == ASKED.grad_clip
@@ -59,27 +68,40 @@ def test_clipping_is_offered_and_never_given_up() -> None:
 
 
 def test_what_would_fit_if_it_were_not_given_is_said_first() -> None:
-    found = solve(ASKED, 310, predict=peak, least=lambda s: 0, fixed=("checkpoint_layers",))
+    found = solve(ASKED, 310, bounds, ("checkpoint_layers",))
     assert isinstance(found, NoSolution)
     assert found.change == {"checkpoint_layers": True}
 
 
 def test_nothing_is_offered_where_nothing_would_fit() -> None:
-    found = solve(ASKED, 10, predict=peak, least=lambda s: 0)
+    found = solve(ASKED, 10, bounds)
     assert isinstance(found, NoSolution)
     assert found.change is None
     assert found.total == peak(replace(found.smallest))
 
 
-def test_settings_that_hold_too_much_between_steps_are_not_predicted() -> None:
-    asked: list[Settings] = []
+def test_settings_that_hold_too_much_between_steps_are_not_traced() -> None:
+    traced: list[Settings] = []
 
-    def predict(settings: Settings) -> int:
-        asked.append(settings)
-        return peak(settings)
+    def held_first(settings: Settings) -> Iterator[int]:
+        yield 0 if settings.optimizer == "adafactor" else 2000
+        traced.append(settings)
+        yield peak(settings)
 
-    def held(settings: Settings) -> int:
-        return 0 if settings.optimizer == "adafactor" else 2000
+    assert isinstance(solve(ASKED, 900, held_first), Settings)
+    assert {settings.optimizer for settings in traced} == {"adafactor"}
 
-    assert isinstance(solve(ASKED, 900, predict=predict, least=held), Solution)
-    assert {settings.optimizer for settings in asked} == {"adafactor"}
+
+@pytest.mark.parametrize(
+    ("make", "grad_clip"), [(make_llama, 0.0), (make_llama, 1.0), (make_gpt2, 1.0)]
+)
+def test_what_is_chosen_is_the_first_in_order_that_fits(make: Any, grad_clip: float) -> None:
+    """Groups of settings are left out by their smallest: no budget may be answered otherwise."""
+    asked, predict = Settings(reference="copy", grad_clip=grad_clip), predictor(make)
+    order = list(candidates(asked))
+    peaks = {settings: predict(settings).total for settings in order}
+    assert all(max(predict.bounds(s)) == peak for s, peak in peaks.items())
+    for budget in sorted(set(peaks.values())):
+        chosen = solve(asked, budget, predict.bounds)
+        assert chosen == next(s for s in order if peaks[s] <= budget)
+    assert isinstance(solve(asked, min(peaks.values()) - 1, predict.bounds), NoSolution)

@@ -11,9 +11,17 @@ import pytest
 
 from mlx_dpo import __version__
 from mlx_dpo.convert.sources import find_mlx
-from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.errors import DiskError, StoppedError, UsageError
 from mlx_dpo.runs.callbacks import Screen
-from mlx_dpo.runs.folder import CACHES, MAX_UNUSED, REFERENCES, new_run_dir, prune_caches
+from mlx_dpo.runs.folder import (
+    CACHES,
+    MAX_UNUSED,
+    REFERENCES,
+    check_folders,
+    is_inside,
+    new_run_dir,
+    prune_caches,
+)
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
 from tests.runs.conftest import ORACLE, StopAfter, digest, finished, settings
@@ -188,3 +196,45 @@ def test_what_killed_writers_left_is_gone_after_the_next_run(workplace: Path) ->
     assert [entry.name for entry in Path("checkpoints").iterdir()] == ["model-dpo"]
     assert not any(folder.exists() for folder in killed)
     assert all(folder.exists() for folder in alive)
+
+
+def test_folders_that_differ_by_case_alone_overlap(workplace: Path) -> None:
+    """Most Macs' volumes ignore case: there these are one folder, and training would be lost."""
+    with pytest.raises(UsageError, match="overlap"):
+        check_folders(settings(out="Checkpoints/X", run_dir="checkpoints/x/run"))
+    check_folders(settings(out="Checkpoints/X", run_dir="checkpoints/y"))
+
+
+def test_what_exists_is_compared_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for a volume that ignores case: `A` is there under the name `a` too."""
+    (tmp_path / "A").mkdir()
+    real_exists, real_stat = Path.exists, Path.stat
+
+    def folded(path: Path) -> Path:
+        return path if os.path.lexists(path) else Path(str(path).replace("/a", "/A"))
+
+    monkeypatch.setattr(Path, "exists", lambda path: real_exists(folded(path)))
+    monkeypatch.setattr(Path, "stat", lambda path, **options: real_stat(folded(path), **options))
+    assert is_inside(tmp_path / "a" / "out", tmp_path / "A")
+    assert is_inside(tmp_path / "A", tmp_path / "a")
+    assert not is_inside(tmp_path / "A", tmp_path / "a" / "out")
+    assert not is_inside(tmp_path / "b", tmp_path / "a")
+
+
+FINDER = (".DS_Store", "._state.json", ".localized", "Icon\r")
+
+
+def test_files_that_finder_strews_are_no_part_of_a_run(workplace: Path) -> None:
+    options = {"run_dir": "run", "out": "out", "steps": 4, "save_every": 2}
+    Path("run").mkdir()
+    for name in FINDER:
+        (Path("run") / name).touch()
+    with pytest.raises(StoppedError):
+        train(settings(**options), screen=StopAfter(2))
+    for folder in (Path("run"), *Path("run").glob("step-*")):
+        for name in FINDER:
+            (folder / name).touch()
+    assert train(settings(**options), resume=True) is not None
+    straight = {**options, "run_dir": "straight", "out": "straight-out"}
+    assert train(settings(**straight)) is not None
+    assert digest(Path("out/model.safetensors")) == digest(Path("straight-out/model.safetensors"))

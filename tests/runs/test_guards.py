@@ -1,5 +1,6 @@
 """One run per folder."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -150,3 +151,14 @@ def test_a_folder_that_vanishes_under_its_holder_hides_no_error_of_the_block(
 
     with pytest.raises(DiskError, match="full"), locked(tmp_path / "run"):
         fail()
+
+
+def test_a_volume_without_locks_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(DiskError, match="this volume has no locks; put --run-dir on the internal"):
+        hold(tmp_path / "run")

@@ -1,5 +1,6 @@
 """A machine whose memory gets short or runs out, and that sleeps. No Mac is needed."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,13 +15,14 @@ from mlx_dpo.errors import MemoryShortError, StoppedError, is_shortage
 from mlx_dpo.runs import machine
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.machine import (
+    CRITICAL,
     EVERY,
+    WARNING,
     PressureWatch,
     Reading,
     StepClock,
     advice,
     keep_awake,
-    parse,
     read_pressure,
     shortage_explained,
 )
@@ -32,16 +34,28 @@ from tests.runs.conftest import ORACLE, WarningScreen, digest, settings
 GIB = 2**30
 
 
-CALM = Reading(0.6, 2 * GIB)
-SHORT = Reading(0.12, 2 * GIB)
-GONE = Reading(0.03, 2 * GIB)
+CALM = Reading(1, 0.6, 2 * GIB)
+SHORT = Reading(WARNING, 0.3, 2 * GIB)
+GONE = Reading(CRITICAL, 0.1, 2 * GIB)
 
 
-# As macOS prints them.
-OUTPUT = """The system has 17179869184 (1048576 pages with a page size of 16384).
-System-wide memory free percentage: 43%
-"""
-SWAP = "total = 3072.00M  used = 1832.25M  free = 1239.75M  (encrypted)\n"
+class Kernel:
+    """Stands for macOS's C library: answers `sysctlbyname` with these numbers."""
+
+    def __init__(self, **values: int) -> None:
+        self.values = values
+
+    def sysctlbyname(self, name: bytes, value: Any, size: Any, new: None, length: Any) -> int:
+        number = self.values.get(name.decode().rpartition(".")[2])
+        if number is None:
+            return -1
+        target = value._obj
+        if name == b"vm.swapusage":
+            assert size._obj.value == 32, "struct xsw_usage"
+            target.used = number
+        else:
+            target.value = number
+        return 0
 
 
 def watch_of(*readings: Reading | None) -> PressureWatch:
@@ -51,14 +65,22 @@ def watch_of(*readings: Reading | None) -> PressureWatch:
     return PressureWatch(lambda: next(found), lambda: next(times) * EVERY)
 
 
-def test_what_macos_prints_is_read() -> None:
-    assert parse(OUTPUT, SWAP) == Reading(0.43, int(1832.25 * 2**20))
-    assert parse(OUTPUT, SWAP.replace("1832.25M", "1,50G")) == Reading(0.43, int(1.5 * GIB))
+def test_the_kernel_s_own_levels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(memorystatus_vm_pressure_level=2, memorystatus_level=43, swapusage=5 * GIB)
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: kernel)
+    assert read_pressure() == Reading(2, 0.43, 5 * GIB)
 
 
-@pytest.mark.parametrize(("pressure", "swap"), [("", SWAP), (OUTPUT, ""), ("free", "used = M")])
-def test_what_is_not_understood_is_no_reading(pressure: str, swap: str) -> None:
-    assert parse(pressure, swap) is None
+@pytest.mark.parametrize("missing", ["memorystatus_vm_pressure_level", "swapusage"])
+def test_a_kernel_that_does_not_know_a_name_is_no_reading(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    values = {"memorystatus_vm_pressure_level": 1, "memorystatus_level": 9, "swapusage": 0}
+    del values[missing]
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Kernel(**values))
+    assert read_pressure() is None
 
 
 def test_a_system_that_does_not_say_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +90,9 @@ def test_a_system_that_does_not_say_is_asked_once(monkeypatch: pytest.MonkeyPatc
     assert [watch.look() for _ in range(3)] == [None] * 3
 
 
-def test_programs_that_are_missing_are_no_reading(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_library_without_the_call_is_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert read_pressure() is None
 
 
@@ -90,12 +110,11 @@ def test_it_looks_now_and_then_and_not_at_every_step() -> None:
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("short", [SHORT, CALM._replace(swapped=CALM.swapped + 2 * GIB)])
-def test_short_memory_is_warned_about_once(short: Reading) -> None:
-    watch = watch_of(CALM, short, short, CALM, short)
-    found = [watch.look() for _ in range(5)]
-    assert [bool(warning) for warning in found] == [False, True, False, False, False]
-    assert str(found[1]).startswith("memory is getting short (")
+def test_short_memory_at_two_looks_in_a_row_is_warned_about_once() -> None:
+    watch = watch_of(CALM, SHORT, CALM, SHORT, SHORT, SHORT, CALM, SHORT, SHORT)
+    found = [watch.look() for _ in range(9)]
+    assert [bool(warning) for warning in found] == [False] * 4 + [True] + [False] * 4
+    assert str(found[4]).startswith("memory is getting short (30% of the memory available, ")
 
 
 @pytest.mark.parametrize("gone", [GONE, CALM._replace(swapped=CALM.swapped + 5 * GIB)])
@@ -108,7 +127,7 @@ def test_hardly_any_memory_stops_at_the_second_look_in_a_row(gone: Reading) -> N
 
 
 def test_swap_that_was_full_before_is_not_the_runs() -> None:
-    full = Reading(0.6, 30 * GIB)
+    full = Reading(1, 0.6, 30 * GIB)
     assert [watch_of(full, full).look() for _ in range(2)] == [None, None]
 
 
@@ -133,8 +152,8 @@ def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
         )
     assert stopped.value.exit_code == 75
     assert str(stopped.value) == (
-        "stopped after step 4 of 6: memory is running out (3% of the memory free, swap grown by "
-        "0.0 GiB); continue with: mlx_dpo train --resume --run-dir broken"
+        "stopped after step 4 of 6: memory is running out (10% of the memory available, swap "
+        "grown by 0.0 GiB); continue with: mlx_dpo train --resume --run-dir broken"
     )
     assert [warning.split(" (")[0] for warning in screen.warnings] == ["memory is getting short"]
     train(settings(run_dir="broken", out="b", **options), resume=True, probe=probe_of())
