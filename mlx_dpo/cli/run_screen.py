@@ -70,6 +70,8 @@ class TerminalScreen(Screen):
     def planning(self) -> None:
         if self.is_terminal:
             self._show_bar("planning memory", 0, 1)
+        else:
+            self._line("memory", "planning, which takes some seconds once")
 
     def planned(self, outcome: str) -> None:
         self._end_bar()
