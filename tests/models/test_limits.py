@@ -41,6 +41,15 @@ def test_a_cpu_pins_nothing_and_caches_a_fixed_size(monkeypatch: pytest.MonkeyPa
         assert device.limits == {"cache": CACHE_BYTES, "wired": 7}
 
 
+def test_a_cuda_device_caches_an_eighth_of_its_memory_and_pins_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device(monkeypatch, None)
+    monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": 80 * GIB})
+    with limited_memory():
+        assert device.limits == {"cache": 10 * GIB, "wired": 7}
+
+
 @pytest.mark.parametrize("peak", [GIB // 2, GIB, 4 * GIB])
 def test_the_cache_follows_the_peak_up_to_its_share(
     monkeypatch: pytest.MonkeyPatch, peak: int
