@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_dpo import __version__
 from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import printable, table
 
@@ -95,7 +94,7 @@ def _machine_table(machine: Mapping[str, Any]) -> str:
         ["device", f"{machine['device']} ({machine['backend']}, {machine['architecture']})"],
         ["memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"],
         ["system", f"{machine['system']}, {machine['machine']}"],
-        ["versions", f"mlx-dpo {__version__}, " + _versions(machine)],
+        ["versions", _versions(machine)],
         *([name.replace("_", " "), _limit(value)] for name, value in machine["limits"].items()),
         ["MLX may hold", f"{machine['mlx_memory_limit_bytes'] / 2**30:.1f} GiB"],
         ["TF32", f"MLX_ENABLE_TF32 {tf32}{by_user}"],
@@ -105,8 +104,8 @@ def _machine_table(machine: Mapping[str, Any]) -> str:
 
 
 def _versions(machine: Mapping[str, Any]) -> str:
-    names = ("mlx", "mlx-lm", "transformers", "numpy")
-    return ", ".join([*(f"{n} {machine[n]}" for n in names), f"Python {machine['python']}"])
+    parts = [f"{name} {machine[name]}" for name in ("mlx-dpo", "mlx", "mlx-lm")]
+    return ", ".join([*parts, f"Python {machine['python']}"])
 
 
 def _limit(value: int) -> str:
