@@ -122,10 +122,13 @@ def test_gradients_that_vary_break_a_promise_on_a_cpu_only(
 
 def test_a_refused_path_is_named_with_its_reason_and_no_path_of_the_disk(bench: Bench) -> None:
     reason = "its log-probs are off by 0.009 (see /home/ann/model.py)"
-    bench.choice = Choice(bench.plain, refused=(("shared-prompt", reason),))
+    refused = (("shared-prompt", reason), ("joined", "no such layer"))
+    bench.choice = Choice(bench.plain, refused=refused)
     outcome = correctness.path(bench)
     assert outcome.verdict == LOOK
-    assert outcome.value == ("plain (shared-prompt: its log-probs are off by 0.009 (see (path)))")
+    assert outcome.value == (
+        "plain (shared-prompt: its log-probs are off by 0.009 (see (path)); 1 more)"
+    )
 
 
 class _Off(FastPath):
@@ -145,6 +148,22 @@ def test_a_path_that_is_off_fails_where_it_is_taken_and_not_where_it_is_refused(
     off = _Off(TINY.max_length, TINY.pad_id, share_prompts=False)
     monkeypatch.setattr(Bench, "fast", off)
     assert correctness.agreement(refused).verdict == LOOK
+
+
+class _ByBatch(FastPath):
+    """A path whose log-probs depend on how many pairs are scored together."""
+
+    def __call__(self, model: nn.Module, examples: Any) -> mx.array:
+        return super().__call__(model, examples) + 0.01 * len(examples)
+
+
+def test_a_score_that_depends_on_the_batch_fails_step_0_where_a_run_is_refused(
+    bench: Bench,
+) -> None:
+    bench.choice = Choice(_ByBatch(TINY.max_length, TINY.pad_id), num_pairs=3)
+    outcome = correctness.start(bench)
+    assert outcome.verdict == FAIL
+    assert outcome.meaning == "A run is refused before it begins: cached is not at log 2."
 
 
 def test_a_copy_that_is_not_the_policy_fails_step_0(
