@@ -213,6 +213,16 @@ def test_the_price_of_a_forward(whole: float, halves: float, price: float) -> No
     assert cost.forward_price(100, whole, halves) == pytest.approx(price)
 
 
+def test_a_price_that_times_do_not_tell_is_no_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([1.0, 3.0] * (1 + cost.TIMES))
+    monkeypatch.setattr(cost, "seconds_of", lambda _: next(times))
+    outcome = cost.forward(bench)
+    assert outcome.value.startswith("too noisy to tell (")
+    assert outcome.figures["price_tokens"] is None
+
+
 @pytest.mark.parametrize(("switch", "verdict"), [("0", FAIL), ("1", LOOK), (None, LOOK)])
 def test_operands_that_are_cut_are_noticed(
     monkeypatch: pytest.MonkeyPatch, switch: str | None, verdict: str

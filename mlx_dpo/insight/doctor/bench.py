@@ -86,7 +86,12 @@ class Specimen:
 
 
 def random_llama(
-    *, kv_heads: int = 3, layers: int = 4, vocabulary: int = 49_152, seed: int = 0
+    *,
+    kv_heads: int = 3,
+    layers: int = 4,
+    vocabulary: int = 49_152,
+    batch_size: int = 4,
+    seed: int = 0,
 ) -> Specimen:
     """A llama with random weights: head size 64, three query heads a key-value head.
 
@@ -94,6 +99,7 @@ def random_llama(
         kv_heads: Key-value heads; the width is 192 times as much.
         layers: Number of layers.
         vocabulary: Token ids.
+        batch_size: Pairs of a step, of four.
         seed: Of weights and pairs.
     """
     heads = 3 * kv_heads
@@ -123,7 +129,8 @@ def random_llama(
         f"llama of random weights, {layers} layers, width {width}, {heads} heads of {_HEAD_SIZE}, "
         f"{kv_heads} for keys, vocabulary {vocabulary:,}"
     )
-    return Specimen("random", about, make, _random_pairs(vocabulary, seed), max_length=128)
+    pairs = _random_pairs(vocabulary, seed)
+    return Specimen("random", about, make, pairs, max_length=128, batch_size=batch_size)
 
 
 def embedded_model() -> Specimen | None:

@@ -80,7 +80,8 @@ def forward(bench: Bench) -> Outcome:
         "whole_seconds": whole,
         "halves_seconds": halves,
     }
-    value = f"{price:.0f} tokens ({tokens} in one: {whole:.3g} s, in two: {halves:.3g} s)"
+    shown = f"{price:.0f} tokens" if math.isfinite(price) else "too noisy to tell"
+    value = f"{shown} ({tokens} in one: {whole:.3g} s, in two: {halves:.3g} s)"
     return Outcome(OK, value, "Splitting a batch is worth it above so much padding.", figures)
 
 
