@@ -3,10 +3,16 @@
 # make notebook  the eight experiments of notebooks/dpo.ipynb, in small
 # make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
+# make doctor what this machine is, and whether it trains to the right numbers
+# With PYTHON=... .venv is made with that Python; without, with the newest on the PATH
 
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON ?=
+# What MLX has wheels for; on a Mac an Intel Python (also under Rosetta) finds none.
+FITS := import platform, sys; sys.exit(sys.version_info < (3, 11) or \
+	sys.platform == "darwin" and platform.machine() != "arm64")
 
 # The BLAS inside MLX's Linux wheel is slow. OpenBLAS, where it is installed, is put in front of it.
 ifeq ($(shell uname),Linux)
@@ -18,9 +24,12 @@ endif
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test torture test-torch notebook check fix install dev
+.PHONY: help doctor demo test torture test-torch notebook check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
+
+doctor: install
+	@$(FAST) $(BIN)/mlx_dpo doctor $(ARGS)
 
 demo: install
 	@$(FAST) $(BIN)/mlx_dpo train
@@ -73,12 +82,19 @@ $(VENV)/.made:
 	@test -d mlx_dpo/convert/. || { \
 		echo "mlx_dpo/convert must be a link to ../convert, and this checkout made it a file:"; \
 		echo "git config core.symlinks true && git checkout -- mlx_dpo/convert"; exit 1; }
-	@for python in python3.14 python3.13 python3.12 python3.11 python3 python; do \
-		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	@if [ "$$(uname)" = Darwin ] && [ "$$(sw_vers -productVersion | cut -d. -f1)" -lt 14 ]; then \
+		echo "mlx-dpo needs macOS 14 or newer, and this is $$(sw_vers -productVersion)."; exit 1; \
+	fi
+	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3 python; do \
+		if $$python -c '$(FITS)' 2>/dev/null; then \
 			$$python -m venv $(VENV) || { \
 				echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv"; \
 				exit 1; }; \
 			touch $@; exit 0; \
 		fi; \
+		if [ "$$python" = "$(PYTHON)" ]; then \
+			echo "PYTHON=$(PYTHON) is no Python 3.11 or newer (on a Mac, for arm64)."; exit 1; \
+		fi; \
 	done; \
-	echo "mlx-dpo needs Python 3.11 or newer, and none was found on the PATH."; exit 1
+	echo "mlx-dpo needs Python 3.11 or newer (on a Mac, for arm64), and none was found on the PATH."; \
+	exit 1

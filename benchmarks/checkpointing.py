@@ -9,7 +9,7 @@ from statistics import median
 
 import mlx.core as mx
 
-from benchmarks.measure import now
+from benchmarks.measure import now, seconds_unit
 from benchmarks.memory import MEMORY_PAGE, MODELS, Cell, make_pairs, make_trainer
 from benchmarks.report import publish, table
 from benchmarks.workload import machine, make_model
@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="each way, after one to warm up")
     options = parser.parse_args()
     names = ["tiny"] if options.quick else ["A", "B", "360M"]
-    head = ["model", "kept, CPU s", "computed again, CPU s", "ratio", "lowest", "highest"]
+    unit = seconds_unit()
+    head = ["model", f"kept, {unit}", f"computed again, {unit}", "ratio", "lowest", "highest"]
     body = table(head, [row(name, options.steps) for name in names])
     print(body)
     if not options.quick:

@@ -4,12 +4,23 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent / ".venvs"
-# The rivals compute with the MLX that this program runs on.
-_MLX = [f"mlx[cpu]=={version('mlx')}" if sys.platform == "linux" else f"mlx=={version('mlx')}"]
+
+
+def _mlx() -> str:
+    """The MLX that this program runs on, for the rivals to compute with: on Linux one of three."""
+    for backend in ("cuda-13", "cuda-12", "cpu"):
+        try:
+            return f"mlx[{backend.replace('-', '')}]=={version(f'mlx-{backend}')}"
+        except PackageNotFoundError:
+            pass
+    return f"mlx=={version('mlx')}"
+
+
+_MLX = [_mlx()]
 _MLX_LM = [*_MLX, f"mlx-lm=={version('mlx-lm')}"]
 
 # Arguments of `pip install`, one list a call.

@@ -10,7 +10,7 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measure import now
+from benchmarks.measure import now, seconds_unit
 from benchmarks.report import publish, table
 from benchmarks.step import gradient
 from benchmarks.workload import (
@@ -88,7 +88,8 @@ def num_forwards(batch: Batch) -> int:
 def main(batches: int, models: tuple[str, ...]) -> None:
     """Measure what forming batches by length saves."""
     rows = [row for name in models or tuple(SHAPES) for row in measure(name, batches)]
-    header = ["model, order", "CPU s", "÷ shuffled", "forwards a batch", "computed ÷ real tokens"]
+    header = ["model, order", seconds_unit(), "÷ shuffled", "forwards a batch"]
+    header.append("computed ÷ real tokens")
     body = table(header, rows)
     about = (
         f"`python -m benchmarks.forming`; {machine()}. {batches} batches of {PAIRS_PER_STEP} pairs "

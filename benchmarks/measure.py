@@ -28,6 +28,11 @@ def now() -> float:
     return time.process_time() if mx.default_device() == mx.cpu else time.perf_counter()
 
 
+def seconds_unit() -> str:
+    """What `now` counts, for the head of a table."""
+    return "CPU s" if mx.default_device() == mx.cpu else "s"
+
+
 def one_thread_environment() -> dict[str, str]:
     """Environment in which every BLAS uses one thread, and MLX a fast one where there is one."""
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}

@@ -24,7 +24,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from benchmarks.measure import now, one_thread_environment
+from benchmarks.measure import now, one_thread_environment, seconds_unit
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import SHAPES, Shape, machine, make_model
 from mlx_dpo.memory.predict import begin_replay, record_step
@@ -273,7 +273,7 @@ def named_table(results: dict[str, dict[str, Any]]) -> str:
                 f"{seconds:.1f}" if seconds else "",
             ]
         )
-    head = ["one step of four pairs", "held GiB", "peak GiB", "predicted", "ratio", "CPU s"]
+    head = ["one step of four pairs", "held GiB", "peak GiB", "predicted", "ratio", seconds_unit()]
     return table(head, rows)
 
 

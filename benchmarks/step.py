@@ -3,7 +3,6 @@
 Prints a table for each model and writes it to docs/benchmarks.md.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,6 +14,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from benchmarks import workload
+from benchmarks.measure import now, seconds_unit
 from benchmarks.report import publish
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.collate import pad_and_collate_pref
@@ -83,20 +83,20 @@ def take_step(
     optimizer: optim.Optimizer,
     examples: Sequence[PreferenceExample],
 ) -> None:
-    """One step of AdamW without clipping; adds its CPU seconds and peak memory to the contender."""
+    """One step of AdamW without clipping; adds its seconds and peak memory to the contender."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    start = time.process_time()
+    start = now()
     # The policy stands for the reference: the same work, and no second copy to hold.
     reference = mx.stop_gradient(contender.score(model, examples))
     mx.eval(reference)
-    scored = time.process_time()
+    scored = now()
     loss, grads = gradient(model, contender.score, examples, reference)
     mx.eval(loss, grads)
     optimizer.update(model, grads)
     del grads
     mx.eval(model.parameters(), optimizer.state)
-    end = time.process_time()
+    end = now()
     contender.reference_seconds.append(scored - start)
     contender.seconds.append(end - (start if contender.live_reference else scored))
     contender.peak = max(contender.peak, mx.get_peak_memory())
@@ -137,7 +137,7 @@ def measure(name: str, rounds: int) -> str:
         f"### Model {name}: {non_embedding / 1e6:.1f} M parameters and an embedding of "
         f"{shape.vocabulary} x {shape.hidden}",
         "",
-        "| step | CPU s | naive ÷ it | peak MiB | over floor |",
+        f"| step | {seconds_unit()} | naive ÷ it | peak MiB | over floor |",
         "|---|---|---|---|---|",
         *(
             f"| {row.name} | {median(row.seconds):.2f} | "
@@ -147,7 +147,7 @@ def measure(name: str, rounds: int) -> str:
         ),
         "",
         f"One epoch with its reference pass: naive ÷ ours {_ratio(first.seconds, epoch):.2f}. "
-        f"Floor {floor:.2f} CPU s at {median(rates) / 1e9:.0f} GFLOP a CPU second. Computed ÷ real "
+        f"Floor {floor:.2f} {seconds_unit()} at {median(rates) / 1e9:.0f} GFLOP/s. Computed ÷ real "
         f"tokens {_share(works, 'computed_tokens'):.3f}; without sharing prompts "
         f"{_share(works, 'unshared_tokens'):.2f}. Gradient against the plain path, largest "
         f"relative: {error:.1e}. {rounds} batches of {workload.PAIRS_PER_STEP} pairs.",
@@ -173,8 +173,8 @@ def main(rounds: int, models: tuple[str, ...]) -> None:
     parts = [
         "`OPENBLAS_NUM_THREADS=1 python -m benchmarks.step` writes this section.",
         "",
-        f"{workload.machine()}. Process CPU seconds, medians; ratios of the same batch in the same "
-        "run. Not measured on a Mac.",
+        f"{workload.machine()}. Medians of {seconds_unit()}; ratios of the same batch in the same "
+        "run. For a Mac see [mac.md](mac.md).",
         "",
     ]
     for name in models or tuple(workload.SHAPES):

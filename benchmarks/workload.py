@@ -1,7 +1,6 @@
 """What the benchmarks run: two models, pairs of a fixed seed, and the least work they need."""
 
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from benchmarks.measure import now
+from mlx_dpo.insight.doctor.hardware import backend
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 
@@ -100,20 +101,21 @@ def floor_flops(examples: Sequence[PreferenceExample], shape: Shape, non_embeddi
 
 
 def sgemm_rate(size: int = 1024, times: int = 20) -> float:
-    """Floating-point operations a CPU second in square float32 products."""
+    """Floating-point operations a second (see `now`) in square float32 products."""
     a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
     mx.eval(a @ b)
-    start = time.process_time()
+    start = now()
     for _ in range(times):
         mx.eval(a @ b)
-    return 2.0 * times * size**3 / (time.process_time() - start)
+    return 2.0 * times * size**3 / (now() - start)
 
 
 def machine() -> str:
     """Platform, processor and versions a figure comes from; no host or user name."""
     info: dict[str, Any] = mx.device_info()
     device = info.get("device_name", platform.machine())
+    gpu = "" if backend() == "CPU" else f" ({backend()}, {info.get('architecture')})"
     return (
-        f"{platform.system()} {platform.machine()}, {device}, {mx.default_device()}, MLX "
+        f"{platform.system()} {platform.machine()}, {device}, {mx.default_device()}{gpu}, MLX "
         f"{version('mlx')}, mlx-lm {version('mlx-lm')}, Python {platform.python_version()}"
     )

@@ -10,6 +10,7 @@ from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
 from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
+from mlx_dpo.cli.doctor import doctor
 from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.plan import plan
@@ -50,7 +51,7 @@ def cli() -> None:
 
 for _command in (
     *(train, plan, profile, convert, data, generate, audit, evaluate),
-    *(score, compare, report, sweep),
+    *(score, compare, report, sweep, doctor),
 ):
     cli.add_command(_command)
 

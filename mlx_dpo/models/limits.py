@@ -86,5 +86,6 @@ def on_gpu() -> bool:
 
 
 def _recommended() -> int:
+    """Bytes the device should hold at most; 0 where it does not say. CUDA names all it has."""
     info: dict[str, Any] = mx.device_info()
-    return int(info.get("max_recommended_working_set_size", 0))
+    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)

@@ -60,6 +60,15 @@ def test_a_cpu_pins_nothing_and_caches_a_fixed_size(monkeypatch: pytest.MonkeyPa
         assert device.limits == {**BEFORE, "cache": CACHE_BYTES, "memory": GIB}
 
 
+def test_a_cuda_device_keeps_within_its_memory_and_pins_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device(monkeypatch, None)
+    monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": 80 * GIB})
+    with limited_memory():
+        assert device.limits == {**BEFORE, "memory": 76 * GIB, "cache": 10 * GIB}
+
+
 @pytest.mark.parametrize(("peak", "held"), [(3 * GIB, GIB), (9 * GIB, GIB)])
 def test_the_cache_holds_what_a_step_used_beyond_what_is_held_between_steps(
     monkeypatch: pytest.MonkeyPatch, peak: int, held: int

@@ -1,0 +1,136 @@
+"""`mlx_dpo doctor`: what this machine is, and whether it trains to the right numbers."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import printable, table
+
+if TYPE_CHECKING:
+    from mlx_dpo.insight.doctor.examination import CheckResult
+
+SCHEMA = "mlx_dpo.doctor/1"
+_DOT_EVERY = 1.0  # seconds
+_SUMMARY = {
+    "ok": "Nothing stands out.",
+    "look": "Nothing is broken; the lines that begin with 'look' tell what is different here.",
+    "fail": "Something is broken here: please send the block below.",
+}
+
+
+@click.command()
+@options.as_json
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Check this machine: its versions, its numbers, its speed.
+
+    Runs the parts of a training run on a small random model and, in a clone, on the embedded one,
+    in about a minute: which path computes log-probs, plain against fast, the first loss, twenty
+    gradients of one batch, a resumed run, memory against the plan, seconds. Nothing is written. The
+    block at the end names no person, path or host, and can be pasted into an issue; docs/mac.md
+    explains each line. Exit code 1 if a check failed.
+
+    \b
+    Example:
+      mlx_dpo doctor
+    """
+    from mlx_dpo.insight.doctor.examination import examine, standard_specimens, worst
+    from mlx_dpo.insight.doctor.hardware import describe_machine
+
+    machine = describe_machine()
+    if not as_json:
+        click.echo(_machine_table(machine) + "\n")
+    with _progress("models"):
+        specimens = standard_specimens()
+    results = examine(specimens, _progress)
+    verdict = worst(results)
+    about = {specimen.name: specimen.about for specimen in specimens}
+    if as_json:
+        record = {
+            "schema": SCHEMA,
+            "verdict": verdict,
+            "machine": machine,
+            "models": about,
+            "checks": [result.as_json() for result in results],
+        }
+        click.echo(json.dumps(record, indent=2))
+    else:
+        click.echo(_check_table(results, about))
+        click.echo(f"\n{_SUMMARY[verdict]} To report it, paste what lies between the lines:\n")
+        click.echo(f"{'-' * 40}\n{_block(machine, results, about)}\n{'-' * 40}")
+    context.exit(1 if verdict == "fail" else 0)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[None]:
+    """The name of what is done, and a dot a second until it is."""
+    click.echo(f"{name} ", nl=False, err=True)
+    ended = threading.Event()
+
+    def dots() -> None:
+        while not ended.wait(_DOT_EVERY):
+            click.echo(".", nl=False, err=True)
+
+    thread = threading.Thread(target=dots, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        click.echo("", err=True)
+
+
+def _machine_table(machine: Mapping[str, Any]) -> str:
+    memory = machine["memory_bytes"]
+    tf32 = machine["tf32"]["value"] or "not set"
+    by_user = ", set by the user" if machine["tf32"]["set_by_user"] else ""
+    rows = [
+        ["device", f"{machine['device']} ({machine['backend']}, {machine['architecture']})"],
+        ["memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"],
+        ["system", f"{machine['system']}, {machine['machine']}"],
+        ["versions", _versions(machine)],
+        *([name.replace("_", " "), _limit(value)] for name, value in machine["limits"].items()),
+        ["MLX may hold", f"{machine['mlx_memory_limit_bytes'] / 2**30:.1f} GiB"],
+        ["TF32", f"MLX_ENABLE_TF32 {tf32}{by_user}"],
+        *([["BLAS", machine["blas"]]] if machine["blas"] else []),
+    ]
+    return table([[name, printable(str(value))] for name, value in rows], left=2)
+
+
+def _versions(machine: Mapping[str, Any]) -> str:
+    parts = [f"{name} {machine[name]}" for name in ("mlx-dpo", "mlx", "mlx-lm")]
+    return ", ".join([*parts, f"Python {machine['python']}"])
+
+
+def _limit(value: int) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else str(value)
+
+
+def _check_table(results: Sequence["CheckResult"], about: Mapping[str, str]) -> str:
+    """Two lines a check: verdict and figures, and what they mean."""
+    lines, model = [], ""
+    width = max(len(result.check) for result in results)
+    for result in results:
+        if result.model != model:
+            model = result.model
+            lines.append(f"\n{model}" + (f": {about[model]}" if model in about else ""))
+        outcome = result.outcome
+        lines.append(f"{outcome.verdict:4}  {result.check:{width}}  {printable(outcome.value)}")
+        lines.append(f"{'':{width + 8}}{outcome.meaning}")
+    return "\n".join(lines).strip()
+
+
+def _block(
+    machine: Mapping[str, Any], results: Sequence["CheckResult"], about: Mapping[str, str]
+) -> str:
+    """Machine and figures as plain text: what an issue needs."""
+    rows = [[r.outcome.verdict, f"{r.model}: {r.check}", r.outcome.value] for r in results]
+    models = "\n".join(f"{name}: {text}" for name, text in about.items())
+    checks = table([[printable(cell) for cell in row] for row in rows], left=3)
+    return f"mlx_dpo doctor\n{_machine_table(machine)}\n{models}\n{checks}"

@@ -1,0 +1,1 @@
+"""Checks that only the machine at hand can answer."""
