@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.models.device import architecture, tf32_enabled
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -43,8 +43,9 @@ def cache_file(
         path: Name of the scoring path, for the same reason.
     """
     digest = hashlib.sha256()
-    device: Any = mx.default_device()
-    for part in (model, path, SCORING_VERSION, version("mlx"), str(device), str(batch_size)):
+    # The device by its generation: every Mac calls its own `Device(gpu, 0)`.
+    device = f"{mx.default_device()} {architecture()} TF32 {tf32_enabled()}"
+    for part in (model, path, SCORING_VERSION, version("mlx"), device, str(batch_size)):
         digest.update(f"{part}\n".encode())
     for example in examples:
         digest.update(example_digest(example))
@@ -109,7 +110,8 @@ def cached_by_policy(
         DiskError: If they can't be written.
     """
     examples, config = job.examples, job.config
-    wide = config.dtype == "float32"
+    # TF32, where a user has turned it on, rounds otherwise in other shapes, as bfloat16 does.
+    wide = config.dtype == "float32" and not tf32_enabled()
     name = path.name if wide else f"{path.name}, first epoch of seed {config.seed}, {ORDER}"
     file = cache_file(job.model, examples, config.batch_size, name)
     logprobs = read(file, examples)

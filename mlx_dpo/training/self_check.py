@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import is_shortage
+from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
@@ -23,9 +24,11 @@ from mlx_dpo.training.step import Runtime, evaluated_layers
 # What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
 ABSOLUTE, RELATIVE = 1e-4, 1e-6
 ROUNDED_ABSOLUTE, ROUNDED_RELATIVE = 1.0, 1e-2
+# And where the user has turned TF32 on: operands of 10 mantissa bits, three more than bfloat16 has.
+TF32_ABSOLUTE, TF32_RELATIVE = 0.1, 1e-3
 # The same of the norm of one tensor's gradient; a gradient that is not followed through the prompt
 # or counted twice is off by far more.
-GRADIENT_RELATIVE = 2e-3
+GRADIENT_RELATIVE, TF32_GRADIENT_RELATIVE = 2e-3, 2e-2
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
 
 Scores = npt.NDArray[np.float32]
@@ -45,12 +48,14 @@ class Choice:
         num_pairs: Pairs it was compared on; 0 where nothing was compared.
         largest_difference: Between its log-probs and the plain path's, in nats.
         refused: What was tried before it, and why it was not taken: ``(name, reason)``.
+        tf32: Whether the user has turned TF32 on, so that the comparison is that much coarser.
     """
 
     path: ScoringPath
     num_pairs: int = 0
     largest_difference: float = 0.0
     refused: tuple[tuple[str, str], ...] = ()
+    tf32: bool = False
 
 
 def choose_path(
@@ -67,6 +72,7 @@ def choose_path(
     windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
     short, because the plain path keeps all activations and must not need more than a step does.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
+    Where the user has turned TF32 on, it rounds these products as it will round those of the run.
 
     Args:
         model: The policy.
@@ -82,6 +88,8 @@ def choose_path(
     gradient = _gradient_norms(plain, model, short)
     rounded = None if _is_float32(model) else np.array(plain(model, batch))
     refused = []
+    tf32 = tf32_enabled()
+    allowed = (TF32_ABSOLUTE, TF32_RELATIVE) if tf32 else (ABSOLUTE, RELATIVE)
     candidates: tuple[ScoringPath, ...] = (
         FastPath(max_seq_len, pad_id, checkpoint),
         FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
@@ -90,8 +98,14 @@ def choose_path(
     for path in candidates:
         try:
             found = [_evaluated(path, model, pairs) for pairs in (batch, [longest])]
-            largest = max(map(_compare_logprobs, found, expected))
-            _compare_gradients(_gradient_norms(path, model, short), gradient)
+            largest = max(
+                _compare_logprobs(*both, *allowed) for both in zip(found, expected, strict=True)
+            )
+            _compare_gradients(
+                _gradient_norms(path, model, short),
+                gradient,
+                TF32_GRADIENT_RELATIVE if tf32 else GRADIENT_RELATIVE,
+            )
             if rounded is not None:
                 as_it_is = np.array(path(model, batch))
                 _compare_logprobs(as_it_is, rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
@@ -101,8 +115,8 @@ def choose_path(
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refused.append((path.name, reason))
         else:
-            return Choice(path, len(batch) + 1, largest, tuple(refused))
-    return Choice(plain, 0, 0.0, tuple(refused))
+            return Choice(path, len(batch) + 1, largest, tuple(refused), tf32)
+    return Choice(plain, 0, 0.0, tuple(refused), tf32)
 
 
 def sample_pairs(
@@ -165,9 +179,7 @@ def _gradient_norms(
     return {name: float(norm) for name, norm in norms.items()}
 
 
-def _compare_logprobs(
-    found: Scores, expected: Scores, absolute: float = ABSOLUTE, relative: float = RELATIVE
-) -> float:
+def _compare_logprobs(found: Scores, expected: Scores, absolute: float, relative: float) -> float:
     difference = np.abs(found - expected)
     if not (difference <= absolute + relative * np.abs(expected)).all():  # also where it is NaN
         raise _DisagreesError(
@@ -176,10 +188,10 @@ def _compare_logprobs(
     return float(difference.max())
 
 
-def _compare_gradients(found: Gradient, expected: Gradient) -> None:
+def _compare_gradients(found: Gradient, expected: Gradient, relative: float) -> None:
     floor = 1e-6 * max(expected.values(), default=0.0)
     for name, norm in expected.items():
-        if not abs(found[name] - norm) <= GRADIENT_RELATIVE * norm + floor:
+        if not abs(found[name] - norm) <= relative * norm + floor:
             raise _DisagreesError(
                 f"its gradient of {name} has norm {found[name]:.6g}, the plain path's {norm:.6g}"
             )
