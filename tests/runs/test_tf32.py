@@ -14,7 +14,7 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs import reference_cache
 from mlx_dpo.runs.run import train
-from mlx_dpo.training import head, self_check
+from mlx_dpo.training import head, reference, self_check
 from mlx_dpo.training.paths import PlainPath
 from tests.runs.conftest import settings
 from tests.runs.test_run import finished
@@ -55,7 +55,7 @@ def test_the_reference_is_scored_in_the_batches_of_training(
     """Cut operands make the rounding of other shapes visible: only equal shapes start at log 2."""
     monkeypatch.setenv(TF32_SWITCH, value)
     scored: list[Any] = []
-    right = reference_cache.score_in_batches
+    right = reference.score_in_batches
 
     def watched(*args: Any, batches: Any = None, **options: Any) -> Any:
         scored.append(batches)
@@ -92,7 +92,7 @@ def _cut(x: mx.array) -> mx.array:
 def test_the_self_check_allows_for_cut_operands_only_where_they_were_asked_for(
     monkeypatch: pytest.MonkeyPatch, value: str, name: str
 ) -> None:
-    """The fast path's head loses 13 bits, as an M5's kernels of one shape may and others may not."""
+    """The fast path's head loses 13 bits, as an M5's kernels of some shapes do."""
     monkeypatch.setenv(TF32_SWITCH, value)
     right = head.token_logprobs
     monkeypatch.setattr(
