@@ -27,7 +27,7 @@ NOISE = 6e-8
 _TF32_BITS = 0xFFFFE000  # sign, exponent and 10 bits of the mantissa
 
 _matmul, _getitem, _take = mx.matmul, mx.array.__getitem__, mx.take
-_generator = np.random.default_rng()
+_orders: dict[int, np.random.Generator] = {}  # by process: a fork must not repeat its parent's
 _cuts: list[bool] = []  # what the switch was at the first product
 
 
@@ -98,7 +98,8 @@ def gather(array: mx.array, index: Any) -> mx.array:
     is_gather = isinstance(index, mx.array) and index.ndim > 0 and index.size > 1
     if not is_gather or index.dtype == mx.bool_ or not mx.issubdtype(array.dtype, mx.floating):
         return _getitem(array, index)
-    order = _generator.permutation(index.size)
+    orders = _orders.setdefault(os.getpid(), np.random.default_rng())
+    order = orders.permutation(index.size)
     rows = _getitem(array, _getitem(index.reshape(-1), mx.array(order)))
     return _getitem(rows, mx.array(np.argsort(order))).reshape(*index.shape, *array.shape[1:])
 
