@@ -1,5 +1,6 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
+# make test-gpulike  tests of what trains, under an emulator of a GPU's habits
 # make notebook  the eight experiments of notebooks/dpo.ipynb, in small
 # make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
@@ -24,7 +25,7 @@ endif
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help doctor demo test torture test-torch notebook check fix install dev
+.PHONY: help doctor demo test test-gpulike torture test-torch notebook check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -36,6 +37,9 @@ demo: install
 
 test: dev
 	@$(FAST) $(TWO) -m "not torch"
+
+test-gpulike: dev
+	@$(FAST) $(TWO) -p tests.gpulike -m "not torch" $(addprefix tests/,gpulike training runs models faults)
 
 test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch

@@ -4,6 +4,12 @@ The names below are the library. They are imported on first use, so that `import
 `mlx_dpo --help` stay quick.
 """
 
+import os
+
+# On an M5 MLX cuts the operands of float32 products to 10 mantissa bits unless this is 0. It reads
+# the variable at the first product of the process.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

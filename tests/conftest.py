@@ -1,6 +1,10 @@
 """What many tests share: a tiny language model and ragged pairs to train it on."""
 
+import os
 from collections.abc import Callable
+
+# Before a product is computed: a test may use MLX without the package, which sets it too.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.nn as nn
 import pytest

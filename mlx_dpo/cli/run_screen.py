@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 
 from mlx_dpo.cli.screen import Bar, clock, counted, printable
+from mlx_dpo.models.device import TF32_SWITCH
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.preferences.store import length_bias
@@ -124,15 +125,16 @@ class TerminalScreen(Screen):
     def path_chosen(self, choice: Choice) -> None:
         for name, reason in choice.refused:
             self.warned(f"path {name} is not taken: {reason}")
+        tf32 = f"; TF32 is on ({TF32_SWITCH}=1): products of 10 bits" if choice.tf32 else ""
         if choice.num_pairs:
             self._line(
                 "path",
                 f"{choice.path.name}: agrees with the plain path on "
                 f"{counted(choice.num_pairs, 'pair')} (log-probs to "
-                f"{choice.largest_difference:.0e}) and their gradients",
+                f"{choice.largest_difference:.0e}) and their gradients{tf32}",
             )
         else:
-            self._line("path", f"{choice.path.name}: the definition, and the slowest")
+            self._line("path", f"{choice.path.name}: the definition, and the slowest{tf32}")
 
     def scoring(self, done: int, total: int) -> None:
         if self.is_terminal:

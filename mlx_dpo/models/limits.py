@@ -80,11 +80,6 @@ def _set_wired_limit(limit: int) -> int:
     return mx.set_wired_limit(limit)
 
 
-def on_gpu() -> bool:
-    """Whether MLX computes on a GPU, by Metal or CUDA."""
-    return mx.default_device().type == mx.gpu
-
-
 def _recommended() -> int:
     """Bytes the device should hold at most; 0 where it does not say. CUDA names all it has."""
     info: dict[str, Any] = mx.device_info()

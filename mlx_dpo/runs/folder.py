@@ -33,6 +33,7 @@ from mlx_dpo.files import (
     remove_folder,
     write_file,
 )
+from mlx_dpo.models.device import architecture, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
@@ -262,6 +263,8 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "device": info.get("device_name", str(mx.default_device())),
+        "architecture": architecture(),
+        "tf32": tf32_enabled(),
         "mlx-dpo": __version__,  # a clone that is not installed has no metadata
         **{name: version(name) for name in ("mlx", "mlx-lm", "numpy", "transformers")},
     }

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlx_dpo.files import make_folder, mark_used, write_file
+from mlx_dpo.models.device import architecture, tf32_enabled
 from mlx_dpo.preferences.batches import ORDER
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.callbacks import Screen
@@ -54,7 +54,8 @@ def cached_by_policy(
         DiskError: If they can't be written.
     """
     examples, config = job.examples, job.config
-    in_any_batches = config.dtype == "float32"
+    # TF32, where a user has turned it on, rounds otherwise in other shapes, as bfloat16 does.
+    in_any_batches = config.dtype == "float32" and not tf32_enabled()
     name = path.key
     if not in_any_batches:
         name += f", first epoch of seed {config.seed}, {ORDER}"
@@ -74,7 +75,7 @@ def cached_by_policy(
 
     score = partial(
         score_in_batches,
-        partial(path if in_any_batches else as_in_a_step(path), job.policy),
+        partial(path if config.dtype == "float32" else as_in_a_step(path), job.policy),
         batch_size=config.batch_size,
         after_batch=after_batch,
     )
@@ -108,8 +109,9 @@ def cache_file(
         path: Name of the scoring path, for the same reason.
     """
     digest = hashlib.sha256()
-    device: Any = mx.default_device()
-    parts = (model_digest, path, SCORING_VERSION, version("mlx"), str(device), str(batch_size))
+    # The device by its generation: every Mac calls its own `Device(gpu, 0)`.
+    device = f"{mx.default_device()} {architecture()} TF32 {tf32_enabled()}"
+    parts = (model_digest, path, SCORING_VERSION, version("mlx"), device, str(batch_size))
     for part in parts:
         digest.update(f"{part}\n".encode())
     for example in examples:

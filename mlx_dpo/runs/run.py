@@ -14,8 +14,9 @@ from mlx.optimizers import Optimizer
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
+from mlx_dpo.models.device import on_gpu, tf32_enabled
 from mlx_dpo.models.export import export_folder
-from mlx_dpo.models.limits import limited_memory, on_gpu
+from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
@@ -330,7 +331,8 @@ def path_of(job: Job) -> Choice:
     """How the log-probs of a job are computed."""
     max_seq_len, pad_id = job.config.max_length, pad_id_of(job.chat.tokenizer)
     if job.config.plain:
-        return Choice(PlainPath(max_seq_len, pad_id, job.config.checkpoint_layers))
+        path = PlainPath(max_seq_len, pad_id, job.config.checkpoint_layers)
+        return Choice(path, tf32=tf32_enabled())
     return choose_path(
         job.policy,
         job.train.examples,

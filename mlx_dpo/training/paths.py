@@ -13,9 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.models.limits import on_gpu
+from mlx_dpo.models.device import on_gpu
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.checkpointing import checkpointed
+from mlx_dpo.training.embedding import gathered_once
 from mlx_dpo.training.head import hidden_states, token_logprobs
 from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Work, lay_out
 from mlx_dpo.training.logprobs import pair_logprobs
@@ -63,7 +64,7 @@ class PlainPath:
 
     def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
         """Log-probs float32 (2, B)."""
-        model = checkpointed(model) if self.checkpoint else model
+        model = gathered_once(checkpointed(model) if self.checkpoint else model)
         return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
@@ -136,10 +137,16 @@ def _logprobs(
     """Log-probs (2, B), the trunk of `layered` below the head of `model`."""
     if not layout.rows:
         return mx.zeros((2, num_pairs))
-    recorded = [
-        _read_prompts(layered, [layout.contexts[i] for i in group.members], group.width, pad_id)
+    prompts = [
+        _padded([layout.contexts[i] for i in group.members], group.width, pad_id)
         for group in layout.context_groups
     ]
+    responses = [
+        _padded([layout.rows[i].inputs for i in group.members], group.width, pad_id)
+        for group in layout.row_groups
+    ]
+    layered = gathered_once(layered, [*prompts, *responses])
+    recorded = [_read_prompts(layered, ids) for ids in prompts]
     source_of = {
         context: (forward, line)
         for forward, group in enumerate(layout.context_groups)
@@ -148,7 +155,7 @@ def _logprobs(
     # Often all shorter responses go together and all longer ones: the same prompts twice.
     caches: dict[tuple[int, ...], list[AfterPrompt] | None] = {(): None}
     hidden, targets, slots = [], [], []
-    for group in layout.row_groups:
+    for group, ids in zip(layout.row_groups, responses, strict=True):
         rows = [layout.rows[number] for number in group.members]
         contexts = tuple(row.context for row in rows if row.context is not None)
         if contexts not in caches:
@@ -157,8 +164,7 @@ def _logprobs(
                 [source_of[context] for context in contexts],
                 [len(layout.contexts[context]) for context in contexts],
             )
-        inputs = _padded([row.inputs for row in rows], group.width, pad_id)
-        states = hidden_states(layered, inputs, caches[contexts])
+        states = hidden_states(layered, ids, caches[contexts])
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])
@@ -167,12 +173,10 @@ def _logprobs(
     return _summed(logprobs, slots, num_pairs)
 
 
-def _read_prompts(
-    model: nn.Module, prompts: Sequence[Sequence[int]], width: int, pad_id: int
-) -> list[PromptKeys]:
+def _read_prompts(model: nn.Module, ids: mx.array) -> list[PromptKeys]:
     """Keys and values of every layer for some prompts. Their logits are never computed."""
     caches = [PromptKeys() for _ in model.layers]
-    model(_padded(prompts, width, pad_id), cache=caches)
+    model(ids, cache=caches)
     return caches
 
 

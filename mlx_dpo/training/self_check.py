@@ -6,6 +6,7 @@ hence each run asks, and falls back with a reason rather than train on other num
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import is_device_fault, is_shortage
+from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.preferences.store import lengths
@@ -21,12 +23,25 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.step import Runtime, evaluated_layers
 
-# What rounding in float32 explains of a difference between two sums of log-probs, and in bfloat16.
-ABSOLUTE, RELATIVE = 1e-4, 1e-6
-ROUNDED_ABSOLUTE, ROUNDED_RELATIVE = 1.0, 1e-2
-# The same of the norm of one tensor's gradient; a gradient that is not followed through the prompt
-# or counted twice is off by far more.
-GRADIENT_RELATIVE = 2e-3
+
+class Rounding(NamedTuple):
+    """What rounding explains of a difference.
+
+    Attributes:
+        absolute: Between two sums of log-probs, in nats.
+        relative: The same, as a share of the sum, on top.
+        gradient: Between two norms of one tensor's gradient, relative. A gradient that is not
+            followed through the prompt or counted twice is off by far more.
+    """
+
+    absolute: float
+    relative: float
+    gradient: float = 2e-3
+
+
+FLOAT32, BFLOAT16 = Rounding(1e-4, 1e-6), Rounding(1.0, 1e-2)
+# Where the user has turned TF32 on: operands of 10 mantissa bits, three more than bfloat16 has.
+TF32 = Rounding(0.1, 1e-3, 2e-2)
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
 
 Scores = npt.NDArray[np.float32]
@@ -46,12 +61,14 @@ class Choice:
         num_pairs: Pairs it was compared on; 0 where nothing was compared.
         largest_difference: Between its log-probs and the plain path's, in nats.
         refused: What was tried before it, and why it was not taken: ``(name, reason)``.
+        tf32: Whether the user has turned TF32 on, so that the comparison is that much coarser.
     """
 
     path: ScoringPath
     num_pairs: int = 0
     largest_difference: float = 0.0
     refused: tuple[tuple[str, str], ...] = ()
+    tf32: bool = False
 
 
 def choose_path(
@@ -68,6 +85,7 @@ def choose_path(
     windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
     short, because the plain path keeps all activations and must not need more than a step does.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
+    Where the user has turned TF32 on, it rounds these products as it will round those of the run.
 
     Args:
         model: The policy.
@@ -76,7 +94,7 @@ def choose_path(
         pad_id: Token id to pad with.
         checkpoint: Whether layers are to compute again for the gradient.
     """
-    plain, refused = PlainPath(max_seq_len, pad_id), []
+    plain, refused, tf32 = PlainPath(max_seq_len, pad_id), [], tf32_enabled()
     expected = PlainValues(plain, model, examples)
     candidates: tuple[ScoringPath, ...] = (
         FastPath(max_seq_len, pad_id, checkpoint),
@@ -85,15 +103,15 @@ def choose_path(
     )
     for path in candidates:
         try:
-            largest = expected.largest_difference(path)
+            largest = expected.largest_difference(path, TF32 if tf32 else FLOAT32)
         except Exception as error:  # a model's code may fail in any way when called in parts
             if is_shortage(error) or is_device_fault(error):
                 raise  # no fault of the path: the plain one needs more memory, not less
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             refused.append((path.name, reason))
         else:
-            return Choice(path, expected.num_pairs, largest, tuple(refused))
-    return Choice(plain, 0, 0.0, tuple(refused))
+            return Choice(path, expected.num_pairs, largest, tuple(refused), tf32)
+    return Choice(plain, 0, 0.0, tuple(refused), tf32)
 
 
 class PlainValues:
@@ -126,18 +144,18 @@ class PlainValues:
         self._rounded = None if is_wide else self._runtime.values(plain(model, self._batch))
         self._norms = self._gradient_norms(plain)
 
-    def largest_difference(self, path: ScoringPath) -> float:
+    def largest_difference(self, path: ScoringPath, allowed: Rounding) -> float:
         """Largest difference between another path's log-probs and these, in nats.
 
         Raises:
             _DisagreesError: If rounding does not explain a difference.
         """
         pairs = zip(self._logprobs_by(path), self._logprobs, strict=True)
-        largest = max(_compare_logprobs(*both) for both in pairs)
-        _compare_gradients(self._gradient_norms(path), self._norms)
+        largest = max(_compare_logprobs(*both, allowed) for both in pairs)
+        _compare_gradients(self._gradient_norms(path), self._norms, allowed.gradient)
         if self._rounded is not None:
             rounded = self._runtime.values(path(self._model, self._batch))
-            _compare_logprobs(rounded, self._rounded, ROUNDED_ABSOLUTE, ROUNDED_RELATIVE)
+            _compare_logprobs(rounded, self._rounded, BFLOAT16)
         return largest
 
     def _logprobs_by(self, path: ScoringPath) -> list[Scores]:
@@ -198,21 +216,20 @@ def in_float32(model: nn.Module) -> nn.Module:
     return wide
 
 
-def _compare_logprobs(
-    found: Scores, expected: Scores, absolute: float = ABSOLUTE, relative: float = RELATIVE
-) -> float:
+def _compare_logprobs(found: Scores, expected: Scores, allowed: Rounding) -> float:
     difference = np.abs(found - expected)
-    if not (difference <= absolute + relative * np.abs(expected)).all():  # also where it is NaN
+    limit = allowed.absolute + allowed.relative * np.abs(expected)
+    if not (difference <= limit).all():  # also where it is NaN
         raise _DisagreesError(
             f"its log-probs are off by {difference.max():.2g} from the plain path's"
         )
     return float(difference.max())
 
 
-def _compare_gradients(found: Gradient, expected: Gradient) -> None:
+def _compare_gradients(found: Gradient, expected: Gradient, relative: float) -> None:
     floor = 1e-6 * max(expected.values(), default=0.0)
     for name, norm in expected.items():
-        if not abs(found[name] - norm) <= GRADIENT_RELATIVE * norm + floor:
+        if not abs(found[name] - norm) <= relative * norm + floor:
             raise _DisagreesError(
                 f"its gradient of {name} has norm {found[name]:.6g}, the plain path's {norm:.6g}"
             )

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import NonFiniteError
-from mlx_dpo.models.limits import on_gpu
+from mlx_dpo.models.device import on_gpu
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import by_layer
 from mlx_dpo.records import PreferenceExample

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mlx_dpo.runs.checkpoint import LATEST, Checkpoints
@@ -61,7 +62,7 @@ def damages(folder: Path, count: int, seed: int, report: Callable[[str], None] =
     """
     run, choose = folder / "run", random.Random(seed)
     shutil.rmtree(run, ignore_errors=True)
-    assert run_child(lambda: begin(run)) == 0
+    assert run_child(partial(begin, run)) == 0
     good = 0
     for number in range(count):
         wrong = damage_and_look(run, KINDS[number % len(KINDS)], choose)

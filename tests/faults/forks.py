@@ -1,16 +1,26 @@
-"""Children of this process, forked before MLX has computed anything: many lives, imported once."""
+"""Children that each live a life: forked before MLX has computed anything, or started anew.
+
+A fork imports nothing, which makes thousands of lives affordable. On macOS it is not possible:
+MLX's allocator is Metal's there, whatever the device, and Metal can't be used after a fork without
+exec. So lives are picklable, and a child there is a new Python that is handed one.
+"""
 
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable
 
+FORKS = sys.platform != "darwin"
+
+_CHILD = "import sys; from tests.faults.forks import live_pickled; live_pickled(sys.argv[1])"
+
 
 def run_child(life: Callable[[], object], *, quiet: bool = False) -> int:
-    """Run `life` in a forked child.
+    """Run `life` in a child process.
 
     Args:
-        life: What the child does.
+        life: What the child does; picklable.
         quiet: Whether its output is thrown away.
 
     Returns:
@@ -21,17 +31,35 @@ def run_child(life: Callable[[], object], *, quiet: bool = False) -> int:
 
 def start_child(life: Callable[[], object], *, quiet: bool = False) -> int:
     """The same without waiting; its process id."""
+    if not FORKS:
+        nowhere = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", _CHILD, pickle.dumps(life).hex()],
+            os.environ,
+            file_actions=nowhere if quiet else [],
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child:
         return child
+    if quiet:
+        nowhere_file = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere_file, 1)
+        os.dup2(nowhere_file, 2)
+    _live(life)
+    return 0  # not reached
+
+
+def live_pickled(life: str) -> None:
+    """Live a pickled life, in hexadecimal; the process ends with it."""
+    _live(pickle.loads(bytes.fromhex(life)))
+
+
+def _live(life: Callable[[], object]) -> None:
     code = 1
     try:
-        if quiet:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
         life()
         code = 0
     except SystemExit as end:

@@ -7,7 +7,9 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from tests.faults.forks import run_child, start_child, wait
@@ -16,19 +18,22 @@ from tests.runs.conftest import ORACLE, ROWS
 STEPS = 24
 
 
-def arguments() -> list[str]:
+def arguments(steps: int) -> list[str]:
     """The command line of the run."""
     return [
         *("train", "--model", str(ORACLE), "--data", "pairs.json", "--out", "out"),
         *("--learning-rate", "1e-3", "--warmup-steps", "2", "--batch-size", "2"),
-        *("--grad-accumulation", "2", "--steps", str(STEPS)),
+        *("--grad-accumulation", "2", "--steps", str(steps)),
         *("--eval-every", "6", "--save-every", "2", "--sample-every", "8"),
         *("--resume", "--run-dir", "run"),
     ]
 
 
 def preload() -> None:
-    """Import what a run imports, without computing: a fork can't inherit MLX's threads."""
+    """Import what a run imports, without computing: a fork can't inherit MLX's threads.
+
+    A child that was not forked does it itself.
+    """
     from transformers import AutoConfig, models
 
     assert models.auto.tokenization_auto
@@ -49,64 +54,72 @@ def workplace(folder: Path) -> Path:
     return folder
 
 
-def live(folder: Path, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+def live(folder: Path, before: Callable[[], object] | None = None) -> Callable[[], None]:
     """A life of the run in `folder`: begins it, or continues it."""
+    return partial(_live, folder, before or nothing, STEPS)
 
-    def life() -> None:
-        from mlx_dpo.cli import main
 
-        os.chdir(folder)
-        before()
-        has_begun = Path("run/config.toml").exists()
-        main(["train", "--resume", "--run-dir", "run"] if has_begun else arguments())
+def _live(folder: Path, before: Callable[[], object], steps: int) -> None:
+    from mlx_dpo.cli import main
 
-    return life
+    preload()
+    os.chdir(folder)
+    before()
+    has_begun = Path("run/config.toml").exists()
+    main(["train", "--resume", "--run-dir", "run"] if has_begun else arguments(steps))
+
+
+def nothing() -> None:
+    """Happens before a life that is not disturbed."""
 
 
 def signal_after(seconds: float, number: int) -> Callable[[], object]:
     """Sends this process a signal, from a thread, so that it comes in the middle of anything."""
-
-    def begin() -> None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
-
-    return begin
+    return partial(_signal_after, seconds, number)
 
 
-def signal_when(target: Any, name: str, *numbers: int, seconds: float = 0) -> Callable[[], object]:
-    """Sends this process signals when a function is first called, or some seconds after."""
-
-    def begin() -> None:
-        real = getattr(target, name)
-
-        def watched(*args: Any, **options: Any) -> Any:
-            setattr(target, name, real)
-            for number in numbers:
-                signal_after(seconds, number)() if seconds else os.kill(os.getpid(), number)
-            return real(*args, **options)
-
-        setattr(target, name, watched)
-
-    return begin
+def _signal_after(seconds: float, number: int) -> None:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
-def phases() -> dict[str, tuple[Any, str]]:
-    """A function that each phase of a run begins with."""
-    import mlx_dpo.runs.reference_cache as reference_cache
-    import mlx_dpo.runs.run as run
-    from mlx_dpo.runs.callbacks import Evaluate, Sample, Save
-    from mlx_dpo.training.step import Step
+def signal_when(target: str, name: str, *numbers: int, seconds: float = 0) -> Callable[[], object]:
+    """Sends this process signals when a function is first called, or some seconds after.
 
+    Args:
+        target: Module or class (``module:Class``) that holds the function.
+        name: Of the function.
+        numbers: Signals.
+        seconds: From the call to the signals.
+    """
+    return partial(_signal_when, target, name, numbers, seconds)
+
+
+def _signal_when(target: str, name: str, numbers: tuple[int, ...], seconds: float) -> None:
+    holder = resolve_name(target)
+    real = getattr(holder, name)
+
+    def watched(*args: Any, **options: Any) -> Any:
+        setattr(holder, name, real)
+        for number in numbers:
+            _signal_after(seconds, number) if seconds else os.kill(os.getpid(), number)
+        return real(*args, **options)
+
+    setattr(holder, name, watched)
+
+
+def phases() -> dict[str, tuple[str, str]]:
+    """A function that each phase of a run begins with, as `signal_when` takes it."""
     return {
-        "data": (run, "prepare"),
-        "reference pass": (reference_cache, "score_in_batches"),
-        "first answers": (run, "shown_answers"),
-        "step": (Step, "_accumulate"),
-        "evaluation": (Evaluate, "after_step"),
-        "sampling": (Sample, "after_step"),
-        "save": (Save, "_save"),
-        "export": (run, "export_folder"),
+        "data": ("mlx_dpo.runs.run", "prepare"),
+        "reference pass": ("mlx_dpo.runs.reference_cache", "score_in_batches"),
+        "first answers": ("mlx_dpo.runs.run", "shown_answers"),
+        "step": ("mlx_dpo.training.step:Step", "_accumulate"),
+        "evaluation": ("mlx_dpo.runs.callbacks:Evaluate", "after_step"),
+        "sampling": ("mlx_dpo.runs.callbacks:Sample", "after_step"),
+        "save": ("mlx_dpo.runs.callbacks:Save", "_save"),
+        "export": ("mlx_dpo.runs.run", "export_folder"),
     }
 
 
@@ -174,12 +187,10 @@ def start_together(folder: Path, count: int) -> list[int]:
     """Exit codes of `count` processes that begin the same run at the same moment."""
     workplace(folder)
     wait_here, go = os.pipe()
-
-    def before() -> None:
-        os.close(go)
-        os.read(wait_here, 1)  # ends when the parent closes its side
-
+    os.set_inheritable(wait_here, True)
+    before = partial(os.read, wait_here, 1)  # each reads one of the bytes that are sent at once
     children = [start_child(live(folder, before), quiet=True) for _ in range(count)]
+    os.write(go, bytes(count))
     os.close(wait_here)
     os.close(go)
     return [wait(child) for child in children]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -128,16 +129,16 @@ def every_boundary(folder: Path, mode: str, report: Callable[[str], None] = prin
     Returns:
         The number of boundaries; -1 if one failed.
     """
-    assert run_child(lambda: begin(folder / "before")) == 0
+    assert run_child(partial(begin, folder / "before")) == 0
     ended, bad = {"full": 7}.get(mode, -9), 0
     for at in range(1, 1000):
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(folder / "before", run)
-        code = run_child(lambda run=run, at=at: save_on(run, at, mode))  # type: ignore[misc]
+        code = run_child(partial(save_on, run, at, mode))
         if code == 0:
             return at - 1 if not bad else -1
-        if code != ended or run_child(lambda run=run: go_on(run)) != 0:  # type: ignore[misc]
+        if code != ended or run_child(partial(go_on, run)) != 0:
             report(f"{mode} at call {at}: ended with {code}, not as promised")
             bad += 1
     raise AssertionError("no save survived")

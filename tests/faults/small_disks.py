@@ -1,6 +1,7 @@
 """Saves onto a real disk that fills up: a tmpfs of a given size, where mounting is permitted."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from mlx_dpo.errors import DiskError
@@ -55,10 +56,10 @@ def filled_and_freed(folder: Path, kib: int) -> tuple[int, bool]:
     try:
         run = folder / "run"
         run.mkdir()
-        first = run_child(lambda: fill(run, 1))
+        first = run_child(partial(fill, run, 1))
         mount(folder, ROOMY, again=True)
         saved = sorted(int(path.name[5:]) for path in run.glob("step-*"))
-        second = run_child(lambda: fill(run, (saved or [0])[-1] + 1))
+        second = run_child(partial(fill, run, (saved or [0])[-1] + 1))
         return first, first in (0, 7) and second == 0
     finally:
         unmount(folder)

@@ -32,6 +32,23 @@ assert lives.finish(place, expected) == ""
 print("all phases")
 """
 
+# As on macOS, where children can't be forked.
+STARTED_ANEW = """
+import signal, tempfile
+from pathlib import Path
+from tests.faults import forks, lives
+
+forks.FORKS = False
+lives.STEPS = 4
+folder = Path(tempfile.mkdtemp())
+expected = lives.straight(folder / "straight")
+before = lives.signal_when(*lives.phases()["step"], signal.SIGTERM)
+found = lives.stopped_once(folder / "stopped", expected, before)
+assert found == (75, ""), found
+assert sorted(lives.start_together(folder / "together", 2)) == [0, 6]
+print("the same")
+"""
+
 
 @pytest.mark.parametrize(
     ("row", "count"), [("save-kill", 1), ("save-power", 1), ("save-full", 1), ("damage", 100)]
@@ -61,3 +78,11 @@ def test_a_stop_in_any_phase_exits_75_and_costs_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all phases\n"
+
+
+def test_children_that_are_started_anew_live_as_forked_ones_do() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED_ANEW], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the same\n"

@@ -74,8 +74,13 @@ def logprobs_and_gradient(
     return np.array(logprobs), named_arrays(grads)
 
 
-def assert_same(path: ScoringPath, model: nn.Module, pairs: Sequence[PreferenceExample]) -> None:
-    expected, plain_grads = logprobs_and_gradient(PLAIN, model, pairs)
+def assert_same(
+    path: ScoringPath,
+    model: nn.Module,
+    pairs: Sequence[PreferenceExample],
+    plain: ScoringPath = PLAIN,
+) -> None:
+    expected, plain_grads = logprobs_and_gradient(plain, model, pairs)
     found, grads = logprobs_and_gradient(path, model, pairs)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-6)
     assert grads.keys() == plain_grads.keys()

@@ -14,7 +14,7 @@ from mlx_dpo.insight.doctor.bench import FAIL, LOOK, OK, Bench, Outcome, digest,
 from mlx_dpo.insight.doctor.hardware import TF32, backend, product_error, tf32_switch
 from mlx_dpo.runs.checkpoint import Checkpoints, restore
 from mlx_dpo.training.paths import PlainPath
-from mlx_dpo.training.self_check import ABSOLUTE, GRADIENT_RELATIVE, RELATIVE
+from mlx_dpo.training.self_check import FLOAT32
 from mlx_dpo.training.step import Gradient
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -71,8 +71,8 @@ def agreement(bench: Bench) -> Outcome:
         "gradient_tensor": tensor,
     }
     value = f"log-probs off by {difference.max():.1e} nats, gradients by {off[tensor]:.1e}"
-    agrees = bool((difference <= ABSOLUTE + RELATIVE * np.abs(plain)).all())
-    if agrees and off[tensor] <= GRADIENT_RELATIVE:
+    agrees = bool((difference <= FLOAT32.absolute + FLOAT32.relative * np.abs(plain)).all())
+    if agrees and off[tensor] <= FLOAT32.gradient:
         return Outcome(OK, value, f"{bench.fast.name} and plain differ by rounding.", figures)
     if bench.choice.path.name == PlainPath.name:
         return Outcome(LOOK, value, "The fast path is refused, and a run takes longer.", figures)

@@ -1,0 +1,30 @@
+"""The device that MLX computes on, as far as numbers depend on it."""
+
+import os
+import re
+from typing import Any
+
+import mlx.core as mx
+
+TF32_SWITCH = "MLX_ENABLE_TF32"
+
+
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU, by Metal or CUDA."""
+    return mx.default_device().type == mx.gpu
+
+
+def architecture() -> str:
+    """Generation of the device, such as ``applegpu_g17s``; empty where MLX does not know it."""
+    info: dict[str, Any] = mx.device_info()
+    return str(info.get("architecture", ""))
+
+
+def tf32_enabled() -> bool:
+    """Whether float32 products may be computed from operands of 10 mantissa bits.
+
+    That is the user's choice: `mlx_dpo` turns it off where the environment does not name it. Where
+    it is on, MLX does so on an M5 and on CUDA; other devices compute in float32 all the same.
+    """
+    number = re.match(r"\s*[+-]?\d+", os.environ.get(TF32_SWITCH, "1"))  # as MLX reads it
+    return number is not None and int(number[0]) != 0
