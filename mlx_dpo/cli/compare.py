@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     "--blind", is_flag=True, help="Judge the greedy answers first, without knowing whose they are."
 )
 @options.as_json
+@options.keeps_awake
 def compare(
     a: str,
     b: str,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @options.max_tokens(128)
 @options.seed()
 @options.as_json
+@options.keeps_awake
 def evaluate(
     model: str,
     reference: str | None,

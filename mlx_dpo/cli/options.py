@@ -5,6 +5,7 @@ Those of a run's settings, their defaults and their help are made from `RunConfi
 
 from collections.abc import Callable
 from dataclasses import Field, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,19 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
     if file.exists() and not overwrite:
         raise UsageError(f"{file}: is there already; give another --out, or --overwrite")
     check_writable(file)
+
+
+def keeps_awake(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command for whose whole time a Mac does not sleep."""
+
+    @wraps(command)
+    def awake(*args: Any, **options: Any) -> Any:
+        from mlx_dpo.runs.machine import keep_awake
+
+        with keep_awake():
+            return command(*args, **options)
+
+    return awake
 
 
 def chat_of(model: str) -> "ChatFormat":

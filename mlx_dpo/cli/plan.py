@@ -23,7 +23,7 @@ _WHY = {
     "batch_size": "smaller batches: the same step, a little slower, a second gradient is held",
     "grad_accumulation": "batches that add up to the same step",
     "checkpoint_layers": "layers computed again for the gradient: up to a third more time",
-    "dtype": "half the bytes of each number; stochastic rounding of updates",
+    "dtype": "half the bytes of each number, and no faster on an M1 or M2; stochastic rounding",
     "optimizer": "almost no optimizer state; another trajectory than AdamW's",
 }
 

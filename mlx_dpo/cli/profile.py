@@ -49,6 +49,7 @@ _DOMINATES = {
     type=options.Name(path_type=Path),
 )
 @options.as_json
+@options.keeps_awake
 def profile(
     config: Path | None,
     steps: int,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--per-token", is_flag=True, help="Also the reward of each token.")
 @options.beta_of_run
 @options.max_length_of_run
+@options.keeps_awake
 def score(
     model: str,
     reference: str | None,

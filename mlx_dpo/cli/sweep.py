@@ -41,6 +41,7 @@ _COLUMNS = (
     about="Held-out prompts that each model answers, to measure drift and length.",
     default=50,  # with 20, chance put the drift of two betas in the wrong order
 )
+@options.keeps_awake
 def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> None:
     """Train once for each beta of a list, and compare the results.
 

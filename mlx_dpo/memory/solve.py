@@ -155,5 +155,5 @@ def machines() -> list[Machine]:
 def recommended_here() -> int | None:
     """Bytes this device recommends to keep within; None where it does not say, as on a CPU."""
     info: dict[str, Any] = mx.device_info()
-    found = info.get("max_recommended_working_set_size")
-    return int(found) if found else None
+    recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
+    return int(recommended) if recommended else None

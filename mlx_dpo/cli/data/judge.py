@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     help="Seconds an endpoint has for a reply.",
 )
 @options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
+@options.keeps_awake
 def judge(
     candidates: str,
     judge_name: str,

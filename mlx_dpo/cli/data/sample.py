@@ -29,6 +29,7 @@ from mlx_dpo.cli.screen import counted, progress
 @options.seed()
 @options.max_tokens(256)
 @options.count("--batch-size", about="Answers made at once; less needs less memory.", default=16)
+@options.keeps_awake
 def sample(
     model: str,
     prompts: str,

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_dpo.convert.sources import load_folder
 from mlx_dpo.models.dialects import model_classes
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -26,7 +26,7 @@ from mlx_dpo.runs.config import EMBEDDED_CONFIG, resolve
 from mlx_dpo.runs.job import prepare
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference, cached_reference, score_in_batches
+from mlx_dpo.training.reference import Reference, as_in_a_step, cached_reference, score_in_batches
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.step import Gradient, Step
 from mlx_dpo.training.trainer import DPOTrainer
@@ -200,7 +200,8 @@ class Bench:
 
     def score(self, model: nn.Module, examples: Batch) -> Reference:
         """Reference log-probs, computed now by a model and looked up later."""
-        score = partial(self.choice.path, model)
+        path = self.choice.path
+        score = partial(path if is_float32(model) else as_in_a_step(path), model)
         size = self.specimen.batch_size
         return cached_reference(examples, score_in_batches(score, examples, batch_size=size))
 
