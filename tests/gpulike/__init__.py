@@ -35,6 +35,8 @@ _cuts: list[bool] = []  # what the switch was at the first product
 def pytest_configure(config: pytest.Config) -> None:
     """Begin, in this process and the Python processes that it starts."""
     install()
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # pytest-xdist's workers are pytest processes, which come here themselves
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 

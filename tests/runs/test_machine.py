@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -196,7 +197,8 @@ def test_every_phase_ends_with_advice(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
-    monkeypatch.setattr(*phases()[phase], raising(RuntimeError(ERRORS[0])))
+    target, name = phases()[phase]
+    monkeypatch.setattr(resolve_name(target), name, raising(RuntimeError(ERRORS[0])))
     with pytest.raises(
         MemoryShortError, match=r"Unable to allocate .* start again with --"
     ) as ended:
