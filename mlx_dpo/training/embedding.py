@@ -99,7 +99,9 @@ class _GatheredOnce:
             if known is ids:
                 self._rows = self._rows or self._gathered(self._batch)
                 return self._rows[forward]
-        return self._gathered([ids])[0]
+        # Positions of padding may lie beyond the table; what is read for them is never scored.
+        last = self._embedding.weight.shape[0] - 1
+        return self._gathered([mx.minimum(ids, last)])[0]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._embedding, name)

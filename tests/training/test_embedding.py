@@ -156,3 +156,18 @@ def test_the_model_and_its_parameters_are_left_as_they_were(name: str) -> None:
     after = named_arrays(once.parameters())
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
+
+
+def test_positions_beyond_the_table_read_its_last_row() -> None:
+    """A batch is padded to more positions than gpt2 has; an index out of bounds reads any memory."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 3)
+
+        def __call__(self, positions: mx.array) -> mx.array:
+            return self.table(positions)
+
+    rows = gathered_once(model := Positions())(mx.arange(6))
+    assert mx.array_equal(rows, model.table.weight[mx.array([0, 1, 2, 3, 3, 3])])

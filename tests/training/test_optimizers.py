@@ -106,16 +106,22 @@ def test_gradients_are_evaluated_from_the_last_layer_to_the_embedding() -> None:
 
 
 def test_a_fused_update_keeps_fewer_gradients_alive() -> None:
+    """Seen where a batch is short: in a long one the activations set the peak."""
+    peaks = [smallest_peak(trainer(make=heavy, fused_update=fused)) for fused in (False, True)]
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def smallest_peak(tuned: DPOTrainer) -> int:
+    """Bytes that a step takes above what it finds, in the step that takes least."""
+    tuned.train_step()
     peaks = []
-    for fused in (False, True):
-        tuned = trainer(make=heavy, fused_update=fused)
-        tuned.train_step()
+    for _ in range(6):
         mx.synchronize()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         tuned.train_step()
         peaks.append(mx.get_peak_memory() - before)
-    assert peaks[1] < peaks[0]
+    return min(peaks)
 
 
 def test_a_loss_that_is_not_finite_is_noticed_before_a_fused_update() -> None:
