@@ -35,9 +35,14 @@ class BudgetError(MlxDpoError):
 
 
 class NonFiniteError(MlxDpoError):
-    """A loss or gradient was NaN or infinite; no update was applied."""
+    """A loss or gradient was NaN or infinite.
+
+    Attributes:
+        applied: Whether the update had been made: weights and optimizer state are spoilt then.
+    """
 
     exit_code = 5
+    applied = False
 
 
 class LockedError(MlxDpoError):

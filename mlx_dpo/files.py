@@ -161,7 +161,8 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long can't even be looked for
+            temporary.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str, *, flush: bool = True) -> None:
@@ -220,13 +221,19 @@ def remove_leftovers(folder: Path) -> None:
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Delete what writers that were killed left half done in a folder others may write to now.
 
+    A whole folder that was moved aside to be replaced, and was not, gets its name back.
+
     Args:
         folder: The folder; nothing happens where there is none.
         name: Of the file or folder that they wrote; None for all of them.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(entry.name)
-        if match and name in (None, match[1]) and not _is_alive(int(match[2])):
+        if not match or name not in (None, match[1]) or _is_alive(int(match[2])):
+            continue
+        if entry.suffix == ".old" and not (folder / match[1]).exists():
+            disk.rename(entry, folder / match[1])  # killed between the two renames of a replacement
+        else:
             disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
@@ -248,9 +255,9 @@ def _is_alive(process: int) -> bool:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is whole until it is gone: it loses its name first."""
-    old = _unnamed(folder, "old")
-    disk.rename(folder, old)
-    disk.remove(old)
+    nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` gives that its name back
+    disk.rename(folder, nameless)
+    disk.remove(nameless)
 
 
 def cut_torn_line(path: Path) -> None:
@@ -342,8 +349,8 @@ def check_writable(path: Path) -> None:
     """
     make_folder(path.parent)
     try:
-        with TemporaryDirectory(prefix=".", dir=path.parent):
-            pass
+        with TemporaryDirectory(prefix=".", dir=path.parent), suppress(FileNotFoundError):
+            os.lstat(_temporary(path))  # raises where its name would be too long
     except OSError as error:
         raise DiskError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -392,6 +399,11 @@ def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
     old = _unnamed(path, "old")
     if replace and path.exists():
         disk.rename(path, old)
-    disk.rename(temporary, path)
+    try:
+        disk.rename(temporary, path)
+    except BaseException:
+        if old.exists():
+            disk.rename(old, path)
+        raise
     disk.flush_folder(path.parent)
     disk.remove(old)

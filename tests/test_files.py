@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,14 @@ import pytest
 
 from mlx_dpo import files
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import append, cut_torn_line, new_file, new_folder
+from mlx_dpo.files import (
+    append,
+    check_writable,
+    cut_torn_line,
+    new_file,
+    new_folder,
+    remove_abandoned,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -92,3 +100,46 @@ def test_a_volume_that_knows_no_full_flush_is_flushed_as_well_as_it_can_be(
         (folder / "c").write_bytes(b"two")
     assert flushed
     assert (tmp_path / "a").read_bytes() + (tmp_path / "b/c").read_bytes() == b"onetwo"
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(files.Disk):
+        def rename(self, old: Path, new: Path) -> None:
+            if old.suffix == ".tmp":
+                raise OSError(errno.EIO, "Input/output error")
+            super().rename(old, new)
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("the only copy")
+    monkeypatch.setattr(files, "disk", Failing())
+    model = tmp_path / "model"
+    with pytest.raises(DiskError, match="not written"), new_folder(model, replace=True):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model/weights").read_text() == "the only copy"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_moved_aside_by_a_writer_that_was_killed_gets_its_name_back(
+    tmp_path: Path, replaced: bool
+) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    aside = tmp_path / f".model.{process.pid}.old"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    if replaced:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/weights").write_text("new")
+    remove_abandoned(tmp_path, "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model/weights").read_text() == ("new" if replaced else "old")
+
+
+def test_a_name_whose_temporary_form_is_too_long_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="cannot be written: File name too long"):
+        check_writable(tmp_path / ("a" * 250))
+    with pytest.raises(DiskError, match="not written"), new_file(tmp_path / ("a" * 250)):
+        pass

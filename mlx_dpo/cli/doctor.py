@@ -46,8 +46,8 @@ def doctor(context: click.Context, as_json: bool) -> None:
     if not as_json:
         click.echo(_machine_table(machine) + "\n")
     with _progress("models"):
-        specimens = standard_specimens()
-    results = examine(specimens, _progress)
+        specimens, not_loaded = standard_specimens()
+    results = [*examine(specimens, _progress), *not_loaded]
     verdict = worst(results)
     about = {specimen.name: specimen.about for specimen in specimens}
     if as_json:

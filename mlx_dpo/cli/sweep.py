@@ -125,9 +125,15 @@ def _betas(text: str) -> list[float]:
         betas = [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--beta: numbers with commas between, found {text!r}") from None
-    if not all(0 < each < float("inf") for each in betas) or len(set(betas)) < len(betas):
-        raise UsageError(f"--beta: different numbers above 0, found {text!r}")
+    if not all(0 < each < float("inf") for each in betas) or _share_a_folder(betas):
+        raise UsageError(
+            f"--beta: numbers above 0 that differ in their first six digits, found {text!r}"
+        )
     return betas
+
+
+def _share_a_folder(betas: list[float]) -> bool:
+    return len({f"{beta:g}" for beta in betas}) < len(betas)
 
 
 def _is_finished(settings: RunConfig) -> bool:

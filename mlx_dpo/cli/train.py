@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
     if resume:
         run_dir = _run_to_resume(given)
         if (run_dir / "result.json").is_file():
+            _refuse_other_settings(run_dir, given)
             click.echo(f"{run_dir}: done; the run had finished, and there is nothing to continue")
             return
         config = _config_of_run(run_dir, config, given)
@@ -82,14 +84,14 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
 
     assert settings.model is not None
     run_dir = Path(settings.run_dir) if settings.run_dir else new_run_dir(name_of(settings.model))
-    words = [word for word in sys.argv[1:] if word not in ("--supervise", "--resume")]
+    words = [word for word in sys.argv[1:] if word != "--supervise"]
+    begun = _has_begun(settings)
 
     def command(again: bool) -> list[str]:
         begin = [sys.executable, "-m", "mlx_dpo"]
-        if (again or resume) and (run_dir / "config.toml").is_file():
+        if again and not begun and (run_dir / "config.toml").is_file():
             return [*begin, "train", "--resume", "--run-dir", str(run_dir)]
-        flags = ["--resume"] if again or resume else []
-        return [*begin, *words, *flags, "--run-dir", str(run_dir)]
+        return [*begin, *words, "--run-dir", str(run_dir)]
 
     def warn(line: str) -> None:
         click.echo(f"warning: {line}", err=True)
@@ -104,6 +106,16 @@ def _run_to_resume(given: dict[str, Any]) -> Path:
     if "run_dir" not in given:
         raise UsageError("--resume needs --run-dir: the folder of the run to continue")
     return Path(given["run_dir"])
+
+
+def _refuse_other_settings(run_dir: Path, given: dict[str, Any]) -> None:
+    """What is asked of a finished run beyond its own settings would be ignored."""
+    own = run_dir / "config.toml"
+    if own.is_file() and resolve(own, given) != replace(resolve(own, {}), run_dir=str(run_dir)):
+        raise UsageError(
+            f"{run_dir}: the run had finished, with other settings than these; they need a new "
+            "--run-dir, or no --resume"
+        )
 
 
 def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) -> Path | None:

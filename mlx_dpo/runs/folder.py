@@ -37,6 +37,7 @@ from mlx_dpo.models.device import architecture, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
+from mlx_dpo.runs.supervise import CRASHES
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
@@ -231,7 +232,9 @@ def check_ours(path: Path, *, resume: bool) -> None:
     """
     if (path / "config.toml").exists() and not resume:
         raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
-    others = path.is_dir() and any(entry.name not in (LOCK, HOLDER) for entry in entries_of(path))
+    # A supervised run may have crashed before it wrote anything else.
+    ours = (LOCK, HOLDER, CRASHES)
+    others = path.is_dir() and any(entry.name not in ours for entry in entries_of(path))
     if others and not (path / "config.toml").exists():
         raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
 

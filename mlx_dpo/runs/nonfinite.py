@@ -46,7 +46,8 @@ class SkipNonFinite(Callback):
         """Leave the step out.
 
         Raises:
-            NonFiniteError: With the diagnosis, if it may not be left out or weights are lost.
+            NonFiniteError: With the diagnosis, if it may not be left out or was applied already:
+                the optimizer's state may be lost even where the weights are finite.
         """
         if not isinstance(error, NonFiniteError):
             return False
@@ -54,7 +55,7 @@ class SkipNonFinite(Callback):
         step, name = diagnosis["step"], f"nonfinite-{diagnosis['step']:06d}.json"
         self._folder.write_json(name, diagnosis)
         reason = f"{summary(diagnosis)}; see {self._folder.path / name}"
-        if diagnosis["weights"] or self._in_a_row >= self._limit:
+        if error.applied or diagnosis["weights"] or self._in_a_row >= self._limit:
             raise NonFiniteError(f"{error}; {reason}") from None
         self._in_a_row += 1
         ids = [pair["id"] for pair in diagnosis["pairs"]]

@@ -258,7 +258,7 @@ def _held(trainer: DPOTrainer) -> dict[str, int]:
         "weights": num_bytes(trainer.model.parameters()),
         "reference": 0 if reference is None else num_bytes(reference.parameters()),
         "optimizer": num_bytes(trainer.optimizer.state),
-        "gradients": 0 if trainer.stages.fused else gradients,
+        "gradients": 0 if trainer.stages.fused and trainer.grad_accumulation == 1 else gradients,
     }
 
 

@@ -27,9 +27,9 @@ from mlx_dpo.runs.job import Job
 from mlx_dpo.training.paths import ScoringPath
 from mlx_dpo.training.reference import (
     Reference,
-    as_in_a_step,
     cached_reference,
     example_digest,
+    reference_path,
     score_in_batches,
 )
 from mlx_dpo.training.trainer import Scores
@@ -75,7 +75,7 @@ def cached_by_policy(
 
     score = partial(
         score_in_batches,
-        partial(path if config.dtype == "float32" else as_in_a_step(path), job.policy),
+        partial(reference_path(path, float32=config.dtype == "float32"), job.policy),
         batch_size=config.batch_size,
         after_batch=after_batch,
     )

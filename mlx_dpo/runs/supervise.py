@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_dpo.errors import DeviceFaultError, MlxDpoError
-from mlx_dpo.files import write_file
+from mlx_dpo.files import make_folder, write_file
 
 RELAUNCHES = 3
-NAME = "crashes.json"
+CRASHES = "crashes.json"
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)  # not crashes
 _HINTS = {
     signal.SIGKILL: "the system sends it when memory runs out: lower --batch-size or --max-length",
@@ -62,12 +62,13 @@ def supervise(
             return 128 - code
         name, hint = _cause(code)
         crashes.append({"signal": name, "steps_logged": _steps_logged(run)})
-        write_file(run / NAME, json.dumps(crashes, indent=2) + "\n")
+        make_folder(run)  # the child may have crashed before it, or removed it empty
+        write_file(run / CRASHES, json.dumps(crashes, indent=2) + "\n")
         if len(crashes) > RELAUNCHES:
             steps = ", ".join(str(crash["steps_logged"]) for crash in crashes)
             raise MlxDpoError(
                 f"{run}: {name} ended the run {len(crashes)} times, after steps {steps}: "
-                f"{hint}; see {run / NAME}; the checkpoints are whole"
+                f"{hint}; see {run / CRASHES}; the checkpoints are whole"
             )
         warn(f"{name} ended the run: {hint}; starting again, {len(crashes)}/{RELAUNCHES}")
 
@@ -93,4 +94,5 @@ def _wait(child: Process) -> int:
 
 def _steps_logged(run: Path) -> int:
     file = run / "metrics.jsonl"
-    return file.read_bytes().count(b'"loss"') if file.is_file() else 0
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    return sum(b'"loss"' in line and b'"held_out"' not in line for line in lines)

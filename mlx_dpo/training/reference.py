@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
+from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
 
@@ -35,6 +36,16 @@ def frozen_reference(model: nn.Module, score: Score) -> Reference:
         return mx.stop_gradient(score(model, examples))
 
     return reference
+
+
+def reference_path(path: Score, *, float32: bool) -> Score:
+    """How reference log-probs are computed: by the path alone where products are exact enough.
+
+    Args:
+        path: The path of the policy's log-probs.
+        float32: Whether the model is computed in float32; with TF32 its products are not.
+    """
+    return path if float32 and not tf32_enabled() else as_in_a_step(path)
 
 
 def as_in_a_step(path: Score) -> Score:

@@ -395,7 +395,9 @@ def check_finite(step: int, loss: float, grad_norm: float = 0.0, *, applied: boo
             "the weights in memory are spoilt; the last checkpoint is not: --resume goes on from "
             "it, and with --grad-clip a step is checked before it is applied"
         )
-    raise NonFiniteError(
+    error = NonFiniteError(
         f"step {step}: loss {loss}, gradient norm {grad_norm}; {outcome}. Try a lower "
         "--learning-rate, and check the weights the run starts from"
     )
+    error.applied = applied
+    raise error

@@ -16,7 +16,12 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
 from mlx_dpo.training.paths import PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference, as_in_a_step, frozen_reference, score_in_batches
+from mlx_dpo.training.reference import (
+    Reference,
+    frozen_reference,
+    reference_path,
+    score_in_batches,
+)
 from mlx_dpo.training.step import Step
 
 AfterStep = Callable[[int, Metrics], None]
@@ -56,7 +61,7 @@ class Callback:
         """After the last step and what follows it."""
 
     def on_error(self, trainer: "DPOTrainer", error: Exception) -> bool:
-        """A step raised and was not applied. Returns whether to go on without its pairs."""
+        """A step raised (see `NonFiniteError.applied`). Whether to go on without its pairs."""
         return False
 
 
@@ -205,7 +210,7 @@ class DPOTrainer:
         pairs = batch_size * grad_accumulation
         self.order = EpochOrder(len(examples), pairs, seed, lengths=lengths, micro_batch=batch_size)
         self.path = path or PlainPath(max_seq_len, pad_id)
-        self._score = self.path if is_float32(model) else as_in_a_step(self.path)
+        self._score = reference_path(self.path, float32=is_float32(model))
         model.eval()  # dropout in the policy alone would start the loss anywhere but at log 2
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)

@@ -15,7 +15,9 @@ from tests.cli.conftest import run
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     specimen = replace(random_llama(kv_heads=1, layers=1, vocabulary=64), about="very small")
-    monkeypatch.setattr("mlx_dpo.insight.doctor.examination.standard_specimens", lambda: [specimen])
+    monkeypatch.setattr(
+        "mlx_dpo.insight.doctor.examination.standard_specimens", lambda: ([specimen], [])
+    )
 
 
 def give(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:

@@ -140,8 +140,9 @@ def test_a_sweep_solves_its_memory_budget_once_and_goes_on_with_the_solution(
     ("args", "message"),
     [
         (["--beta", "0.1,x"], "numbers with commas between"),
-        (["--beta", "0.1,0.1"], "different numbers above 0"),
-        (["--beta", "0"], "different numbers above 0"),
+        (["--beta", "0.1,0.1"], "numbers above 0 that differ"),
+        (["--beta", "0.1,0.1000000001"], "numbers above 0 that differ"),  # one folder for both
+        (["--beta", "0"], "numbers above 0 that differ"),
         (["--eval-fraction", "0"], "--eval-fraction 0 leaves none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from mlx_dpo.insight.doctor.bench import (
     random_llama,
     without_paths,
 )
-from mlx_dpo.insight.doctor.examination import CHECKS, CheckResult, examine, worst
+from mlx_dpo.insight.doctor.examination import (
+    CHECKS,
+    CheckResult,
+    examine,
+    standard_specimens,
+    worst,
+)
 from mlx_dpo.training.paths import FastPath, PlainPath
 from mlx_dpo.training.self_check import Choice
 
@@ -305,3 +312,19 @@ def test_the_embedded_model_is_examined_in_a_clone_and_nowhere_else(
     assert (specimen.name, len(specimen.examples)) == ("tiny-sft", 8)
     monkeypatch.chdir(tmp_path)
     assert embedded_model() is None
+
+
+def test_an_embedded_model_that_cannot_be_loaded_is_a_failed_check_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone without Git LFS has a line of text where the weights should be."""
+    clone = Path(__file__).parent.parent.parent
+    shutil.copytree(clone / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(clone / "data", tmp_path / "data")
+    weights = tmp_path / "checkpoints/tiny-sft/model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    monkeypatch.chdir(tmp_path)
+    specimens, (failed,) = standard_specimens()
+    assert [specimen.name for specimen in specimens] == ["random"]
+    assert (failed.model, failed.outcome.verdict) == ("embedded", "fail")
+    assert "not a valid safetensors file" in failed.outcome.value

@@ -56,3 +56,18 @@ def test_a_step_that_is_not_finite_can_be_left_out_and_is_counted(
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "skipped" in row] == [spoiled]
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3, 5]
+
+
+def test_a_step_that_was_applied_is_never_left_out(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite weights say nothing: the optimizer's state may hold infinity."""
+    real = DPOTrainer.train_step
+
+    def overflowing(self: DPOTrainer, examples: object = None) -> object:
+        monkeypatch.setattr(self.stages, "_norm_of", lambda squares: float("inf"))
+        return real(self, examples)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DPOTrainer, "train_step", overflowing)
+    with pytest.raises(NonFiniteError, match="weights in memory are spoilt"):
+        train(settings(run_dir="run", skip_nonfinite=1, grad_clip=0.0, grad_accumulation=1))

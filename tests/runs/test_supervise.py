@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.runs.folder import check_ours
 from mlx_dpo.runs.supervise import supervise
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
@@ -32,7 +33,8 @@ def test_a_crashed_run_is_started_again_and_its_exit_code_is_kept(
 
 
 def test_a_run_that_crashes_four_times_is_given_up_with_a_diagnosis(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.6}\n')
+    rows = '{"step": 0, "loss": 0.6}\n{"step": 1, "held_out": {"loss": 0.6}}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
     with pytest.raises(MlxDpoError, match="SIGSEGV ended the run 4 times, after steps 1, 1, 1, 1"):
         supervise(tmp_path, lambda again: [sys.executable, "-c", DIES], warn=lambda line: None)
     assert len(json.loads((tmp_path / "crashes.json").read_text())) == 4
@@ -59,3 +61,13 @@ def test_ctrl_c_is_left_to_the_child(tmp_path: Path) -> None:
     passed_on: list[int] = []
     code = supervise(tmp_path, lambda again: [], warn=print, launch=lambda command: Child())
     assert (code, passed_on) == (75, [signal.SIGTERM])
+
+
+def test_a_crash_before_the_run_has_anything_leaves_a_folder_that_a_run_may_take(
+    tmp_path: Path,
+) -> None:
+    run, left = tmp_path / "run", iter([DIES, "raise SystemExit(0)"])
+    command = [sys.executable, "-c"]
+    assert supervise(run, lambda again: [*command, next(left)], warn=lambda line: None) == 0
+    assert json.loads((run / "crashes.json").read_text())[0]["steps_logged"] == 0
+    check_ours(run, resume=False)

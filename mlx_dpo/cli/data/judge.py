@@ -88,6 +88,8 @@ def judge(
     path = Path(out)
     if path.exists() and not overwrite:
         raise UsageError(f"{out}: is there already; --overwrite replaces it")
+    if path.exists() and path.samefile(candidates):
+        raise UsageError(f"{out}: holds the candidates; --out takes another file")
     check_writable(path)
     rows = load_candidates(candidates)
     by_row = [contests_of(row) for row in rows]
@@ -110,17 +112,20 @@ def judge(
             chosen, contests, after_contest=lambda more: done("pairs", len(contests), more)
         )
     won = [decision.preference for decision in decisions if decision.outcome == "won"]
-    write_file(path, "".join(map(preference_line, won)))
     click.echo(
         f"read       {counted(len(rows), 'prompt')}, {by_row.count([])} of them without "
         "two different answers"
     )
     summary = summarize(decisions, chosen.model)
-    _show(summary, out)
+    _show(summary)
     _warn(summary, chosen)
+    if not won and path.exists():
+        raise DataError(f"{out}: left as it was: no pair has a winner")
+    write_file(path, "".join(map(preference_line, won)))
+    click.echo(f"wrote      {out}  ({counted(len(won), 'pair')})")
 
 
-def _show(summary: "JudgeSummary", out: str) -> None:
+def _show(summary: "JudgeSummary") -> None:
     from mlx_dpo.cli.screen import counted, share
 
     counts = summary.outcomes
@@ -135,7 +140,6 @@ def _show(summary: "JudgeSummary", out: str) -> None:
         f"length     the longer answer won {share(summary.longer_winners, won)}, "
         f"the shorter {share(summary.shorter_winners, won)}"
     )
-    click.echo(f"wrote      {out}  ({counted(won, 'pair')})")
 
 
 def _warn(summary: "JudgeSummary", judge: "Judge") -> None:

@@ -26,7 +26,12 @@ from mlx_dpo.runs.config import EMBEDDED_CONFIG, resolve
 from mlx_dpo.runs.job import prepare
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference, as_in_a_step, cached_reference, score_in_batches
+from mlx_dpo.training.reference import (
+    Reference,
+    cached_reference,
+    reference_path,
+    score_in_batches,
+)
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.step import Gradient, Step
 from mlx_dpo.training.trainer import DPOTrainer
@@ -201,7 +206,7 @@ class Bench:
     def score(self, model: nn.Module, examples: Batch) -> Reference:
         """Reference log-probs, computed now by a model and looked up later."""
         path = self.choice.path
-        score = partial(path if is_float32(model) else as_in_a_step(path), model)
+        score = partial(reference_path(path, float32=is_float32(model)), model)
         size = self.specimen.batch_size
         return cached_reference(examples, score_in_batches(score, examples, batch_size=size))
 

@@ -56,11 +56,22 @@ class CheckResult:
         return head | asdict(self.outcome)
 
 
-def standard_specimens() -> list[Specimen]:
-    """The random model, smaller on a CPU so that a minute is enough, and the embedded one."""
+def standard_specimens() -> tuple[list[Specimen], list[CheckResult]]:
+    """The random model, smaller on a CPU so that a minute is enough, and the embedded one.
+
+    Returns:
+        The models, and a failed check for an embedded one that can't be loaded.
+    """
     small = {"kv_heads": 1, "batch_size": 2} if backend() == "CPU" else {}
-    models = [random_llama(**small), embedded_model()]
-    return [model for model in models if model is not None]
+    models = [random_llama(**small)]
+    begin = time.perf_counter()
+    try:
+        embedded = embedded_model()
+    except Exception as error:  # whatever it is, the random model still has something to say
+        return models, [
+            CheckResult("embedded", "load", _failed(error), time.perf_counter() - begin)
+        ]
+    return [*models, *([embedded] if embedded else [])], []
 
 
 def examine(
@@ -108,5 +119,9 @@ def _outcome(check: Callable[[], Outcome]) -> Outcome:
     try:
         return check()
     except Exception as error:  # whatever it is, the other checks still have something to say
-        text = without_paths(f"{type(error).__name__}: {one_line(error)}")
-        return Outcome(FAIL, text, "The check could not be finished.", {"error": text})
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Outcome:
+    text = without_paths(f"{type(error).__name__}: {one_line(error)}")
+    return Outcome(FAIL, text, "The check could not be finished.", {"error": text})

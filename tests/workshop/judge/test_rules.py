@@ -86,3 +86,18 @@ def test_the_command_writes_what_the_reader_reads(
     assert exit_code(*command) == 2
     assert "preferences.jsonl: is there already" in capsys.readouterr().err
     assert exit_code(*command, "--overwrite") == 0
+
+
+def test_no_file_is_replaced_where_no_pair_has_a_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"id": "a", "prompt": "Ho", "answers": ["one", "two"]}
+    Path("candidates.jsonl").write_text(json.dumps(row) + "\n")
+    Path("pairs.jsonl").write_text("earlier")
+    command = ["data", "judge", "candidates.jsonl", "--judge", "rule:shorter", "--overwrite"]
+    assert exit_code(*command, "--out", "pairs.jsonl") == 3
+    assert "pairs.jsonl: left as it was: no pair has a winner" in capsys.readouterr().err
+    assert Path("pairs.jsonl").read_text() == "earlier"
+    assert exit_code(*command, "--out", "candidates.jsonl") == 2
+    assert "holds the candidates" in capsys.readouterr().err
