@@ -221,7 +221,7 @@ def remove_leftovers(folder: Path) -> None:
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Delete what writers that were killed left half done in a folder others may write to now.
 
-    A whole folder that was moved aside to be replaced, and was not, gets its name back.
+    What was moved aside to be replaced stays until something has its name.
 
     Args:
         folder: The folder; nothing happens where there is none.
@@ -231,9 +231,8 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         match = _LEFTOVER.fullmatch(entry.name)
         if not match or name not in (None, match[1]) or _is_alive(int(match[2])):
             continue
-        if entry.suffix == ".old" and not (folder / match[1]).exists():
-            disk.rename(entry, folder / match[1])  # killed between the two renames of a replacement
-        else:
+        # A writer killed between the two renames of a replacement leaves the only copy aside.
+        if entry.suffix == ".tmp" or (folder / match[1]).exists():
             disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
@@ -255,7 +254,7 @@ def _is_alive(process: int) -> bool:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is whole until it is gone: it loses its name first."""
-    nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` gives that its name back
+    nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` keeps that
     disk.rename(folder, nameless)
     disk.remove(nameless)
 

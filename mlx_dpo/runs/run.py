@@ -315,6 +315,7 @@ def _finish(
             "environment": environment(),
         }
         export_folder(trainer.model, job.source, job.out, provenance, replace=job.config.overwrite)
+    remove_abandoned(job.out.parent, job.out.name)  # and what a killed export moved aside for it
     held_out = {
         "ids": job.held_out.ids,
         "kinds": job.held_out.kinds,
