@@ -29,7 +29,7 @@ from mlx_dpo.models.dialects import (
     twin,
     window_note,
 )
-from mlx_dpo.models.hub import checked_config
+from mlx_dpo.models.hub import checked_config, is_quantised
 from mlx_dpo.models.parameters import check_finite, named_arrays
 
 
@@ -66,6 +66,11 @@ def mlx_model(folder: Path) -> Model:
             of another shape, or mlx-lm does not know the architecture.
     """
     original = checked_config(folder)
+    if is_quantised(original):
+        raise UsageError(
+            f"{folder}: the model is quantised, and converting would lose what that has cost; "
+            "convert the full-precision model, or unpack this one: mlx_lm.convert --dequantize"
+        )
     _check_finite(folder)
     stored = read_weights(folder)
     config = for_mlx({**original, **tied_entry(original, stored.arrays)})

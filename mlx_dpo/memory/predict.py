@@ -19,7 +19,9 @@ from mlx_dpo.memory.graph import uncollected
 from mlx_dpo.memory.recorder import NUMBERS, Recorder, Recording, record
 from mlx_dpo.memory.replay import OTHER, Replay
 from mlx_dpo.memory.shapes import num_bytes
+from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parts import is_embedding
 from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -335,7 +337,7 @@ class _SquaresPath:
     name: ClassVar[str] = "squares"
     key: ClassVar[str] = "squares"
 
-    def __call__(self, model: nn.Module, examples: Batch) -> mx.array:
+    def __call__(self, model: nn.Module, examples: Batch, *, gradient: bool = False) -> mx.array:
         """The same sum for each pair and side."""
         parameters = named_arrays(model.trainable_parameters()).values()
         squares = mx.stack([(p * p).sum().astype(mx.float32) for p in parameters])
@@ -359,5 +361,5 @@ def optimizer_of(settings: Settings) -> optim.Optimizer:
 
 def _vocabulary(model: nn.Module) -> int:
     """Rows of the token embedding: a model's largest."""
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables = [wrapped_module(m) for m in model.modules() if is_embedding(m)]
     return max((int(table.weight.shape[0]) for table in tables), default=0)

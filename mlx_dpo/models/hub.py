@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +15,20 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, inside
+from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
+from mlx_dpo.models.packed import multiply_dense
 from mlx_dpo.models.parameters import check_finite, named_arrays, tensor_shapes
+from mlx_dpo.models.parts import is_embedding
 
 MAX_CONFIG = 4_000_000  # bytes
 MAX_JSON = 64 * 2**20  # bytes
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+_PACKINGS = ("quantization", "quantization_config")
+_DTYPE_OF = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # What architectures call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
@@ -65,27 +73,29 @@ def download(
         ) from None
 
 
-def load_folder(folder: Path, dtype: mx.Dtype = mx.float32) -> tuple[nn.Module, Any]:
+def load_folder(folder: Path, dtype: mx.Dtype | None = mx.float32) -> tuple[nn.Module, Any]:
     """A model folder's model and mlx-lm's tokenizer wrapper; see `load_model`."""
     return load_model(folder, dtype), load_tokenizer(folder)
 
 
-def load_model(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
+def load_model(folder: Path, dtype: mx.Dtype | None = mx.float32) -> nn.Module:
     """Load the weights of a model folder as MLX arrays.
+
+    Quantised weights stay packed; on a CPU their layers multiply by dense ones (`models.packed`).
 
     Args:
         folder: Holds ``config.json`` and ``model*.safetensors``.
-        dtype: Of the parameters, whatever the file holds. At DPO learning rates an update is
-            smaller than half a step of bfloat16, which needs `mlx_dpo.training.rounding`.
+        dtype: Of the parameters of floating point, whatever the file holds; None for that of the
+            file. At DPO learning rates an update of a weight is smaller than half a step of
+            bfloat16, which needs `mlx_dpo.training.optimizers.StochasticRounding`.
 
     Raises:
-        UsageError: If a file is missing or damaged, the architecture is unknown, or the model is
-            quantised.
+        UsageError: If a file is missing or damaged, or the architecture or packing is unknown.
     """
     config = checked_config(folder)
-    shapes = [shape for shape, _ in tensor_shapes(folder).values()]
+    shapes = tensor_shapes(folder)
     try:
-        check_sizes(config, shapes)
+        check_sizes(config, stored_shapes(config, shapes))
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
     from mlx_lm.utils import load_model as load
@@ -96,8 +106,11 @@ def load_model(folder: Path, dtype: mx.Dtype = mx.float32) -> nn.Module:
         model, _ = load(
             folder, lazy=True, model_config=for_mlx(config), get_model_classes=model_classes
         )
-        model.set_dtype(dtype)
+        if dtype is not None:
+            model.set_dtype(dtype)
         mx.eval(model.parameters())
+        if is_quantised(config):
+            multiply_dense(model)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
     except Exception as error:  # mlx-lm raises anything for a folder that is wrong
@@ -161,27 +174,76 @@ def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
 
 
 def checked_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, of a model that can be trained and converted.
+    """The folder's config.json, of a model that can be loaded.
 
     Raises:
-        UsageError: If it can't be read, the model is quantised, or it names code to run.
+        UsageError: If it can't be read, the model is quantised by others than MLX, or it names code
+            to run.
     """
     config = read_config(folder)
-    if is_quantised(config):
-        raise UsageError(
-            f"{folder}: the model is quantised, and can be neither trained nor converted; start "
-            "from the full-precision checkpoint, or make one: mlx_lm.convert --dequantize"
-        )
     if "model_file" in config:
         raise UsageError(f"{folder}: its config.json names code to run; that is never done here")
+    if (foreign := foreign_packing(config)) is not None:
+        raise UsageError(
+            f"{folder}: is quantised by {foreign}, which MLX does not train through; start from "
+            "the full-precision model, or from one packed by mlx_lm.convert --quantize"
+        )
     return config
 
 
 def is_quantised(config: dict[str, Any]) -> bool:
     """Whether a config.json says that its model, or the language model inside, is quantised."""
+    return any(holder.get(key) for holder in _holders(config) for key in _PACKINGS)
+
+
+def foreign_packing(config: dict[str, Any]) -> str | None:
+    """How a model is quantised otherwise than by MLX, such as ``awq``; None where it is not.
+
+    MLX writes its own settings twice: as ``quantization``, and for others to see.
+    """
+    for holder in _holders(config):
+        settings = holder.get("quantization_config")
+        if settings and not any(each.get("quantization") for each in _holders(config)):
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            return str(method or "an unnamed method")
+    return None
+
+
+def stored_shapes(
+    config: dict[str, Any], shapes: Mapping[str, tuple[tuple[int, ...], str]]
+) -> list[tuple[int, ...]]:
+    """Shapes of a folder's tensors, those of packed ones as they are once unpacked."""
+    packing = next(
+        (holder[key] for holder in _holders(config) for key in _PACKINGS if holder.get(key)), {}
+    )
+    found = []
+    for name, (shape, _) in shapes.items():
+        path = name.removesuffix(".weight")
+        scales = shapes.get(f"{path}.scales")
+        if name.endswith(".weight") and scales is not None and isinstance(packing, dict):
+            own = packing.get(path)
+            group = (own if isinstance(own, dict) else packing).get("group_size")
+            # Scales have one column for each group of columns.
+            shape = (*shape[:-1], scales[0][-1] * (group if isinstance(group, int) else 1))
+        found.append(shape)
+    return found
+
+
+def own_dtype(folder: Path) -> str:
+    """``float32``, ``bfloat16`` or ``float16``: what most of a folder's numbers are stored as.
+
+    Of a quantised model those that are not packed: scales, norms.
+    """
+    sizes = Counter[str]()
+    for shape, code in tensor_shapes(folder).values():
+        sizes[code] += math.prod(shape)
+    found = [_DTYPE_OF[code] for code, _ in sizes.most_common() if code in _DTYPE_OF]
+    return found[0] if found else "float32"
+
+
+def _holders(config: dict[str, Any]) -> list[dict[str, Any]]:
     text = config.get("text_config")
-    holders = [config, text if isinstance(text, dict) else {}]
-    return any(holder.get(k) for holder in holders for k in ("quantization", "quantization_config"))
+    return [config, text if isinstance(text, dict) else {}]
 
 
 def model_digest(weights: str, folder: Path) -> str:
@@ -229,8 +291,8 @@ def num_positions(model: nn.Module) -> int | None:
 
 def _num_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in names and isinstance(module, nn.Embedding):
-            return int(module.weight.shape[0])
+        if name.rpartition(".")[2] in names and is_embedding(module):
+            return int(wrapped_module(module).weight.shape[0])
     return None
 
 

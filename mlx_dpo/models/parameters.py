@@ -32,9 +32,15 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
     return dict(sorted(cast("list[tuple[str, mx.array]]", tree_flatten(tree))))
 
 
+def is_float(array: mx.array) -> bool:
+    """Whether an array is of floating point: packed weights and their exponents are not."""
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
 def is_float32(model: nn.Module) -> bool:
-    """Whether all parameters are float32."""
-    return all(a.dtype == mx.float32 for a in named_arrays(model.parameters()).values())
+    """Whether all parameters of floating point are float32."""
+    arrays = named_arrays(model.parameters()).values()
+    return all(a.dtype == mx.float32 for a in arrays if is_float(a))
 
 
 def num_bytes(tree: Any) -> int:
@@ -42,10 +48,15 @@ def num_bytes(tree: Any) -> int:
     return sum(array.nbytes for array in named_arrays(tree).values())
 
 
-def fingerprint(model: nn.Module) -> str:
-    """sha256 of every parameter's name, shape, dtype and bytes, in the order of the names."""
+def fingerprint(parameters: Any) -> str:
+    """sha256 of every array's name, shape, dtype and bytes, in the order of the names.
+
+    Args:
+        parameters: A tree of arrays, or a module for all of its parameters.
+    """
     digest = hashlib.sha256()
-    for name, value in named_arrays(model.parameters()).items():
+    tree = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    for name, value in named_arrays(tree).items():
         digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
         # As bytes, because bfloat16 has no NumPy type.
         digest.update(np.array(value.reshape(-1).view(mx.uint8)).data)
@@ -135,7 +146,7 @@ def check_finite(arrays: dict[str, mx.array], source: Path) -> None:
         UsageError: If there is one; the message names it.
     """
     for name, value in arrays.items():
-        if mx.issubdtype(value.dtype, mx.floating) and not mx.isfinite(value).all().item():
+        if is_float(value) and not mx.isfinite(value).all().item():
             raise UsageError(
                 f"{source}: {name} holds NaN or infinite values; the checkpoint is damaged or its "
                 "training failed"

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.parameters import named_arrays
 
 # What leads to a layer, and its number.
@@ -30,11 +31,11 @@ def trunk_path(model: nn.Module) -> list[str]:
     """
     path: list[str] = []
     module = model
-    while not any(isinstance(child, nn.Embedding) for child in module.children().values()):
+    while not any(is_embedding(child) for child in module.children().values()):
         inner = [
             name
             for name, child in module.children().items()
-            if isinstance(child, nn.Module) and not isinstance(child, nn.Linear)
+            if isinstance(child, nn.Module) and not is_linear(child)
         ]
         if len(inner) != 1:
             raise UnknownStructureError("no single module in it holds the token embedding")
@@ -43,6 +44,16 @@ def trunk_path(model: nn.Module) -> list[str]:
     if not path:
         raise UnknownStructureError("its embedding is not apart from its output layer")
     return path
+
+
+def is_embedding(module: Any) -> bool:
+    """Whether a module is a table of vectors: dense, packed, or one of these with an adapter."""
+    return isinstance(wrapped_module(module), nn.Embedding | nn.QuantizedEmbedding)
+
+
+def is_linear(module: Any) -> bool:
+    """The same of a linear layer."""
+    return isinstance(wrapped_module(module), nn.Linear | nn.QuantizedLinear)
 
 
 def at(model: nn.Module, path: Sequence[str]) -> nn.Module:
@@ -81,7 +92,7 @@ def by_layer(model: nn.Module) -> list[list[str]]:
     What is outside the layers comes first, then the last layer, and the embedding at the end. In
     any other order what a later layer keeps for its gradient would wait for an earlier one's.
     """
-    embeddings = {name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    embeddings = {name for name, m in model.named_modules() if is_embedding(m)}
     groups: dict[tuple[int, int, str], list[str]] = {}
     for name in named_arrays(model.trainable_parameters()):
         if name.rpartition(".")[0] in embeddings:

@@ -15,9 +15,11 @@ from mlx_dpo.files import flaw_of_name
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
+METHODS = ("full", "lora")
 EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
+REFERENCES = ("cached", "copy", "adapters-off")
 _LIMITS: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
 
 
@@ -27,7 +29,11 @@ def _option(default: Any, help_text: str, **rules: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of a DPO run. Each field is a command-line option and a TOML key of its name."""
+    """Settings of a DPO run. Each field is a command-line option and a TOML key of its name.
+
+    Those whose default depends on the model or on other settings are None until `runs.defaults`
+    has decided them.
+    """
 
     model: str | None = _option(
         None, "Model to start from: a folder (Hugging Face or MLX layout) or a hub id owner/name."
@@ -52,7 +58,12 @@ class RunConfig:
         None, "The run's own folder: checkpoints, metrics. Default: runs/<model>-<n>."
     )
     beta: float = _option(0.1, "Pull towards the reference; larger stays closer.", above=0)
-    learning_rate: float = _option(1e-5, "Learning rate after warm-up.", above=0)
+    learning_rate: float = _option(
+        None,
+        "Learning rate after warm-up. Default: 1e-5; with LoRA 1e-4 (for 7 billion parameters and "
+        "more 5e-6 to 5e-5 is usual).",
+        above=0,
+    )
     min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)
     warmup_steps: int = _option(10, "Steps of linear warm-up.", at_least=0)
     weight_decay: float = _option(0.0, "Decoupled weight decay.", at_least=0)
@@ -67,9 +78,10 @@ class RunConfig:
         choices=OPTIMIZERS,
     )
     dtype: str = _option(
-        "float32",
+        None,
         "Of weights, gradients and optimizer state. bfloat16 halves them; updates then use "
-        "stochastic rounding, because rounding to the nearest would lose the small ones.",
+        "stochastic rounding, because rounding to the nearest would lose the small ones. Adapters "
+        "are float32 whatever the base is. Default: float32; of a quantised model its own.",
         choices=DTYPES,
     )
     checkpoint_layers: bool = _option(
@@ -99,9 +111,46 @@ class RunConfig:
     allow_sleep: bool = _option(False, "Let a Mac go to sleep while training.")
     reference: str = _option(
         "cached",
-        "Reference log-probs: computed before the first update and kept (cached), or by a second, "
-        "frozen model at every step (copy).",
-        choices=("cached", "copy"),
+        "Reference log-probs: computed before the first update and kept (cached); or at every step "
+        "by a second, frozen model (copy), with LoRA by the same weights without the adapter "
+        "(adapters-off).",
+        choices=REFERENCES,
+    )
+    method: str = _option(
+        None,
+        "Train all weights (full), or small matrices beside them (lora). Default: full; lora for a "
+        "quantised model.",
+        choices=METHODS,
+    )
+    lora_rank: int = _option(
+        None, "Rank of the adapters. Default: 16, or that of --adapter.", at_least=1
+    )
+    lora_scale: float = _option(
+        None, "Factor of the adapters' product, PEFT's alpha / r. Default: 2.", above=0
+    )
+    lora_layers: int | None = _option(
+        None, "Adapt the last so many blocks. Default: all.", at_least=1
+    )
+    lora_modules: str = _option(
+        None,
+        "Which linear layers of the blocks to adapt: all, attention, or names such as "
+        "q_proj,v_proj. Default: all, without routers of experts.",
+    )
+    adapter: str | None = _option(
+        None,
+        "Start from this adapter, of mlx-lm or PEFT. The reference is the model with it, the "
+        "policy at step 0.",
+    )
+    adapter_reference: str = _option(
+        None,
+        "With --adapter: the reference is the model with the adapter (start), or without (base). "
+        "Default: start.",
+        choices=("start", "base"),
+    )
+    adapter_format: str = _option(
+        None,
+        "Files of the trained adapter: mlx-lm's, PEFT's, or both. Default: mlx.",
+        choices=("mlx", "peft", "both"),
     )
     memory_budget: str | None = _option(
         None,

@@ -70,7 +70,9 @@ class _Layer:
             return (output, *inner.recorded())
 
         prompt = () if cache is None else cache.arrays()
-        output, *recorded = mx.checkpoint(run)(self._layer.parameters(), x, *prompt)
+        # Of the parameters only those that train: packed ones have no gradient.
+        trained = self._layer.trainable_parameters()
+        output, *recorded = mx.checkpoint(run)(trained, x, *prompt)
         if cache is not None:
             cache.record(*recorded)
         return output

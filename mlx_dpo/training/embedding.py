@@ -21,6 +21,9 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.models.adapters import wrapped_module
+from mlx_dpo.models.parts import is_embedding
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -60,7 +63,7 @@ def gathered_once(model: nn.Module, batch: Sequence[mx.array] = ()) -> Any:
 
     Args:
         model: Its embeddings stand outside its list of layers, as those of tokens and positions do.
-            It is not changed.
+            Those that don't train stay as they are. It is not changed.
         batch: Ids, int32 of any shape, that it will be called with, forward by forward: an
             embedding that gets one of these very arrays gathers for all of them. Other ids, such as
             positions, are gathered where they are met.
@@ -74,8 +77,9 @@ def _exchanged(module: nn.Module, batch: Sequence[mx.array]) -> Any:
     for name in module.children():
         # A copy may hold a plain attribute in front of the module's own entry.
         child = getattr(module, name)
-        if isinstance(child, nn.Embedding):
-            stand_in: Any = _GatheredOnce(child, batch)
+        if is_embedding(child):
+            trains = child.trainable_parameters()
+            stand_in: Any = _GatheredOnce(child, batch) if trains else None
         elif isinstance(child, nn.Module):
             stand_in = _exchanged(child, batch)
         else:
@@ -89,7 +93,7 @@ def _exchanged(module: nn.Module, batch: Sequence[mx.array]) -> Any:
 class _GatheredOnce:
     """Replaces an embedding."""
 
-    def __init__(self, embedding: nn.Embedding, batch: Sequence[mx.array]) -> None:
+    def __init__(self, embedding: nn.Module, batch: Sequence[mx.array]) -> None:
         self._embedding = embedding
         self._batch = batch
         self._rows: list[mx.array] = []  # of the batch, forward by forward
@@ -100,7 +104,7 @@ class _GatheredOnce:
                 self._rows = self._rows or self._gathered(self._batch)
                 return self._rows[forward]
         # Positions of padding may lie beyond the table; what is read for them is never scored.
-        last = self._embedding.weight.shape[0] - 1
+        last = wrapped_module(self._embedding).weight.shape[0] - 1
         return self._gathered([mx.minimum(ids, last)])[0]
 
     def __getattr__(self, name: str) -> Any:

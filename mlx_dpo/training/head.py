@@ -7,17 +7,22 @@ does it.
 Shapes: R rows, N positions, S scored tokens, H hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
 
 # Logits alive at a time: one chunk of this size and its gradient are all there is of them. Smaller
 # chunks cost time (each is computed twice) and a piece of gradient the size of the output layer.
 CHUNK_BYTES = 256 * 2**20
+# The same of a head that does not train: no chunk is computed twice, and there is no such gradient.
+FROZEN_CHUNK_BYTES = 8 * 2**20
+_FROZEN_CHUNK_TOKENS = 32  # at least
 
 Parameters = dict[str, Any]
 
@@ -36,16 +41,21 @@ def hidden_states(model: nn.Module, ids: mx.array, cache: Sequence[Any] | None) 
     return recorder.output
 
 
-def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
+def token_logprobs(
+    model: nn.Module, hidden: mx.array, targets: mx.array, *, gradient: bool = False
+) -> mx.array:
     """Log-prob of each target under the head, in nats.
 
     Where the logits would take more than `CHUNK_BYTES` they are computed in chunks, and computed
-    again for the gradient instead of being kept.
+    again for the gradient instead of being kept. The gradient of a head that does not train can be
+    computed together with its values, by `_with_gradient`.
 
     Args:
         model: The model.
         hidden: (S, H), the trunk's output where each target is predicted.
         targets: int32 (S,).
+        gradient: Whether a gradient will be asked for. One that was not announced is right too,
+            and costs more.
 
     Returns:
         float32 (S,).
@@ -55,10 +65,10 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
     probe = _StandIn(trunk, hidden[None, :1])
     vocabulary = _call(with_trunk(model, path, probe), probe).shape[-1]
     parameters = {
-        "head": _without(model.parameters(), path),
+        "head": _without(model.trainable_parameters(), path),
         # A tied output layer is part of the trunk; the parts that the head used show which.
         "trunk": {
-            name: trunk[name].parameters()
+            name: trunk[name].trainable_parameters()
             for name in sorted(probe.touched)
             if isinstance(trunk.get(name), nn.Module)
         },
@@ -72,6 +82,8 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
         picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
         return picked - mx.logsumexp(logits, axis=-1)
 
+    if gradient and not tree_flatten(parameters):
+        return _with_gradient(partial(logprobs, parameters), hidden, targets, vocabulary)
     num_chunks = -(-len(targets) * vocabulary * 4 // CHUNK_BYTES)
     if num_chunks <= 1:
         return logprobs(parameters, hidden, targets)
@@ -84,6 +96,36 @@ def token_logprobs(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.
 
         parts.append(mx.checkpoint(chunk)(parameters, hidden[start : start + size]))
     return mx.concatenate(parts)
+
+
+def _with_gradient(
+    logprobs: Callable[[mx.array, mx.array], mx.array],
+    hidden: mx.array,
+    targets: mx.array,
+    vocabulary: int,
+) -> mx.array:
+    """Log-probs (S,), and with them their gradient by the hidden states, chunk by chunk.
+
+    A log-prob depends on one hidden state only, so the gradient of all of them is one (S, H) array,
+    the slope. ``value + (h - h0) * slope`` has this value at ``h = h0``, and this gradient. Nothing
+    of a chunk's logits is kept or computed again, and one chunk waits for the one before it.
+    """
+    size = max(_FROZEN_CHUNK_TOKENS, FROZEN_CHUNK_BYTES // (4 * vocabulary))
+    still = mx.stop_gradient(hidden)
+    values: list[mx.array] = []
+    slopes: list[mx.array] = []
+    for start in range(0, len(targets), size):
+        part, wanted = still[start : start + size], targets[start : start + size]
+        if values:
+            (part,) = mx.depends([part], [values[-1], slopes[-1]])
+        # Targets are closed over: they have no gradient.
+        (value,), (slope,) = mx.vjp(
+            lambda h, y=wanted: [logprobs(h, y)], [part], [mx.ones(len(wanted))]
+        )
+        values.append(value)
+        slopes.append(slope)
+    value, slope = (mx.stop_gradient(mx.concatenate(parts)) for parts in (values, slopes))
+    return value + ((hidden - still) * slope).astype(mx.float32).sum(axis=-1)
 
 
 class _Recorder:

@@ -1,12 +1,13 @@
 """Ways to compute the log-probs of a batch of pairs: the definition, and a faster one.
 
 A path is called as ``path(model, examples)`` and returns float32 (2, B), chosen in row 0, rejected
-in row 1, differentiable. Both agree to float rounding, which `training.self_check` verifies on the
+in row 1, differentiable; ``gradient=True`` announces that a gradient will be asked for. Both agree to float rounding, which `training.self_check` verifies on the
 user's model and pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol
 
 import mlx.core as mx
@@ -39,7 +40,9 @@ class ScoringPath(Protocol):
     def name(self) -> str:
         """Which path this is."""
 
-    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    def __call__(
+        self, model: nn.Module, examples: Sequence[PreferenceExample], *, gradient: bool = False
+    ) -> mx.array:
         """Log-probs float32 (2, B) of the responses, in nats."""
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
@@ -62,7 +65,9 @@ class PlainPath:
     name: ClassVar[str] = "plain"
     key: ClassVar[str] = "plain"
 
-    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    def __call__(
+        self, model: nn.Module, examples: Sequence[PreferenceExample], *, gradient: bool = False
+    ) -> mx.array:
         """Log-probs float32 (2, B)."""
         model = gathered_once(checkpointed(model) if self.checkpoint else model)
         return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
@@ -121,10 +126,13 @@ class FastPath:
             forward_price=self.forward_price,
         )
 
-    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    def __call__(
+        self, model: nn.Module, examples: Sequence[PreferenceExample], *, gradient: bool = False
+    ) -> mx.array:
         """Log-probs float32 (2, B)."""
         layered = checkpointed(model) if self.checkpoint else model
-        return _logprobs(layered, model, self.layout(examples), len(examples), self.pad_id)
+        head = partial(token_logprobs, model, gradient=gradient)
+        return _logprobs(layered, head, self.layout(examples), len(examples), self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""
@@ -132,9 +140,13 @@ class FastPath:
 
 
 def _logprobs(
-    layered: nn.Module, model: nn.Module, layout: Layout, num_pairs: int, pad_id: int
+    layered: nn.Module,
+    head: Callable[[mx.array, mx.array], mx.array],
+    layout: Layout,
+    num_pairs: int,
+    pad_id: int,
 ) -> mx.array:
-    """Log-probs (2, B), the trunk of `layered` below the head of `model`."""
+    """Log-probs (2, B), the trunk of `layered` below a head that gives those of its tokens."""
     if not layout.rows:
         return mx.zeros((2, num_pairs))
     prompts = [
@@ -169,7 +181,7 @@ def _logprobs(
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])
             slots.append((row.slot, len(row.inputs) - row.first_scored))
-    logprobs = token_logprobs(model, mx.concatenate(hidden), mx.array(targets, dtype=mx.int32))
+    logprobs = head(mx.concatenate(hidden), mx.array(targets, dtype=mx.int32))
     return _summed(logprobs, slots, num_pairs)
 
 

@@ -1,7 +1,8 @@
 """Where reference log-probs come from: ``reference(examples) -> float32 (2, B)``.
 
-Two sources give the same numbers to float rounding. The frozen copy is the definition; the cached
+The sources give the same numbers to float rounding. The frozen copy is the definition; the cached
 one needs no second model in memory, because before the first update the policy *is* the reference.
+With adapters the reference is the same weights with the adapter off.
 """
 
 import hashlib
@@ -12,9 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx.utils import tree_flatten
 
 from mlx_dpo.errors import DataError
+from mlx_dpo.models.adapters import without_adapter
 from mlx_dpo.models.device import tf32_enabled
+from mlx_dpo.models.packed import is_packed
+from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
 
@@ -64,10 +69,39 @@ def as_in_a_step(path: Score) -> Score:
             result = path(replaced(model, parameters), examples)
             return result.sum(), result
 
-        (_, result), _ = mx.value_and_grad(logprobs)(model.parameters())
+        parameters = model.trainable_parameters()
+        if not tree_flatten(parameters):
+            parameters = _differentiable(model)
+        (_, result), _ = mx.value_and_grad(logprobs)(parameters)
         return mx.stop_gradient(result)
 
     return score
+
+
+def adapter_off(model: nn.Module, score: Score) -> Reference:
+    """Log-probs from the policy's own base: the same weights, its adapter counting nothing.
+
+    Args:
+        model: The policy, with an adapter.
+        score: The scoring path, shared with the policy so that step 0 is exact.
+    """
+    base = without_adapter(model)
+
+    def reference(examples: Sequence[PreferenceExample]) -> mx.array:
+        return mx.stop_gradient(score(base, examples))
+
+    return reference
+
+
+def _differentiable(model: nn.Module) -> Any:
+    """The parameters of a frozen model that have a gradient: packed ones do not."""
+
+    def has_gradient(module: nn.Module, name: str, value: Any) -> bool:
+        if not nn.Module.valid_parameter_filter(module, name, value):
+            return False
+        return isinstance(value, dict | list) or (is_float(value) and not is_packed(module))
+
+    return model.filter_and_map(has_gradient)
 
 
 def example_digest(example: PreferenceExample) -> bytes:

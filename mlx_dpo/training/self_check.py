@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_map
 
-from mlx_dpo.errors import is_device_fault, is_shortage
+from mlx_dpo.errors import is_device_fault, is_shortage, one_line
+from mlx_dpo.models.adapters import small_updates
 from mlx_dpo.models.device import tf32_enabled
-from mlx_dpo.models.parameters import is_float32, named_arrays
+from mlx_dpo.models.parameters import is_float, is_float32, named_arrays
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
@@ -86,6 +87,8 @@ def choose_path(
     short, because the plain path keeps all activations and must not need more than a step does.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
     Where the user has turned TF32 on, it rounds these products as it will round those of the run.
+    A new adapter, whose B is zero, is compared with a small random B: with zeros the gradient of A
+    is zero too, and half of the comparison says nothing.
 
     Args:
         model: The policy.
@@ -95,22 +98,22 @@ def choose_path(
         checkpoint: Whether layers are to compute again for the gradient.
     """
     plain, refused, tf32 = PlainPath(max_seq_len, pad_id), [], tf32_enabled()
-    expected = PlainValues(plain, model, examples)
     candidates: tuple[ScoringPath, ...] = (
         FastPath(max_seq_len, pad_id, checkpoint),
         FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
         FastPath(max_seq_len, pad_id, checkpoint, share_prompts=False),
     )
-    for path in candidates:
-        try:
-            largest = expected.largest_difference(path, TF32 if tf32 else FLOAT32)
-        except Exception as error:  # a model's code may fail in any way when called in parts
-            if is_shortage(error) or is_device_fault(error):
-                raise  # no fault of the path: the plain one needs more memory, not less
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            refused.append((path.name, reason))
-        else:
-            return Choice(path, expected.num_pairs, largest, tuple(refused), tf32)
+    with small_updates(model):
+        expected = PlainValues(plain, model, examples)
+        for path in candidates:
+            try:
+                largest = expected.largest_difference(path, TF32 if tf32 else FLOAT32)
+            except Exception as error:  # a model's code may fail in any way when called in parts
+                if is_shortage(error) or is_device_fault(error):
+                    raise  # no fault of the path: the plain one needs more memory, not less
+                refused.append((path.name, one_line(error)[:200]))
+            else:
+                return Choice(path, expected.num_pairs, largest, tuple(refused), tf32)
     return Choice(plain, 0, 0.0, tuple(refused), tf32)
 
 
@@ -175,7 +178,7 @@ class PlainValues:
             return {}
 
         def objective() -> mx.array:
-            chosen, rejected = path(in_float32(self._model), self._short)
+            chosen, rejected = path(in_float32(self._model), self._short, gradient=True)
             # Unequal weights: where the two responses are alike, the gradient would be zero.
             return (chosen - 0.7 * rejected).sum()
 
@@ -212,8 +215,12 @@ def in_float32(model: nn.Module) -> nn.Module:
     """The model, computing in float32 from the weights it has; each is cast where it is used."""
     if is_float32(model):
         return model
-    wide: nn.Module = replaced(model, tree_map(lambda a: a.astype(mx.float32), model.parameters()))
-    return wide
+
+    def wide(array: mx.array) -> mx.array:
+        return array.astype(mx.float32) if is_float(array) else array
+
+    widened: nn.Module = replaced(model, tree_map(wide, model.parameters()))
+    return widened
 
 
 def _compare_logprobs(found: Scores, expected: Scores, allowed: Rounding) -> float:

@@ -262,7 +262,7 @@ class Step:
         return loss, metrics, dict(tree_flatten(grads))
 
     def _loss(self, batch: Batch, reference: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        policy = self.path(self.model, batch)
+        policy = self.path(self.model, batch, gradient=True)
         return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
 
     def _evaluated_layers(self, grads: Gradient) -> Iterator[Gradient]:

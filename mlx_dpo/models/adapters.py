@@ -1,0 +1,388 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): small matrices beside a model's own, which stay frozen.
+
+An adapted layer computes ``y = W x + scale * (x A) B``. A (in, r) and B (r, out) are float32, of
+whatever dtype the model is, and are the only parameters that train. B begins at zero, so that the
+policy begins as the model it adapts. Names of modules and parameters are mlx-lm's, so that its
+tools load what is saved here.
+"""
+
+import copy
+import difflib
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.models.packed import dense, num_inputs
+from mlx_dpo.models.parameters import named_arrays
+
+RANK, SCALE = 16, 2.0
+_ADAPTED = ("lora_a", "lora_b", "m")  # parameters that are an adapter's
+_INNER = ("linear", "embedding")  # what wrappers call the module they wrap
+_SMALL = 1e-2  # of the values of B in a self-check
+
+
+@dataclass(frozen=True)
+class Part:
+    """The adapter of one module; E experts, rank r.
+
+    Attributes:
+        a: float32 (in, r); of experts (E, r, in), of an embedding (rows, r).
+        b: float32 (r, out); of experts (E, out, r).
+        scale: Factor of the product.
+        magnitude: float32 (out,), length of each row of the adapted matrix: DoRA (Liu et al. 2024,
+            arXiv:2402.09353). None for LoRA.
+    """
+
+    a: mx.array
+    b: mx.array
+    scale: float
+    magnitude: mx.array | None = None
+
+
+Adapter = Mapping[str, Part]  # by path of the module
+
+
+class Lora(nn.Module):
+    """A linear layer with an adapter.
+
+    Args:
+        linear: The layer; it may be packed.
+        part: Its adapter.
+    """
+
+    def __init__(self, linear: nn.Module, part: Part) -> None:
+        super().__init__()
+        self.linear = linear
+        self.lora_a, self.lora_b = part.a, part.b
+        self.scale = part.scale
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """What the layer computes, and the adapter's product on top, in the dtype of `x`."""
+        y: mx.array = self.linear(x)
+        low = x @ self.lora_a.astype(x.dtype)
+        flat = mx.addmm(
+            y.reshape(-1, y.shape[-1]),
+            low.reshape(-1, low.shape[-1]),
+            self.lora_b.astype(x.dtype),
+            alpha=self.scale,
+        )
+        return flat.reshape(y.shape)
+
+
+class Dora(Lora):
+    """A linear layer with a DoRA adapter, to compute with; it does not train here."""
+
+    def __init__(self, linear: nn.Module, part: Part) -> None:
+        super().__init__(linear, part)
+        assert part.magnitude is not None
+        self.m = part.magnitude
+        self._factor = part.magnitude / mx.linalg.norm(adapted_matrix(linear, part), axis=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """The adapted product, its outputs scaled to their magnitudes."""
+        bias = self.linear.get("bias")
+        y = super().__call__(x)
+        y = y if bias is None else y - bias
+        y = y * self._factor.astype(x.dtype)
+        return y if bias is None else y + bias
+
+
+def choose_modules(model: nn.Module, modules: str = "all", layers: int | None = None) -> list[str]:
+    """Paths of the layers to adapt: linear ones inside the blocks, without routers of experts.
+
+    Args:
+        model: A model of mlx-lm's kind.
+        modules: ``all``, ``attention``, or names such as ``q_proj,v_proj``.
+        layers: The last so many blocks; None for all.
+
+    Raises:
+        UsageError: If a name is no such layer, or there are fewer blocks.
+    """
+    blocks = list(model.layers)
+    if layers is not None and not 0 < layers <= len(blocks):
+        raise UsageError(f"--lora-layers {layers}: the model has {len(blocks)} blocks")
+    first = len(blocks) - (layers or len(blocks))
+    adaptable = [_adaptable(block) for block in blocks]
+    wanted = [name.strip() for name in modules.split(",")]
+    if wanted not in (["all"], ["attention"]):
+        _check_names(wanted, {name for names in adaptable for name in names})
+    prefixes = _paths_of(model, blocks)
+    chosen = [
+        f"{prefix}.{name}"
+        for prefix, names in zip(prefixes[first:], adaptable[first:], strict=True)
+        for name in names
+        if _is_wanted(name, wanted)
+    ]
+    if not chosen:
+        raise UsageError(f"--lora-modules {modules}: no linear layer of the model is meant by it")
+    return chosen
+
+
+def new_adapter(
+    model: nn.Module, paths: Sequence[str], *, rank: int = RANK, scale: float = SCALE, seed: int = 0
+) -> dict[str, Part]:
+    """An adapter that changes nothing yet: B is zero, A is uniform within 1 / sqrt(in).
+
+    Each A follows from the seed and the module's path alone.
+
+    Raises:
+        UsageError: If the rank is above the smaller side of a matrix.
+    """
+    found = dict(model.named_modules())
+    adapter = {}
+    for path in paths:
+        module = found[path]
+        inputs, outputs = num_inputs(module), int(module.weight.shape[-2])
+        if not 0 < rank <= min(inputs, outputs):
+            raise UsageError(
+                f"--lora-rank {rank}: {path} is {outputs} x {inputs}; a rank is at least 1 and at "
+                "most the smaller side"
+            )
+        digest = hashlib.sha256(f"{seed} {path}".encode()).digest()
+        key = mx.random.key(int.from_bytes(digest[:8], "little"))
+        experts = module.weight.shape[:-2]
+        shape = (*experts, rank, inputs) if experts else (inputs, rank)
+        bound = 1 / math.sqrt(inputs)
+        a = mx.random.uniform(-bound, bound, shape, key=key)
+        b = mx.zeros((*experts, outputs, rank) if experts else (rank, outputs))
+        adapter[path] = Part(a, b, scale)
+    return adapter
+
+
+def attach(model: nn.Module, adapter: Adapter) -> None:
+    """Freeze a model and put an adapter onto it: only A and B train.
+
+    Raises:
+        UsageError: If a module is not there, can't be adapted, or is of another shape.
+    """
+    found = dict(model.named_modules())
+    wrapped = []
+    for path, part in adapter.items():
+        if path not in found:
+            near = difflib.get_close_matches(path, found, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise UsageError(f"the adapter has {path}, and the model has no such layer{hint}")
+        _check_shapes(path, found[path], part)
+        wrapped.append((path, _wrapper(path, found[path], part)))
+    model.freeze()
+    for _, module in wrapped:
+        module.freeze()
+        if not isinstance(module, Dora):
+            module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
+    model.update_modules(tree_unflatten(wrapped))
+    model.eval()
+
+
+def attach_adapters(
+    model: nn.Module,
+    *,
+    rank: int = RANK,
+    scale: float = SCALE,
+    modules: str = "all",
+    layers: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Put a new LoRA adapter onto a model, which is frozen; its A and B are what trains.
+
+    Args:
+        model: A model of mlx-lm's kind; it may be quantised.
+        rank: Columns of A, rows of B.
+        scale: Factor of the product; PEFT's alpha / r.
+        modules: ``all`` linear layers of the blocks, ``attention``, or names, by commas.
+        layers: The last so many blocks; None for all.
+        seed: Decides A.
+
+    Raises:
+        UsageError: If nothing is meant by `modules`, or the rank does not fit a layer.
+    """
+    paths = choose_modules(model, modules, layers)
+    attach(model, new_adapter(model, paths, rank=rank, scale=scale, seed=seed))
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """The modules that have an adapter, by path, in order."""
+    return dict(sorted((path, m) for path, m in model.named_modules() if "lora_a" in m))
+
+
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """The adapter of a model, by path of the module; empty where it has none."""
+    return {
+        path: Part(module.lora_a, module.lora_b, float(module.scale), module.get("m"))
+        for path, module in adapted_modules(model).items()
+    }
+
+
+def wrapped_module(module: Any) -> Any:
+    """The module inside an adapted one; of any other, the module itself."""
+    if isinstance(module, nn.Module) and "lora_a" in module:
+        return next(module[name] for name in _INNER if name in module)
+    return module
+
+
+def base_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Parameters of a model without its adapter, under the names they have without it."""
+    adapted = adapted_modules(model)
+    base = {}
+    for name, value in named_arrays(model.parameters()).items():
+        path, _, last = name.rpartition(".")
+        if path in adapted and last in _ADAPTED:
+            continue
+        outer, _, inner = path.rpartition(".")
+        base[f"{outer}.{last}" if inner in _INNER and outer in adapted else name] = value
+    return dict(sorted(base.items()))
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """A view of an adapted model whose adapter counts nothing: the same arrays, its scales 0.
+
+    The products are still made. In half precision MLX rounds otherwise where an input has a
+    gradient, and both sides of the loss must round alike.
+    """
+    return _silenced(model) if adapted_modules(model) else model
+
+
+@contextmanager
+def small_updates(model: nn.Module) -> Iterator[None]:
+    """While the block runs, no B is zero: where it is, the gradient of A is zero whatever is wrong.
+
+    Args:
+        model: Its adapter is as it was afterwards.
+    """
+    zero = {path: m for path, m in adapted_modules(model).items() if not m.lora_b.any().item()}
+    old = {path: module.lora_b for path, module in zero.items()}
+    for number, module in enumerate(zero.values()):
+        module.lora_b = _SMALL * mx.random.normal(module.lora_b.shape, key=mx.random.key(number))
+    try:
+        yield
+    finally:
+        for path, module in zero.items():
+            module.lora_b = old[path]
+
+
+def adapted_matrix(module: nn.Module, part: Part) -> mx.array:
+    """The dense matrix of a module with its adapter added, float32, summed in float32."""
+    matrix = dense(module)
+    if matrix.ndim == 3:
+        return matrix + part.scale * (part.b @ part.a)
+    if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+        return matrix + part.scale * (part.a @ part.b)
+    matrix = matrix + part.scale * (part.a @ part.b).T
+    if part.magnitude is None:
+        return matrix
+    return matrix * (part.magnitude / mx.linalg.norm(matrix, axis=1))[:, None]
+
+
+def _adaptable(block: nn.Module) -> list[str]:
+    """Names of a block's linear layers, in order, without the router of its experts."""
+    modules = [(name, wrapped_module(m)) for name, m in block.named_modules()]
+    experts = max((len(m.weight) for _, m in modules if _is_experts(m)), default=0)
+    return sorted(
+        name
+        for name, module in modules
+        if not name.endswith(tuple(f".{inner}" for inner in _INNER))
+        and (_is_experts(module) or (_is_linear(module) and not _is_router(name, module, experts)))
+    )
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, nn.Linear | nn.QuantizedLinear)
+
+
+def _is_experts(module: Any) -> bool:
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    return isinstance(module, SwitchLinear | QuantizedSwitchLinear)
+
+
+def _is_router(name: str, module: Any, experts: int) -> bool:
+    return name.endswith(("gate", "router")) and len(module.weight) <= experts
+
+
+def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    if wanted == ["all"]:
+        return True
+    if wanted == ["attention"]:
+        return re.search(r"(^|[._])(attn|attention)([._]|$)", name) is not None
+    return any(name == each or name.endswith(f".{each}") for each in wanted)
+
+
+def _check_names(wanted: Sequence[str], names: set[str]) -> None:
+    known = sorted({name.rpartition(".")[2] for name in names})
+    for each in wanted:
+        if not any(_is_wanted(name, [each]) for name in names):
+            near = difflib.get_close_matches(each, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(
+                f"--lora-modules: no linear layer of the blocks is called {each!r}{hint} They are "
+                f"{', '.join(known)}"
+            )
+
+
+def _paths_of(model: nn.Module, blocks: Sequence[nn.Module]) -> list[str]:
+    path_of = {id(module): path for path, module in model.named_modules()}
+    return [path_of[id(block)] for block in blocks]
+
+
+def _wrapper(path: str, module: nn.Module, part: Part) -> nn.Module:
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRASwitchLinear
+
+    if _is_linear(module):
+        return Lora(module, part) if part.magnitude is None else Dora(module, part)
+    if _is_experts(module):
+        kind: Any = LoRASwitchLinear
+    elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+        kind = LoRAEmbedding
+    else:
+        raise UsageError(f"the adapter has {path}, which is a {type(module).__name__}: no layer "
+                         "that can be adapted")  # fmt: skip
+    if part.magnitude is not None:
+        raise UsageError(f"the adapter has {path} with a magnitude (DoRA): only linear layers may")
+    wrapper: nn.Module = kind.from_base(module, r=_rank(part), scale=part.scale)
+    wrapper.lora_a, wrapper.lora_b = part.a, part.b
+    return wrapper
+
+
+def _rank(part: Part) -> int:
+    return int(part.a.shape[-2] if part.a.ndim == 3 else part.a.shape[-1])
+
+
+def _check_shapes(path: str, module: Any, part: Part) -> None:
+    if "weight" not in module:
+        return  # refused by its kind
+    rank, columns = _rank(part), num_inputs(module)
+    *experts, rows = module.weight.shape[:-1]
+    if experts:
+        expected = ((*experts, rank, columns), (*experts, rows, rank))
+    elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+        expected = ((rows, rank), (rank, columns))
+    else:
+        expected = ((columns, rank), (rank, rows))
+    found = (tuple(part.a.shape), tuple(part.b.shape))
+    if found != expected:
+        raise UsageError(
+            f"the adapter's matrices for {path} are {found[0]} and {found[1]}, and the model's "
+            f"layer takes {expected[0]} and {expected[1]}: it is an adapter of another model"
+        )
+
+
+def _silenced(module: Any) -> Any:
+    if isinstance(module, list):
+        return [_silenced(each) for each in module]
+    if not isinstance(module, nn.Module):
+        return {n: _silenced(m) for n, m in module.items()} if isinstance(module, dict) else module
+    view = copy.copy(module)
+    if "lora_a" in view:
+        view.scale = 0.0
+        return view
+    for name, child in module.children().items():
+        view[name] = _silenced(child)
+    return view

@@ -1,0 +1,137 @@
+"""Quantised layers, called packed: what they hold as a dense matrix, and products with them.
+
+MLX multiplies by packed weights directly. On a GPU that is fast and sums in float32. On a CPU it is
+a loop of 2 GFLOP/s which sums bfloat16 in bfloat16; there the weights are unpacked for each product
+and thrown away after it, and the product is one of dense float32 matrices.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.models.device import on_gpu
+
+# A product with packed weights may sum in half precision, and so may its check.
+_LARGEST_DIFFERENCE = 0.05  # relative, of a row
+
+
+def is_packed(module: Any) -> bool:
+    """Whether a module holds quantised weights."""
+    return isinstance(module, nn.Module) and "scales" in module and hasattr(module, "bits")
+
+
+def num_inputs(module: Any) -> int:
+    """Columns of a layer's matrix: the size of what it takes, or of what an embedding gives."""
+    columns = int(module.weight.shape[-1])
+    return columns * 32 // module.bits if is_packed(module) else columns
+
+
+def dense(module: Any, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The matrix that a layer, an embedding or a layer of experts stands for, in some dtype."""
+    if not is_packed(module):
+        matrix: mx.array = module.weight
+        return matrix.astype(dtype)
+    return mx.dequantize(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    ).astype(dtype)
+
+
+def multiply_dense(model: nn.Module) -> None:
+    """On a CPU, make packed layers of a model unpack their weights for each product.
+
+    One row of the first layer of each packing is multiplied both ways before. A packing whose
+    results differ is left to MLX's own product.
+    """
+    if on_gpu():
+        return
+    agrees: dict[tuple[Any, ...], bool] = {}
+    for module in model.modules():
+        if not is_packed(module) or (kind := _dense_kind(type(module))) is None:
+            continue
+        packing = (module.bits, module.group_size, module.mode, type(module))
+        if packing not in agrees:
+            agrees[packing] = _agrees(module, kind)
+        if agrees[packing]:
+            module.__class__ = kind
+
+
+def _product(x: mx.array, module: Any, multiply: Callable[..., mx.array]) -> mx.array:
+    """``multiply(x, matrix)`` in float32, whose gradient by `x` unpacks the matrix once more.
+
+    Kept for the gradient, the dense matrices of all layers would be alive at once.
+    """
+
+    @mx.custom_function
+    def run(x: mx.array) -> mx.array:
+        return multiply(x.astype(mx.float32), dense(module)).astype(x.dtype)
+
+    @run.vjp
+    def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        zeros = mx.zeros(x.shape)  # the product is linear: any point will do
+        matrix = dense(module)
+        _, (gradient,) = mx.vjp(
+            lambda point: multiply(point, matrix), [zeros], [cotangent.astype(mx.float32)]
+        )
+        return gradient.astype(x.dtype)
+
+    result: mx.array = run(x)
+    return result
+
+
+@cache
+def _dense_kind(base: type) -> type | None:
+    """A subclass of a packed layer's class that multiplies by dense weights; None for others."""
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+    if base.__dict__.get("unpacks"):
+        return None
+
+    def linear(self: Any, x: mx.array) -> mx.array:
+        y = _product(x, self, lambda x, matrix: x @ matrix.T)
+        return y + self.bias if "bias" in self else y
+
+    def as_linear(self: Any, x: mx.array) -> mx.array:
+        return _product(x, self, lambda x, matrix: x @ matrix.T)
+
+    def experts(
+        self: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False
+    ) -> mx.array:
+        def multiply(x: mx.array, matrices: mx.array) -> mx.array:
+            return mx.gather_mm(
+                x,
+                matrices.swapaxes(-1, -2),
+                rhs_indices=indices,
+                sorted_indices=sorted_indices,
+            )
+
+        y = _product(x, self, multiply)
+        return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
+
+    for known, name, method in (
+        (nn.QuantizedLinear, "__call__", linear),
+        (nn.QuantizedEmbedding, "as_linear", as_linear),
+        (QuantizedSwitchLinear, "__call__", experts),
+    ):
+        if issubclass(base, known):
+            return type(base.__name__, (base,), {name: method, "unpacks": True})
+    return None
+
+
+def _agrees(module: Any, kind: type) -> bool:
+    """Whether both products of a layer are one: of a row of ones, with all experts or the matrix."""
+    name = "as_linear" if isinstance(module, nn.QuantizedEmbedding) else "__call__"
+    row = mx.ones((1, num_inputs(module)))
+    arguments: tuple[mx.array, ...] = (row,)
+    if module.weight.ndim == 3:
+        arguments = (row[None, None], mx.zeros((1, 1), mx.int32))
+    expected, found = (getattr(each, name)(module, *arguments) for each in (type(module), kind))
+    largest = mx.abs(expected - found).max() / (mx.abs(expected).max() + 1e-6)
+    return bool((largest <= _LARGEST_DIFFERENCE).item())

@@ -1,0 +1,83 @@
+"""Settings that were not given and depend on the model or on others: all are decided here."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_dpo.convert.sources import find
+from mlx_dpo.errors import UsageError
+from mlx_dpo.models.hub import is_quantised, own_dtype, read_config
+from mlx_dpo.runs.config import RunConfig
+
+FULL, LORA = "full", "lora"
+
+# LoRA wants about ten times the rate of full fine-tuning (Schulman 2025, "LoRA Without Regret");
+# docs/results.md has the trial on SmolLM2-135M that it was confirmed by.
+_LEARNING_RATE = {FULL: 1e-5, LORA: 1e-4}
+_LORA: dict[str, Any] = {
+    "lora_rank": 16,
+    "lora_scale": 2.0,
+    "lora_modules": "all",
+    "adapter_format": "mlx",
+}
+_OF_ADAPTER = ("lora_rank", "lora_scale", "lora_layers", "lora_modules")  # come from --adapter
+
+
+def decided(config: RunConfig) -> RunConfig:
+    """The settings with all of them set, as far as they mean something for the method.
+
+    Raises:
+        UsageError: If there is no such model, or a setting contradicts the model or another one.
+    """
+    assert config.model is not None
+    folder = find(config.model)
+    packed = is_quantised(read_config(folder)) if (folder / "config.json").is_file() else False
+    method = config.method or (LORA if packed or config.adapter else FULL)
+    _check(config, method, packed=packed)
+    chosen: dict[str, Any] = {"method": method, "learning_rate": _LEARNING_RATE[method]}
+    chosen["dtype"] = own_dtype(folder) if packed else "float32"
+    if method == LORA:
+        chosen |= _LORA
+        if config.adapter is not None:
+            chosen |= dict.fromkeys(_OF_ADAPTER) | {"adapter_reference": "start"}
+    unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    return replace(config, **unset)
+
+
+def _check(config: RunConfig, method: str, *, packed: bool) -> None:
+    given = [
+        name
+        for name in (*_OF_ADAPTER, "adapter", "adapter_reference", "adapter_format")
+        if getattr(config, name) is not None
+    ]
+    if method == FULL:
+        if packed:
+            raise UsageError(
+                f"{config.model}: is quantised, and packed weights can't train: leave --method "
+                "out to train adapters (--method lora), or start from the full-precision model"
+            )
+        if given:
+            raise UsageError(f"{_flag(given[0])} is for adapters: it takes --method lora")
+        if config.reference == "adapters-off":
+            raise UsageError("--reference adapters-off takes --method lora")
+        if config.dtype == "float16":
+            raise UsageError(
+                "--dtype float16 is for the frozen base of adapters (--method lora): its range is "
+                "too small to train in; take bfloat16"
+            )
+        return
+    if config.adapter is None and config.adapter_reference is not None:
+        raise UsageError("--adapter-reference takes --adapter: the adapter to start from")
+    if config.adapter is not None and (own := [n for n in given if n in _OF_ADAPTER]):
+        raise UsageError(f"{_flag(own[0])} and --adapter: rank, scale and layers are the adapter's")
+    if config.adapter and config.reference != "cached" and config.adapter_reference != "base":
+        raise UsageError(
+            f"--reference {config.reference} is the model without adapter: with --adapter it takes "
+            "--adapter-reference base, or leave --reference out"
+        )
+    if config.adapter is not None and not Path(config.adapter).expanduser().is_dir():
+        raise UsageError(f"{config.adapter}: no such adapter folder")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
