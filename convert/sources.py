@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder here or a name on the hub, in a form that MLX reads.
+"""Where a model comes from: a folder here, a name on the hub, or an adapter on one of them.
 
 Checkpoints in PyTorch's own formats are converted when they are first asked for, and kept.
 """
@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
 from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
@@ -21,6 +21,9 @@ from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, r
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+RECORD = (
+    "dpo.json"  # in a folder that a run made: from what model, on which data, with which settings
+)
 CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
 
 _HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
@@ -34,42 +37,152 @@ def load(path: str | Path) -> "tuple[nn.Module, Any]":
     ``$XDG_CACHE_HOME/mlx_dpo/converted`` (by default below ``~/.cache``).
 
     Args:
-        path: A model folder in MLX or Hugging Face layout, a course artifact, or a hub id
-            ``owner/name``.
+        path: A model folder in MLX or Hugging Face layout, a course artifact, a hub id
+            ``owner/name``, or the folder of a trained adapter, whose base is loaded with it.
 
     Returns:
-        An `mlx.nn.Module` called as ``model(ids, cache=None)``, and the tokenizer.
+        An `mlx.nn.Module` called as ``model(ids, cache=None)``, and the tokenizer. A quantised
+        model stays packed, and keeps its own dtype.
 
     Raises:
         UsageError: If it is not there or can't be loaded.
         DiskError: If the converted checkpoint can't be written.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return load_folder(find_mlx(path, cache / "mlx_dpo" / "converted"))
+    source = locate(path, store=cache / "mlx_dpo" / "converted")
+    return load_source(source), load_tokenizer(source.folder)
 
 
-def load_folder(folder: Path, dtype: str = "float32") -> "tuple[nn.Module, Any]":
-    """The same for a folder from `find_mlx`, as ``float32`` or ``bfloat16``."""
+class Source(NamedTuple):
+    """A model on disk.
+
+    Attributes:
+        folder: In a form MLX reads.
+        adapter: Folder of the adapter to put onto it; None for none.
+        origin: The folder whose ``dpo.json`` describes the run that made the model.
+    """
+
+    folder: Path
+    adapter: Path | None
+    origin: Path
+
+
+def locate(
+    path: str | Path, adapter: str | Path | None = None, *, store: Path = CONVERTED
+) -> Source:
+    """Find a model and the adapter on it.
+
+    Args:
+        path: As in `load`.
+        adapter: Folder of an adapter for it.
+        store: Where a checkpoint that has to be converted is kept.
+
+    Raises:
+        UsageError: If one of them is not there, an adapter does not say what it was trained on, or
+            two adapters are given.
+        DiskError: If a converted checkpoint can't be written.
+    """
+    found = find(path)
+    if not is_adapter(found):
+        folder = converted_once(found, store) if needs_conversion(found) else found
+        if adapter is None:
+            return Source(folder, None, folder)
+        of = find(adapter)
+        if not is_adapter(of):
+            raise UsageError(f"{adapter}: no adapter: no adapter_config.json in it")
+        return Source(folder, of, of)
+    if adapter is not None:
+        raise UsageError(f"{path}: is an adapter itself; --model takes the model below --adapter")
+    return Source(find_mlx(base_of(found), store), found, found)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter's ``dpo.json`` says it was trained on.
+
+    Raises:
+        UsageError: If it does not say.
+    """
+    name = None
+    if (adapter / RECORD).is_file():
+        origin = read_json(adapter / RECORD).get("trained_from")
+        name = origin.get("model") if isinstance(origin, dict) else None
+    if not isinstance(name, str):
+        raise UsageError(
+            f"{adapter}: is an adapter, and no {RECORD} in it names its model: pass the model as "
+            f"--model and this folder as --adapter"
+        )
+    return name
+
+
+def load_source(source: Source, dtype: str | None = None) -> "nn.Module":
+    """The model of a source with its adapter on, which must have been trained on that very model.
+
+    Raises:
+        UsageError: If one of them can't be loaded, or the adapter is another model's.
+    """
+    model = load_model(source.folder, dtype)
+    if source.adapter is not None:
+        from mlx_dpo.convert.adapters import read_adapter
+        from mlx_dpo.models.adapters import attach
+
+        check_base(source.adapter, source.folder)
+        attach(model, read_adapter(source.adapter, model))
+    return model
+
+
+def check_base(adapter: Path, folder: Path) -> None:
+    """Refuse an adapter on other weights than those its ``dpo.json`` names by their digest.
+
+    Raises:
+        UsageError: If they differ.
+    """
+    from mlx_dpo.models.parameters import stored_digest
+
+    if not (adapter / RECORD).is_file():
+        return  # made by others: only names and shapes tell
+    origin = read_json(adapter / RECORD).get("trained_from")
+    known = origin.get("sha256") if isinstance(origin, dict) else None
+    if known is not None and known != stored_digest(folder):
+        raise UsageError(
+            f"{adapter}: was trained on {origin.get('model')} with other weights than those of "
+            f"{folder}: on these it means nothing; pass the model it was trained on as --model"
+        )
+
+
+def load_folder(folder: Path, dtype: str | None = None) -> "tuple[nn.Module, Any]":
+    """Model and tokenizer of a folder from `find_mlx`; dtypes as in `load_model`."""
     return load_model(folder, dtype), load_tokenizer(folder)
 
 
-def load_model(folder: Path, dtype: str = "float32") -> "nn.Module":
-    """The same without the tokenizer."""
+def load_model(folder: Path, dtype: str | None = None) -> "nn.Module":
+    """The model of a folder from `find_mlx`.
+
+    Args:
+        folder: In a form MLX reads.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None for float32, or a quantised model's
+            own.
+    """
     import mlx.core as mx
 
     from mlx_dpo.models import hub
 
     if is_course_folder(folder):
         read_course_folder(folder)  # a record that does not fit is refused before the run
-    return hub.load_model(folder, mx.bfloat16 if dtype == "bfloat16" else mx.float32)
+    if dtype is None:
+        dtype = hub.own_dtype(folder) if is_quantised(read_config(folder)) else "float32"
+    return hub.load_model(folder, getattr(mx, dtype))
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
     from mlx_dpo.models import hub
 
-    folder = find_mlx(path)
-    return hub.load_tokenizer(folder)
+    return hub.load_tokenizer(locate(path).folder)
 
 
 def find_mlx(path: str | Path, store: Path = CONVERTED) -> Path:

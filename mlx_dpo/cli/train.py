@@ -57,8 +57,10 @@ def _run(settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: 
     """Run, under settings that keep the budget; as they are where `fixed` is None."""
     from mlx_dpo.cli.results import show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
+    from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.run import train as run
 
+    settings = decided(settings)
     with TerminalScreen(settings, sys.stderr.isatty()) as screen:
         data = None
         if fixed is not None:

@@ -241,6 +241,17 @@ def base_parameters(model: nn.Module) -> dict[str, mx.array]:
     return dict(sorted(base.items()))
 
 
+def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """The adapter's arrays of a model, by name."""
+    names = [f"{path}." for path in adapted_modules(model)]
+    arrays = named_arrays(model.parameters())
+    return {
+        name: value
+        for name, value in arrays.items()
+        if name.rpartition(".")[2] in _ADAPTED and name.rpartition(".")[0] + "." in names
+    }
+
+
 def without_adapter(model: nn.Module) -> nn.Module:
     """A view of an adapted model whose adapter counts nothing: the same arrays, its scales 0.
 

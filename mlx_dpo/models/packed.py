@@ -126,7 +126,7 @@ def _dense_kind(base: type) -> type | None:
 
 
 def _agrees(module: Any, kind: type) -> bool:
-    """Whether both products of a layer are one: of a row of ones, with all experts or the matrix."""
+    """Whether both products of a layer agree, on a row of ones."""
     name = "as_linear" if isinstance(module, nn.QuantizedEmbedding) else "__call__"
     row = mx.ones((1, num_inputs(module)))
     arguments: tuple[mx.array, ...] = (row,)

@@ -63,6 +63,17 @@ def fingerprint(parameters: Any) -> str:
     return digest.hexdigest()
 
 
+def stored_digest(folder: Path) -> str:
+    """sha256 of a model folder's tensors as they are stored, however they are spread over files.
+
+    Raises:
+        UsageError: If there are none, or a file is malformed.
+    """
+    tensor_shapes(folder)  # with the strict parser
+    files = sorted(folder.glob("model*.safetensors"))
+    return fingerprint({name: a for file in files for name, a in mx.load(str(file)).items()})
+
+
 def as_bits(value: mx.array) -> mx.array:
     """The same bytes as unsigned integers: bfloat16 has no NumPy type, and 0.0 equals -0.0."""
     if value.dtype == mx.bool_:

@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import NewFile, new_folder, remove_folder, write_file
+from mlx_dpo.models.adapters import adapter_parameters
 from mlx_dpo.models.parameters import load_arrays, named_arrays, num_bytes, save_arrays
 from mlx_dpo.runs.manifest import MANIFEST, canonical, digest, find_damage, write_manifest
 from mlx_dpo.training.trainer import DPOTrainer
@@ -183,11 +184,11 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
         UsageError: If the checkpoint is damaged, or something differs; the message names it.
     """
     saved = _read_state(checkpoint)["identity"]
-    for key, value in identity.items():
-        if saved.get(key) != value:
+    for key in dict.fromkeys([*identity, *saved]):
+        if saved.get(key) != identity.get(key):
             raise UsageError(
                 f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
-                f"{_short(saved.get(key))}, now {_short(value)}; start a new --run-dir"
+                f"{_short(saved.get(key))}, now {_short(identity.get(key))}; start a new --run-dir"
             )
 
 
@@ -258,10 +259,11 @@ def run_needs(trainer: DPOTrainer, run: Path, out: Path) -> list[tuple[str, Path
     """
     trees = (trainer.model.trainable_parameters(), trainer.optimizer.state)
     checkpoint = sum(map(num_bytes, trees))
+    finished = adapter_parameters(trainer.model) or trainer.model.parameters()
     present = sum(file.stat().st_size for file in run.glob("step-*/*.safetensors"))
     return [
         ("checkpoints", run, max(checkpoint, (NUM_KEPT + 1) * checkpoint - present)),
-        ("the finished model", out, num_bytes(trainer.model.parameters())),
+        ("the finished model", out, num_bytes(finished)),
     ]
 
 

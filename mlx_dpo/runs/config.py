@@ -19,6 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 METHODS = ("full", "lora")
 EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
+OF_LORA = ("lora_rank", "lora_scale", "lora_layers", "lora_modules", "adapter_reference")
 REFERENCES = ("cached", "copy", "adapters-off")
 _LIMITS: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
 
@@ -173,10 +174,11 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
 
-# Where things go and how often to report: a resumed run may change these. Model and data are
-# compared by their digests.
+# Where things go and how often to report: a resumed run may change these. Model, data and
+# adapter are compared by their digests.
 NOT_IN_IDENTITY = frozenset(
     {"out", "overwrite", "run_dir", "model", "data", "memory_budget"}
+    | {"adapter", "adapter_format"}
     | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
 )
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.convert.sources import find
+from mlx_dpo.convert.sources import base_of, find, is_adapter
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import is_quantised, own_dtype, read_config
 from mlx_dpo.runs.config import RunConfig
@@ -31,6 +31,11 @@ def decided(config: RunConfig) -> RunConfig:
     """
     assert config.model is not None
     folder = find(config.model)
+    if is_adapter(folder):
+        raise UsageError(
+            f"{config.model}: is an adapter; to train it further: --model {_base(folder)} "
+            f"--adapter {config.model}"
+        )
     packed = is_quantised(read_config(folder)) if (folder / "config.json").is_file() else False
     method = config.method or (LORA if packed or config.adapter else FULL)
     _check(config, method, packed=packed)
@@ -77,6 +82,13 @@ def _check(config: RunConfig, method: str, *, packed: bool) -> None:
         )
     if config.adapter is not None and not Path(config.adapter).expanduser().is_dir():
         raise UsageError(f"{config.adapter}: no such adapter folder")
+
+
+def _base(adapter: Path) -> str:
+    try:
+        return base_of(adapter)
+    except UsageError:
+        return "ITS-MODEL"
 
 
 def _flag(name: str) -> str:

@@ -167,12 +167,12 @@ def check_folders(config: RunConfig) -> None:
     source, out = find(config.model), out_of(config)
     run = Path(config.run_dir) if config.run_dir else next_run_dir(name_of(config.model))
     folders = {"--model": source, "--out": out, "--run-dir": run}
+    if config.adapter is not None:
+        folders["--adapter"] = find(config.adapter)
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
         if is_inside(a, b) or is_inside(b, a):
-            raise UsageError(
-                f"{other} {b} and {option} {a} overlap; the three folders must be apart"
-            )
+            raise UsageError(f"{other} {b} and {option} {a} overlap; these folders must be apart")
     for option in ("--out", "--run-dir"):
         folder = folders[option]
         above = next((p for p in folder.parents if os.path.lexists(p)), Path())

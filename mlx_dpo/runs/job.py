@@ -1,5 +1,6 @@
 """A job: what a run works with, read from its settings. Nothing is trained here."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,24 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.convert.sources import find_mlx, load_model, load_tokenizer, name_of
+from mlx_dpo.convert.adapters import read_adapter
+from mlx_dpo.convert.sources import (
+    check_base,
+    find,
+    find_mlx,
+    load_model,
+    load_tokenizer,
+    name_of,
+)
+from mlx_dpo.errors import UsageError
+from mlx_dpo.models.adapters import (
+    adapter_parameters,
+    attach,
+    choose_modules,
+    new_adapter,
+    parts_of,
+    without_adapter,
+)
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint
@@ -18,8 +36,9 @@ from mlx_dpo.preferences.json_text import check_readable
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, JoinedExamples, lengths
 from mlx_dpo.records import Pairs
-from mlx_dpo.runs.config import NOT_IN_IDENTITY, RunConfig
+from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, RunConfig
 from mlx_dpo.runs.data import Data, load_data
+from mlx_dpo.runs.defaults import FULL, LORA, decided
 from mlx_dpo.runs.folder import out_of
 
 
@@ -33,8 +52,11 @@ class Job:
         source: Folder of the SFT model; only read.
         out: Folder of the finished model.
         policy: The model that trains.
-        weights_digest: `fingerprint` of the policy before training, which is also the reference's.
-        model_digest: sha256 of all that decides the reference's log-probs: weights, config, code.
+        weights_digest: `fingerprint` of the model before training, without an adapter; the
+            reference's is the same.
+        model_digest: sha256 of all that decides the reference's log-probs: weights, config, code,
+            and the adapter it starts with.
+        adapter_digest: sha256 of the adapter that training starts from; None where there is none.
         chat: The model's conversation format.
         data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
@@ -47,9 +69,16 @@ class Job:
     policy: nn.Module
     weights_digest: str
     model_digest: str
+    adapter_digest: str | None
     chat: ChatFormat
     data: Data
     max_steps: int
+
+    @property
+    def reference_model(self) -> nn.Module:
+        """The policy before the first update, as it is the reference."""
+        by_base = self.config.adapter_reference == "base"
+        return without_adapter(self.policy) if by_base else self.policy
 
     @property
     def train(self) -> Pairs:
@@ -80,7 +109,12 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it continues."""
         settings = {k: v for k, v in asdict(self.config).items() if k not in NOT_IN_IDENTITY}
+        settings = {k: v for k, v in settings.items() if k not in OF_LORA or v is not None}
+        if self.config.method == FULL:
+            del settings["method"]  # as it was before there was another
         settings |= {"epochs": None, "steps": self.max_steps, "order_of_pairs": ORDER}
+        if self.adapter_digest is not None:
+            settings["adapter"] = self.adapter_digest
         return {**settings, "model": self.model_digest, "data": self.data.digest}
 
     def split(self) -> dict[str, list[str]]:
@@ -109,6 +143,7 @@ def prepare(
         UsageError: If a folder or setting is not as it must be.
         DataError: If a preference file can't be used or leaves no pair to train on.
     """
+    config = decided(config)
     assert config.model is not None
     assert config.data is not None
     for file in filter(None, (config.data, config.eval_data)):
@@ -119,7 +154,15 @@ def prepare(
     if data is None:
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     policy = load_model(source, config.dtype)
+    # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)
+    reference_digest = model_digest(weights_digest, source)
+    adapter_digest = None
+    if config.method == LORA:
+        adapter_digest = _put_adapter_on(policy, config, source)
+        if config.adapter_reference == "start":
+            both = f"{reference_digest} {adapter_digest}".encode()
+            reference_digest = hashlib.sha256(both).hexdigest()
     pairs_per_step = config.batch_size * config.grad_accumulation
     steps_per_epoch = -(-len(data.train.examples) // pairs_per_step)
     job = Job(
@@ -129,13 +172,31 @@ def prepare(
         out=out_of(config),
         policy=policy,
         weights_digest=weights_digest,
-        model_digest=model_digest(weights_digest, source),
+        model_digest=reference_digest,
+        adapter_digest=adapter_digest,
         chat=chat,
         data=data,
         max_steps=config.steps or config.epochs * steps_per_epoch,
     )
     _check_ids(job)
     return job
+
+
+def _put_adapter_on(policy: nn.Module, config: RunConfig, source: Path) -> str | None:
+    """A new adapter, or the one to start from; the digest of that one."""
+    if config.adapter is None:
+        paths = choose_modules(policy, config.lora_modules, config.lora_layers)
+        rank, scale = config.lora_rank, config.lora_scale
+        attach(policy, new_adapter(policy, paths, rank=rank, scale=scale, seed=config.seed))
+        return None
+    folder = find(config.adapter)
+    check_base(folder, source)
+    attach(policy, read_adapter(folder, policy))
+    if not policy.trainable_parameters():
+        raise UsageError(f"{folder}: DoRA adapters can be evaluated and fused, not trained")
+    scales = [part.scale for part in parts_of(policy).values()]
+    arrays = fingerprint(adapter_parameters(policy))
+    return hashlib.sha256(f"{arrays} {scales}".encode()).hexdigest()
 
 
 def _check_ids(job: Job) -> None:

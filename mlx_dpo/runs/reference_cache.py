@@ -18,9 +18,11 @@ from safetensors.numpy import save
 
 from mlx_dpo.files import make_folder, mark_used, write_file
 from mlx_dpo.models.device import architecture, tf32_enabled
+from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import ORDER
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import REFERENCES
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
@@ -59,6 +61,10 @@ def cached_by_policy(
     name = path.key
     if not in_any_batches:
         name += f", first epoch of seed {config.seed}, {ORDER}"
+        if job.config.method == LORA:
+            # What has a gradient decides how MLX rounds the rest.
+            trained = " ".join(named_arrays(job.policy.trainable_parameters()))
+            name += f", {hashlib.sha256(trained.encode()).hexdigest()}"
     file = cache_file(job.model_digest, examples, config.batch_size, name)
     logprobs = read(file, examples)
     if logprobs is not None:
@@ -75,7 +81,7 @@ def cached_by_policy(
 
     score = partial(
         score_in_batches,
-        partial(reference_path(path, float32=config.dtype == "float32"), job.policy),
+        partial(reference_path(path, float32=config.dtype == "float32"), job.reference_model),
         batch_size=config.batch_size,
         after_batch=after_batch,
     )

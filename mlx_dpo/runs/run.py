@@ -14,8 +14,8 @@ from mlx.optimizers import Optimizer
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
+from mlx_dpo.models.adapters import base_parameters
 from mlx_dpo.models.device import on_gpu, tf32_enabled
-from mlx_dpo.models.export import export_folder
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
@@ -41,6 +41,8 @@ from mlx_dpo.runs.checkpoint import (
 )
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.data import Data
+from mlx_dpo.runs.defaults import LORA, decided
+from mlx_dpo.runs.finished import write_finished
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
@@ -58,10 +60,9 @@ from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.reference_cache import cached_by_policy
-from mlx_dpo.training.loss import pair_metrics
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference
+from mlx_dpo.training.reference import Reference, adapter_off, reference_path
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer, Scores
 
@@ -126,6 +127,7 @@ def train(
     """
     screen = screen or Screen()
     mx.reset_peak_memory()
+    config = decided(config)
     check_folders(config)
     with (
         stop_on_signal(screen.stopping) as stop,
@@ -215,6 +217,9 @@ def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
     screen.path_chosen(choice)
     if job.config.reference == "copy":
         return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
+    if job.config.reference == "adapters-off":
+        score = reference_path(choice.path, float32=job.config.dtype == "float32")
+        return make_trainer(job, choice.path, reference=adapter_off(job.policy, score))
     reference = cached_by_policy(job, choice.path, screen, stop, keep=keep)
     return make_trainer(job, choice.path, reference=reference)
 
@@ -263,7 +268,7 @@ def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
             f"{start['grad_norm']}: the weights of {job.config.model} are not usable"
         )
     off = max(start["largest_reward"], abs(start["loss"] - math.log(2)))
-    if off > start["allowed_reward"]:
+    if off > start["allowed_reward"] and job.config.adapter_reference != "base":
         raise MlxDpoError(
             f"self-check: the loss starts at {start['loss']:.6f} and not at log 2 = 0.693147 "
             f"(largest reward {start['largest_reward']:.2g}): policy and reference differ before "
@@ -286,9 +291,12 @@ def _finish(
     """Score the held-out pairs, answer once more, and write checkpoint and results.
 
     Raises:
-        MlxDpoError: If the reference has changed.
+        MlxDpoError: If the reference or the frozen base has changed.
     """
-    if trainer.ref_model is not None and fingerprint(trainer.ref_model) != job.weights_digest:
+    frozen = [] if trainer.ref_model is None else [trainer.ref_model.parameters()]
+    if job.config.method == LORA:
+        frozen.append(base_parameters(job.policy))
+    if any(fingerprint(parameters) != job.weights_digest for parameters in frozen):
         raise MlxDpoError("the reference changed during the run: its results can't be trusted")
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
@@ -301,20 +309,7 @@ def _finish(
     ]
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
-        results = pair_metrics(policy, reference, beta=job.config.beta) if policy.size else {}
-        provenance = {
-            "trained_from": {"model": str(job.config.model), "fingerprint": job.weights_digest},
-            "data": {
-                "file": str(job.config.data),
-                "digest": job.data.digest,
-                "split": job.split(),
-            },
-            "settings": asdict(job.config),
-            "steps": trainer.step,
-            "held_out": results,
-            "environment": environment(),
-        }
-        export_folder(trainer.model, job.source, job.out, provenance, replace=job.config.overwrite)
+        write_finished(job, trainer.step, policy, reference)
     remove_abandoned(job.out.parent, job.out.name)  # and what a killed export moved aside for it
     held_out = {
         "ids": job.held_out.ids,
@@ -382,6 +377,6 @@ def _make_optimizer(config: RunConfig) -> Optimizer:
         weight_decay=config.weight_decay,
         compiled=on_gpu(),
     )
-    if config.dtype == "float32":
+    if config.dtype == "float32" or config.method == LORA:  # adapters are float32
         return optimizer
     return StochasticRounding(optimizer, seed=config.seed % 2**32)

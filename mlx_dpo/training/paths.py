@@ -1,8 +1,8 @@
 """Ways to compute the log-probs of a batch of pairs: the definition, and a faster one.
 
 A path is called as ``path(model, examples)`` and returns float32 (2, B), chosen in row 0, rejected
-in row 1, differentiable; ``gradient=True`` announces that a gradient will be asked for. Both agree to float rounding, which `training.self_check` verifies on the
-user's model and pairs.
+in row 1, differentiable; ``gradient=True`` announces that a gradient will be asked for. Both agree
+to float rounding, which `training.self_check` verifies on the user's model and pairs.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,118 @@
+"""The finished model of a run, or its adapter, with the record of how it was made."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_dpo.convert.adapters import write_mlx, write_peft
+from mlx_dpo.convert.sources import RECORD
+from mlx_dpo.files import make_folder, new_folder
+from mlx_dpo.models.adapters import parts_of
+from mlx_dpo.models.export import companions, export_folder
+from mlx_dpo.models.parameters import stored_digest
+from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.folder import environment
+from mlx_dpo.runs.job import Job
+from mlx_dpo.training.loss import pair_metrics
+
+Scores = npt.NDArray[np.float32]
+
+_CARD = """\
+---
+base_model: {base}
+library_name: mlx
+tags: [dpo, lora]
+---
+# {name}
+
+A LoRA adapter for `{base}`, trained with DPO (Rafailov et al. 2023) by mlx-dpo.
+
+| | |
+|---|---|
+| rank, scale, modules | {rank}, {scale:g}, {modules} |
+| beta, learning rate | {beta:g}, {rate:g} |
+| steps, pairs trained on | {steps}, {pairs} |
+| held-out pairs | {held_out} |
+
+The adapter means something only on the weights it was trained on. To talk to it:
+
+    mlx_dpo generate --model {folder} --prompt "Hello"
+    mlx_lm.chat --model {base} --adapter-path {folder}
+"""
+
+
+def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> None:
+    """Write the policy, or its adapter, to the job's output folder; whole or not at all.
+
+    Args:
+        job: Its policy is trained.
+        steps: Optimizer steps taken.
+        policy: float32 (2, N), log-probs of the held-out pairs after training.
+        reference: float32 (2, N), before it.
+
+    Raises:
+        DiskError: If it can't be written, or exists and may not.
+    """
+    config = job.config
+    results = pair_metrics(policy, reference, beta=config.beta) if policy.size else {}
+    origin = {"model": str(config.model), "fingerprint": job.weights_digest}
+    record: dict[str, Any] = {
+        "trained_from": origin,
+        "data": {"file": str(config.data), "digest": job.data.digest, "split": job.split()},
+        "settings": asdict(config),
+        "steps": steps,
+        "held_out": results,
+        "environment": environment(),
+    }
+    if config.method != LORA:
+        export_folder(job.policy, job.source, job.out, record, replace=config.overwrite)
+        return
+    origin["sha256"] = stored_digest(job.source)
+    _write_adapter(job, record)
+
+
+def _write_adapter(job: Job, record: dict[str, Any]) -> None:
+    """The adapter's files, its record and card, and the tokenizer and chat template of the base."""
+    config, adapter = job.config, parts_of(job.policy)
+    files = companions(job.source)  # refused before anything is written
+    with new_folder(job.out, replace=config.overwrite) as folder:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        if config.adapter_format != "peft":
+            write_mlx(folder, adapter, job.policy)
+        if config.adapter_format != "mlx":
+            below = folder / "peft" if config.adapter_format == "both" else folder
+            make_folder(below)
+            write_peft(below, adapter, job.policy, str(config.model))
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(job, record), encoding="utf-8")
+
+
+def _card(job: Job, record: dict[str, Any]) -> str:
+    config, results = job.config, record["held_out"]
+    adapter = parts_of(job.policy)
+    ranks = sorted({part.b.shape[-1 if part.b.ndim == 3 else 0] for part in adapter.values()})
+    held_out = "none"
+    if results:
+        held_out = (
+            f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (untrained 0.6931), accuracy "
+            f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
+        )
+    return _CARD.format(
+        base=config.model,
+        name=job.out.name,
+        folder=job.out,
+        rank=", ".join(map(str, ranks)),
+        scale=next(iter(adapter.values())).scale,
+        modules=config.lora_modules or f"those of {Path(str(config.adapter)).name}",
+        beta=config.beta,
+        rate=config.learning_rate,
+        steps=record["steps"],
+        pairs=len(job.train.ids),
+        held_out=held_out,
+    )
