@@ -70,9 +70,11 @@ ARMS = (
 class StoredPath(FastPath):
     """The usual path, computing in float32 whatever the weights are stored as."""
 
-    def __call__(self, model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+    def __call__(
+        self, model: nn.Module, examples: Sequence[PreferenceExample], *, gradient: bool = False
+    ) -> mx.array:
         """Log-probs float32 (2, B)."""
-        return super().__call__(in_float32(model), examples)
+        return super().__call__(in_float32(model), examples, gradient=gradient)
 
 
 def main() -> None:

@@ -146,8 +146,8 @@ def check_base(adapter: Path, folder: Path) -> None:
     if not (adapter / RECORD).is_file():
         return  # made by others: only names and shapes tell
     origin = read_json(adapter / RECORD).get("trained_from")
-    known = origin.get("sha256") if isinstance(origin, dict) else None
-    if known is not None and known != stored_digest(folder):
+    origin = origin if isinstance(origin, dict) else {}
+    if "sha256" in origin and origin["sha256"] != stored_digest(folder):
         raise UsageError(
             f"{adapter}: was trained on {origin.get('model')} with other weights than those of "
             f"{folder}: on these it means nothing; pass the model it was trained on as --model"

@@ -213,7 +213,7 @@ def stored_shapes(
     config: dict[str, Any], shapes: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> list[tuple[int, ...]]:
     """Shapes of a folder's tensors, those of packed ones as they are once unpacked."""
-    packing = next(
+    packing: Any = next(
         (holder[key] for holder in _holders(config) for key in _PACKINGS if holder.get(key)), {}
     )
     found = []

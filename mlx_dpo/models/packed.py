@@ -54,7 +54,8 @@ def multiply_dense(model: nn.Module) -> None:
         return
     agrees: dict[tuple[Any, ...], bool] = {}
     for module in model.modules():
-        if not is_packed(module) or (kind := _dense_kind(type(module))) is None:
+        base: Any = type(module)
+        if not is_packed(module) or (kind := _dense_kind(base)) is None:
             continue
         packing = (module.bits, module.group_size, module.mode, type(module))
         if packing not in agrees:
@@ -73,16 +74,16 @@ def _product(x: mx.array, module: Any, multiply: Callable[..., mx.array]) -> mx.
     def run(x: mx.array) -> mx.array:
         return multiply(x.astype(mx.float32), dense(module)).astype(x.dtype)
 
-    @run.vjp
     def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        zeros = mx.zeros(x.shape)  # the product is linear: any point will do
         matrix = dense(module)
-        _, (gradient,) = mx.vjp(
-            lambda point: multiply(point, matrix), [zeros], [cotangent.astype(mx.float32)]
+        zeros = mx.zeros(x.shape)  # the product is linear: any point will do
+        _, gradients = mx.vjp(
+            lambda point: [multiply(point, matrix)], [zeros], [cotangent.astype(mx.float32)]
         )
-        return gradient.astype(x.dtype)
+        return gradients[0].astype(x.dtype)
 
-    result: mx.array = run(x)
+    run.vjp(back)
+    result: mx.array = run(x)  # type: ignore[operator]
     return result
 
 

@@ -70,8 +70,10 @@ def stored_digest(folder: Path) -> str:
         UsageError: If there are none, or a file is malformed.
     """
     tensor_shapes(folder)  # with the strict parser
-    files = sorted(folder.glob("model*.safetensors"))
-    return fingerprint({name: a for file in files for name, a in mx.load(str(file)).items()})
+    stored: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        stored |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy: read while hashed
+    return fingerprint(stored)
 
 
 def as_bits(value: mx.array) -> mx.array:

@@ -141,8 +141,8 @@ def test_a_refused_path_is_named_with_its_reason_and_no_path_of_the_disk(bench: 
 class _Off(FastPath):
     """A path whose log-probs are wrong by a hundredth of a nat, and so is their gradient."""
 
-    def __call__(self, model: nn.Module, examples: Any) -> mx.array:
-        return 1.01 * super().__call__(model, examples)
+    def __call__(self, model: nn.Module, examples: Any, *, gradient: bool = False) -> mx.array:
+        return 1.01 * super().__call__(model, examples, gradient=gradient)
 
 
 def test_a_path_that_is_off_fails_where_it_is_taken_and_not_where_it_is_refused(
@@ -160,8 +160,8 @@ def test_a_path_that_is_off_fails_where_it_is_taken_and_not_where_it_is_refused(
 class _ByBatch(FastPath):
     """A path whose log-probs depend on how many pairs are scored together."""
 
-    def __call__(self, model: nn.Module, examples: Any) -> mx.array:
-        return super().__call__(model, examples) + 0.01 * len(examples)
+    def __call__(self, model: nn.Module, examples: Any, *, gradient: bool = False) -> mx.array:
+        return super().__call__(model, examples, gradient=gradient) + 0.01 * len(examples)
 
 
 def test_a_score_that_depends_on_the_batch_fails_step_0_where_a_run_is_refused(

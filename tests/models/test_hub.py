@@ -187,16 +187,19 @@ def test_every_eos_of_the_generation_config_ends_an_answer(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"quantization": {"bits": 4, "group_size": 64}},
         {"quantization_config": {"quant_method": "gptq"}},
         {"text_config": {"quantization_config": {"quant_method": "awq"}}},
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
     ],
-    ids=["mlx", "hugging face", "nested"],
+    ids=["gptq", "awq, nested", "compressed tensors"],
 )
-def test_a_quantised_model_is_refused_with_the_way_out(
+def test_a_model_that_others_quantised_is_refused_by_the_name_of_the_method(
     make_folder: MakeFolder, changes: dict[str, Any]
 ) -> None:
-    assert "mlx_lm.convert --dequantize" in refusal(make_folder(**changes))
+    text = changes.get("text_config", changes)
+    message = refusal(make_folder(**changes))
+    assert f"quantised by {text['quantization_config']['quant_method']}" in message
+    assert "full-precision model" in message
 
 
 def test_code_named_by_a_config_is_never_run(make_folder: MakeFolder) -> None:
