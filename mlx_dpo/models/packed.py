@@ -77,13 +77,15 @@ def _product(x: mx.array, module: Any, multiply: Callable[..., mx.array]) -> mx.
     def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
         matrix = dense(module)
         zeros = mx.zeros(x.shape)  # the product is linear: any point will do
-        _, gradients = mx.vjp(
-            lambda point: [multiply(point, matrix)], [zeros], [cotangent.astype(mx.float32)]
-        )
-        return gradients[0].astype(x.dtype)
+        gradients: Any = mx.vjp(
+            lambda point: multiply(point, matrix), [zeros], [cotangent.astype(mx.float32)]
+        )[1]
+        result: mx.array = gradients[0].astype(x.dtype)
+        return result
 
-    run.vjp(back)
-    result: mx.array = run(x)  # type: ignore[operator]
+    function: Any = run
+    function.vjp(back)
+    result: mx.array = function(x)
     return result
 
 
