@@ -367,7 +367,7 @@ def _rank(part: Part) -> int:
 
 
 def _check_shapes(path: str, module: Any, part: Part) -> None:
-    if "weight" not in module:
+    if "weight" not in module or module.weight.ndim < 2:
         return  # refused by its kind
     rank, columns = _rank(part), num_inputs(module)
     *experts, rows = module.weight.shape[:-1]
