@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -107,16 +106,11 @@ def _settings(path: Path) -> tuple[str, int, float]:
     if not isinstance(parameters, dict):
         raise UsageError(f"{path}: has no lora_parameters; it is not as mlx-lm writes it")
     rank, scale = parameters.get("rank"), parameters.get("scale")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise UsageError(f"{path}: rank is {rank!r}; expected a whole number of at least 1")
-    if not _is_number(scale):
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise UsageError(f"{path}: scale is {scale!r}; expected a number")
     return kind, rank, float(scale)
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
 
 
 def _layers_and_keys(adapter: Adapter, model: nn.Module) -> tuple[int, list[str]]:

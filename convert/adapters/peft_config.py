@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.models.hub import read_json
@@ -32,6 +32,8 @@ _REFUSED = {
 # What was changed before training is not the model that an adapter is put onto here.
 _INITIAL = (None, True, False, "gaussian", "orthogonal")
 
+_NO_BIAS = ("bias", "none")
+
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
 # How the adapter was made, or what the names of its tensors say too.
 _TOLD = (
@@ -40,6 +42,8 @@ _TOLD = (
     *("layers_pattern", "lora_dropout", "fan_in_fan_out", "init_lora_weights", "megatron_core"),
     *("qalora_group_size", "ensure_weight_tying", "runtime_config"),
 )
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,12 @@ def read_peft_config(path: Path) -> PeftConfig:
     for key, value in config.items():
         _check_setting(path, key, value)
     ranks, alphas = (_pattern(path, key, config) for key in ("rank_pattern", "alpha_pattern"))
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    for name, value in (("r", rank), *((f"rank_pattern of {k}", v) for k, v in ranks.items())):
+    for value in (config.get("r"), *ranks.values()):
         if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{path}: {name} is {value!r}; expected a whole number of at least 1")
-    for name, value in (
-        ("lora_alpha", alpha),
-        *((f"alpha_pattern of {k}", v) for k, v in alphas.items()),
-    ):
+            raise UsageError(f"{path}: rank {value!r}; expected a whole number of at least 1")
+    for value in (config.get("lora_alpha"), *alphas.values()):
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{path}: {name} is {value!r}; expected a number")
+            raise UsageError(f"{path}: lora_alpha {value!r}; expected a number")
     return PeftConfig(
         rank=config["r"],
         alpha=config["lora_alpha"],
@@ -120,9 +120,6 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
     raise UsageError(f"{path}: {key} is {shown}, and that setting is not known here; {_MERGE}")
 
 
-_NO_BIAS = ("bias", "none")
-
-
 def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
     table = config.get(key) or {}
     if not isinstance(table, dict):
@@ -137,7 +134,7 @@ def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _match(table: Mapping[str, Any], path: str, default: Any) -> Any:
+def _match(table: Mapping[str, Value], path: str, default: Value) -> Value:
     """The first entry whose pattern is the path, or its end behind a dot."""
     for pattern, value in table.items():
         if re.match(rf"(.*\.)?({pattern})$", path):
