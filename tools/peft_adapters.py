@@ -114,15 +114,26 @@ def make() -> None:
 
 
 def write(out: Path) -> None:
-    """Read each adapter for its model, and write it in PEFT's layout below a folder."""
+    """Read each adapter, print how far MLX's logits are from PEFT's, and write it anew.
+
+    Args:
+        out: The folder below which they are written in PEFT's layout.
+    """
+    import mlx.core as mx
+
     from mlx_dpo.convert.adapters import read_adapter, write_peft
+    from mlx_dpo.models.adapters import attach
     from mlx_dpo.models.hub import load_model
 
     for kind, (base, _) in KINDS.items():
         with tempfile.TemporaryDirectory() as place:
             model = load_model(write_base(base, Path(place)))
         (out / kind).mkdir(parents=True)
-        write_peft(out / kind, read_adapter(FOLDER / kind, model), model, None)
+        adapter = read_adapter(FOLDER / kind, model)
+        write_peft(out / kind, adapter, model, None)
+        attach(model, adapter)
+        logits = np.array(model(mx.array(IDS))[0])[POSITIONS]
+        print(f"{kind}: {np.abs(logits - stored_logits()[kind]).max():.1e}")
 
 
 def check(written: Path) -> None:
@@ -190,7 +201,11 @@ def _safe_tensors(folder: Path) -> dict[str, Any]:
 
 
 def _lines(entries: Mapping[str, Any]) -> str:
-    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()) + "\n}\n"
+    return (
+        "{\n"
+        + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items())
+        + "\n}\n"
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -187,7 +187,7 @@ def _check_base(file: Path, name: str, value: mx.array, module: Any) -> None:
         UsageError: If it differs, or can't be compared.
     """
     if module is None or "weight" not in module:
-        raise UsageError(f"{file}: holds {name}, and the model has no such layer")
+        raise UsageError(f"{file}: holds {name}, which is no tensor of a LoRA adapter")
     if is_packed(module):
         raise UsageError(
             f"{file}: holds {name}, and the model's is packed, so that they can't be compared; use "
