@@ -108,7 +108,7 @@ def convert(source: Path, destination: Path, options: Options, say: Say) -> None
         MlxDpoError: If the proof fails.
         DiskError: If a file can't be written.
     """
-    _check_destination(source, destination, options.overwrite)
+    check_destination(source, destination, options.overwrite, _is_conversion)
     kind = kind_of(source)
     to: Direction = options.to or ("torch" if kind.is_mlx else "mlx")
     say(f"{source}: {kind.value}, to {'MLX' if to == 'mlx' else 'PyTorch'}")
@@ -156,8 +156,20 @@ def kind_of(folder: Path) -> Kind:
     return Kind.HUGGING_FACE
 
 
-def _check_destination(source: Path, destination: Path, overwrite: bool) -> None:
-    """Refuse a destination that is the source, lies inside or around it, or holds other work."""
+def check_destination(
+    source: Path, destination: Path, overwrite: bool, is_ours: Callable[[Path], bool]
+) -> None:
+    """Refuse a destination that is the source, lies inside or around it, or holds other work.
+
+    Args:
+        source: A folder.
+        destination: The folder to come.
+        overwrite: Whether it may be there.
+        is_ours: Whether a folder that is there may be replaced.
+
+    Raises:
+        UsageError: If it can't be written to.
+    """
     here, there = source.resolve(), destination.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise UsageError(f"{destination}: overlaps the source {source}, which is never written to")
@@ -166,9 +178,14 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
     if not overwrite:
         raise UsageError(f"{destination}: exists; pass --overwrite to replace it, or another name")
     is_folder = destination.is_dir() and not destination.is_symlink()
-    weights = destination / "hf_model" if is_hf_artifact(destination) else destination
-    if not is_folder or not MADE_BY.items() <= (_metadata(weights) or {}).items():
+    if not is_folder or not is_ours(destination):
         raise UsageError(f"{destination}: exists and no conversion made it; choose another name")
+
+
+def _is_conversion(folder: Path) -> bool:
+    """Whether a conversion wrote a folder."""
+    weights = folder / "hf_model" if is_hf_artifact(folder) else folder
+    return MADE_BY.items() <= (_metadata(weights) or {}).items()
 
 
 def _metadata(folder: Path) -> dict[str, str] | None:

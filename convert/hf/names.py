@@ -46,6 +46,13 @@ class Rule:
                 return theirs + name.removeprefix(ours)
         return name
 
+    def mlx_name(self, name: str) -> str:
+        """The MLX name of a Hugging Face parameter."""
+        for ours, theirs in self.prefixes:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
     def is_transposed(self, name: str) -> bool:
         """Whether PyTorch stores this MLX parameter transposed."""
         return self.transposed is not None and self.transposed.search(name) is not None

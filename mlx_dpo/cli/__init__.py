@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mlx_dpo import __version__
+from mlx_dpo.cli.adapter import adapter
 from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
 from mlx_dpo.cli.convert import convert
@@ -51,7 +52,7 @@ def cli() -> None:
 
 for _command in (
     *(train, plan, profile, convert, data, generate, audit, evaluate),
-    *(score, compare, report, sweep, doctor),
+    *(score, compare, report, sweep, doctor, adapter),
 ):
     cli.add_command(_command)
 

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -85,7 +85,8 @@ class Dora(Lora):
         super().__init__(linear, part)
         assert part.magnitude is not None
         self.m = part.magnitude
-        self._factor = part.magnitude / mx.linalg.norm(adapted_matrix(linear, part), axis=1)
+        direction = adapted_matrix(linear, replace(part, magnitude=None))
+        self._factor = part.magnitude / mx.linalg.norm(direction, axis=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         """The adapted product, its outputs scaled to their magnitudes."""

@@ -1,0 +1,142 @@
+"""The config of a PEFT adapter: what decides its scales, and what is refused."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.hub import read_json
+
+_MERGE = "merge it into its model with PEFT (merge_and_unload), and use the merged model"
+
+# Settings with a value that changes what is computed, and that nothing here computes.
+_REFUSED = {
+    "bias": "biases of the model were trained",
+    "lora_bias": "its matrices have biases",
+    "modules_to_save": "whole layers of the model were trained",
+    "trainable_token_indices": "rows of the embedding were trained",
+    "target_parameters": "it adapts parameters that are no layers",
+    "alora_invocation_tokens": "it counts only behind certain tokens (aLoRA)",
+    "layer_replication": "it repeats layers of the model",
+    "use_qalora": "its matrix A takes means of inputs (QALoRA)",
+    "use_bdlora": "its matrices are of blocks (BD-LoRA)",
+    "arrow_config": "it chooses among several adapters (Arrow)",
+    "kasa_config": "it changes the model's weights (KaSA)",
+    "monteclora_config": "its matrices are sampled (MonteCLoRA)",
+    "velora_config": "it compresses activations (VeLoRA)",
+    "megatron_config": "its layers are spread over devices (Megatron)",
+}
+# What was changed before training is not the model that an adapter is put onto here.
+_INITIAL = (None, True, False, "gaussian", "orthogonal")
+
+_NO_BIAS = ("bias", "none")
+
+_READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+# How the adapter was made, or what the names of its tensors say too.
+_TOLD = (
+    *("task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "lora_dropout", "fan_in_fan_out", "init_lora_weights", "megatron_core"),
+    *("qalora_group_size", "ensure_weight_tying", "runtime_config"),
+)
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The settings of a PEFT adapter that decide what it computes.
+
+    Attributes:
+        rank: Of modules that no pattern names.
+        alpha: Of the same.
+        ranks: Of others, by pattern of their path.
+        alphas: The same.
+        is_stabilised: Whether alpha is divided by the root of the rank (rsLoRA).
+        is_dora: Whether its modules have magnitudes.
+    """
+
+    rank: int
+    alpha: float
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    is_stabilised: bool
+    is_dora: bool
+
+    def rank_of(self, path: str) -> int:
+        """The rank of a module, by its path in PyTorch's model."""
+        return _match(self.ranks, path, self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """The factor of its product."""
+        rank, alpha = self.rank_of(path), _match(self.alphas, path, self.alpha)
+        return alpha / math.sqrt(rank) if self.is_stabilised else alpha / rank
+
+
+def read_peft_config(path: Path) -> PeftConfig:
+    """Read a PEFT adapter's config.
+
+    Raises:
+        UsageError: If it is not LoRA, or a setting is not known or can't be computed here.
+    """
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise UsageError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA is read")
+    for key, value in config.items():
+        _check_setting(path, key, value)
+    ranks, alphas = (_pattern(path, key, config) for key in ("rank_pattern", "alpha_pattern"))
+    for value in (config.get("r"), *ranks.values()):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{path}: rank {value!r}; expected a whole number of at least 1")
+    for value in (config.get("lora_alpha"), *alphas.values()):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"{path}: lora_alpha {value!r}; expected a number")
+    return PeftConfig(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        ranks=ranks,
+        alphas=alphas,
+        is_stabilised=bool(config.get("use_rslora")),
+        is_dora=bool(config.get("use_dora")),
+    )
+
+
+def _check_setting(path: Path, key: str, value: Any) -> None:
+    if key == "init_lora_weights":
+        if value not in _INITIAL:
+            raise UsageError(
+                f"{path}: {key} is {value!r}: the model's weights were changed before training, "
+                f"and its adapter does not fit the model as published; {_MERGE}"
+            )
+        return
+    if key in _READ or key in _TOLD or value in (None, False, [], {}) or (key, value) == _NO_BIAS:
+        return
+    shown = repr(value)[:60]
+    if key in _REFUSED:
+        raise UsageError(f"{path}: {key} is {shown}: {_REFUSED[key]}; {_MERGE}")
+    raise UsageError(f"{path}: {key} is {shown}, and that setting is not known here; {_MERGE}")
+
+
+def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    table = config.get(key) or {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {key} is {table!r}; expected an object")
+    for pattern in table:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(
+                f"{path}: {key}: {pattern!r} is no pattern: {one_line(error)}"
+            ) from None
+    return table
+
+
+def _match(table: Mapping[str, Value], path: str, default: Value) -> Value:
+    """The first entry whose pattern is the path, or its end behind a dot."""
+    for pattern, value in table.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
