@@ -1,0 +1,78 @@
+"""Settings that were not given: decided in one place, by the model and by each other."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_dpo.errors import UsageError
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.defaults import decided
+from tests.packed import pack
+from tests.runs.conftest import ORACLE
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> str:
+    return str(pack(ORACLE, tmp_path / "packed", dtype=mx.bfloat16))
+
+
+def test_a_model_in_floats_is_trained_in_full(tmp_path: Path) -> None:
+    config = decided(RunConfig(model=str(ORACLE)))
+    assert (config.method, config.dtype, config.learning_rate) == ("full", "float32", 1e-5)
+    assert config.lora_rank is None
+
+
+def test_a_quantised_model_gets_adapters_and_keeps_its_own_dtype(packed: str) -> None:
+    config = decided(RunConfig(model=packed))
+    assert (config.method, config.dtype, config.learning_rate) == ("lora", "bfloat16", 1e-4)
+    assert (config.lora_rank, config.lora_scale, config.lora_modules) == (16, 2.0, "all")
+    assert config.lora_layers is None
+    assert decided(RunConfig(model=packed, dtype="float32")).dtype == "float32"
+
+
+def test_what_was_given_stays_and_deciding_twice_changes_nothing(packed: str) -> None:
+    given: dict[str, Any] = {"lora_rank": 4, "learning_rate": 3e-4, "lora_modules": "attention"}
+    config = decided(RunConfig(model=packed, **given))
+    assert {name: getattr(config, name) for name in given} == given
+    assert decided(config) == config
+
+
+def test_an_adapter_to_start_from_brings_rank_scale_and_layers(tmp_path: Path) -> None:
+    config = decided(RunConfig(model=str(ORACLE), adapter=str(tmp_path)))
+    assert (config.method, config.lora_rank, config.lora_scale) == ("lora", None, None)
+    assert config.adapter_reference == "start"
+    assert decided(config) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lora_rank": 8}, ["--lora-rank", "--method lora"]),
+        ({"method": "full", "adapter": "there"}, ["--adapter", "--method lora"]),
+        ({"reference": "adapters-off"}, ["adapters-off", "--method lora"]),
+        ({"dtype": "float16"}, ["float16", "bfloat16"]),
+        ({"method": "lora", "adapter_reference": "base"}, ["--adapter-reference", "--adapter"]),
+        ({"adapter": "there", "lora_rank": 8}, ["--lora-rank and --adapter"]),
+        ({"adapter": "there", "reference": "copy"}, ["--adapter-reference base"]),
+        ({"adapter": "nowhere"}, ["nowhere", "no such adapter"]),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    with pytest.raises(UsageError) as error:
+        decided(RunConfig(model=str(ORACLE), **settings))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_all_weights_of_a_quantised_model_can_t_train_and_both_ways_out_are_named(
+    packed: str,
+) -> None:
+    with pytest.raises(UsageError) as error:
+        decided(RunConfig(model=packed, method="full"))
+    assert "--method lora" in str(error.value)
+    assert "full-precision model" in str(error.value)
