@@ -13,7 +13,7 @@ import click
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
-from mlx_dpo.runs.config import RunConfig, option_type
+from mlx_dpo.runs.config import REFUSED, RunConfig, option_type
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -26,6 +26,9 @@ OF_A_SAVED_RUN = (
     *("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every"),
     *("allow_sleep", "skip_nonfinite"),
 )
+
+
+_METAVARS = {"memory_budget": "SIZE", "lora_modules": "NAMES"}
 
 
 class Name(click.Path):
@@ -46,6 +49,10 @@ def config(*left_out: str) -> Decorator:
     """
 
     def add(command: Any) -> Any:
+        for name in REFUSED:
+            command = click.option(
+                _flag(name), hidden=True, expose_value=False, callback=_refuse, default=None
+            )(command)
         for setting in reversed(_SETTINGS.values()):
             if setting.name not in left_out:
                 command = _option_of(setting)(command)
@@ -103,6 +110,11 @@ def _of_run(name: str, about: str) -> Decorator:
     return click.option(_flag(name), type=_range(name), help=shown)
 
 
+def _refuse(_: click.Context, option: click.Parameter, value: Any) -> None:
+    if value is not None:
+        raise UsageError(f"{_flag(str(option.name))}: {REFUSED[str(option.name)]}")
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -132,10 +144,10 @@ def _option_of(setting: "Field[Any]") -> Decorator:
 
 
 def _metavar(name: str, kind: type) -> str:
-    if name == "memory_budget":
-        return "SIZE"
+    if name in _METAVARS:
+        return _METAVARS[name]
     if kind is str:
-        return "FOLDER" if name in ("model", "out", "run_dir") else "FILE"
+        return "FOLDER" if name in ("model", "out", "run_dir", "adapter") else "FILE"
     return "NUMBER" if kind is float else "N"
 
 

@@ -21,6 +21,11 @@ EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
 OF_LORA = ("lora_rank", "lora_scale", "lora_layers", "lora_modules", "adapter_reference")
 REFERENCES = ("cached", "copy", "adapters-off")
+# Settings of other trainers that people bring along, and why there is no such one here.
+REFUSED = {
+    "lora_dropout": "adapters train without dropout: in the policy alone it would start the loss "
+    "anywhere but at log 2; leave it out"
+}
 _LIMITS: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
 
 
@@ -236,6 +241,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]
     for key, value in settings.items():
+        if key in REFUSED:
+            raise UsageError(f"{path}: {key}: {REFUSED[key]}")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
