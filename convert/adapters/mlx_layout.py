@@ -1,6 +1,5 @@
 """mlx-lm's layout: adapters.safetensors, and a config with one rank and one scale for all."""
 
-import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,12 +7,15 @@ import mlx.nn as nn
 
 from mlx_dpo.convert.adapters.tensors import (
     CONFIG,
+    check_number,
+    check_rank,
     most_common,
     part_of,
     plain,
     rank_of,
     read_tensors,
     scaled_to,
+    shown,
     widened,
     with_magnitudes,
     write_config,
@@ -101,16 +103,13 @@ def _settings(path: Path) -> tuple[str, int, float]:
             "adapter; make a model folder of it with mlx_lm.fuse"
         )
     if kind not in ("lora", "dora"):
-        raise UsageError(f"{path}: fine_tune_type is {kind!r}; expected lora or dora")
+        raise UsageError(f"{path}: fine_tune_type is {shown(kind)}; expected lora or dora")
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise UsageError(f"{path}: has no lora_parameters; it is not as mlx-lm writes it")
-    rank, scale = parameters.get("rank"), parameters.get("scale")
-    if not isinstance(rank, int) or rank < 1:
-        raise UsageError(f"{path}: rank is {rank!r}; expected a whole number of at least 1")
-    if not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise UsageError(f"{path}: scale is {scale!r}; expected a number")
-    return kind, rank, float(scale)
+    check_rank(path, parameters.get("rank"))
+    check_number(path, "scale", parameters.get("scale"))
+    return kind, parameters["rank"], float(parameters["scale"])
 
 
 def _layers_and_keys(adapter: Adapter, model: nn.Module) -> tuple[int, list[str]]:

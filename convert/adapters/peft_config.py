@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlx_dpo.convert.adapters.tensors import check_number, check_rank, shown
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.models.hub import read_json
 
@@ -84,16 +85,19 @@ def read_peft_config(path: Path) -> PeftConfig:
     """
     config = read_json(path)
     if config.get("peft_type") != "LORA":
-        raise UsageError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA is read")
+        raise UsageError(
+            f"{path}: peft_type is {shown(config.get('peft_type'))}; only LORA is read"
+        )
     for key, value in config.items():
         _check_setting(path, key, value)
     ranks, alphas = (_pattern(path, key, config) for key in ("rank_pattern", "alpha_pattern"))
     for value in (config.get("r"), *ranks.values()):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{path}: rank {value!r}; expected a whole number of at least 1")
+        check_rank(path, value)
     for value in (config.get("lora_alpha"), *alphas.values()):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{path}: lora_alpha {value!r}; expected a number")
+        check_number(path, "lora_alpha", value)
+    for key in ("use_rslora", "use_dora"):
+        if config.get(key) not in (None, True, False):
+            raise UsageError(f"{path}: {key} is {shown(config[key])}; expected true or false")
     return PeftConfig(
         rank=config["r"],
         alpha=config["lora_alpha"],
@@ -108,28 +112,26 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
     if key == "init_lora_weights":
         if value not in _INITIAL:
             raise UsageError(
-                f"{path}: {key} is {value!r}: the model's weights were changed before training, "
-                f"and its adapter does not fit the model as published; {_MERGE}"
+                f"{path}: {key} is {shown(value)}: it may fit only a model whose weights were "
+                f"changed before training; {_MERGE}"
             )
         return
     if key in _READ or key in _TOLD or value in (None, False, [], {}) or (key, value) == _NO_BIAS:
         return
-    shown = repr(value)[:60]
-    if key in _REFUSED:
-        raise UsageError(f"{path}: {key} is {shown}: {_REFUSED[key]}; {_MERGE}")
-    raise UsageError(f"{path}: {key} is {shown}, and that setting is not known here; {_MERGE}")
+    reason = _REFUSED.get(key, "a setting that is not known here")
+    raise UsageError(f"{path}: {key} is {shown(value)}: {reason}; {_MERGE}")
 
 
 def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
     table = config.get(key) or {}
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: {key} is {table!r}; expected an object")
+        raise UsageError(f"{path}: {key} is {shown(table)}; expected an object")
     for pattern in table:
         try:
             re.compile(pattern)
         except re.error as error:
             raise UsageError(
-                f"{path}: {key}: {pattern!r} is no pattern: {one_line(error)}"
+                f"{path}: {key}: {shown(pattern)} is no pattern: {one_line(error)}"
             ) from None
     return table
 

@@ -17,6 +17,8 @@ from mlx_dpo.models.parameters import check_finite, load_arrays
 
 CONFIG = "adapter_config.json"
 
+_LARGEST = 10**9  # beyond any scale or size
+_SHOWN = 60  # characters of a value
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
 Value = TypeVar("Value")
@@ -128,6 +130,32 @@ def bare_modules(model: nn.Module) -> dict[str, Any]:
         for path, module in model.named_modules()
         if not path.startswith(inside_adapted)
     }
+
+
+def check_rank(path: Path, value: Any) -> None:
+    """Refuse a rank that is none.
+
+    Raises:
+        UsageError: If it is not a whole number of at least 1, or larger than any matrix.
+    """
+    if not isinstance(value, int) or not 0 < value < _LARGEST:
+        raise UsageError(f"{path}: rank is {shown(value)}; expected a whole number of at least 1")
+
+
+def check_number(path: Path, name: str, value: Any) -> None:
+    """Refuse what is no number, infinite ones among it.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    if not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST:
+        raise UsageError(f"{path}: {name} is {shown(value)}; expected a number")
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def most_common(values: Iterable[Value]) -> Value:

@@ -1,6 +1,7 @@
 """PEFT's layout: adapters that PEFT itself saved, their logits beside PEFT's, and refusals."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -195,9 +196,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "LoftQ": ({"init_lora_weights": "loftq"}, "weights were changed before training"),
     "EVA": ({"init_lora_weights": "eva"}, "weights were changed before training"),
     "LoRA-GA": ({"init_lora_weights": "lora_ga"}, "weights were changed before training"),
-    "a setting to come": ({"use_new_idea": True}, "use_new_idea is True, and that setting"),
-    "no rank": ({"r": 0}, "rank 0; expected"),
-    "no alpha": ({"lora_alpha": "16"}, "lora_alpha '16'; expected"),
+    "a setting to come": ({"use_new_idea": True}, "use_new_idea is True: a setting that is not"),
+    "no rank": ({"r": 0}, "rank is 0; expected"),
+    "no alpha": ({"lora_alpha": "16"}, "lora_alpha is '16'; expected"),
+    "an alpha that is not finite": ({"lora_alpha": math.nan}, "lora_alpha is nan; expected"),
+    "an alpha beyond numbers": ({"lora_alpha": 10**400}, r"lora_alpha is 10+\.\.\.; expected"),
+    "no yes or no": ({"use_rslora": "false"}, "use_rslora is 'false'; expected true or false"),
     "no pattern": ({"rank_pattern": {"(": 2}}, "rank_pattern: .* is no pattern"),
     "a rank that is another": ({"r": 4}, "adapter_config.json says rank 4"),
     "DoRA without magnitudes": ({"use_dora": True}, "has no magnitude"),
