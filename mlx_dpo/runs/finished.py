@@ -14,6 +14,7 @@ from mlx_dpo.convert.sources import RECORD
 from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.models.adapters import parts_of
 from mlx_dpo.models.export import companions, export_folder
+from mlx_dpo.models.hub import is_hub_id
 from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import environment
@@ -41,8 +42,8 @@ A LoRA adapter for `{base}`, trained with DPO (Rafailov et al. 2023) by mlx-dpo.
 
 The adapter means something only on the weights it was trained on. To talk to it:
 
-    mlx_dpo generate --model {folder} --prompt "Hello"
-    mlx_lm.chat --model {base} --adapter-path {folder}
+    mlx_dpo generate --model {base} --adapter {name} --prompt "Hello"
+    mlx_lm.chat --model {base} --adapter-path {name}
 """
 
 
@@ -88,9 +89,15 @@ def _write_adapter(job: Job, record: dict[str, Any]) -> None:
         if config.adapter_format != "mlx":
             below = folder / "peft" if config.adapter_format == "both" else folder
             make_folder(below)
-            write_peft(below, adapter, job.policy, str(config.model))
+            write_peft(below, adapter, job.policy, _published(job))
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(job, record), encoding="utf-8")
+
+
+def _published(job: Job) -> str:
+    """The base's name, for files that others may read: its hub id, or its folder's name."""
+    name = str(job.config.model)
+    return name if is_hub_id(name) and not Path(name).exists() else job.name
 
 
 def _card(job: Job, record: dict[str, Any]) -> str:
@@ -104,9 +111,8 @@ def _card(job: Job, record: dict[str, Any]) -> str:
             f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
         )
     return _CARD.format(
-        base=config.model,
+        base=_published(job),
         name=job.out.name,
-        folder=job.out,
         rank=", ".join(map(str, ranks)),
         scale=next(iter(adapter.values())).scale,
         modules=config.lora_modules or f"those of {Path(str(config.adapter)).name}",

@@ -214,7 +214,7 @@ def test_auto_map_beside_a_known_architecture_is_ignored_with_a_note(
         ({"model_type": None}, "model_type is None"),
         ({"model_type": ["llama"]}, "model_type is ['llama']"),
         ({"quantization": {"bits": 4}}, "the model is quantised"),
-        ({"quantization_config": {"quant_method": "awq"}}, "the model is quantised"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is quantised by awq"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', and mlx-lm computes 'silu' for llama"),
         ({"hidden_size": None}, "mlx-lm can't build llama from it"),
         ({"hidden_size": "wide"}, "mlx-lm can't build llama from it"),

@@ -15,7 +15,7 @@ from mlx_dpo import load
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, StoppedError, UsageError
 from mlx_dpo.models.adapters import base_parameters, parts_of
-from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.models.parameters import fingerprint, load_arrays
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.run import train
 from tests.packed import pack
@@ -183,7 +183,7 @@ def test_an_adapter_of_other_weights_is_refused_before_anything_is_written(
 ) -> None:
     finished(**lora(out="first", run_dir="one"))
     other = shutil.copytree(ORACLE, "other")
-    weights = mx.load(str(Path(ORACLE, "model.safetensors")))
+    weights = load_arrays(Path(ORACLE, "model.safetensors"))
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     mx.save_safetensors(str(Path(other, "model.safetensors")), weights)
     with pytest.raises(UsageError) as error:
