@@ -125,12 +125,13 @@ def load_source(source: Source, dtype: str | None = None) -> "nn.Module":
     Raises:
         UsageError: If one of them can't be loaded, or the adapter is another model's.
     """
+    if source.adapter is not None:
+        check_base(source.adapter, source.folder)  # before there is a model in memory
     model = load_model(source.folder, dtype)
     if source.adapter is not None:
         from mlx_dpo.convert.adapters import read_adapter
         from mlx_dpo.models.adapters import attach
 
-        check_base(source.adapter, source.folder)
         attach(model, read_adapter(source.adapter, model))
     return model
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("a", metavar="A", type=options.Name())
 @click.argument("b", metavar="B", type=options.Name())
+@options.adapter("An adapter, mlx-lm's or PEFT's, to put onto B.")
 @options.path(
     "--prompts",
     "A prompt a line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 def compare(
     a: str,
     b: str,
+    adapter: str | None,
     prompts: Path | None,
     max_tokens: int,
     temperature: float,
@@ -55,7 +57,7 @@ def compare(
     """Show the answers of models A and B side by side, greedy and sampled with one seed.
 
     Mean length and repetition follow, in which a collapse shows. The two models are in memory one
-    after the other.
+    after the other. Each may be a trained adapter, by its folder.
 
     \b
     Examples:
@@ -65,11 +67,13 @@ def compare(
     if blind and not sys.stdin.isatty():
         raise UsageError("--blind asks a person, and there is no terminal to ask at")
     from mlx_dpo.insight import comparison
+    from mlx_dpo.insight.scoring import Named
 
+    models = Named(a), Named(b, adapter)
     questions = comparison.read_questions(prompts)
     with progress() as advance:
         compared = comparison.compare(
-            (a, b),
+            models,
             questions,
             max_tokens=max_tokens,
             temperature=temperature,
@@ -79,10 +83,10 @@ def compare(
     # Unseeded: somebody who judges twice should not know the sides from the first time.
     tally = comparison.judge_blind(compared, _ask, random.Random()) if blind else None
     if as_json:
-        record = {"a": a, "b": b, "temperature": temperature, "seed": seed}
+        record = {"a": a, "b": str(models[1]), "temperature": temperature, "seed": seed}
         click.echo(json.dumps(record | _as_record(compared, tally), indent=2))
         return
-    click.echo(f"A  {a}\nB  {b}\n")
+    click.echo(f"A  {a}\nB  {models[1]}\n")
     _print_answers(compared)
     _print_habits(compared)
     if tally is not None:

@@ -7,7 +7,6 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import progress
-from mlx_dpo.errors import UsageError
 from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(name="eval")
 @options.policy
+@options.adapter()
 @options.reference
 @options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
 @options.drop_bad
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @options.keeps_awake
 def evaluate(
     model: str,
+    adapter: str | None,
     reference: str | None,
     data: str,
     drop_bad: bool,
@@ -51,7 +52,8 @@ def evaluate(
     """Evaluate a trained model on held-out pairs, beside the model it was trained from.
 
     Accuracy by kind and by length, calibration, and drift. Where --data is the file the model was
-    trained on, only the pairs its run held out are used. Both models are held in memory.
+    trained on, only the pairs its run held out are used. Both models are held in memory; of an
+    adapter it is one, which is its own reference with the adapter off.
 
     \b
     Example:
@@ -59,17 +61,24 @@ def evaluate(
     """
     from mlx_dpo.cli.results import as_record, print_assessment
     from mlx_dpo.insight.evaluation import assess
-    from mlx_dpo.insight.scoring import open_model
+    from mlx_dpo.insight.scoring import Named, open_model, reference_of
 
     preferences = read_pairs(data, drop_bad)
-    policy = open_model(model)
-    other = open_model(reference or reference_of(model, policy.record))
+    named = Named(model, adapter)
+    origin = Named(reference) if reference else reference_of(named)
+    policy = open_model(*named)
+    other = policy.without_adapter() if origin is None else open_model(*origin)
     rows, which = _rows_to_evaluate(preferences, data, policy, all_pairs)
     settings: dict[str, Any] = {
         "beta": beta or setting_of_run(policy.record, "beta"),
         "max_length": max_length or setting_of_run(policy.record, "max_length"),
     }
-    _warn_of_foreign_reference(policy, other)
+    if not policy.comes_from(other):
+        click.echo(
+            f"warning: {other.name} is not the model {policy.name} was trained from: rewards "
+            "and drift are measured from another model than in DPO",
+            err=True,
+        )
     with progress() as advance:
         assessment = assess(
             policy,
@@ -106,23 +115,6 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
     return preferences
 
 
-def reference_of(model: str, record: dict[str, Any]) -> str:
-    """The model a run's record says the policy was trained from.
-
-    Raises:
-        UsageError: If it does not say.
-    """
-    try:
-        name = record["trained_from"]["model"]
-    except (KeyError, TypeError):
-        name = None
-    if not isinstance(name, str):
-        raise UsageError(
-            f"{model}: no dpo.json in it says what it was trained from; pass --reference"
-        )
-    return name
-
-
 def setting_of_run(record: dict[str, Any], key: str) -> Any:
     """A number among the settings of the run that made a model, or that setting's default."""
     default = getattr(RunConfig, key)
@@ -143,16 +135,3 @@ def _rows_to_evaluate(
     if all_pairs:
         return preferences, "all pairs of the file, those it was trained on among them"
     return held_out, "those its run held out (--all-pairs takes all)"
-
-
-def _warn_of_foreign_reference(policy: "LoadedModel", reference: "LoadedModel") -> None:
-    from mlx_dpo.models.parameters import fingerprint
-
-    origin = policy.record.get("trained_from")
-    known = origin.get("fingerprint") if isinstance(origin, dict) else None
-    if known is not None and known != fingerprint(reference.model):
-        click.echo(
-            f"warning: {reference.name} is not the model {policy.name} was trained from: rewards "
-            "and drift are measured from another model than in DPO",
-            err=True,
-        )

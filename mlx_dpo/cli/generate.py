@@ -8,6 +8,7 @@ from mlx_dpo.cli.screen import printable
 
 @click.command()
 @options.model()
+@options.adapter()
 @click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
 @options.max_tokens(128)
 @click.option(
@@ -18,22 +19,28 @@ from mlx_dpo.cli.screen import printable
     help="0 takes the most likely token each time.",
 )
 @options.seed("Decides what is sampled above temperature 0.")
-def generate(model: str, prompt: str, max_tokens: int, temperature: float, seed: int) -> None:
+def generate(
+    model: str,
+    adapter: str | None,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
     """Answer a prompt with a model.
 
     \b
     Example:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
     """
-    from mlx_dpo.convert.sources import find_mlx, load_folder
+    from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.models.generate import answer
-    from mlx_dpo.preferences.chat import chat_format
     from mlx_dpo.records import Message
 
-    loaded, tokenizer = load_folder(find_mlx(model))
+    loaded = open_model(model, adapter)
     reply = answer(
-        loaded,
-        chat_format(tokenizer),
+        loaded.model,
+        loaded.chat,
         (Message("user", prompt),),
         max_tokens=max_tokens,
         temperature=temperature,

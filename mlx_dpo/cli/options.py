@@ -71,9 +71,16 @@ def path(name: str, about: str, *, metavar: str = "FILE", **rules: Any) -> Decor
     return click.option(name, **{"metavar": metavar, "type": Name(), "help": about, **rules})
 
 
-def model(about: str = "A model folder or hub id.", *, required: bool = True) -> Decorator:
+def model(
+    about: str = "A model folder or hub id, or a trained adapter.", *, required: bool = True
+) -> Decorator:
     """``--model``."""
     return path("--model", about, metavar="FOLDER", required=required)
+
+
+def adapter(about: str = "An adapter, mlx-lm's or PEFT's, to put onto --model.") -> Decorator:
+    """``--adapter``."""
+    return path("--adapter", about, metavar="FOLDER")
 
 
 def out(about: str, *, default: str | None = None) -> Decorator:
@@ -158,10 +165,11 @@ drop_bad = click.option(
     "--drop-bad", is_flag=True, help="Leave rows with errors out, as train does with it."
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-policy = model("The trained model (policy).")
+policy = model("The trained model (policy), or adapter.")
 reference = path(
     "--reference",
-    "The model it was trained from. Default: the one its dpo.json names.",
+    "The model it was trained from. Default: the one its dpo.json names; of an adapter the same "
+    "weights without it.",
     metavar="FOLDER",
 )
 max_length = click.option(

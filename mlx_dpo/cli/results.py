@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli.screen import counted, printable, program, share, table
+from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
 from mlx_dpo.insight.evaluation import (
@@ -17,6 +18,9 @@ from mlx_dpo.insight.evaluation import (
     score_groups,
     wilson_interval,
 )
+from mlx_dpo.models.packed import packed_bits
+from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.runs.run import RunResult
 
@@ -41,12 +45,32 @@ def show_result(result: RunResult) -> None:
         _print_time(result.totals)
     click.echo(
         f"{result.totals['seconds']:.1f} s of training, "
-        f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}.\n"
-        f"The DPO checkpoint is {job.out}. Next:"
+        f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}."
     )
-    question = printable(result.answers[0].prompt) if result.answers else "Hello"
-    command = [program(), "generate", "--model", str(job.out), "--prompt", question]
-    click.echo(f"  {shlex.join(command)}")
+    _print_next(job, printable(result.answers[0].prompt) if result.answers else "Hello")
+
+
+def _print_next(job: Job, question: str) -> None:
+    """What a run made, and what to type to use it."""
+    config, out = job.config, str(job.out)
+    is_adapter = config.method == LORA
+    click.echo(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
+    click.echo(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
+    if not is_adapter:
+        return
+    if config.adapter_format == "peft":
+        click.echo(
+            "It is in PEFT's layout, which mlx-lm's tools do not read; --adapter-format both"
+        )
+    else:
+        # A checkpoint that had to be converted is served from what it was converted to.
+        is_converted = find(str(config.model)) != job.source
+        base = str(job.source if is_converted else config.model)
+        click.echo(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
+    fuse = shlex.join([program(), "export", out, "FOLDER", "--fuse"])
+    bits = packed_bits(job.policy)
+    rounded = f"; fused into {bits[0]} bits it is rounded" if bits else ", and so it is fused"
+    click.echo(f"On its base it is exactly what was trained{rounded} ({fuse}).")
 
 
 def _print_scores(groups: Sequence[GroupScore]) -> None:

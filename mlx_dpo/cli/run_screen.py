@@ -8,8 +8,10 @@ from types import TracebackType
 from rich.console import Console
 
 from mlx_dpo.cli.screen import Bar, clock, counted, printable
+from mlx_dpo.insight import words
+from mlx_dpo.models.adapters import describe
 from mlx_dpo.models.device import TF32_SWITCH
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.packed import num_parameters, packed_bits
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.preferences.store import length_bias
 from mlx_dpo.runs.callbacks import Screen
@@ -82,10 +84,9 @@ class TerminalScreen(Screen):
     def prepared(self, job: Job, folder: Path | None) -> None:
         self.max_steps = job.max_steps
         config, bias = job.config, length_bias(job.train.examples)
-        size = sum(a.size for a in named_arrays(job.policy.parameters()).values()) / 1e6
         held_out = f", {len(job.held_out.examples) or 'none'} held out"
         length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
-        self._line("model", f"{config.model}  ({size:.1f} M parameters, {config.dtype})")
+        self._line("model", f"{config.model}  ({_about_model(job)})")
         self._line(
             "data",
             f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",
@@ -96,7 +97,7 @@ class TerminalScreen(Screen):
             f"{config.batch_size}"
             + (f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else "")
             + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
-            f"reference {config.reference}, seed {config.seed}",
+            f"reference {_about_reference(config)}, seed {config.seed}",
         )
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
         self._line(
@@ -120,6 +121,12 @@ class TerminalScreen(Screen):
             self.warned(
                 f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
                 "reference"
+            )
+
+        if config.adapter_reference == "base":
+            self.warned(
+                "--adapter-reference base: the policy starts away from its reference, so the loss "
+                "does not start at log 2, and the self-check of the start is off"
             )
 
     def path_chosen(self, choice: Choice) -> None:
@@ -148,10 +155,11 @@ class TerminalScreen(Screen):
     def checked(self, job: Job, start: dict[str, float]) -> None:
         self._end_bar()
         account = job.data.account
+        is_log_2 = " (not checked)" if job.config.adapter_reference == "base" else " = log 2"
         why = f" ({by_code(account.dropped)})" if account.dropped else ""
         self._line(
             "self-check",
-            f"loss {start['loss']:.4f} = log 2; gradient norm {start['grad_norm']:.3g} > 0; "
+            f"loss {start['loss']:.4f}{is_log_2}; gradient norm {start['grad_norm']:.3g} > 0; "
             f"{job.chat.closing_text} closes {account.num_closed} of {2 * len(job.examples)} "
             f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
             f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
@@ -222,3 +230,26 @@ class TerminalScreen(Screen):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def _about_model(job: Job) -> str:
+    """Size, packing and dtype of a model, and what of it trains."""
+    adapter = describe(job.policy)
+    size = num_parameters(job.policy) - (adapter.parameters if adapter else 0)
+    bits = " and ".join(map(str, packed_bits(job.policy)))
+    text = f"{words.parameters(size)} parameters" + (f" in {bits} bits" if bits else "")
+    text += f", {job.config.dtype}"
+    if adapter is None:
+        return text
+    return (
+        f"{text}; {'quantised, so ' if bits else ''}LoRA: rank {words.numbers(adapter.ranks)}, "
+        f"scale {words.numbers(adapter.scales)}, {words.adapted_layers(job.config)}, "
+        f"{words.parameters(adapter.parameters)} trained"
+    )
+
+
+def _about_reference(config: RunConfig) -> str:
+    if config.adapter_reference is None:
+        return config.reference
+    without = config.adapter_reference == "base"
+    return f"{config.reference}, {'without' if without else 'with'} {config.adapter}"

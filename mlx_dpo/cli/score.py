@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.evaluate import read_pairs, reference_of, setting_of_run
+from mlx_dpo.cli.evaluate import read_pairs, setting_of_run
 from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.policy
+@options.adapter()
 @options.reference
 @click.option("--prompt", help="What was asked. It is put into the chat template.")
 @click.option("--response", multiple=True, help="An answer to score. May be given several times.")
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @options.keeps_awake
 def score(
     model: str,
+    adapter: str | None,
     reference: str | None,
     prompt: str | None,
     response: tuple[str, ...],
@@ -42,7 +44,8 @@ def score(
     """Give answers their implicit reward, beta * log(policy / reference), as JSON lines.
 
     One line an answer, or with --data one line a pair. Log-probs are sums over the answer's
-    tokens, in nats. The two models are in memory one after the other.
+    tokens, in nats. The two models are in memory one after the other; of an adapter it is one,
+    which is its own reference with the adapter off.
 
     \b
     Examples:
@@ -52,12 +55,13 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.convert.sources import find_mlx
+    from mlx_dpo.convert.sources import locate
     from mlx_dpo.insight.rewards import encode_answers, reward_tokens
-    from mlx_dpo.insight.scoring import read_record
+    from mlx_dpo.insight.scoring import Named, read_record, reference_of
 
-    record = read_record(find_mlx(model))
-    models = model, reference or reference_of(model, record)
+    policy = Named(model, adapter)
+    record = read_record(locate(*policy).origin)
+    models = policy, Named(reference) if reference else reference_of(policy)
     chat = options.chat_of(model)
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")

@@ -55,6 +55,8 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     Example:
       mlx_dpo sweep --beta 0.01,0.05,0.1,0.3,1.0 --run-dir runs/sweep
     """
+    from mlx_dpo.runs.defaults import decided
+
     given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
@@ -63,6 +65,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     if settings.eval_fraction == 0 and settings.eval_data is None:
         raise UsageError("a sweep compares on held-out pairs, and --eval-fraction 0 leaves none")
     folder = Path(settings.run_dir)
+    settings = decided(settings)
     settings = _fitted(settings, folder, given_names(config, given))
     finished, failed = _train_all(settings, folder, betas)
     if not finished:
@@ -140,7 +143,9 @@ def _is_finished(settings: RunConfig) -> bool:
     run = Path(str(settings.run_dir))
     if not (run / "result.json").is_file():
         return False
-    if resolve(run / "config.toml", {}) != settings:
+    from mlx_dpo.runs.defaults import decided
+
+    if decided(resolve(run / "config.toml", {})) != settings:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
     return True
 

@@ -8,11 +8,11 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-from mlx_dpo.convert.sources import find
+from mlx_dpo.convert.sources import check_base, locate
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.evaluation import wilson_interval
-from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn
+from mlx_dpo.insight.scoring import CountDone, LoadedModel, Named, in_turn
 from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.records import Message
 
@@ -108,7 +108,7 @@ def read_questions(path: Path | None) -> list[ComparisonPrompt]:
 
 
 def compare(
-    names: tuple[str, str],
+    models: tuple[Named, Named],
     questions: Sequence[ComparisonPrompt],
     *,
     max_tokens: int,
@@ -124,8 +124,10 @@ def compare(
     Raises:
         UsageError: If a model can't be loaded.
     """
-    for name in names:  # a mistyped B is refused before A has answered everything
-        find(name)
+    for named in models:  # a mistyped B is refused before A has answered everything
+        source = locate(*named)
+        if source.adapter is not None:
+            check_base(source.adapter, source.folder)
 
     def answer(loaded: LoadedModel) -> list[tuple[Completion, Completion]]:
         prompts = [loaded.chat.prompt_ids((Message("user", q.prompt),)) for q in questions]
@@ -138,7 +140,7 @@ def compare(
 
     return [
         Compared(question, (a[0], b[0]), (a[1], b[1]))
-        for question, a, b in zip(questions, *in_turn(names, answer), strict=True)
+        for question, a, b in zip(questions, *in_turn(models, answer), strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ from mlx_dpo.insight.scoring import (
     CountDone,
     LoadedModel,
     Logprobs,
+    Named,
     check_same_tokens,
     in_turn,
     score_pairs,
@@ -25,7 +26,7 @@ from mlx_dpo.insight.scoring import (
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.records import Message, Preference, PreferenceExample
 
-Models = tuple[str, str]  # policy and reference, by folder or hub id
+Models = tuple[Named, Named | None]  # policy and reference; None is the policy's adapter off
 AnswerIds = tuple[list[int], list[int]]  # ids of a prompt and of an answer to it
 
 

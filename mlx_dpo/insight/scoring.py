@@ -3,7 +3,7 @@
 import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,12 +13,14 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.sources import find_mlx, load_folder
+from mlx_dpo.convert.sources import RECORD, Source, base_of, load_source, load_tokenizer, locate
 from mlx_dpo.errors import NonFiniteError, UsageError
+from mlx_dpo.models.adapters import adapter_digest, base_parameters, without_adapter
 from mlx_dpo.models.hub import check_ids
+from mlx_dpo.models.parameters import fingerprint, is_float, stored_digest
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import DTYPES, RunConfig
 from mlx_dpo.training.reference import score_in_batches
 from mlx_dpo.training.self_check import Choice, choose_path
 
@@ -30,19 +32,70 @@ CountDone = Callable[[int], None]  # called with how many more are done
 T = TypeVar("T")
 
 
+class Named(NamedTuple):
+    """A model by its name, a folder or hub id, and perhaps the folder of an adapter for it."""
+
+    name: str
+    adapter: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+
+    @property
+    def base(self) -> str:
+        """The model without its adapter, which `name` may be alone."""
+        adapter = locate(*self).adapter
+        return self.name if adapter is None or self.adapter is not None else base_of(adapter)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory that is scored, and never changed.
 
-    `name` is as it was given; `model` is frozen and called as ``model(ids, cache=...)``; `record`
-    is its ``dpo.json``, which describes the run that made it, empty where there is none.
+    Attributes:
+        named: As it was given.
+        model: Frozen, called as ``model(ids, cache=...)``.
+        chat: Its conversation format.
+        source: Where it came from.
+        record: The ``dpo.json`` of the run that made it, or its adapter; empty where there is none.
     """
 
-    name: str
+    named: Named
     model: nn.Module
     chat: ChatFormat
-    folder: Path
+    source: Source
     record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return str(self.named)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the run that made it; empty where it is not known."""
+        return _entry(self.record, "settings")
+
+    def without_adapter(self) -> "LoadedModel":
+        """The model below the adapter: the same arrays, none of them copied."""
+        folder = self.source.folder
+        return replace(
+            self,
+            named=Named(self.named.base),
+            model=without_adapter(self.model),
+            source=Source(folder, None, folder),
+            record=read_record(folder),
+        )
+
+    def comes_from(self, reference: "LoadedModel") -> bool:
+        """Whether a model is what this one was trained from, as far as its record tells."""
+        origin = _entry(self.record, "trained_from")
+        if not origin:
+            return True
+        is_start = self.settings.get("adapter_reference") == "start"
+        start = origin.get("adapter") if is_start else None
+        found = adapter_digest(reference.model) if reference.source.adapter else None
+        return found == start and _is_base(origin, self, reference)
 
     def check_ids(self, examples: Sequence[PreferenceExample]) -> None:
         """Refuse token ids and lengths the model has no row for.
@@ -52,44 +105,91 @@ class LoadedModel:
         """
         largest = max((max(ids, default=0) for e in examples for ids in e), default=0)
         longest = max((len(e.prompt_ids) + max(map(len, e[1:])) for e in examples), default=0)
-        check_ids(self.model, self.folder, largest_id=largest, longest=longest)
+        check_ids(self.model, self.source.folder, largest_id=largest, longest=longest)
 
 
-def open_model(name: str) -> LoadedModel:
-    """Load a model to score with, by folder or hub id.
+def open_model(name: str, adapter: str | None = None) -> LoadedModel:
+    """Load a model to score with.
+
+    Args:
+        name: A folder or hub id, or the folder of a trained adapter, whose base is loaded with it.
+        adapter: Folder of an adapter to put onto it.
 
     Raises:
-        UsageError: If it is not there or can't be loaded.
+        UsageError: If one of them is not there or can't be loaded, or the adapter is another
+            model's.
     """
-    folder = find_mlx(name)
-    model, tokenizer = load_folder(folder)
+    source = locate(name, adapter)
+    model = load_source(source)
     model.freeze()
     model.eval()
-    return LoadedModel(name, model, chat_format(tokenizer), folder, read_record(folder))
+    chat = chat_format(load_tokenizer(source.folder))
+    return LoadedModel(Named(name, adapter), model, chat, source, read_record(source.origin))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The ``dpo.json`` of a folder that a run made; empty where there is none to read."""
     try:
-        record = json.loads((folder / "dpo.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def in_turn(names: Sequence[str], use: Callable[[LoadedModel], T]) -> list[T]:
+def reference_of(policy: Named) -> Named | None:
+    """What a policy was trained from, by the record of its run.
+
+    Returns:
+        A model, or the adapter that the run started from on the policy's base. None stands for
+        the policy itself with its adapter off.
+
+    Raises:
+        UsageError: If no record says it, or that adapter is not there any more.
+    """
+    source = locate(*policy)
+    record = read_record(source.origin)
+    if source.adapter is None:
+        name = _entry(record, "trained_from").get("model")
+        if not isinstance(name, str):
+            raise UsageError(
+                f"{policy}: no {RECORD} in it says what it was trained from; pass --reference"
+            )
+        return Named(name)
+    settings = _entry(record, "settings")
+    start = settings.get("adapter")
+    if settings.get("adapter_reference") != "start" or not isinstance(start, str):
+        return None
+    if not Path(start).expanduser().is_dir():
+        raise UsageError(
+            f"{policy}: its reference is the adapter it started from, {start}, which is not there "
+            "any more; pass --reference"
+        )
+    return Named(policy.base, start)
+
+
+def in_turn(models: Sequence[Named | None], use: Callable[[LoadedModel], T]) -> list[T]:
     """Results of `use` for each model, with one model in memory at a time.
+
+    Args:
+        models: None stands for the one before it with its adapter off.
+        use: Called with each.
 
     Raises:
         UsageError: If a model can't be loaded.
     """
     results = []
-    for name in names:
-        loaded = open_model(name)
+    loaded: LoadedModel | None = None
+    for named in models:
+        if named is not None:
+            loaded = None
+            _collect()
+            loaded = open_model(*named)
+        else:
+            assert loaded is not None
+            loaded = loaded.without_adapter()
         results.append(use(loaded))
-        del loaded
-        gc.collect()
-        mx.clear_cache()
+    del loaded
+    _collect()
     return results
 
 
@@ -187,3 +287,31 @@ def next_logprobs(
         logits = model(mx.array([ids[start : start + POSITIONS]]), cache=cache)[0]
         logits = logits.astype(mx.float32)
         yield logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _collect() -> None:
+    gc.collect()
+    mx.clear_cache()
+
+
+def _entry(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_base(origin: dict[str, Any], policy: LoadedModel, reference: LoadedModel) -> bool:
+    """Whether the weights below all adapters are those that training started from."""
+    folder = reference.source.folder
+    if (stored := origin.get("sha256")) is not None:
+        # A policy on this very folder was compared with it when it was loaded.
+        is_same = policy.source.adapter is not None and policy.source.folder == folder
+        return is_same or stored == stored_digest(folder)
+    known = origin.get("fingerprint")
+    if known is None:
+        return True
+    dtype = policy.settings.get("dtype")  # the fingerprint is of the weights in that
+    base = base_parameters(reference.model)
+    if dtype in DTYPES:
+        kind = getattr(mx, dtype)
+        base = {name: a.astype(kind) if is_float(a) else a for name, a in base.items()}
+    return bool(known == fingerprint(base))

@@ -10,7 +10,15 @@ from mlx_dpo.insight.collapse import reward_signs
 from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
 from mlx_dpo.insight.evaluation import GroupScore, score_groups, spread_prompts
 from mlx_dpo.insight.report.record import RunRecord, read_run
-from mlx_dpo.insight.scoring import CountDone, LoadedModel, in_turn, open_model
+from mlx_dpo.insight.scoring import (
+    CountDone,
+    LoadedModel,
+    Named,
+    in_turn,
+    open_model,
+    reference_of,
+)
+from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.callbacks import ANSWER_TOKENS
@@ -46,9 +54,10 @@ def sweep_outcomes(
 ) -> list[BetaOutcome]:
     """Score the finished runs of a sweep, which are alike but for beta, and measure their drift.
 
-    Each folder holds a `run` and its `model`. The reference answers the held-out prompts once for
-    all of them. A drift that was measured before is read instead. `begin` is called before a run's
-    answers are sampled, with how many; `after_prompts` with how many more are answered.
+    Each folder holds a `run` and its `model`, which may be an adapter. The reference answers the
+    held-out prompts once for all of them. A drift that was measured before is read instead. `begin`
+    is called before a run's answers are sampled, with how many; `after_prompts` with how many more
+    are answered.
 
     Raises:
         UsageError: If a file or model is not there.
@@ -57,13 +66,20 @@ def sweep_outcomes(
     asked = {"num_prompts": num_prompts, "max_tokens": ANSWER_TOKENS, "seed": _SEED}
     drifts = {folder: _read_drift(folder, asked) for folder in folders}
     if missing := [folder for folder in folders if drifts[folder] is None]:
-        reference = open_model(str(runs[missing[0]].config.model))
-        prompts = _held_out_prompts(runs[missing[0]], reference, num_prompts)
-        others = sample_answers(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
+        policies = [Named(str(folder / "model")) for folder in missing]
+        origin = reference_of(policies[0])
+        fixed = None if origin is None else open_model(*origin)
         waiting = iter(missing)
+        others: list[Completion] = []
 
         def measure(policy: LoadedModel) -> None:
-            folder = next(waiting)
+            folder, reference = next(waiting), fixed or policy.without_adapter()
+            prompts = _held_out_prompts(runs[folder], reference, num_prompts)
+            others.extend(
+                []
+                if others
+                else sample_answers(reference, prompts, max_tokens=ANSWER_TOKENS, seed=_SEED)
+            )
             begin(folder, len(prompts))
             drift = measure_drift(
                 *(policy, reference, prompts),
@@ -76,7 +92,7 @@ def sweep_outcomes(
             record = {"asked": asked, "drift": asdict(drift)}
             write_file(folder / "run" / _FILE, json.dumps(record, indent=2) + "\n")
 
-        in_turn([str(folder / "model") for folder in missing], measure)
+        in_turn(policies, measure)
     return [_outcome(runs[folder], drift) for folder in folders if (drift := drifts[folder])]
 
 

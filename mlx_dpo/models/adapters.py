@@ -22,7 +22,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.packed import dense, num_inputs
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import fingerprint, named_arrays
 
 RANK, SCALE = 16, 2.0
 _ADAPTED = ("lora_a", "lora_b", "m")  # parameters that are an adapter's
@@ -47,8 +47,23 @@ class Part:
     scale: float
     magnitude: mx.array | None = None
 
+    @property
+    def rank(self) -> int:
+        """Rank of the product."""
+        return int(self.a.shape[-2] if self.a.ndim == 3 else self.a.shape[-1])
+
 
 Adapter = Mapping[str, Part]  # by path of the module
+
+
+@dataclass(frozen=True)
+class About:
+    """What an adapter is: the different ranks and scales in it, its modules, its parameters."""
+
+    ranks: list[int]
+    scales: list[float]
+    modules: int
+    parameters: int
 
 
 class Lora(nn.Module):
@@ -253,11 +268,39 @@ def adapter_parameters(model: nn.Module) -> dict[str, mx.array]:
     }
 
 
+def describe(model: nn.Module) -> About | None:
+    """What the adapter of a model is; None where there is none."""
+    adapter = parts_of(model)
+    if not adapter:
+        return None
+    return About(
+        ranks=sorted({part.rank for part in adapter.values()}),
+        scales=sorted({part.scale for part in adapter.values()}),
+        modules=len(adapter),
+        parameters=sum(array.size for array in adapter_parameters(model).values()),
+    )
+
+
+def adapter_digest(model: nn.Module) -> str:
+    """sha256 of a model's adapter: its arrays, and the factors of their products."""
+    scales = [part.scale for part in parts_of(model).values()]
+    arrays = fingerprint(adapter_parameters(model))
+    return hashlib.sha256(f"{arrays} {scales}".encode()).hexdigest()
+
+
+def whole_digest(model: nn.Module) -> str:
+    """`fingerprint` of a model; with an adapter, one of both."""
+    if not adapted_modules(model):
+        return fingerprint(model)
+    both = f"{fingerprint(base_parameters(model))} {adapter_digest(model)}"
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
 def without_adapter(model: nn.Module) -> nn.Module:
     """A view of an adapted model whose adapter counts nothing: the same arrays, its scales 0.
 
-    The products are still made. In half precision MLX rounds otherwise where an input has a
-    gradient, and both sides of the loss must round alike.
+    The products are still made, except for DoRA, which does not train. In half precision MLX rounds
+    otherwise where an input has a gradient, and both sides of the loss must round alike.
     """
     return _silenced(model) if adapted_modules(model) else model
 
@@ -358,19 +401,15 @@ def _wrapper(path: str, module: nn.Module, part: Part) -> nn.Module:
                          "that can be adapted")  # fmt: skip
     if part.magnitude is not None:
         raise UsageError(f"the adapter has {path} with a magnitude (DoRA): only linear layers may")
-    wrapper: nn.Module = kind.from_base(module, r=_rank(part), scale=part.scale)
+    wrapper: nn.Module = kind.from_base(module, r=part.rank, scale=part.scale)
     wrapper.lora_a, wrapper.lora_b = part.a, part.b
     return wrapper
-
-
-def _rank(part: Part) -> int:
-    return int(part.a.shape[-2] if part.a.ndim == 3 else part.a.shape[-1])
 
 
 def _check_shapes(path: str, module: Any, part: Part) -> None:
     if "weight" not in module or module.weight.ndim < 2:
         return  # refused by its kind
-    rank, columns = _rank(part), num_inputs(module)
+    rank, columns = part.rank, num_inputs(module)
     *experts, rows = module.weight.shape[:-1]
     if experts:
         expected = ((*experts, rank, columns), (*experts, rows, rank))
@@ -391,6 +430,8 @@ def _silenced(module: Any) -> Any:
         return [_silenced(each) for each in module]
     if not isinstance(module, nn.Module):
         return {n: _silenced(m) for n, m in module.items()} if isinstance(module, dict) else module
+    if isinstance(module, Dora):
+        return module.linear
     view = copy.copy(module)
     if "lora_a" in view:
         view.scale = 0.0

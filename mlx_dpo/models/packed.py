@@ -5,6 +5,7 @@ a loop of 2 GFLOP/s which sums bfloat16 in bfloat16; there the weights are unpac
 and thrown away after it, and the product is one of dense float32 matrices.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.models.device import on_gpu
+from mlx_dpo.models.parameters import named_arrays
 
 # A product with packed weights may sum in half precision, and so may its check.
 _LARGEST_DIFFERENCE = 0.05  # relative, of a row
@@ -27,6 +29,26 @@ def num_inputs(module: Any) -> int:
     """Columns of a layer's matrix: the size of what it takes, or of what an embedding gives."""
     columns = int(module.weight.shape[-1])
     return columns * 32 // module.bits if is_packed(module) else columns
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Weights of a model; a packed one counts once, whatever it is packed into."""
+    total = sum(array.size for array in named_arrays(model.parameters()).values())
+    for module in model.modules():
+        if is_packed(module):
+            packed = [module.get(name) for name in ("weight", "scales", "biases")]
+            total -= sum(array.size for array in packed if array is not None)
+            total += module.weight.size // module.weight.shape[-1] * num_inputs(module)
+    return total
+
+
+def packed_bits(model: nn.Module) -> list[int]:
+    """Bits of a model's packed weights, that of most of them first; empty where none is packed."""
+    counts = Counter[int]()
+    for module in model.modules():
+        if is_packed(module):
+            counts[module.bits] += module.weight.size * 32 // module.bits
+    return [bits for bits, _ in counts.most_common()]
 
 
 def dense(module: Any, dtype: mx.Dtype = mx.float32) -> mx.array:

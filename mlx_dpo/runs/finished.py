@@ -74,6 +74,8 @@ def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> N
         export_folder(job.policy, job.source, job.out, record, replace=config.overwrite)
         return
     origin["sha256"] = stored_digest(job.source)
+    if job.adapter_digest is not None:
+        origin["adapter"] = job.adapter_digest
     _write_adapter(job, record)
 
 
@@ -98,6 +100,12 @@ def _published(job: Job) -> str:
     """The base's name, for files that others may read: its hub id, or its folder's name."""
     name = str(job.config.model)
     return name if is_hub_id(name) and not Path(name).exists() else job.name
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Size of the weights of a finished adapter, in the larger of its layouts."""
+    layouts = (folder, folder / "peft")
+    return max(sum(f.stat().st_size for f in each.glob("adapter*.safetensors")) for each in layouts)
 
 
 def _card(job: Job, record: dict[str, Any]) -> str:

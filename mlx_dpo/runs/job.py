@@ -20,11 +20,10 @@ from mlx_dpo.convert.sources import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.adapters import (
-    adapter_parameters,
+    adapter_digest,
     attach,
     choose_modules,
     new_adapter,
-    parts_of,
     without_adapter,
 )
 from mlx_dpo.models.export import companions
@@ -157,11 +156,11 @@ def prepare(
     # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)
     reference_digest = model_digest(weights_digest, source)
-    adapter_digest = None
+    start_digest = None
     if config.method == LORA:
-        adapter_digest = _put_adapter_on(policy, config, source)
+        start_digest = _put_adapter_on(policy, config, source)
         if config.adapter_reference == "start":
-            both = f"{reference_digest} {adapter_digest}".encode()
+            both = f"{reference_digest} {start_digest}".encode()
             reference_digest = hashlib.sha256(both).hexdigest()
     pairs_per_step = config.batch_size * config.grad_accumulation
     steps_per_epoch = -(-len(data.train.examples) // pairs_per_step)
@@ -173,7 +172,7 @@ def prepare(
         policy=policy,
         weights_digest=weights_digest,
         model_digest=reference_digest,
-        adapter_digest=adapter_digest,
+        adapter_digest=start_digest,
         chat=chat,
         data=data,
         max_steps=config.steps or config.epochs * steps_per_epoch,
@@ -194,9 +193,7 @@ def _put_adapter_on(policy: nn.Module, config: RunConfig, source: Path) -> str |
     attach(policy, read_adapter(folder, policy))
     if not policy.trainable_parameters():
         raise UsageError(f"{folder}: DoRA adapters can be evaluated and fused, not trained")
-    scales = [part.scale for part in parts_of(policy).values()]
-    arrays = fingerprint(adapter_parameters(policy))
-    return hashlib.sha256(f"{arrays} {scales}".encode()).hexdigest()
+    return adapter_digest(policy)
 
 
 def _check_ids(job: Job) -> None:

@@ -14,7 +14,7 @@ from mlx.optimizers import Optimizer
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
-from mlx_dpo.models.adapters import base_parameters
+from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.device import on_gpu, tf32_enabled
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
@@ -42,7 +42,7 @@ from mlx_dpo.runs.checkpoint import (
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
-from mlx_dpo.runs.finished import write_finished
+from mlx_dpo.runs.finished import adapter_bytes, write_finished
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
@@ -318,8 +318,11 @@ def _finish(
         "policy": policy.tolist(),
     }
     folder.write_json("held_out.json", held_out)
+    result: dict[str, object] = {"out": str(job.out), "answers": [asdict(a) for a in answers]}
+    if (adapter := describe(job.policy)) is not None:
+        result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
     # Last: a run with this file is finished.
-    folder.write_json("result.json", {"out": str(job.out), "answers": [asdict(a) for a in answers]})
+    folder.write_json("result.json", result)
     return RunResult(job, folder.path, policy, reference, answers, log.totals, mx.get_peak_memory())
 
 

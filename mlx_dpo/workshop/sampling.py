@@ -15,8 +15,8 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.files import append, cut_torn_line
+from mlx_dpo.models.adapters import whole_digest
 from mlx_dpo.models.generate import Request, batches_exactly, generate_each, generate_together
-from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import special_tokens
 from mlx_dpo.preferences.json_text import not_readable
@@ -80,7 +80,7 @@ class Session:
         self._prompts = prompts
         self._settings = settings
         self._path = path
-        self._weights = fingerprint(model)[:16]
+        self._weights = whole_digest(model)[:16]
         self._special = special_tokens(chat)
         self._ids = [chat.prompt_ids(row.prompt) for row in prompts]
         self.together = settings.batch_size > 1 and batches_exactly(model, self._ids)

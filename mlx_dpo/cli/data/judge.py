@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     "judge_name",
     required=True,
     metavar="JUDGE",
-    help="rule:NAME, a model's folder or hub id, or http://HOST/v1.",
+    help="rule:NAME, a model's folder or hub id, a trained adapter, or http://HOST/v1.",
 )
 @options.out("Where pairs go.", default="preferences.jsonl")
 @options.overwrite
+@options.adapter("An adapter, mlx-lm's or PEFT's, to put onto the model that judges.")
 @click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
 @options.path(
     "--rubrics",
@@ -50,6 +51,7 @@ def judge(
     judge_name: str,
     out: str,
     overwrite: bool,
+    adapter: str | None,
     model: str,
     rubrics: str | None,
     concurrency: int,
@@ -100,6 +102,7 @@ def judge(
         open_judge(
             judge_name,
             path,
+            adapter=adapter,
             model=model,
             rubrics=Path(rubrics) if rubrics else None,
             concurrency=concurrency,

@@ -10,6 +10,7 @@ from mlx_dpo.cli.screen import counted, progress
 
 @click.command(short_help="Several answers of a model to each prompt.")
 @options.model()
+@options.adapter()
 @options.path(
     "--prompts",
     "A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
@@ -32,6 +33,7 @@ from mlx_dpo.cli.screen import counted, progress
 @options.keeps_awake
 def sample(
     model: str,
+    adapter: str | None,
     prompts: str,
     out: str,
     answers: int,
@@ -51,17 +53,18 @@ def sample(
       mlx_dpo data sample --model checkpoints/tiny-sft --prompts prompts.txt -n 2
       mlx_dpo data judge candidates.jsonl --judge rule:shorter
     """
-    from mlx_dpo.convert.sources import find_mlx, load_folder, name_of
+    from mlx_dpo.convert.sources import name_of
     from mlx_dpo.files import check_writable
-    from mlx_dpo.preferences.chat import chat_format
+    from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.workshop.sampling import SamplingSettings, Session, read_prompts
 
     path = Path(out)
     check_writable(path)
     rows, num_rows = read_prompts(prompts)
-    loaded, tokenizer = load_folder(find_mlx(model))
+    loaded = open_model(model, adapter)
+    name = name_of(model) + (f"+{name_of(adapter)}" if adapter else "")
     settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
-    session = Session(loaded, chat_format(tokenizer), name_of(model), rows, settings, path)
+    session = Session(loaded.model, loaded.chat, name, rows, settings, path)
     click.echo(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
     if session.done:
         click.echo(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.insight import words
 from mlx_dpo.insight.scoring import Logprobs
 from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.defaults import LORA
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +55,8 @@ class RunRecord:
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
-    `samples` are answers given during the run, `answers` those before and after it.
+    `samples` are answers given during the run, `answers` those before and after it. `adapter` has
+    ranks, scales, modules, parameters and bytes of the adapter that a finished run made.
     """
 
     folder: Path
@@ -69,6 +72,24 @@ class RunRecord:
     reference: Logprobs
     answers: Rows
     is_finished: bool
+    adapter: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """How the run trained, in words; runs from before there was a choice trained all."""
+        config, known = self.config, self.adapter
+        if config.method != LORA:
+            return "all weights"
+        ranks = known.get("ranks") or [config.lora_rank]
+        scales = known.get("scales") or [config.lora_scale]
+        text = f"LoRA on {words.adapted_layers(config)}"
+        if None not in (*ranks, *scales):
+            text += f", rank {words.numbers(ranks)}, scale {words.numbers(scales)}"
+        if "parameters" in known:
+            text += f": {words.parameters(known['parameters'])} parameters"
+        if "bytes" in known:
+            text += f", {known['bytes'] / 2**20:.1f} MiB"
+        return text
 
     def cost(self) -> RunCost | None:
         """Time and memory; None where no step was timed."""
@@ -128,6 +149,7 @@ def read_run(folder: Path) -> RunRecord:
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
             is_finished=bool(result),
+            adapter=dict(result.get("adapter", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None

@@ -47,6 +47,7 @@ def open_judge(
     concurrency: int,
     timeout: float,
     max_tokens: int,
+    adapter: str | None = None,
 ) -> Iterator[Judge]:
     """The judge of a name: ``rule:NAME``, a model's folder or hub id, or the URL of an endpoint.
 
@@ -58,12 +59,15 @@ def open_judge(
         concurrency: Pairs that an endpoint is asked about at a time.
         timeout: Seconds that an endpoint has for a reply.
         max_tokens: Longest reply of a model.
+        adapter: Folder of an adapter to put onto a model in this process.
 
     Raises:
-        UsageError: If there is no such judge, or a rubric can't be read.
+        UsageError: If there is no such judge, it takes no adapter, or a rubric can't be read.
         LockedError: If another process keeps replies in the same file.
         StoppedError: If Ctrl-C ended the block; all replies are kept.
     """
+    if adapter is not None and name.startswith(("rule:", "http://", "https://")):
+        raise UsageError(f"--adapter is for a model's folder or hub id, and the judge is {name}")
     if name.startswith("rule:"):
         yield rule_judge(name)
         return
@@ -71,7 +75,7 @@ def open_judge(
     if name.startswith(("http://", "https://")):
         asked = _endpoint_model(name, model, concurrency, timeout, max_tokens)
     else:
-        asked = _local_model(name, max_tokens)
+        asked = _local_model(name, adapter, max_tokens)
     replies = Journal(out.with_name(f"{out.name}.replies.jsonl"))
     try:
         yield ModelJudge(name, asked, texts, replies)
@@ -201,17 +205,17 @@ class ModelJudge(Judge):
         self._asked.stop()
 
 
-def _local_model(name: str, max_tokens: int) -> JudgeModel:
+def _local_model(name: str, adapter: str | None, max_tokens: int) -> JudgeModel:
     """A model in this process, asked greedily."""
-    from mlx_dpo.convert.sources import find_mlx, load_folder
+    from mlx_dpo.convert.sources import load_source, load_tokenizer, locate, name_of
+    from mlx_dpo.models.adapters import whole_digest
     from mlx_dpo.models.generate import Request, complete
     from mlx_dpo.models.hub import model_digest, num_positions
-    from mlx_dpo.models.parameters import fingerprint
     from mlx_dpo.preferences.chat import chat_format
 
-    folder = find_mlx(name)
-    model, tokenizer = load_folder(folder)
-    chat = chat_format(tokenizer)
+    source = locate(name, adapter)
+    model = load_source(source)
+    chat = chat_format(load_tokenizer(source.folder))
     positions = num_positions(model)
 
     def ask(text: str) -> str:
@@ -220,7 +224,8 @@ def _local_model(name: str, max_tokens: int) -> JudgeModel:
             return ""  # longer than the model can read: an abstention
         return complete(model, chat, [Request(ids)], max_tokens=max_tokens)[0].text
 
-    return JudgeModel(name, f"{model_digest(fingerprint(model), folder)}\0{max_tokens}", ask)
+    identity = f"{model_digest(whole_digest(model), source.folder)}\0{max_tokens}"
+    return JudgeModel(name + (f"+{name_of(adapter)}" if adapter else ""), identity, ask)
 
 
 def _endpoint_model(
