@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 # Before a product is computed: a test may use MLX without the package, which sets it too.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
+import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from hypothesis import settings
@@ -17,6 +19,7 @@ from tests.training import architectures
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
+ROOT = Path(__file__).parent.parent
 TINY_VOCAB = architectures.VOCAB
 
 
@@ -37,3 +40,37 @@ def ragged_pairs() -> list[PreferenceExample]:
         )
         for i in range(10)
     ]
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the oracle's llama, with a dpo.json that names it; four steps."""
+    from tests.adapters import train_adapter
+
+    return train_adapter(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="session")
+def continued_adapter(tmp_path_factory: pytest.TempPathFactory, adapter_folder: Path) -> Path:
+    """An adapter whose run started from `adapter_folder`, which was its reference."""
+    from tests.adapters import train_adapter
+
+    changes = {"adapter": str(adapter_folder), "lora_rank": None, "seed": 1}
+    return train_adapter(tmp_path_factory.mktemp("continued"), **changes)
+
+
+@pytest.fixture(scope="session")
+def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's llama in 4 bits, the rest of it bfloat16."""
+    from tests.packed import pack
+    from tests.runs.conftest import ORACLE
+
+    return pack(ORACLE, tmp_path_factory.mktemp("packed") / "llama-4bit", dtype=mx.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def partly_packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-sft in 4 bits, but for the layers whose rows are no multiple of a group."""
+    from tests.packed import pack
+
+    return pack(ROOT / "checkpoints" / "tiny-sft", tmp_path_factory.mktemp("packed") / "tiny-4bit")

@@ -59,18 +59,17 @@ def _print_next(job: Job, question: str) -> None:
     if not is_adapter:
         return
     if config.adapter_format == "peft":
-        click.echo(
-            "It is in PEFT's layout, which mlx-lm's tools do not read; --adapter-format both"
-        )
+        click.echo("It is in PEFT's layout; --adapter-format both writes mlx-lm's beside it.")
     else:
         # A checkpoint that had to be converted is served from what it was converted to.
         is_converted = find(str(config.model)) != job.source
         base = str(job.source if is_converted else config.model)
         click.echo(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
     fuse = shlex.join([program(), "export", out, "FOLDER", "--fuse"])
-    bits = packed_bits(job.policy)
-    rounded = f"; fused into {bits[0]} bits it is rounded" if bits else ", and so it is fused"
-    click.echo(f"On its base it is exactly what was trained{rounded} ({fuse}).")
+    if bits := packed_bits(job.policy):
+        click.echo(f"Beside its base it is exact; fused into {bits[0]} bits it is not: {fuse}")
+    else:
+        click.echo(f"To add it to the weights of its base: {fuse}")
 
 
 def _print_scores(groups: Sequence[GroupScore]) -> None:

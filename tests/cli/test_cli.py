@@ -104,6 +104,8 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--log-every",
         ),
         *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
+        *("--method", "--lora-rank", "--lora-scale", "--lora-layers", "--lora-modules"),
+        *("--adapter", "--adapter-reference", "--adapter-format"),
         *(
             "--skip-nonfinite",
             "--allow-sleep",

@@ -75,17 +75,17 @@ def test_options_are_called_as_everywhere() -> None:
             "--json",
         },
         "eval": {
-            "--drop-bad",
+            *("--drop-bad", "--adapter"),
             *("--model", "--reference", "--data", "--all-pairs", "--beta", "--max-length"),
             *("--num-prompts", "--max-tokens", "--seed", "--json"),
         },
         "score": {
             *("--model", "--reference", "--prompt", "--response", "--data", "--per-token"),
-            *("--beta", "--max-length", "--drop-bad"),
+            *("--beta", "--max-length", "--drop-bad", "--adapter"),
         },
         "compare": {
             *("a", "b", "--prompts", "--max-tokens", "--temperature", "--seed", "--blind"),
-            "--json",
+            *("--json", "--adapter"),
         },
     }
 

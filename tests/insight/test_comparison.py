@@ -16,6 +16,7 @@ from mlx_dpo.insight.comparison import (
     judge_blind,
     read_questions,
 )
+from mlx_dpo.insight.scoring import Named
 from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
@@ -87,7 +88,7 @@ def test_both_models_answer_from_one_seed() -> None:
     questions = [ComparisonPrompt("", "Hello"), ComparisonPrompt("", "Tell me more")]
     counts: list[int] = []
     found = compare(
-        (str(ORACLE), str(ORACLE)),
+        (Named(str(ORACLE)), Named(str(ORACLE))),
         questions,
         max_tokens=8,
         temperature=1.0,

@@ -1,7 +1,6 @@
 """An answer's reward is what its tokens earn, and what training would compute."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +12,7 @@ from mlx_dpo.convert.sources import load_tokenizer
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight import scoring
 from mlx_dpo.insight.rewards import encode_answers, reward_pairs, reward_tokens
-from mlx_dpo.insight.scoring import open_model, token_logprobs
+from mlx_dpo.insight.scoring import Named, open_model, token_logprobs
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.logprobs import pair_logprobs
@@ -67,7 +66,7 @@ def test_without_a_prompt_the_first_token_counts_as_in_training() -> None:
 
 
 def test_the_tokens_rewards_sum_to_the_answers_and_both_ways_agree(policy_folder: Path) -> None:
-    models = str(policy_folder), str(ORACLE)
+    models = Named(str(policy_folder)), Named(str(ORACLE))
     chat = chat_format(load_tokenizer(ORACLE))
     examples = random_pairs(5)
     whole = reward_pairs(models, chat, examples, beta=0.3, max_length=64)
@@ -85,7 +84,7 @@ def test_the_tokens_rewards_sum_to_the_answers_and_both_ways_agree(policy_folder
 
 
 def test_an_untrained_policy_rewards_nothing() -> None:
-    models = str(ORACLE), str(ORACLE)
+    models = Named(str(ORACLE)), Named(str(ORACLE))
     chat = chat_format(load_tokenizer(ORACLE))
     answers = encode_answers(chat, "Hello", ["A good day.", "No."], max_length=64)
     assert [r.reward for r in reward_tokens(models, chat, answers, beta=0.1)] == [0.0, 0.0]
@@ -104,7 +103,11 @@ def test_a_reference_with_another_tokenizer_is_refused(policy_folder: Path) -> N
     chat = chat_format(load_tokenizer(policy_folder))
     with pytest.raises(UsageError, match="tiny-sft: has another tokenizer than the policy"):
         reward_pairs(
-            (str(policy_folder), str(tiny)), chat, random_pairs(1), beta=0.1, max_length=64
+            (Named(str(policy_folder)), Named(str(tiny))),
+            chat,
+            random_pairs(1),
+            beta=0.1,
+            max_length=64,
         )
 
 
@@ -113,15 +116,17 @@ def test_one_model_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     import weakref
 
     alive: list[weakref.ref[nn.Module]] = []
-    opened: Callable[[str], scoring.LoadedModel] = scoring.open_model
+    opened = scoring.open_model
 
-    def open_and_watch(name: str) -> scoring.LoadedModel:
+    def open_and_watch(name: str, adapter: str | None = None) -> scoring.LoadedModel:
         assert [ref for ref in alive if ref() is not None] == []
-        loaded = opened(name)
+        loaded = opened(name, adapter)
         alive.append(weakref.ref(loaded.model))
         return loaded
 
     monkeypatch.setattr(scoring, "open_model", open_and_watch)
     chat = chat_format(load_tokenizer(ORACLE))
-    reward_pairs((str(ORACLE), str(ORACLE)), chat, random_pairs(1), beta=0.1, max_length=64)
+    reward_pairs(
+        (Named(str(ORACLE)), Named(str(ORACLE))), chat, random_pairs(1), beta=0.1, max_length=64
+    )
     assert len(alive) == 2
