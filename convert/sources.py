@@ -93,7 +93,14 @@ def locate(
         return Source(folder, of, of)
     if adapter is not None:
         raise UsageError(f"{path}: is an adapter itself; --model takes the model below --adapter")
-    return Source(find_mlx(base_of(found), store), found, found)
+    base = base_of(found)
+    try:
+        return Source(find_mlx(base, store), found, found)
+    except UsageError as error:
+        raise UsageError(
+            f"{path}: is an adapter of {base}, which can't be used here ({error}); pass the model "
+            "as --model and this folder as --adapter"
+        ) from None
 
 
 def is_adapter(folder: Path) -> bool:

@@ -24,14 +24,16 @@ _SUMMARY = {
 
 
 @click.command()
+@options.model("Examine this model instead: a folder, hub id or adapter.", required=False)
 @options.as_json
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     """Check this machine: its versions, its numbers, its speed.
 
-    Runs the parts of a training run on a small random model and, in a clone, on the embedded one,
+    Runs the parts of a training run on small random models and, in a clone, on the embedded one,
     in about a minute: which path computes log-probs, plain against fast, the first loss, twenty
-    gradients of one batch, a resumed run, memory against the plan, seconds. Nothing is written. The
+    gradients of one batch, a resumed run, memory against the plan, seconds; of a quantised model
+    its products, and whether adapters train and can be turned off. Nothing is written. The
     block at the end names no person, path or host, and can be pasted into an issue; docs/mac.md
     explains each line. Exit code 1 if a check failed.
 
@@ -39,14 +41,19 @@ def doctor(context: click.Context, as_json: bool) -> None:
     Example:
       mlx_dpo doctor
     """
-    from mlx_dpo.insight.doctor.examination import examine, standard_specimens, worst
+    from mlx_dpo.insight.doctor.examination import (
+        examine,
+        own_specimens,
+        standard_specimens,
+        worst,
+    )
     from mlx_dpo.insight.doctor.hardware import describe_machine
 
     machine = describe_machine()
     if not as_json:
         click.echo(_machine_table(machine) + "\n")
     with _progress("models"):
-        specimens, not_loaded = standard_specimens()
+        specimens, not_loaded = standard_specimens() if model is None else own_specimens(model)
     results = [*examine(specimens, _progress), *not_loaded]
     verdict = worst(results)
     about = {specimen.name: specimen.about for specimen in specimens}

@@ -83,6 +83,19 @@ def test_an_adapter_that_can_not_be_used_is_one_line(
         assert err.count("\n") == 1
 
 
+def test_an_adapter_whose_base_is_gone_says_what_to_pass(
+    adapter_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(adapter_folder, "moved")
+    record = json.loads(Path("moved/dpo.json").read_text())
+    record["trained_from"]["model"] = "./gone"
+    Path("moved/dpo.json").write_text(json.dumps(record))
+    code, _, err = run(capsys, "generate", "--model", "moved", "--prompt", "x")
+    assert code == 2
+    assert "moved: is an adapter of ./gone, which can't be used here (./gone: no such" in err
+    assert "pass the model as --model and this folder as --adapter" in err
+
+
 def test_eval_of_an_adapter_is_beside_its_base_without_a_warning(
     adapter_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

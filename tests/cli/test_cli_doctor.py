@@ -79,5 +79,19 @@ def test_json_is_one_object_with_all_figures(
     assert record["verdict"] == FAIL
     assert record["machine"]["mlx"]
     assert record["models"] == {"random": "very small"}
-    (_, check) = record["checks"]
+    *_, check = record["checks"]
     assert (check["check"], check["verdict"], check["figures"]) == ("only", FAIL, {"number": 17})
+
+
+def test_a_quantised_model_of_the_users_is_examined_and_not_named(
+    packed_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "doctor", "--model", str(packed_folder))
+    assert code == 0
+    for check in ("packed products", "adapter off", "adapter trains"):
+        assert f"  {check} " in out
+    assert "model: llama, 0.4 M parameters in 4 bits; LoRA" in out
+    assert packed_folder.name not in out
+    code, out, err = run(capsys, "doctor", "--model", "absent")
+    assert code == 2
+    assert "absent: no such model folder" in err

@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ from mlx_dpo.insight.doctor.bench import (
     Outcome,
     digest,
     embedded_model,
+    model_of_folder,
+    packed_llama,
     random_llama,
     without_paths,
 )
 from mlx_dpo.insight.doctor.examination import (
     CHECKS,
+    CHECKS_OF_ADAPTERS,
     CheckResult,
     examine,
     standard_specimens,
     worst,
 )
+from mlx_dpo.models import packed
+from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.training.paths import FastPath, PlainPath
 from mlx_dpo.training.self_check import Choice
 
 TINY = random_llama(kv_heads=1, layers=1, vocabulary=300)
+ADAPTED = replace(TINY, adapt=lambda model: attach_adapters(model, rank=4))
 ON_CPU = mx.default_device() == mx.cpu
 
 
@@ -50,7 +57,7 @@ def bench() -> Bench:
 
 
 def test_every_check_is_run_in_order_and_none_fails_here(results: dict[str, CheckResult]) -> None:
-    assert list(results) == ["float32 products", *CHECKS]
+    assert list(results) == ["float32 products", "packed products", *CHECKS]
     assert not [r for r in results.values() if r.outcome.verdict == FAIL]
 
 
@@ -255,7 +262,7 @@ def test_a_check_that_raises_has_failed_and_the_others_are_run(
     monkeypatch.setattr(
         "mlx_dpo.insight.doctor.examination.CHECKS", {"first": broken, "second": fine}
     )
-    _, first, second = examine([TINY])
+    _, _, first, second = examine([TINY])
     assert first.outcome.verdict == FAIL
     assert first.outcome.value == "RuntimeError: cannot open (path)"
     assert second.outcome.verdict == OK
@@ -325,6 +332,52 @@ def test_an_embedded_model_that_cannot_be_loaded_is_a_failed_check_beside_the_ot
     weights.write_text("version https://git-lfs.github.com/spec/v1")
     monkeypatch.chdir(tmp_path)
     specimens, (failed,) = standard_specimens()
-    assert [specimen.name for specimen in specimens] == ["random"]
+    assert [specimen.name for specimen in specimens] == ["random", "packed"]
     assert (failed.model, failed.outcome.verdict) == ("embedded", "fail")
     assert "not a valid safetensors file" in failed.outcome.value
+
+
+def test_adapters_on_quantised_weights_train_to_the_right_numbers() -> None:
+    results = {result.check: result.outcome for result in examine([packed_llama()])}
+    assert list(results) == ["float32 products", "packed products", *CHECKS_OF_ADAPTERS]
+    if not ON_CPU:
+        assert not [outcome for outcome in results.values() if outcome.verdict == FAIL]
+        return
+    assert {outcome.verdict for outcome in results.values()} == {OK}
+    assert results["adapter off"].figures["difference"] == 0
+    first, *_, last = results["adapter trains"].figures["losses"]
+    assert last < first
+    assert "adapter off 0.693147182" in results["step 0"].value
+
+
+def test_an_adapter_of_the_users_is_examined_on_its_base(adapter_folder: Path) -> None:
+    specimen = model_of_folder(str(adapter_folder))
+    assert specimen.about == "llama, 0.4 M parameters; LoRA"
+    for check in (correctness.start, correctness.adapter_off, correctness.adapter_trains):
+        assert check(Bench(specimen)).verdict == OK
+
+
+def test_packed_products_that_are_wrong_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert correctness.packed_products().verdict == OK
+    monkeypatch.setattr(correctness, "dense", lambda module: 1.05 * packed.dense(module))
+    assert correctness.packed_products().verdict == FAIL
+
+
+def test_an_adapter_that_stays_on_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness, "without_adapter", lambda model: model)
+    assert correctness.adapter_off(Bench(ADAPTED)).verdict == FAIL
+
+
+def test_an_adapter_that_does_not_learn_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness, "_ADAPTER_RATE", 0.0)
+    assert correctness.adapter_trains(Bench(ADAPTED)).verdict == FAIL
+
+
+def test_a_base_that_trains_with_its_adapter_fails() -> None:
+    def thaw(model: nn.Module) -> None:
+        attach_adapters(model, rank=4)
+        model.unfreeze()
+
+    outcome = correctness.adapter_trains(Bench(replace(TINY, adapt=thaw)))
+    assert outcome.verdict == FAIL
+    assert outcome.value.endswith("base not equal")

@@ -1,14 +1,15 @@
 """What a check works with, and what it returns.
 
 A bench holds one small model and makes of it what a run would: the path, reference log-probs, a
-trainer, a gradient. The models are a random llama of shapes for which GPUs have fused kernels, and
-in a clone the embedded one.
+trainer, a gradient. The models are a random llama of shapes for which GPUs have fused kernels, a
+small one that is quantised and trains adapters, and in a clone the embedded one; or one of the
+user's.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,8 +17,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.convert.sources import load_folder
+from mlx_dpo.convert.adapters import read_adapter
+from mlx_dpo.convert.sources import check_base, load_folder, load_model, locate
+from mlx_dpo.insight import words
+from mlx_dpo.models.adapters import attach, attach_adapters
 from mlx_dpo.models.dialects import model_classes
+from mlx_dpo.models.hub import is_quantised, num_positions, read_config
+from mlx_dpo.models.packed import multiply_dense, num_parameters, packed_bits
 from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
@@ -45,6 +51,8 @@ _REPEATED_IDS = 16  # the prompts of the random model are drawn from so many ids
 # Lengths of prompt, chosen and rejected: ragged, and both below and above a width of 8.
 _LENGTHS = ((21, 12, 7), (30, 9, 24), (40, 16, 20), (55, 30, 12))
 _EMBEDDED_PAIRS = 8
+_ADAPTER_RANK = 8
+_LONGEST = 128  # prompt + response of random pairs
 
 Batch = Sequence[PreferenceExample]
 
@@ -79,6 +87,7 @@ class Specimen:
         max_length: Longest prompt + response in tokens.
         pad_id: Token id to pad with.
         batch_size: Pairs of a step.
+        adapt: Puts the adapters on that train; None where all weights do.
     """
 
     name: str
@@ -88,6 +97,7 @@ class Specimen:
     max_length: int
     pad_id: int = 0
     batch_size: int = 4
+    adapt: Callable[[nn.Module], None] | None = None
 
 
 def random_llama(
@@ -135,7 +145,55 @@ def random_llama(
         f"{kv_heads} for keys, vocabulary {vocabulary:,}"
     )
     pairs = _random_pairs(vocabulary, seed)
-    return Specimen("random", about, make, pairs, max_length=128, batch_size=batch_size)
+    return Specimen("random", about, make, pairs, max_length=_LONGEST, batch_size=batch_size)
+
+
+def packed_llama() -> Specimen:
+    """A small llama in 4 bits, which trains adapters."""
+    dense = random_llama(kv_heads=1, layers=2, vocabulary=4096, batch_size=2)
+
+    def make(dtype: str) -> nn.Module:
+        model = dense.make(dtype)
+        nn.quantize(model, group_size=64, bits=4)
+        multiply_dense(model)
+        return model
+
+    about = f"{dense.about}, in 4 bits; LoRA"
+    return replace(dense, name="packed", about=about, make=make, adapt=_new_adapters)
+
+
+def model_of_folder(name: str) -> Specimen:
+    """A model of the user's, with random pairs; a quantised one, or an adapter, trains adapters.
+
+    What is shown of it does not tell its name.
+
+    Raises:
+        UsageError: If it is not there or can't be loaded.
+    """
+    source = locate(name)
+    config = read_config(source.folder)
+    text = config.get("text_config")
+    vocabulary = (text if isinstance(text, dict) else {}) | config
+    model = load_model(source.folder)
+    positions, bits = num_positions(model), packed_bits(model)
+    about = f"{config.get('model_type')}, {words.parameters(num_parameters(model))} parameters"
+    adapt: Callable[[nn.Module], None] | None = None
+    if source.adapter is not None:
+        check_base(source.adapter, source.folder)
+        adapter = read_adapter(source.adapter, model)
+        adapt = partial(attach, adapter=adapter)
+    elif is_quantised(config):
+        adapt = _new_adapters
+    about += f" in {' and '.join(map(str, bits))} bits" if bits else ""
+    return Specimen(
+        "model",
+        about + ("; LoRA" if adapt else ""),
+        partial(load_model, source.folder),
+        _random_pairs(int(vocabulary.get("vocab_size") or _REPEATED_IDS), 0),
+        max_length=min(_LONGEST, positions or _LONGEST),
+        batch_size=2,
+        adapt=adapt,
+    )
 
 
 def embedded_model() -> Specimen | None:
@@ -193,9 +251,11 @@ class Bench:
         return self.score(self.model, self.specimen.examples)
 
     def loaded(self, dtype: str = "float32") -> nn.Module:
-        """Another model, evaluated."""
+        """Another model, evaluated, with the adapters that train."""
         model = self.specimen.make(dtype)
         mx.eval(model.parameters())
+        if self.specimen.adapt is not None:
+            self.specimen.adapt(model)
         return model
 
     def choose(self, model: nn.Module) -> Choice:
@@ -218,6 +278,7 @@ class Bench:
         reference: Reference | None = None,
         copy: nn.Module | None = None,
         path: ScoringPath | None = None,
+        learning_rate: float = LEARNING_RATE,
     ) -> DPOTrainer:
         """The trainer of a run, its reference by default looked up, or a frozen copy."""
         examples = examples or self.specimen.examples
@@ -233,7 +294,7 @@ class Bench:
             beta=BETA,
             batch_size=self.specimen.batch_size,
             max_steps=1000,
-            max_lr=LEARNING_RATE,
+            max_lr=learning_rate,
             grad_clip=GRAD_CLIP,
             lengths=lengths(examples),
             path=path or self.choice.path,
@@ -269,6 +330,10 @@ def digest(tree: Any) -> str:
 def without_paths(text: str) -> str:
     """A message without what looks like a path, which may name a person."""
     return re.sub(r"(?<![\w.])(?:~|\.{0,2}/)[^\s:;,'\")]+", "(path)", text)
+
+
+def _new_adapters(model: nn.Module) -> None:
+    attach_adapters(model, rank=_ADAPTER_RANK)
 
 
 def _random_pairs(vocabulary: int, seed: int) -> list[PreferenceExample]:

@@ -20,6 +20,8 @@ from mlx_dpo.insight.doctor.bench import (
     Outcome,
     Specimen,
     embedded_model,
+    model_of_folder,
+    packed_llama,
     random_llama,
     without_paths,
 )
@@ -36,6 +38,16 @@ CHECKS: dict[str, Callable[[Bench], Outcome]] = {
     "memory": cost.memory,
     "step": cost.step,
     "one more forward": cost.forward,
+}
+
+CHECKS_OF_ADAPTERS: dict[str, Callable[[Bench], Outcome]] = {
+    "path": correctness.path,
+    "plain against fast": correctness.agreement,
+    "step 0": correctness.start,
+    "adapter off": correctness.adapter_off,
+    "adapter trains": correctness.adapter_trains,
+    "resume": correctness.resume,
+    "step": cost.step,
 }
 
 Around = Callable[[str], AbstractContextManager[None]]
@@ -57,21 +69,30 @@ class CheckResult:
 
 
 def standard_specimens() -> tuple[list[Specimen], list[CheckResult]]:
-    """The random model, smaller on a CPU so that a minute is enough, and the embedded one.
+    """The random models, one smaller on a CPU so that a minute is enough, and the embedded one.
 
     Returns:
         The models, and a failed check for an embedded one that can't be loaded.
     """
     small = {"kv_heads": 1, "batch_size": 2} if backend() == "CPU" else {}
-    models = [random_llama(**small)]
+    models = [random_llama(**small), packed_llama()]
     begin = time.perf_counter()
     try:
         embedded = embedded_model()
-    except Exception as error:  # whatever it is, the random model still has something to say
+    except Exception as error:  # whatever it is, the random models still have something to say
         return models, [
             CheckResult("embedded", "load", _failed(error), time.perf_counter() - begin)
         ]
     return [*models, *([embedded] if embedded else [])], []
+
+
+def own_specimens(name: str) -> tuple[list[Specimen], list[CheckResult]]:
+    """A model of the user's, as `standard_specimens` returns them.
+
+    Raises:
+        UsageError: If it is not there or can't be loaded.
+    """
+    return [model_of_folder(name)], []
 
 
 def examine(
@@ -107,9 +128,11 @@ def _all_checks(
     specimens: Sequence[Specimen],
 ) -> Iterator[tuple[str, str, Callable[[], Outcome]]]:
     yield DEVICE, "float32 products", correctness.float32_products
+    yield DEVICE, "packed products", correctness.packed_products
     for specimen in specimens:
         bench = Bench(specimen)
-        for name, check in CHECKS.items():
+        checks = CHECKS if specimen.adapt is None else CHECKS_OF_ADAPTERS
+        for name, check in checks.items():
             yield specimen.name, name, partial(check, bench)
             gc.collect()
             mx.clear_cache()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,40 @@ def test_a_real_browser_shows_it_without_errors_or_requests(run: Path, width: in
     assert found.stdout.count("<svg") >= 9
     # A blocked request, a script that ran and a page error all end on the console.
     assert "CONSOLE" not in found.stderr
+
+
+def test_the_page_says_how_a_run_trained_and_an_old_run_trained_all(run: Path) -> None:
+    config = RunConfig(model="m", data="pairs.json", method="lora", lora_modules="attention")
+    page = write_report([run]).read_text()
+    assert "<dt>method</dt><dd>all weights</dd>" in page
+    (run / "config.toml").write_text(replace(config, lora_rank=8, lora_scale=2.0).to_toml())
+    page = write_report([run]).read_text()
+    assert "LoRA on the layers of attention, rank 8, scale 2</dd>" in page  # not finished yet
+    adapter = {"ranks": [4, 8], "scales": [20.0], "modules": 3, "parameters": 33e6, "bytes": 2**27}
+    (run / "result.json").write_text(json.dumps({"out": "o", "answers": [], "adapter": adapter}))
+    (run / "config.toml").write_text(replace(config, adapter="earlier", dtype="float16").to_toml())
+    page = write_report([run]).read_text()
+    assert (
+        "LoRA on the layers of earlier, rank 4, 8, scale 20: 33.0 M parameters, 128.0 MiB, "
+        "weights in float16" in page
+    )
+
+
+def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
+    config = RunConfig(
+        *("m", "pairs.json"),
+        method="lora",
+        learning_rate=1e-4,
+        lora_rank=8,
+        lora_scale=4.0,
+        lora_modules="q_proj,v_proj",
+        lora_layers=2,
+        adapter_format="both",
+    )
+    words = command(config)
+    for option in ("--method lora", "--learning-rate 0.0001", "--lora-rank 8", "--lora-scale 4.0"):
+        assert option in words
+    assert "--lora-modules q_proj,v_proj" in words
+    assert "--lora-layers 2" in words
+    assert "--adapter-format both" in words
+    assert "--adapter " not in words
