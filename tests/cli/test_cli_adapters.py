@@ -46,9 +46,10 @@ def test_generate_answers_with_an_adapter_however_it_is_named(
             ["--model", str(adapter_folder)],
             ["--model", MODEL, "--adapter", str(adapter_folder)],
             ["--model", MODEL, "--adapter", bare],
+            ["--model", MODEL, "--adapter", str(adapter_folder / "peft")],
         )
     ]
-    assert answers[0] == answers[1] == answers[2]
+    assert answers == answers[:1] * 4
     assert answers[0][0] == 0
     assert answers[0] != run(capsys, *args, "--model", MODEL)
 
