@@ -44,7 +44,7 @@ def ragged_pairs() -> list[PreferenceExample]:
 
 @pytest.fixture(scope="session")
 def adapter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of the oracle's llama, with a dpo.json that names it; in PEFT's layout in `peft`."""
+    """An adapter of the oracle's llama, with a dpo.json that names it; `peft` has it as PEFT's."""
     from tests.adapters import train_adapter
 
     return train_adapter(tmp_path_factory.mktemp("adapters"), adapter_format="both")

@@ -30,8 +30,9 @@ def generate(
     """Answer a prompt with a model.
 
     \b
-    Example:
+    Examples:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
+      mlx_dpo generate --model path/to/base --adapter path/to/adapter --prompt "Hello"
     """
     from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.models.generate import answer

@@ -45,6 +45,7 @@ def commands(group: click.Command, name: str = "") -> Iterator[tuple[str, click.
     [
         (["train", "--beta", "much"], 2, "Invalid value for '--beta': 'much' is not a valid float"),
         ([*TRAIN, "--beta", "-1"], 2, "--beta: must be above 0, found -1.0"),
+        ([*TRAIN, "--lora-dropout", "0.1"], 2, "--lora-dropout: adapters train without dropout"),
         ([*TRAIN, "--betta", "1"], 2, "No such option '--betta'"),
         ([*TRAIN, "--epochs", "1", "--steps", "2"], 2, "give one"),
         (["train", "--model", "absent", "--data", "pairs.json"], 2, "absent: no such model folder"),
@@ -82,13 +83,18 @@ def test_every_command_has_help_that_reads_like_documentation(
         assert exit_code(*name.split(), "--help") == 0
         assert "Usage: mlx_dpo" + name in capsys.readouterr().out
         for parameter in command.params:
-            if isinstance(parameter, click.Option):
+            if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert parameter.help, f"{name} {parameter.name}"
 
 
 def test_the_surface_of_train_is_a_decision() -> None:
     """A new option is meant: this list and docs change with it."""
-    options = {name for p in cli.commands["train"].params for name in p.opts}
+    options = {
+        name
+        for p in cli.commands["train"].params
+        if not getattr(p, "hidden", False)
+        for name in p.opts
+    }
     assert options == {
         *("config", "--model", "--data", "--eval-data", "--drop-bad"),
         *("--eval-fraction", "--out", "--overwrite"),

@@ -84,6 +84,17 @@ def test_an_adapter_that_can_not_be_used_is_one_line(
         assert err.count("\n") == 1
 
 
+def test_pairs_are_shown_to_an_adapter_as_to_its_base(
+    adapter_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["data", "preview", "pairs.json"], ["data", "check", "pairs.json"]):
+        (_, one, _), (code, other, _) = (
+            run(capsys, *command, "--model", model) for model in (MODEL, str(adapter_folder))
+        )
+        assert code == 0
+        assert one == other
+
+
 def test_an_adapter_whose_base_is_gone_says_what_to_pass(
     adapter_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +265,7 @@ def test_a_start_that_is_not_at_log_2_is_announced_and_not_claimed(
     assert "does not start at log 2, and the self-check of the start is off" in err
     assert "= log 2" not in err
     assert f"reference cached, without {adapter_folder}" in err
+    assert "do not start at log 2 and 0" in Path("run/report.html").read_text()
     code, out, err = run(capsys, "eval", "--model", "out", *EVAL)
     assert (code, err) == (0, "")
     assert f"reference  {MODEL}\n" in out

@@ -150,6 +150,11 @@ def _warnings(run: RunRecord) -> list[str]:
     warnings = reward_signs(run.steps)
     if not run.is_finished:
         warnings.append(f"the run is not finished: {len(run.steps)} steps are recorded")
+    if run.config.adapter_reference == "base":
+        warnings.append(
+            "the reference is the model without the adapter that training started from: loss and "
+            "rewards do not start at log 2 and 0"
+        )
     if not run.policy.size:
         warnings.append("no pair was held out: nothing here says how it does on unseen pairs")
     return warnings
