@@ -49,11 +49,12 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     )
     from mlx_dpo.insight.doctor.hardware import describe_machine
 
+    own = None if model is None else own_specimens(model)  # refused before anything is shown
     machine = describe_machine()
     if not as_json:
         click.echo(_machine_table(machine) + "\n")
     with _progress("models"):
-        specimens, not_loaded = standard_specimens() if model is None else own_specimens(model)
+        specimens, not_loaded = own or standard_specimens()
     results = [*examine(specimens, _progress), *not_loaded]
     verdict = worst(results)
     about = {specimen.name: specimen.about for specimen in specimens}

@@ -41,26 +41,44 @@ ROWS_OF: dict[str, Row] = {
     "train data": (["train", "--model", MODEL, "--data"], NO_FILE, []),
     "train eval_data": (["train", *ON, "--eval-data"], NO_FILE, []),
     "train out": (["train", *ON, "--out"], NO_NEW_FOLDER, []),
+    "train adapter": (["train", *ON, "--adapter"], NO_FOLDER, []),
     "train run_dir": (["train", *ON, "--run-dir"], NO_NEW_FOLDER, []),
     "sweep config": (["sweep"], NO_CONFIG, ON),
     "sweep model": (["sweep", "--data", "pairs.json", "--model"], NO_FOLDER, []),
     "sweep data": (["sweep", "--model", MODEL, "--data"], NO_FILE, []),
     "sweep eval_data": (["sweep", *ON, "--eval-data"], NO_FILE, []),
+    "sweep adapter": (["sweep", *ON, "--run-dir", "s", "--adapter"], NO_FOLDER, []),
     "sweep run_dir": (["sweep", *ON, "--run-dir"], NO_PLACE | {"a file": "noise.json"}, []),
     "convert src": (["convert"], NO_FOLDER, ["new"]),
     "convert dst": (["convert", MODEL], NO_NEW_FOLDER, []),
+    "adapter convert src": (["adapter", "convert"], NO_FOLDER, ["new", "--to", "peft"]),
+    "adapter convert dst": (["adapter", "convert", MODEL], NO_NEW_FOLDER, ["--to", "peft"]),
+    "adapter convert model": (
+        ["adapter", "convert", "folder", "new", "--to", "peft", "--model"],
+        NO_FOLDER,
+        [],
+    ),
     "generate model": (["generate", "--prompt", "Hi", "--model"], NO_FOLDER, []),
+    "generate adapter": (
+        ["generate", "--prompt", "Hi", "--model", MODEL, "--adapter"],
+        NO_FOLDER,
+        [],
+    ),
+    "doctor model": (["doctor", "--json", "--model"], NO_FOLDER, []),
     "audit data": (["audit"], NO_FILE, []),
     "audit model": (["audit", "pairs.json", "--model"], NO_FOLDER, []),
     "audit eval_data": (["audit", "pairs.json", "--eval-data"], NO_FILE, []),
     "eval model": (["eval", "--data", "pairs.json", "--model"], NO_FOLDER, []),
+    "eval adapter": (["eval", *ON, "--adapter"], NO_FOLDER, []),
     "eval reference": (["eval", *ON, "--reference"], NO_FOLDER, []),
     "eval data": (["eval", *BETWEEN, "--data"], NO_FILE, []),
     "score model": (["score", "--data", "pairs.json", "--model"], NO_FOLDER, []),
+    "score adapter": (["score", *ON, "--adapter"], NO_FOLDER, []),
     "score reference": (["score", *ON, "--reference"], NO_FOLDER, []),
     "score data": (["score", *BETWEEN, "--data"], NO_FILE, []),
     "compare a": (["compare"], NO_FOLDER, [MODEL]),
     "compare b": (["compare", "--max-tokens", "1", MODEL], NO_FOLDER, []),
+    "compare adapter": (["compare", MODEL, MODEL, "--adapter"], NO_FOLDER, []),
     "compare prompts": (["compare", MODEL, MODEL, "--prompts"], NO_FILE, []),
     **{
         f"{command} {name}": row
@@ -70,6 +88,7 @@ ROWS_OF: dict[str, Row] = {
             "model": ([command, "--data", "pairs.json", "--model"], NO_FOLDER, []),
             "data": ([command, "--model", MODEL, "--data"], NO_FILE, []),
             "eval_data": ([command, *ON, "--eval-data"], NO_FILE, []),
+            "adapter": ([command, *ON, "--adapter"], NO_FOLDER, []),
         }.items()
     },
     "profile out": (["profile", *ON, "--out"], NO_PLACE | {"a folder": "folder"}, []),
@@ -94,6 +113,11 @@ ROWS_OF: dict[str, Row] = {
     ),
     "data filter out": (["data", "filter", "pairs.json", "--unique", "--out"], NO_NEW_FILE, []),
     "data sample model": (["data", "sample", "--prompts", "pairs.json", "--model"], NO_FOLDER, []),
+    "data sample adapter": (
+        ["data", "sample", "--prompts", "pairs.json", "--model", MODEL, "--adapter"],
+        NO_FOLDER,
+        [],
+    ),
     "data sample prompts": (["data", "sample", "--model", MODEL, "--prompts"], NO_FILE, []),
     "data sample out": (
         ["data", "sample", "--model", MODEL, "--prompts", "pairs.json", "--out"],
@@ -102,6 +126,11 @@ ROWS_OF: dict[str, Row] = {
     ),
     "data judge candidates": (["data", "judge"], NO_FILE, ["--judge", "rule:shorter"]),
     "data judge judge_name": (["data", "judge", "candidates.jsonl", "--judge"], NO_FOLDER, []),
+    "data judge adapter": (
+        ["data", "judge", "candidates.jsonl", "--judge", MODEL, "--adapter"],
+        NO_FOLDER,
+        [],
+    ),
     "data judge out": (
         ["data", "judge", "candidates.jsonl", "--judge", "rule:shorter", "--out"],
         NO_NEW_FILE,
@@ -183,7 +212,7 @@ def test_no_path_of_any_command_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("value", ['""', '"a\\u0000b"', f'"{"x" * 5000}"'])
-@pytest.mark.parametrize("key", ["model", "data", "eval_data", "out", "run_dir"])
+@pytest.mark.parametrize("key", ["model", "data", "eval_data", "out", "run_dir", "adapter"])
 def test_a_name_in_a_config_that_nothing_can_have_is_told_with_its_key(
     key: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
