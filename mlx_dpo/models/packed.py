@@ -5,7 +5,6 @@ a loop of 2 GFLOP/s which sums bfloat16 in bfloat16; there the weights are unpac
 and thrown away after it, and the product is one of dense float32 matrices.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -44,11 +43,12 @@ def num_parameters(model: nn.Module) -> int:
 
 def packed_bits(model: nn.Module) -> list[int]:
     """Bits of a model's packed weights, that of most of them first; empty where none is packed."""
-    counts = Counter[int]()
+    counts: dict[int, int] = {}
     for module in model.modules():
         if is_packed(module):
-            counts[module.bits] += module.weight.size * 32 // module.bits
-    return [bits for bits, _ in counts.most_common()]
+            size = module.weight.size * 32 // module.bits
+            counts[module.bits] = counts.get(module.bits, 0) + size
+    return sorted(counts, key=lambda bits: -counts[bits])
 
 
 def dense(module: Any, dtype: mx.Dtype = mx.float32) -> mx.array:
