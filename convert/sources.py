@@ -5,7 +5,7 @@ Checkpoints in PyTorch's own formats are converted when they are first asked for
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,9 +132,20 @@ def load_source(source: Source, dtype: str | None = None) -> "nn.Module":
     Raises:
         UsageError: If one of them can't be loaded, or the adapter is another model's.
     """
+    return _with_adapter(source, lambda: load_model(source.folder, dtype))
+
+
+def load_stored(source: Source) -> "nn.Module":
+    """As `load_source`, every number of the model in the dtype it is stored in."""
+    from mlx_dpo.models import hub
+
+    return _with_adapter(source, lambda: hub.load_model(source.folder, None))
+
+
+def _with_adapter(source: Source, load: "Callable[[], nn.Module]") -> "nn.Module":
     if source.adapter is not None:
         check_base(source.adapter, source.folder)  # before there is a model in memory
-    model = load_model(source.folder, dtype)
+    model = load()
     if source.adapter is not None:
         from mlx_dpo.convert.adapters import read_adapter
         from mlx_dpo.models.adapters import attach

@@ -1,7 +1,6 @@
 """The weights of a model folder: files checked and read, written in shards, dtypes cast."""
 
 import importlib.util
-import json
 import re
 import typing
 import zipfile
@@ -16,7 +15,8 @@ from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import inside
 from mlx_dpo.models.hub import read_json
-from mlx_dpo.models.parameters import read_header, save_arrays
+from mlx_dpo.models.parameters import read_header
+from mlx_dpo.models.shards import save_shards
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -102,28 +102,8 @@ def write_weights(
         file_format: ``mlx`` or ``pt``, for the metadata.
         max_shard_bytes: Largest file, unless a single tensor is larger.
     """
-    shards: list[dict[str, mx.array]] = [{}]
-    size = 0
-    for name, value in sorted(arrays.items()):
-        if shards[-1] and size + value.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = value
-        size += value.nbytes
     metadata = {"format": file_format, **MADE_BY}
-    if len(shards) == 1:
-        save_arrays(folder / "model.safetensors", shards[0], metadata)
-        return
-    files: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_arrays(folder / file, shard, metadata)
-        files |= dict.fromkeys(shard, file)
-    index = {
-        "metadata": {"total_size": sum(value.nbytes for value in arrays.values())},
-        "weight_map": files,
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    save_shards(folder, dict(arrays), metadata, max_bytes=max_shard_bytes)
 
 
 def cast(arrays: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:

@@ -13,6 +13,7 @@ from mlx_dpo.cli.convert import convert
 from mlx_dpo.cli.data import data
 from mlx_dpo.cli.doctor import doctor
 from mlx_dpo.cli.evaluate import evaluate
+from mlx_dpo.cli.export import export
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
@@ -51,7 +52,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(train, plan, profile, convert, data, generate, audit, evaluate),
+    *(train, plan, profile, convert, export, data, generate, audit, evaluate),
     *(score, compare, report, sweep, doctor, adapter),
 ):
     cli.add_command(_command)

@@ -7,7 +7,6 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import progress
-from mlx_dpo.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.scoring import LoadedModel
@@ -60,7 +59,7 @@ def evaluate(
       mlx_dpo eval --model checkpoints/tiny-sft-dpo --data data/dpo/preferences.json
     """
     from mlx_dpo.cli.results import as_record, print_assessment
-    from mlx_dpo.insight.evaluation import assess
+    from mlx_dpo.insight.evaluation import assess, setting_of_run
     from mlx_dpo.insight.scoring import Named, open_model, reference_of
 
     preferences = read_pairs(data, drop_bad)
@@ -113,15 +112,6 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
     if problems.num_errors:
         click.echo(f"{data}: rows with errors left out: {by_code(problems.errors)}", err=True)
     return preferences
-
-
-def setting_of_run(record: dict[str, Any], key: str) -> Any:
-    """A number among the settings of the run that made a model, or that setting's default."""
-    default = getattr(RunConfig, key)
-    settings = record.get("settings")
-    value = settings.get(key) if isinstance(settings, dict) else None
-    is_usable = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    return value if is_usable else default
 
 
 def _rows_to_evaluate(

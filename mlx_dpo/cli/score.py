@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.evaluate import read_pairs, setting_of_run
+from mlx_dpo.cli.evaluate import read_pairs
 from mlx_dpo.cli.screen import progress, share
 from mlx_dpo.errors import DataError, UsageError
 
@@ -56,6 +56,7 @@ def score(
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
     from mlx_dpo.convert.sources import locate
+    from mlx_dpo.insight.evaluation import setting_of_run
     from mlx_dpo.insight.rewards import encode_answers, reward_tokens
     from mlx_dpo.insight.scoring import Named, read_record, reference_of
 

@@ -19,6 +19,7 @@ from mlx_dpo.insight.scoring import LoadedModel, Logprobs, check_same_tokens, sc
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import EncodedPairs, Preference, PreferenceExample
+from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.training.self_check import Choice
 
 TOLERANCE = 0.1  # of the longer response, at least one token: lengths that count as equal
@@ -250,6 +251,15 @@ def held_out_of_run(
     if not same_name or not held or not train | held <= {p.id for p in preferences}:
         return None
     return [p for p in preferences if p.id in held]
+
+
+def setting_of_run(record: dict[str, Any], key: str) -> Any:
+    """A number among the settings of the run that made a model, or that setting's default."""
+    default = getattr(RunConfig, key)
+    settings = record.get("settings")
+    value = settings.get(key) if isinstance(settings, dict) else None
+    is_usable = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return value if is_usable else default
 
 
 def _score(name: str, policy: Logprobs, reference: Logprobs, beta: float) -> GroupScore:

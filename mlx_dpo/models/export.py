@@ -2,22 +2,30 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, is_system_file, new_folder
 from mlx_dpo.models.dialects import normalised
-from mlx_dpo.models.hub import read_config
-from mlx_dpo.models.parameters import named_arrays, save_arrays
+from mlx_dpo.models.fuse import choose_packings, fused, packed_anew, packing_entry
+from mlx_dpo.models.hub import PACKINGS, read_config
+from mlx_dpo.models.parameters import is_float, named_arrays, save_arrays
+from mlx_dpo.models.shards import save_shards
+
+SHARD_BYTES = 2 * 2**30  # largest weight file of a fused model; as much is held in memory
+CONVERSION = "convert.json"  # as `convert.record` writes it
 
 # The files that belong to a model besides weights and config.json: tokenizer, chat template,
 # generation settings, licence, and what the way back to PyTorch needs.
 _COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
     *("*.tiktoken", "merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
-    "convert.json",
+    CONVERSION,
 )
 
 
@@ -47,16 +55,84 @@ def export_folder(
     Raises:
         DiskError: If it can't be written, or exists and may not.
     """
-    config = read_config(source)
-    # Both spellings, because mlx-lm reads one and transformers 5 the other.
-    config |= normalised(config)
-    dtype = str(next(iter(named_arrays(model.parameters()).values())).dtype)
-    name = dtype.removeprefix("mlx.core.")
-    config |= {key: name for key in ("torch_dtype", "dtype") if key in config}
+    dtype = next(iter(named_arrays(model.parameters()).values())).dtype
+    config = config_of(source, dtype)
     files = companions(source)  # refused before anything is written
     with new_folder(out, replace=replace) as folder:
         for file in files:
             shutil.copyfile(file, folder / file.name)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "dpo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", config)
+        write_json(folder / "dpo.json", record)
         save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})
+
+
+def write_fused(
+    folder: Path,
+    model: nn.Module,
+    source: Path,
+    dtype: mx.Dtype,
+    *,
+    bits: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, total, more: None,
+) -> dict[str, Any] | None:
+    """Write a model without its adapter and packing, or packed anew, but for its ``dpo.json``.
+
+    Args:
+        folder: An empty folder.
+        model: With an adapter or without; see `models.fuse`.
+        source: The folder it was loaded from; only read.
+        dtype: Of the new weights.
+        bits: To pack them in; None leaves them unpacked.
+        progress: Called with what is written, how many tensors it is, and how many more are done.
+
+    Returns:
+        How config.json says it is packed; None where it is not.
+
+    Raises:
+        UsageError: If a value does not fit the dtype, or no layer can be packed.
+        DiskError: If a file can't be written.
+    """
+    packings = None if bits is None else choose_packings(model, bits)
+    packing = None if packings is None else packing_entry(packings)
+    arrays = fused(model, dtype) if packings is None else packed_anew(model, dtype, packings)
+    total = len(arrays)
+
+    def check(name: str, array: mx.array) -> None:
+        if is_float(array) and not mx.isfinite(array).all().item():
+            raise UsageError(f"{name}: holds values too large for {array.dtype}: see --dtype")
+        progress("tensors", total, 1)
+
+    for file in companions(source):
+        # The record of a conversion leads back from dense weights only.
+        if packing is None or file.name != CONVERSION:
+            shutil.copyfile(file, folder / file.name)
+    write_json(folder / "config.json", config_of(source, dtype, packing))
+    save_shards(folder, arrays, {"format": "mlx"}, max_bytes=SHARD_BYTES, after_array=check)
+    return packing
+
+
+def config_of(
+    source: Path, dtype: mx.Dtype, packing: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The config.json for new weights of a model.
+
+    Args:
+        source: The folder of the model.
+        dtype: Of the new weights.
+        packing: How they are quantised, as mlx-lm writes it; None where they are not.
+    """
+    config = read_config(source)
+    # Both spellings, because mlx-lm reads one and transformers 5 the other.
+    config |= normalised(config)
+    name = str(dtype).removeprefix("mlx.core.")
+    config |= {key: name for key in ("torch_dtype", "dtype") if key in config}
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in PACKINGS:
+            holder.pop(key, None)
+    return config | dict.fromkeys(PACKINGS if packing else (), packing)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file of a model folder."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ MAX_JSON = 64 * 2**20  # bytes
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-_PACKINGS = ("quantization", "quantization_config")
+PACKINGS = ("quantization", "quantization_config")  # of config.json; MLX writes both
 _DTYPE_OF = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # What architectures call their tables of learned positions and of tokens.
@@ -193,7 +193,7 @@ def checked_config(folder: Path) -> dict[str, Any]:
 
 def is_quantised(config: dict[str, Any]) -> bool:
     """Whether a config.json says that its model, or the language model inside, is quantised."""
-    return any(holder.get(key) for holder in _holders(config) for key in _PACKINGS)
+    return any(holder.get(key) for holder in _holders(config) for key in PACKINGS)
 
 
 def foreign_packing(config: dict[str, Any]) -> str | None:
@@ -214,7 +214,7 @@ def stored_shapes(
 ) -> list[tuple[int, ...]]:
     """Shapes of a folder's tensors, those of packed ones as they are once unpacked."""
     packing: Any = next(
-        (holder[key] for holder in _holders(config) for key in _PACKINGS if holder.get(key)), {}
+        (holder[key] for holder in _holders(config) for key in PACKINGS if holder.get(key)), {}
     )
     found = []
     for name, (shape, _) in shapes.items():
