@@ -51,6 +51,10 @@ ROWS_OF: dict[str, Row] = {
     "sweep run_dir": (["sweep", *ON, "--run-dir"], NO_PLACE | {"a file": "noise.json"}, []),
     "convert src": (["convert"], NO_FOLDER, ["new"]),
     "convert dst": (["convert", MODEL], NO_NEW_FOLDER, []),
+    "export model": (["export", "--fuse"], NO_FOLDER, ["new"]),
+    "export out": (["export", "--fuse", "adapter"], NO_NEW_FOLDER, []),
+    "export base": (["export", "--fuse", "adapter", "new", "--base"], NO_FOLDER, []),
+    "export data": (["export", "--fuse", "adapter", "new", "--data"], NO_FILE, []),
     "adapter convert src": (["adapter", "convert"], NO_FOLDER, ["new", "--to", "peft"]),
     "adapter convert dst": (["adapter", "convert", MODEL], NO_NEW_FOLDER, ["--to", "peft"]),
     "adapter convert model": (
@@ -164,6 +168,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("Dear otter,\n")
     Path("run").mkdir()
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
+    split = {"train": ["1"], "held_out": ["2"]}
+    record = {"trained_from": {"model": MODEL}, "data": {"file": "pairs.json", "split": split}}
+    Path("adapter/dpo.json").write_text(json.dumps(record))
     monkeypatch.setattr(server, "serve", lambda *_, **__: pytest.fail("a server was started"))
     return tmp_path
 
