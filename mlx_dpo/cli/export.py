@@ -1,5 +1,6 @@
 """`mlx_dpo export`."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,8 @@ def _trial(
     try:
         with progress() as advance:
             advance("pairs", 1, 0)
+            if not packs:
+                _check_memory(source, dtype)
             return plan_trial(source, data, exported=dtype)
     except NotMeasurableError as error:
         if packs and not force:
@@ -205,6 +208,28 @@ def _trial(
             ) from None
         _say(f"kept    not measured: {error}")
         return None
+
+
+def _check_memory(source: "Source", dtype: str) -> None:
+    """Whether dense weights can be loaded here to be measured; writing them takes little.
+
+    Raises:
+        NotMeasurableError: If they take more memory than this machine has for a GPU.
+    """
+    from mlx_dpo.insight.proof import NotMeasurableError
+    from mlx_dpo.memory.solve import recommended_here
+    from mlx_dpo.models.hub import read_config, stored_shapes
+    from mlx_dpo.models.parameters import tensor_shapes
+    from mlx_dpo.runs.plan import gigabytes
+
+    recommended = recommended_here()
+    shapes = stored_shapes(read_config(source.folder), tensor_shapes(source.folder))
+    size = sum(map(math.prod, shapes)) * (4 if dtype == "float32" else 2)
+    if recommended is not None and size > recommended:
+        raise NotMeasurableError(
+            f"its weights take {gigabytes(size)}, and this machine has {gigabytes(recommended)} "
+            "for them"
+        )
 
 
 def _before(trial: "Trial") -> "tuple[Any, Any]":
