@@ -67,9 +67,14 @@ def _print_next(job: Job, question: str) -> None:
         click.echo(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
     fuse = shlex.join([program(), "export", out, "FOLDER", "--fuse"])
     if bits := packed_bits(job.policy):
-        click.echo(f"Beside its base it is exact; fused into {bits[0]} bits it is not: {fuse}")
+        click.echo(
+            "Beside its base it is exact. Fused, it is a model of 16 bits; packed again in "
+            f"{bits[0]} bits\n(--quantize {bits[0]}) it is not exact, and export measures what it "
+            "keeps:"
+        )
     else:
-        click.echo(f"To add it to the weights of its base: {fuse}")
+        click.echo("To add it to the weights of its base:")
+    click.echo(f"  {fuse}")
 
 
 def _print_scores(groups: Sequence[GroupScore]) -> None:

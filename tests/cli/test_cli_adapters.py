@@ -233,6 +233,7 @@ def test_training_an_adapter_says_what_trains_and_how_to_serve_it(
     assert f"mlx_lm.server --model {MODEL} --adapter-path out" in out
     assert "export out FOLDER --fuse" in out
     assert "bits" not in out
+    assert "To add it to the weights of its base:\n" in out
     page = Path("run/report.html").read_text()
     assert "LoRA on all linear layers, rank 4, scale 2: 0.0 M parameters, 0." in page
     assert "--method lora" in page
@@ -249,7 +250,8 @@ def test_training_on_a_packed_model_says_its_weights_and_bits(
         "(0.4 M parameters in 4 bits, bfloat16; quantised, so LoRA: rank 16, scale 2, q_proj"
         in line
     )
-    assert "fused into 4 bits it is not" in out
+    assert "Beside its base it is exact." in out
+    assert "packed again in 4 bits\n(--quantize 4) it is not exact" in out
     assert "LoRA on q_proj, rank 16" in Path("run/report.html").read_text()
     code, out, err = run(capsys, "eval", "--model", "out", *EVAL)
     assert (code, err) == (0, "")
