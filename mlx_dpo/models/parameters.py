@@ -1,6 +1,7 @@
 """The arrays of a model or optimizer, by name: in memory and in safetensors files."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -54,9 +55,13 @@ def fingerprint(parameters: Any) -> str:
     Args:
         parameters: A tree of arrays, or a module for all of its parameters.
     """
-    digest = hashlib.sha256()
     tree = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-    for name, value in named_arrays(tree).items():
+    return _digest(named_arrays(tree).items())
+
+
+def _digest(arrays: Iterable[tuple[str, mx.array]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in arrays:
         digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
         # As bytes, because bfloat16 has no NumPy type.
         digest.update(np.array(value.reshape(-1).view(mx.uint8)).data)
@@ -72,8 +77,9 @@ def stored_digest(folder: Path) -> str:
     tensor_shapes(folder)  # with the strict parser
     stored: dict[str, mx.array] = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        stored |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy: read while hashed
-    return fingerprint(stored)
+        stored |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy
+    # Read when it is hashed, and let go of: one tensor is in memory at a time.
+    return _digest((name, stored.pop(name)) for name in sorted(stored))
 
 
 def as_bits(value: mx.array) -> mx.array:

@@ -115,7 +115,7 @@ def _card(job: Job, record: dict[str, Any]) -> str:
     held_out = "none"
     if results:
         held_out = (
-            f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (untrained 0.6931), accuracy "
+            f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (log 2 = 0.6931), accuracy "
             f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
         )
     return _CARD.format(

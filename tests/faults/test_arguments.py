@@ -62,10 +62,6 @@ ROWS_OF: dict[str, Row] = {
         NO_FOLDER,
         [],
     ),
-    "export model": (["export"], NO_FOLDER, ["new", "--fuse"]),
-    "export out": (["export", MODEL], NO_NEW_FOLDER, ["--quantize", "8", "--force"]),
-    "export base": (["export", MODEL, "new", "--fuse", "--base"], NO_FOLDER, []),
-    "export data": (["export", MODEL, "new", "--quantize", "8", "--data"], NO_FILE, []),
     "generate model": (["generate", "--prompt", "Hi", "--model"], NO_FOLDER, []),
     "generate adapter": (
         ["generate", "--prompt", "Hi", "--model", MODEL, "--adapter"],
