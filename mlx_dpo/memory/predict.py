@@ -29,6 +29,7 @@ from mlx_dpo.models.adapters import (
     new_adapter,
     wrapped_module,
 )
+from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import is_embedding
 from mlx_dpo.preferences.batches import EpochOrder, by_need
@@ -90,7 +91,8 @@ class Workload:
         seed: Decides which pairs meet in a batch.
         epochs: Times each pair is seen.
         steps: Optimizer steps, where fewer.
-        adapter: The adapter that training starts from, where it is not a new one.
+        adapter: Makes the adapter that training starts from, for a model from shapes; None for a
+            new one, as the settings say.
     """
 
     shell: Callable[[str], nn.Module]
@@ -100,7 +102,7 @@ class Workload:
     seed: int = 0
     epochs: int = 1
     steps: int | None = None
-    adapter: Adapter | None = None
+    adapter: Callable[[nn.Module], Adapter] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Prediction:
         parts: Bytes at that moment by name, in the order of `PARTS`; they add up to the total.
         moment: When it is: in a step, or in the self-check.
         path: How log-probs are computed.
-        num_parameters: Of the policy.
+        num_parameters: Of the policy; a quantised weight counts as one.
+        num_trained: Of these, parameters that are trained.
         pairs: Of the largest micro-batch, tokens of each prompt, chosen and rejected response.
     """
 
@@ -121,6 +124,7 @@ class Prediction:
     moment: str
     path: str
     num_parameters: int
+    num_trained: int
     pairs: list[tuple[int, int, int]]
 
     @property
@@ -152,7 +156,8 @@ class Predictor:
             {n: parts.get(n, 0) for n in PARTS if n in parts or n not in _OF_SOME},
             moment,
             self._step(settings)[1],
-            num_parameters=sum(a.size for a in named_arrays(model.parameters()).values()),
+            num_parameters=_num_parameters(model),
+            num_trained=sum(a.size for a in named_arrays(model.trainable_parameters()).values()),
             pairs=[(len(p), len(c), len(r)) for p, c, r in self._largest(settings)[0]],
         )
 
@@ -168,7 +173,8 @@ class Predictor:
         if key not in self._shells:
             model = self.workload.shell(settings.dtype)
             if settings.method == "lora":
-                attach(model, self.workload.adapter or _new_adapter(model, settings))
+                make = self.workload.adapter or partial(_new_adapter, settings=settings)
+                attach(model, make(model))
             self._shells[key] = model
         return self._shells[key]
 
@@ -393,6 +399,17 @@ def _new_adapter(model: nn.Module, settings: Settings) -> Adapter:
     """The adapter a run begins with, its values never evaluated."""
     paths = choose_modules(model, settings.lora_modules or "all", settings.lora_layers)
     return new_adapter(model, paths, rank=settings.lora_rank or RANK)
+
+
+def _num_parameters(model: nn.Module) -> int:
+    """Parameters as they count once unpacked."""
+    count = sum(a.size for a in named_arrays(model.parameters()).values())
+    for module in model.modules():
+        if is_packed(module):
+            beside = [module.scales, module.get("biases")]
+            count += module.weight.size * 32 // module.bits - module.weight.size
+            count -= sum(a.size for a in beside if a is not None)
+    return count
 
 
 def _num_base_bytes(model: nn.Module) -> int:

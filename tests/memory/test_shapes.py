@@ -39,7 +39,8 @@ def test_a_shell_has_the_shapes_of_the_model_without_its_data(folder: Path, tmp_
     [
         ({"vocab_size": 10**9}, "vocab_size is 1000000000"),
         ({"hidden_size": 48}, "cannot be loaded"),
-        ({"quantization": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised by awq"),
+        ({"quantization": {"bits": 4}}, "cannot be loaded"),
         ({"model_type": "nothing"}, "no architecture 'nothing'"),
         ({"model_file": "code.py"}, "names code to run"),
     ],
