@@ -48,7 +48,7 @@ def token_logprobs(
 
     Where the logits would take more than `CHUNK_BYTES` they are computed in chunks, and computed
     again for the gradient instead of being kept. The gradient of a head that does not train can be
-    computed together with its values, by `_with_gradient`.
+    computed together with its values, by `_in_small_chunks`.
 
     Args:
         model: The model.
@@ -83,8 +83,11 @@ def token_logprobs(
     def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
         return _log_softmax_at(logits(parameters, hidden)[0].astype(mx.float32), targets)
 
-    if gradient and not tree_flatten(parameters):
-        return _with_gradient(partial(logits, parameters), hidden, targets, vocabulary)
+    # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
+    # as the model does that it is the reference of.
+    if not tree_flatten(parameters) and tree_flatten(model.trainable_parameters()):
+        head = partial(logits, parameters)
+        return _in_small_chunks(head, hidden, targets, vocabulary, gradient=gradient)
     num_chunks = -(-len(targets) * vocabulary * 4 // CHUNK_BYTES)
     if num_chunks <= 1:
         return logprobs(parameters, hidden, targets)
@@ -99,11 +102,13 @@ def token_logprobs(
     return mx.concatenate(parts)
 
 
-def _with_gradient(
+def _in_small_chunks(
     logits: Callable[[mx.array], mx.array],
     hidden: mx.array,
     targets: mx.array,
     vocabulary: int,
+    *,
+    gradient: bool,
 ) -> mx.array:
     """Log-probs (S,), and with them their gradient by the hidden states, chunk by chunk.
 
@@ -116,14 +121,21 @@ def _with_gradient(
     values: list[mx.array] = []
     slopes: list[mx.array] = []
     for start in range(0, len(targets), size):
-        part, wanted = still[start : start + size], targets[start : start + size]
+        part = (still if gradient else hidden)[start : start + size]
+        wanted = targets[start : start + size]
         if values:
-            (part,) = mx.depends([part], [values[-1], slopes[-1]])
-        value, slope = _value_and_slope(logits, part, wanted)
+            (part,) = mx.depends([part], [values[-1], *slopes[-1:]])
+        if gradient:
+            value, slope = _value_and_slope(logits, part, wanted)
+            slopes.append(slope)
+        else:
+            value = _log_softmax_at(_float32(logits(part)), wanted)
         values.append(value)
-        slopes.append(slope)
-    value, slope = (mx.stop_gradient(mx.concatenate(parts)) for parts in (values, slopes))
-    return value + ((hidden - still) * slope).astype(mx.float32).sum(axis=-1)
+    value = mx.concatenate(values)
+    if not gradient:
+        return value
+    slope = mx.stop_gradient(mx.concatenate(slopes))
+    return mx.stop_gradient(value) + ((hidden - still) * slope).astype(mx.float32).sum(axis=-1)
 
 
 def _value_and_slope(
@@ -136,8 +148,7 @@ def _value_and_slope(
     """
 
     def weighted(hidden: mx.array) -> list[mx.array]:
-        # Squeezed: an index of one row would copy it.
-        found = logits(hidden).squeeze(0).astype(mx.float32)
+        found = _float32(logits(hidden))
         values = _log_softmax_at(mx.stop_gradient(found), targets)
         others = -mx.softmax(mx.stop_gradient(found), axis=-1)
         by_logits = mx.put_along_axis(
@@ -148,6 +159,11 @@ def _value_and_slope(
     count = len(targets)
     (_, value), (slope,) = mx.vjp(weighted, [hidden], [mx.ones(count), mx.zeros(count)])
     return value, slope
+
+
+def _float32(logits: mx.array) -> mx.array:
+    """Logits (1, S, V) as float32 (S, V); squeezed, because an index of one row copies it."""
+    return logits.squeeze(0).astype(mx.float32)
 
 
 def _log_softmax_at(logits: mx.array, targets: mx.array) -> mx.array:
