@@ -149,7 +149,7 @@ class Predictor:
 
     def __call__(self, settings: Settings) -> Prediction:
         """The peak under these settings."""
-        moment, parts = max(self._moments(settings), key=lambda each: total(each[1]))
+        moment, parts = max(self.moments(settings), key=lambda each: total(each[1]))
         model = self.shell(settings)
         return Prediction(
             settings,
@@ -164,7 +164,7 @@ class Predictor:
     def bounds(self, settings: Settings) -> Iterator[int]:
         """Lower bounds of the peak in bytes, cheap ones first; the largest of them is the peak."""
         yield total(self._held(settings))
-        for _, parts in self._moments(settings):
+        for _, parts in self.moments(settings):
             yield total(parts)
 
     def shell(self, settings: Settings) -> nn.Module:
@@ -178,7 +178,7 @@ class Predictor:
             self._shells[key] = model
         return self._shells[key]
 
-    def _moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
+    def moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
         """The peaks of a run's beginning, each with its moment, what is cheap to trace first."""
         copied = {REFERENCE: _num_base_bytes(self.shell(settings))}
         beside = copied if settings.reference == "copy" else {}

@@ -3,7 +3,7 @@
 The settings asked for come first. Then, each on top of what costs less than it: the reference
 cached, smaller micro-batches that add up to the same step, layer checkpointing, bfloat16, and last
 another optimizer. Of adapters the last two are not tried: what they train is small and float32, and
-the base stays as it is stored. Settings given by hand stay. Clipping is never given up here, because that
+the base stays as it is. Settings given by hand stay. Clipping is never given up here, because that
 changes what is trained; it is offered where nothing else is left.
 """
 

@@ -94,7 +94,8 @@ def casting_again(module: Any) -> Any:
     all layers would be alive at once.
     """
     copied = copy.copy(module)
-    copied.__class__ = _casting_kind(type(module))
+    base: Any = type(module)
+    copied.__class__ = _casting_kind(base)
     return copied
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.memory.predict import Prediction
-from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.adapters import adapter_parameters
+from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.preferences.batches import largest_batches
 from mlx_dpo.preferences.store import lengths

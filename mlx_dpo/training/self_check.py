@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import is_device_fault, is_shortage, one_line
 from mlx_dpo.models.adapters import adapted_modules, small_updates
@@ -173,7 +173,9 @@ class PlainValues:
         # Cast for each: what is cast for one would be held beside the next.
         return [score(path, pairs, in_float32) for pairs in (self._batch, [self._longest])]
 
-    def _at_once(self, path: ScoringPath, pairs: Sequence[PreferenceExample], cast: _Cast) -> Scores:
+    def _at_once(
+        self, path: ScoringPath, pairs: Sequence[PreferenceExample], cast: _Cast
+    ) -> Scores:
         return self._runtime.values(path(cast(self._model), pairs))
 
     def _in_turn(self, plain: PlainPath, pairs: Sequence[PreferenceExample], cast: _Cast) -> Scores:
@@ -237,9 +239,9 @@ def in_float32(model: nn.Module, *, keep_casts: bool = True) -> nn.Module:
     if is_float32(model):
         return model
     layers = {p: m for p, m in model.named_modules() if is_packed(m) and not is_embedding(m)}
-    arrays = {
+    arrays: dict[str, Any] = {
         name: array.astype(mx.float32) if is_float(array) else array
-        for name, array in tree_flatten(model.parameters())
+        for name, array in named_arrays(model.parameters()).items()
         if name.rpartition(".")[0] not in layers
     }
     for path, layer in layers.items():
