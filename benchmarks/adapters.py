@@ -5,16 +5,17 @@ large ones. A quantised layer's product is the one that a GPU runs on packed wei
 would take hours, so there it is replaced by one that makes the same arrays and does no arithmetic:
 what is computed then means nothing, what is held is the same. Weights are zeros.
 
-Each cell is a process of its own that first predicts, as `mlx_dpo plan` does, and then measures the
-self-check before a run and two steps. Results are kept as they come in ``runs/adapters.jsonl``; a
-cell that is there is not measured again. `--plan` predicts without measuring, for large models.
+Each cell is a process of its own that first predicts, as `mlx_dpo plan` does, and then measures two
+steps (one of a large model) and the self-check of a run. Results are kept as they come in
+``runs/adapters.jsonl``; a cell that is there is not measured again. `--plan` predicts without
+measuring, for large models.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from mlx_dpo.memory.predict import (
 from mlx_dpo.memory.shapes import shell
 from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.self_check import choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
@@ -144,53 +146,49 @@ def main() -> None:
 
 
 def measure(cell: Cell) -> dict[str, float]:
-    """Predicted and measured peaks of a self-check and two steps, and seconds of the second."""
+    """Predicted and measured peaks of a step and of a self-check, and seconds of the step."""
     predictor, settings = predictor_of(cell), cell.settings
     moments = {name: total(parts) for name, parts in predictor.moments(settings)}
-    work, model = predictor.workload, make_shell(cell)
+    examples, model = predictor.workload.examples, make_shell(cell)
     if cell.modules:
         attach_adapters(model, rank=RANK, modules=cell.modules)
+    mx.eval(model.parameters())
+    found: dict[str, float] = {"predicted check": moments[SELF_CHECK]}
+    found["predicted step"] = moments[STEP]
     with without_arithmetic():
-        mx.eval(model.parameters())
-        mx.reset_peak_memory()
-        path = choose_path(
-            model,
-            work.examples,
-            max_seq_len=MAX_LENGTH,
-            pad_id=0,
-            checkpoint=cell.checkpoint,
-        ).path
-        mx.clear_cache()
-        checked = mx.get_peak_memory()
-        trainer = DPOTrainer(
-            model,
-            ref_model=None,
-            reference=lambda batch: mx.full((2, len(batch)), -300.0),
-            examples=work.examples,
-            max_seq_len=MAX_LENGTH,
-            pad_id=0,
-            beta=0.1,
-            batch_size=settings.batch_size,
-            max_steps=2,
-            max_lr=1e-6,
-            path=path,
-            optimizer=optimizer_of(settings),
-            fused_update=True,
-        )
+        trainer = make_trainer(cell, model, examples)
         mx.eval(trainer.optimizer.state)
-        held = mx.get_active_memory()
+        found["held"] = mx.get_active_memory()
         mx.reset_peak_memory()
-        trainer.train_step()
-        begin = now()
-        trainer.train_step()
-    return {
-        "predicted check": moments[SELF_CHECK],
-        "check": checked,
-        "held": held,
-        "predicted step": moments[STEP],
-        "step": mx.get_peak_memory(),
-        "seconds": now() - begin,
-    }
+        for _ in range(1 if cell.large else 2):
+            begin = now()
+            trainer.train_step()
+        found |= {"seconds": now() - begin, "step": mx.get_peak_memory()}
+        print(found, file=sys.stderr, flush=True)
+        del trainer
+        mx.reset_peak_memory()
+        choose_path(model, examples, max_seq_len=MAX_LENGTH, pad_id=0, checkpoint=cell.checkpoint)
+        found["check"] = mx.get_peak_memory()
+    return found
+
+
+def make_trainer(cell: Cell, model: nn.Module, examples: Sequence[PreferenceExample]) -> DPOTrainer:
+    """The trainer of a cell."""
+    return DPOTrainer(
+        model,
+        ref_model=None,
+        reference=lambda batch: mx.full((2, len(batch)), -300.0),
+        examples=examples,
+        max_seq_len=MAX_LENGTH,
+        pad_id=0,
+        beta=0.1,
+        batch_size=cell.settings.batch_size,
+        max_steps=2,
+        max_lr=1e-6,
+        path=FastPath(MAX_LENGTH, 0, checkpoint=cell.checkpoint),
+        optimizer=optimizer_of(cell.settings),
+        fused_update=True,
+    )
 
 
 def predictor_of(cell: Cell) -> Predictor:

@@ -45,7 +45,7 @@ FLOAT32, BFLOAT16 = Rounding(1e-4, 1e-6), Rounding(1.0, 1e-2)
 # Where the user has turned TF32 on: operands of 10 mantissa bits, three more than bfloat16 has.
 TF32 = Rounding(0.1, 1e-3, 2e-2)
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
-_SHORTER = 2  # and of that, one part in so many where only adapters train
+_SHORTER = 4  # and of that, one part in so many where only adapters train
 
 Scores = npt.NDArray[np.float32]
 Gradient = dict[str, float]
