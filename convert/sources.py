@@ -26,7 +26,8 @@ RECORD = (
 )
 CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
 
-_HUB_FILES = ["*.json", "model*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+_WITHOUT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors"]
 _SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
 
@@ -204,23 +205,31 @@ def load_tokenizer(path: str | Path) -> Any:
     return hub.load_tokenizer(locate(path).folder)
 
 
-def find_mlx(path: str | Path, store: Path = CONVERTED) -> Path:
+def find_mlx(path: str | Path, store: Path = CONVERTED, *, weights: bool = True) -> Path:
     """The folder of a model in a form MLX reads.
 
     Args:
         path: A folder or hub id.
         store: Where a checkpoint that has to be converted is kept.
+        weights: Whether weights are needed: see `find`.
 
     Raises:
         UsageError: If there is no such model or it can't be converted.
         DiskError: If the converted checkpoint can't be written.
     """
-    folder = find(path)
+    folder = find(path, weights=weights)
+    if not weights and not _has_weights(folder):
+        return folder
     return converted_once(folder, store) if needs_conversion(folder) else folder
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model; a hub id is downloaded unless the hub's cache holds it.
+
+    Args:
+        path: A folder or hub id.
+        weights: Whether weights are needed. Without, they are not downloaded; where they are here
+            already, they are here.
 
     Raises:
         UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
@@ -236,10 +245,19 @@ def find(path: str | Path) -> Path:
         raise UsageError(f"{name}: is a file; --model takes a model folder")
     if not is_hub_id(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
+    if not weights:
+        return download(name, _WITHOUT_WEIGHTS)
     downloaded = download(name, _HUB_FILES)
     if any(downloaded.glob("model*.safetensors")):
         return downloaded
     return download(name, [*_HUB_FILES, "pytorch_model*"])
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder is more than the config and tokenizer of a model."""
+    kinds = (".safetensors", ".bin", ".pt")
+    is_alone = (folder / "config.json").is_file()
+    return not is_alone or any(file.suffix in kinds for file in entries_of(folder))
 
 
 def name_of(path: str | Path) -> str:

@@ -41,7 +41,8 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
     weights: a training step is traced, and the arrays it would hold are counted. The figure is that
     of mx.get_peak_memory(). With --memory-budget, settings that were not given are chosen so that
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
-    layer checkpointing, bfloat16, Adafactor. Exit code 4 where nothing fits. With --calibrate, a
+    layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 where nothing
+    fits. Of a model on the hub only config and tokenizer are downloaded. With --calibrate, a
     few steps under those settings are run and thrown away.
 
     \b
@@ -49,10 +50,11 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl --memory-budget 4GB
     """
+    from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.plan import changes, fit, make_plan
 
     given = options.typed(given)
-    settings = resolve(config, given)
+    settings = decided(resolve(config, given), weights=calibrate)
     made = make_plan(settings)
     chosen, budget = None, None
     if settings.memory_budget is not None:
@@ -94,8 +96,10 @@ def within_budget(
     Raises:
         BudgetError: If no settings keep --memory-budget.
     """
+    from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
 
+    settings = decided(settings)
     budget = budget_of(settings)
     if budget is None:
         return settings, None
@@ -127,14 +131,21 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
     from mlx_dpo.memory.solve import SHARE, machines
     from mlx_dpo.runs.plan import gigabytes
 
-    click.echo(f"model      {settings.model}  ({prediction.num_parameters / 1e6:.1f} M parameters)")
+    trained = f", {prediction.num_trained / 1e6:.1f} M of them trained"
+    if prediction.num_trained == prediction.num_parameters:
+        trained = ""
+    count = f"{prediction.num_parameters / 1e6:.1f} M parameters{trained}"
+    click.echo(f"model      {settings.model}  ({count})")
     click.echo(f"data       {settings.data}")
     click.echo(f"largest    {shown_pairs(prediction.pairs)}")
     click.echo(f"path       {prediction.path}")
     click.echo()
-    for name, count in prediction.parts.items():
-        note = f"  {prediction.settings.reference}" if name == "reference" else ""
-        click.echo(f"{name:16} {gigabytes(count):>10}{note}")
+    notes = {"reference": f"  {prediction.settings.reference}"}
+    if prediction.settings.method == "lora":
+        notes |= {"weights": "  frozen", "adapters": f"  {_shown_adapter(settings)}, float32"}
+    for name, size in prediction.parts.items():
+        note = notes.get(name, "")
+        click.echo(f"{name:16} {gigabytes(size):>10}{note}")
     click.echo(
         f"{'peak':16} {gigabytes(prediction.total):>10}  as mx.get_peak_memory(), in "
         f"{prediction.moment}"
@@ -148,6 +159,13 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
         f"(fits: within {SHARE:.0%} of it. The share is what macOS recommends by public logs, not "
         "measured here)"
     )
+
+
+def _shown_adapter(settings: RunConfig) -> str:
+    if settings.adapter is not None:
+        return f"from {settings.adapter}"
+    where = "all" if settings.lora_layers is None else f"the last {settings.lora_layers}"
+    return f"rank {settings.lora_rank}, {settings.lora_modules}, {where} blocks"
 
 
 def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None:

@@ -27,6 +27,7 @@ _COMPARED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 _DOMINATES = {
     "weights": "The weights dominate",
+    "adapters": "The adapters dominate",
     "reference": "The reference model dominates",
     "optimizer": "The optimizer's state dominates",
     "gradients": "The gradients dominate",
@@ -72,7 +73,9 @@ def profile(
 
     for file in out:
         memory_page.check_picture(file)
-    settings = resolve(config, options.typed(given))
+    from mlx_dpo.runs.defaults import decided
+
+    settings = decided(resolve(config, options.typed(given)))
     measured: dict[str, Any]
     if compare is not None:
         measured = _compare(settings, steps, compare)
@@ -178,7 +181,9 @@ def _phase_table(measured: Mapping[str, Any]) -> str:
 
 def _memory_settings(settings: Mapping[str, Any], without: str = "") -> str:
     """The settings that decide memory, but for one that is compared."""
+    rank = "" if settings["lora_rank"] is None else f" of rank {settings['lora_rank']}"
     parts = {
+        "method": f"adapters{rank}" if settings["method"] == "lora" else "",
         "optimizer": settings["optimizer"],
         "dtype": settings["dtype"],
         "reference": f"reference {settings['reference']}",
@@ -223,7 +228,7 @@ def _compared_table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
             [
                 option,
                 gigabytes(measured["peak_bytes"]),
-                gigabytes(held["weights"] + held["reference"]),
+                gigabytes(held["weights"] + held.get("adapters", 0) + held["reference"]),
                 gigabytes(held["optimizer"]),
                 gigabytes(held["gradients"] + held["rest"]),
                 f"{_step_seconds(measured):.2f}",

@@ -11,7 +11,7 @@ there.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -24,6 +24,7 @@ from mlx.utils import tree_map
 
 # Constants that mark: bfloat16 numbers, which every float type holds, too large to occur.
 _FIRST_MARK = 0x6F00
+_PACKED_PRODUCTS = ("QuantizedMatmul", "GatherQMM")
 
 
 @dataclass(eq=False, slots=True)
@@ -138,7 +139,9 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array
     traced_on = set(ends["inputs"])
     constants = [a for a in arrays.values() if a.node is None and a not in traced_on]
     outputs = _with_recomputation(nodes, marks, ends["outputs"]) if marks else ends["outputs"]
-    return Graph(ends["inputs"], constants, outputs)
+    graph = Graph(ends["inputs"], constants, outputs)
+    _cast_apart(graph)
+    return graph
 
 
 @contextmanager
@@ -153,21 +156,28 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _unshare(nodes: Sequence[Node]) -> None:
+def _unshare(nodes: Iterable[Node], kind: str = "Full") -> None:
     """Give each reader of a filled array one of its own, as it has outside of an export.
 
-    An export merges operations that are alike. Of those, only arrays of zeros are large.
+    An export merges operations that are alike. Of those, only arrays of zeros are large, and
+    what packed products cast.
     """
     taken: set[Array] = set()
     for node in nodes:
         for place, array in enumerate(node.inputs):
-            if array.node is None or array.node.name != "Full":
+            if array.node is None or array.node.name != kind:
                 continue
             if array in taken:
                 copied = Array(array.shape, array.itemsize)
-                copied.node = Node("Full", array.node.inputs, [copied], array.node.arguments)
+                copied.node = Node(kind, array.node.inputs, [copied], array.node.arguments)
                 node.inputs[place] = copied
             taken.add(array)
+
+
+def _cast_apart(graph: Graph) -> None:
+    """Give each packed product casts of its own: it makes them itself."""
+    products = [node for node in graph.nodes() if node.name in _PACKED_PRODUCTS]
+    _unshare(products, "AsType")
 
 
 @contextmanager

@@ -19,7 +19,17 @@ from mlx_dpo.memory.graph import uncollected
 from mlx_dpo.memory.recorder import NUMBERS, Recorder, Recording, record
 from mlx_dpo.memory.replay import OTHER, Replay
 from mlx_dpo.memory.shapes import num_bytes
-from mlx_dpo.models.adapters import wrapped_module
+from mlx_dpo.models.adapters import (
+    RANK,
+    Adapter,
+    adapted_modules,
+    attach,
+    base_parameters,
+    choose_modules,
+    new_adapter,
+    wrapped_module,
+)
+from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import is_embedding
 from mlx_dpo.preferences.batches import EpochOrder, by_need
@@ -32,9 +42,10 @@ from mlx_dpo.training.self_check import PlainValues
 from mlx_dpo.training.step import Batch, Step
 
 WEIGHTS, OPTIMIZER, GRADIENTS, LOGITS = "weights", "optimizer state", "gradients", "logits"
-REFERENCE = "reference"
+REFERENCE, ADAPTERS, UNPACKED = "reference", "adapters", "unpacked weights"
 STEP, SELF_CHECK = "a step", "the self-check before the first step"
-PARTS = (WEIGHTS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS)
+PARTS = (WEIGHTS, ADAPTERS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS, UNPACKED)
+_OF_SOME = (ADAPTERS, UNPACKED)  # parts that are named only where there are any
 Parts = dict[str, int]  # bytes by name
 _EPOCHS_LOOKED_AT = 4  # the largest batch of a fifth is hardly larger
 
@@ -51,11 +62,21 @@ class Settings:
     optimizer: str = "adamw"
     grad_clip: float = 1.0
     plain: bool = False
+    method: str = "full"
+    lora_rank: int | None = None
+    lora_layers: int | None = None
+    lora_modules: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether the whole gradient is there before any of it is used."""
         return self.grad_clip > 0 or self.grad_accumulation > 1
+
+    @property
+    def of_model(self) -> "Settings":
+        """What of them decides the policy's arrays; the rest is as by default."""
+        names = ("dtype", "method", "lora_rank", "lora_layers", "lora_modules")
+        return Settings(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -63,13 +84,15 @@ class Workload:
     """What is trained on what.
 
     Attributes:
-        shell: Makes the policy from shapes, in a dtype named as in `Settings`.
+        shell: Makes the model from shapes, in a dtype named as in `Settings`.
         examples: Training pairs.
         max_length: Longest prompt + response in tokens.
         pad_id: Token id to pad with.
         seed: Decides which pairs meet in a batch.
         epochs: Times each pair is seen.
         steps: Optimizer steps, where fewer.
+        adapter: Makes the adapter that training starts from, for a model from shapes; None for a
+            new one, as the settings say.
     """
 
     shell: Callable[[str], nn.Module]
@@ -79,6 +102,7 @@ class Workload:
     seed: int = 0
     epochs: int = 1
     steps: int | None = None
+    adapter: Callable[[nn.Module], Adapter] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,8 @@ class Prediction:
         parts: Bytes at that moment by name, in the order of `PARTS`; they add up to the total.
         moment: When it is: in a step, or in the self-check.
         path: How log-probs are computed.
-        num_parameters: Of the policy.
+        num_parameters: Of the policy; a quantised weight counts as one.
+        num_trained: Of these, parameters that are trained.
         pairs: Of the largest micro-batch, tokens of each prompt, chosen and rejected response.
     """
 
@@ -99,6 +124,7 @@ class Prediction:
     moment: str
     path: str
     num_parameters: int
+    num_trained: int
     pairs: list[tuple[int, int, int]]
 
     @property
@@ -118,37 +144,43 @@ class Predictor:
         self.workload = workload
         self._traced: dict[tuple[str, Settings], tuple[Parts, str]] = {}
         self._batches: dict[tuple[int, int], list[list[PreferenceExample]]] = {}
-        self._shells: dict[str, nn.Module] = {}
-        self._states: dict[tuple[str, str], int] = {}
+        self._shells: dict[Settings, nn.Module] = {}
+        self._states: dict[Settings, int] = {}
 
     def __call__(self, settings: Settings) -> Prediction:
         """The peak under these settings."""
-        moment, parts = max(self._moments(settings), key=lambda each: total(each[1]))
-        model = self.shell(settings.dtype)
+        moment, parts = max(self.moments(settings), key=lambda each: total(each[1]))
+        model = self.shell(settings)
         return Prediction(
             settings,
-            {name: parts.get(name, 0) for name in PARTS},
+            {n: parts.get(n, 0) for n in PARTS if n in parts or n not in _OF_SOME},
             moment,
             self._step(settings)[1],
-            num_parameters=sum(a.size for a in named_arrays(model.parameters()).values()),
+            num_parameters=_num_parameters(model),
+            num_trained=sum(a.size for a in named_arrays(model.trainable_parameters()).values()),
             pairs=[(len(p), len(c), len(r)) for p, c, r in self._largest(settings)[0]],
         )
 
     def bounds(self, settings: Settings) -> Iterator[int]:
         """Lower bounds of the peak in bytes, cheap ones first; the largest of them is the peak."""
         yield total(self._held(settings))
-        for _, parts in self._moments(settings):
+        for _, parts in self.moments(settings):
             yield total(parts)
 
-    def shell(self, dtype: str) -> nn.Module:
-        """The policy, its parameters zeros that are never evaluated."""
-        if dtype not in self._shells:
-            self._shells[dtype] = self.workload.shell(dtype)
-        return self._shells[dtype]
+    def shell(self, settings: Settings) -> nn.Module:
+        """The policy, its parameters never evaluated."""
+        key = settings.of_model
+        if key not in self._shells:
+            model = self.workload.shell(settings.dtype)
+            if settings.method == "lora":
+                make = self.workload.adapter or partial(_new_adapter, settings=settings)
+                attach(model, make(model))
+            self._shells[key] = model
+        return self._shells[key]
 
-    def _moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
+    def moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
         """The peaks of a run's beginning, each with its moment, what is cheap to trace first."""
-        copied = {REFERENCE: num_bytes(self.shell(settings.dtype))}
+        copied = {REFERENCE: _num_base_bytes(self.shell(settings))}
         beside = copied if settings.reference == "copy" else {}
         if settings.is_whole:
             yield STEP, self._update(settings)[0] | beside
@@ -159,11 +191,10 @@ class Predictor:
 
     def _held(self, settings: Settings) -> Parts:
         """What is held at once in any case: between steps, or before an update."""
-        model = self.shell(settings.dtype)
-        size = num_bytes(model)
-        held = {WEIGHTS: size, OPTIMIZER: self._state(settings)}
+        model = self.shell(settings)
+        held = {WEIGHTS: num_bytes(model), OPTIMIZER: self._state(settings)}
         if settings.reference == "copy":
-            held[REFERENCE] = size
+            held[REFERENCE] = _num_base_bytes(model)
         if settings.is_whole:
             trainable = named_arrays(model.trainable_parameters()).values()
             summed = settings.grad_accumulation > 1  # in float32
@@ -173,10 +204,10 @@ class Predictor:
     def _update(self, settings: Settings) -> tuple[Parts, str]:
         """Peak of the update once the gradient is whole; any gradient will do."""
         clip = float(settings.grad_clip > 0)
-        key = Settings(dtype=settings.dtype, optimizer=settings.optimizer, grad_clip=clip)
+        key = replace(settings.of_model, optimizer=settings.optimizer, grad_clip=clip)
 
         def trace() -> tuple[Parts, str]:
-            model, path = self.shell(settings.dtype), _SquaresPath()
+            model, path = self.shell(settings), _SquaresPath()
             # The second of two batches is there for a step without clipping to be whole.
             batches = [self.workload.examples[:1]] * (1 if clip else 2)
             recording = record_step(model, optimizer_of(settings), path, batches, grad_clip=clip)
@@ -195,7 +226,7 @@ class Predictor:
         work, again = self.workload, settings.checkpoint_layers
 
         def trace() -> tuple[Parts, str]:
-            model, batches = self.shell(settings.dtype), self._largest(settings)
+            model, batches = self.shell(settings), self._largest(settings)
             kinds: list[Callable[..., ScoringPath]] = [PlainPath]
             if not settings.plain:
                 kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
@@ -217,14 +248,14 @@ class Predictor:
 
     def _check(self, settings: Settings) -> tuple[Parts, str]:
         """Peak of the self-check: the plain path's part of it, since fast paths hold less."""
-        model, work = self.shell(settings.dtype), self.workload
+        model, work = self.shell(settings), self.workload
         plain = PlainPath(work.max_length, work.pad_id)
 
         def trace() -> tuple[Parts, str]:
             recording = record(lambda r: PlainValues(plain, model, work.examples, r), model)
             return _peak(recording, model), plain.name
 
-        return self._once("check", Settings(dtype=settings.dtype), trace)
+        return self._once("check", settings.of_model, trace)
 
     def _once(
         self, name: str, key: Settings, trace: Callable[[], tuple[Parts, str]]
@@ -242,10 +273,10 @@ class Predictor:
 
     def _state(self, settings: Settings) -> int:
         """Bytes of the optimizer's state."""
-        key = (settings.dtype, settings.optimizer)
+        key = replace(settings.of_model, optimizer=settings.optimizer)
         if key not in self._states:
             optimizer = optimizer_of(settings)
-            optimizer.init(self.shell(settings.dtype).trainable_parameters())
+            optimizer.init(self.shell(settings).trainable_parameters())
             moments = named_arrays(optimizer.state).items()
             self._states[key] = sum(a.nbytes for name, a in moments if name not in NUMBERS)
         return self._states[key]
@@ -291,17 +322,20 @@ def begin_replay(recording: Recording, model: nn.Module) -> Replay:
     """A replay of a recording, its arrays named, none of its events run."""
     graph, vocabulary = recording.graph, _vocabulary(model)
     # Gradients and updates are known by the shape of a matrix, logits by their width.
-    matrices = {a.shape for a in graph.inputs if len(a.shape) > 1}
+    weights = list(zip(recording.names, graph.inputs, strict=False))
+    frozen = {array for name, array in weights if name not in recording.trained}
+    matrices = {a.shape for a in graph.inputs if len(a.shape) > 1 and a not in frozen}
     for node in graph.nodes():
         for array in node.outputs:
             if array.shape in matrices:
                 array.name = GRADIENTS
             elif len(array.shape) > 1 and array.shape[-1] == vocabulary:
                 array.name = LOGITS
-    weights, moments = recording.parameters, recording.moments
-    for array in [*graph.inputs[: recording.num_parameters], *weights]:
-        array.name = WEIGHTS
-    for array in [*graph.inputs[recording.num_parameters :], *moments]:
+    weights += zip(recording.trained, recording.parameters, strict=False)
+    adapters = tuple(f"{path}.lora_" for path in adapted_modules(model))
+    for name, array in weights:
+        array.name = ADAPTERS if name.startswith(adapters) else WEIGHTS
+    for array in [*graph.inputs[len(recording.names) :], *recording.moments]:
         array.name = OPTIMIZER
     return Replay(graph)
 
@@ -356,7 +390,31 @@ def total(parts: Parts) -> int:
 def optimizer_of(settings: Settings) -> optim.Optimizer:
     """The optimizer of a run with these settings."""
     inner = make_optimizer(settings.optimizer, learning_rate=1e-6, weight_decay=0.0)
-    return inner if settings.dtype == "float32" else StochasticRounding(inner, seed=0)
+    # Adapters are float32 whatever their base is.
+    is_wide = settings.dtype == "float32" or settings.method == "lora"
+    return inner if is_wide else StochasticRounding(inner, seed=0)
+
+
+def _new_adapter(model: nn.Module, settings: Settings) -> Adapter:
+    """The adapter a run begins with, its values never evaluated."""
+    paths = choose_modules(model, settings.lora_modules or "all", settings.lora_layers)
+    return new_adapter(model, paths, rank=settings.lora_rank or RANK)
+
+
+def _num_parameters(model: nn.Module) -> int:
+    """Parameters as they count once unpacked."""
+    count = sum(a.size for a in named_arrays(model.parameters()).values())
+    for module in model.modules():
+        if is_packed(module):
+            beside = [module.scales, module.get("biases")]
+            count += module.weight.size * 32 // module.bits - module.weight.size
+            count -= sum(a.size for a in beside if a is not None)
+    return count
+
+
+def _num_base_bytes(model: nn.Module) -> int:
+    """Bytes of a model without its adapter: what a second one takes as reference."""
+    return sum(array.nbytes for array in base_parameters(model).values())
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -46,16 +46,18 @@ class Recording:
     Attributes:
         graph: Its inputs are the parameters, then the optimizer's moments.
         events: The evaluations, in order.
-        num_parameters: How many of the inputs are parameters.
+        names: Of the parameters, which are its first inputs.
+        trained: Names of those that the optimizer updates, in their order.
         updated_at: Number of events before the optimizer replaced what it updates; None where it
             did not.
-        parameters: Arrays that are the parameters at the end.
+        parameters: Arrays that are the trained parameters at the end.
         moments: Arrays that are the optimizer's moments at the end.
     """
 
     graph: Graph
     events: list[Event]
-    num_parameters: int
+    names: list[str]
+    trained: list[str]
     updated_at: int | None
     parameters: list[Array]
     moments: list[Array]
@@ -150,7 +152,8 @@ def record(
         optimizer: Its state is made here.
     """
     parameters = _leaves(model.parameters())
-    trainable = set(_leaves(model.trainable_parameters()))
+    trained = set(_leaves(model.trainable_parameters()))
+    trainable = [name for name in parameters if name in trained]
     numbers: dict[str, mx.array] = {}
     moments: dict[str, mx.array] = {}
     if optimizer is not None:
@@ -174,8 +177,8 @@ def record(
         with recorder.watching(optimizer):
             run(recorder)
         after = _leaves(optimizer.state)
-        updated = [a for n, a in _leaves(model.parameters()).items() if n in trainable]
-        ends = [*updated, *(after[name] for name in moments)]
+        current = _leaves(model.parameters())
+        ends = [*(current[name] for name in trainable), *(after[name] for name in moments)]
         return [*recorder.outputs, *recorder.gradients, *ends]
 
     inputs = [*parameters.values(), *moments.values()]
@@ -190,12 +193,20 @@ def record(
     if recorder.updated_at is not None:
         names = [*parameters, *moments]
         events[recorder.updated_at].dropped.extend(
-            a for n, a in zip(names, graph.inputs, strict=True) if n in trainable or n in moments
+            a for n, a in zip(names, graph.inputs, strict=True) if n in trained or n in moments
         )
         _separate(ends, {*gradients, *graph.inputs}, graph.outputs[:begin])
     count = len(trainable) if ends else 0
     kept = Graph(graph.inputs, graph.constants, [*graph.outputs[:begin], *ends])
-    return Recording(kept, events, len(parameters), recorder.updated_at, ends[:count], ends[count:])
+    return Recording(
+        kept,
+        events,
+        list(parameters),
+        trainable,
+        recorder.updated_at,
+        parameters=ends[:count],
+        moments=ends[count:],
+    )
 
 
 def _separate(updated: Sequence[Array], available: set[Array], evaluated: Sequence[Array]) -> None:

@@ -2,7 +2,8 @@
 
 The settings asked for come first. Then, each on top of what costs less than it: the reference
 cached, smaller micro-batches that add up to the same step, layer checkpointing, bfloat16, and last
-another optimizer. Settings given by hand stay. Clipping is never given up here, because that
+another optimizer. Of adapters the last two are not tried: what they train is small and float32, and
+the base stays as it is. Settings given by hand stay. Clipping is never given up here, because that
 changes what is trained; it is offered where nothing else is left.
 """
 
@@ -84,7 +85,10 @@ def candidates(asked: Settings, fixed: Collection[str] = ()) -> Iterator[Setting
         "batch_size": sizes,
         "reference": [asked.reference, "cached"],
     }
-    for name in fixed:
+    kept = {"optimizer", "dtype"} if asked.method == "lora" else set[str]()
+    if asked.reference == "adapters-off":  # holds no second model either
+        kept.add("reference")
+    for name in kept | set(fixed):
         if name in choices:
             choices[name] = choices[name][:1]
     # The last name turns fastest; a choice equal to the one before it is none.
@@ -116,7 +120,9 @@ def _smallest(group: list[Settings]) -> list[Settings]:
 
 def _changes(smallest: Settings, fixed: Collection[str]) -> Iterator[dict[str, Any]]:
     """What only the user may decide, the smallest change first."""
-    freed = {"reference": "cached", "checkpoint_layers": True, "optimizer": "adafactor"}
+    freed: dict[str, Any] = {"reference": "cached", "checkpoint_layers": True}
+    if smallest.method != "lora":
+        freed["optimizer"] = "adafactor"
     for name, value in freed.items():
         if name in fixed and getattr(smallest, name) != value:
             yield {name: value}

@@ -53,6 +53,8 @@ _SIZES = (
     *("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts", "rotary_dim"),
 )
 
+_MOST_LAYERS, _LARGEST_SIZE = 1000, 10_000_000  # of a model without its weights
+
 # Architectures that have a sliding window in transformers and none in mlx-lm.
 _WINDOWLESS = ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "starcoder2")
 
@@ -172,6 +174,20 @@ def check_sizes(config: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None
                     f"config.json: {key} is {size}, and no tensor of the weights has a side above "
                     f"{largest}"
                 )
+
+
+def check_sizes_alone(config: dict[str, Any]) -> None:
+    """Refuse sizes that no model has, where there are no weights to compare them with.
+
+    Raises:
+        UsageError: If a layer count or a size is above `_MOST_LAYERS` or `_LARGEST_SIZE`.
+    """
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in _LAYERS + _SIZES:
+            most = _MOST_LAYERS if key in _LAYERS else _LARGEST_SIZE
+            if isinstance(size := holder.get(key), int | float) and not 0 <= size <= most:
+                raise UsageError(f"config.json: {key} is {size}; at most {most} is looked at")
 
 
 def window_note(config: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
 from mlx_dpo.models.packed import multiply_dense
-from mlx_dpo.models.parameters import check_finite, named_arrays, tensor_shapes
+from mlx_dpo.models.parameters import check_finite, has_weights, named_arrays, tensor_shapes
 from mlx_dpo.models.parts import is_embedding
 
 MAX_CONFIG = 4_000_000  # bytes
@@ -232,8 +232,13 @@ def stored_shapes(
 def own_dtype(folder: Path) -> str:
     """``float32``, ``bfloat16`` or ``float16``: what most of a folder's numbers are stored as.
 
-    Of a quantised model those that are not packed: scales, norms.
+    Of a quantised model those that are not packed: scales, norms. Of a folder without weights what
+    its config.json names.
     """
+    if not has_weights(folder):
+        config = read_config(folder)
+        named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        return named if named in _DTYPE_OF.values() else "float32"
     sizes = Counter[str]()
     for shape, code in tensor_shapes(folder).values():
         sizes[code] += math.prod(shape)

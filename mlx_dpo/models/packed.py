@@ -5,9 +5,10 @@ a loop of 2 GFLOP/s which sums bfloat16 in bfloat16; there the weights are unpac
 and thrown away after it, and the product is one of dense float32 matrices.
 """
 
+import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -84,6 +85,29 @@ def multiply_dense(model: nn.Module) -> None:
             agrees[packing] = _agrees(module, kind)
         if agrees[packing]:
             module.__class__ = kind
+
+
+def casting_again(module: Any) -> Any:
+    """A copy of a packed layer that casts its scales anew for each product and each gradient.
+
+    MLX casts scales to the dtype of what they are multiplied with; kept for the gradient, those of
+    all layers would be alive at once.
+    """
+    copied = copy.copy(module)
+    base: Any = type(module)
+    copied.__class__ = _casting_kind(base)
+    return copied
+
+
+@cache
+def _casting_kind(base: Any) -> type:
+    if base.__dict__.get("unpacks"):  # and keeps nothing
+        return cast("type", base)
+
+    def call(self: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        return mx.checkpoint(lambda x: base.__call__(self, x, *args, **kwargs))(x)
+
+    return type(base.__name__, (base,), {"__call__": call})
 
 
 def _product(x: mx.array, module: Any, multiply: Callable[..., mx.array]) -> mx.array:

@@ -142,6 +142,11 @@ def read_header(file: Path) -> Header:
         raise UsageError(f"{file}: not a valid safetensors file: {one_line(error)}") from None
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds ``model*.safetensors``."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype code of every tensor in a model folder, from the headers of its files.
 

@@ -75,8 +75,11 @@ def with_trunk(model: nn.Module, path: Sequence[str], trunk: Any) -> Any:
 
 
 def replaced(module: Any, parameters: Any) -> Any:
-    """A copy of a module that computes with other parameters; those not named are shared."""
-    if isinstance(parameters, mx.array):
+    """A copy of a module that computes with other parameters; those not named are shared.
+
+    A module in place of parameters is taken as it is.
+    """
+    if isinstance(parameters, mx.array | nn.Module):
         return parameters
     if isinstance(parameters, list):
         return [replaced(m, p) for m, p in zip(module, parameters, strict=True)]

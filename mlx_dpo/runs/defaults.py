@@ -14,7 +14,7 @@ FULL, LORA = "full", "lora"
 # LoRA wants about ten times the rate of full fine-tuning (Schulman 2025, "LoRA Without Regret");
 # docs/results.md has the trial on SmolLM2-135M that it was confirmed by.
 _LEARNING_RATE = {FULL: 1e-5, LORA: 1e-4}
-_LORA: dict[str, Any] = {
+LORA_SETTINGS: dict[str, Any] = {
     "lora_rank": 16,
     "lora_scale": 2.0,
     "lora_modules": "all",
@@ -23,14 +23,18 @@ _LORA: dict[str, Any] = {
 _OF_ADAPTER = ("lora_rank", "lora_scale", "lora_layers", "lora_modules")  # come from --adapter
 
 
-def decided(config: RunConfig) -> RunConfig:
+def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
     """The settings with all of them set, as far as they mean something for the method.
+
+    Args:
+        config: The settings.
+        weights: Whether a model on the hub is downloaded with its weights.
 
     Raises:
         UsageError: If there is no such model, or a setting contradicts the model or another one.
     """
     assert config.model is not None
-    folder = find(config.model)
+    folder = find(config.model, weights=weights)
     if is_adapter(folder):
         raise UsageError(
             f"{config.model}: is an adapter; to train it further: --model {_base(folder)} "
@@ -42,7 +46,7 @@ def decided(config: RunConfig) -> RunConfig:
     chosen: dict[str, Any] = {"method": method, "learning_rate": _LEARNING_RATE[method]}
     chosen["dtype"] = own_dtype(folder) if packed else "float32"
     if method == LORA:
-        chosen |= _LORA
+        chosen |= LORA_SETTINGS
         if config.adapter is not None:
             chosen |= dict.fromkeys(_OF_ADAPTER) | {"adapter_reference": "start"}
     unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}

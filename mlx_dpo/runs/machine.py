@@ -157,8 +157,9 @@ def advice(config: RunConfig, *, loading: bool = False) -> str:
     """The next setting to change, in the order of `mlx_dpo plan`, that is not changed already."""
     half = max(1, config.batch_size // 2)
     parts = -(-config.batch_size * config.grad_accumulation // half)
+    is_full = config.method != "lora"
     bfloat16 = (config.dtype == "float32", "--dtype bfloat16")
-    smaller = (True, "a smaller model")
+    smaller = (True, "a smaller model" if is_full else "a smaller model, or one of fewer bits")
     if loading:  # there are no batches and no optimizer yet
         changes = [bfloat16, smaller]
     else:
@@ -168,7 +169,8 @@ def advice(config: RunConfig, *, loading: bool = False) -> str:
             (not config.checkpoint_layers, "--checkpoint-layers"),
             (config.grad_clip > 0, "--grad-clip 0, which frees gradients as they are used"),
             bfloat16,
-            (config.optimizer != "adafactor", "--optimizer adafactor"),
+            (is_full and config.optimizer != "adafactor", "--optimizer adafactor"),
+            (is_full, "--method lora, which trains small matrices beside the weights"),
             (config.max_length > 64, f"--max-length {config.max_length // 2}"),
             smaller,
         ]

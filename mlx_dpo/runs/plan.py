@@ -15,22 +15,26 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.convert.sources import find_mlx, load_tokenizer
+from mlx_dpo.convert.adapters import read_adapter
+from mlx_dpo.convert.sources import find, find_mlx
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.files import make_folder, mark_used, write_file
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
-from mlx_dpo.memory.shapes import shell
-from mlx_dpo.memory.solve import SHARE, NoSolution, recommended_here, solve
+from mlx_dpo.memory.shapes import packed, shell
+from mlx_dpo.memory.solve import SHARE, NoSolution, changed, recommended_here, solve
+from mlx_dpo.models.adapters import Adapter
+from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, lengths
 from mlx_dpo.runs.config import RunConfig, parse_size
 from mlx_dpo.runs.data import Data, load_data
+from mlx_dpo.runs.defaults import LORA, LORA_SETTINGS, decided
 from mlx_dpo.runs.folder import PLANS
 
-_VERSION = "1"  # changes whenever the same plan and budget may be solved otherwise
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
+_VERSION = "2"  # changes whenever the same plan and budget may be solved otherwise
+_NAMES = {f.name for f in fields(Settings)}
 _SHORTER = (0.75, 0.5, 0.25)  # of the longest pair, where nothing else helps
 
 
@@ -78,7 +82,7 @@ def make_plan(
 ) -> Plan:
     """Prepare to predict a run's peak from its data's lengths and its model's shapes.
 
-    No weights are read.
+    No weights are read, nor are those of a model on the hub downloaded.
 
     Args:
         config: The settings.
@@ -90,13 +94,18 @@ def make_plan(
         UsageError: If model or settings are not as they must be.
         DataError: If the data can't be used.
     """
+    config = decided(config, weights=False)
     assert config.model is not None
-    source = find_mlx(config.model)
+    source = find_mlx(config.model, weights=False)
     chat = chat_format(load_tokenizer(source))
     data = load_data(config, chat, keep=keep, progress=progress, report=problems)
 
     def make_shell(dtype: str) -> nn.Module:
-        return shell(source, _DTYPES[dtype])
+        return shell(source, getattr(mx, dtype))
+
+    def start(model: nn.Module) -> Adapter:
+        assert config.adapter is not None
+        return read_adapter(find(config.adapter), model)
 
     workload = Workload(
         make_shell,
@@ -106,6 +115,7 @@ def make_plan(
         seed=config.seed,
         epochs=config.epochs,
         steps=config.steps,
+        adapter=None if config.adapter is None else start,
     )
     return Plan(settings_of(config), Predictor(workload), data, source / "config.json")
 
@@ -152,8 +162,8 @@ def _key(plan: Plan, budget: int, given: Collection[str]) -> str:
     """Digest of all that decides what a budget is solved to."""
     work = plan.predictor.workload
     config = plan.config_file.read_bytes() if plan.config_file.is_file() else b""
-    parameters = named_arrays(plan.predictor.shell(plan.settings.dtype).parameters())
-    fixed = sorted({f.name for f in fields(Settings)} & set(given))
+    parameters = named_arrays(plan.predictor.shell(plan.settings).parameters())
+    fixed = sorted(_NAMES & set(given))
     parts = [
         *(_VERSION, version("mlx"), version("mlx-lm"), budget, fixed, plan.settings),
         *(work.max_length, work.pad_id, work.seed, work.epochs, work.steps),
@@ -193,7 +203,7 @@ def budget_of(config: RunConfig) -> int | None:
 
 def settings_of(config: RunConfig) -> Settings:
     """What of the settings decides memory."""
-    return Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)})
+    return Settings(**{name: getattr(config, name) for name in _NAMES})
 
 
 def changes(config: RunConfig, chosen: Settings) -> dict[str, Any]:
@@ -220,17 +230,38 @@ def _advice(found: NoSolution, plan: Plan, budget: int) -> str:
     least = {n: v for n, v in asdict(found.smallest).items() if v != asked[n]}
     so_far = f" with {as_options(least)}" if least else ""
     line = f"a run needs {gigabytes(found.total)}{so_far}, and the budget is {gigabytes(budget)}"
+    smaller = _trained_less(found.smallest, plan, budget)
     if found.change is not None:
         would = as_options(least | found.change)
         note = ""
         if "grad_clip" in found.change:
             note = ", and changes what is trained: large gradients are no longer scaled down"
-        return f"{line}; {would} would fit{note}"
+        return f"{line}; {would} would fit{note}" + (f"; {smaller} would" if smaller else "")
+    if smaller is not None:
+        return f"{line}; {smaller} would fit"
     shorter = _shorter(replace(found.smallest, grad_clip=0.0), plan, budget)
     if shorter is not None:
         would = as_options({**least, "grad_clip": 0.0, "max_length": shorter})
         return f"{line}; {would} would fit: it cuts longer pairs, and no longer clips gradients"
     return f"{line}; no setting would fit: it takes a larger budget or a smaller model"
+
+
+def _trained_less(smallest: Settings, plan: Plan, budget: int) -> str | None:
+    """Adapters instead of all weights, or a quantised model below them, where that fits."""
+    if smallest.method != LORA:
+        lora = {"method": LORA, **{n: v for n, v in LORA_SETTINGS.items() if n in _NAMES}}
+        settings = replace(smallest, optimizer=plan.settings.optimizer, **lora)
+        total = plan.predictor(settings).total
+        with_it = changed(plan.settings, settings)
+        name = as_options({n: v for n, v in with_it.items() if n == "method" or n not in lora})
+    elif not is_quantised(read_config(plan.config_file.parent)):
+        work = plan.predictor.workload
+        four_bits = replace(work, shell=lambda dtype: packed(work.shell(dtype)))
+        total = Predictor(four_bits)(replace(smallest, dtype="bfloat16")).total
+        name = "a 4-bit copy of the model (mlx_lm.convert --quantize)"
+    else:
+        return None
+    return f"{name}, at about {gigabytes(total)}," if total <= budget else None
 
 
 def _shorter(settings: Settings, plan: Plan, budget: int) -> int | None:

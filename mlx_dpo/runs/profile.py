@@ -14,12 +14,14 @@ import numpy as np
 
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.memory.predict import Prediction
+from mlx_dpo.models.adapters import adapter_parameters
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.preferences.batches import largest_batches
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.defaults import FULL, decided
 from mlx_dpo.runs.folder import environment
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import shortage_explained
@@ -27,7 +29,12 @@ from mlx_dpo.runs.meter import Meter, footprint
 from mlx_dpo.runs.plan import Plan, as_options, make_plan
 from mlx_dpo.runs.run import make_trainer, path_of
 from mlx_dpo.training.paths import ScoringPath
-from mlx_dpo.training.reference import cached_reference, score_in_batches
+from mlx_dpo.training.reference import (
+    adapter_off,
+    cached_reference,
+    reference_path,
+    score_in_batches,
+)
 from mlx_dpo.training.trainer import DPOTrainer
 
 SCHEMA = "mlx_dpo.profile/1"
@@ -108,6 +115,7 @@ def profile(config: RunConfig, *, steps: int) -> Profile:
     Raises:
         MlxDpoError: One of its kinds, as for `runs.run.train`.
     """
+    config = decided(config)
     meter = Meter()
     with limited_memory(), shortage_explained(config), meter.running():
         with meter.phase("load"), shortage_explained(config, loading=True):
@@ -171,6 +179,7 @@ def calibrate(config: RunConfig, *, steps: int = 3) -> Calibration:
     Raises:
         MlxDpoError: One of its kinds, as for `runs.run.train`.
     """
+    config = decided(config)
     with limited_memory(), shortage_explained(config):
         job = prepare(config, keep=False)
         path = path_of(job).path
@@ -218,12 +227,15 @@ def _trainer(job: Job, path: ScoringPath, steps: list[Batches], meter: Meter) ->
             copy = load_model(job.source, job.config.dtype)
             mx.eval(copy.parameters())
         return make_trainer(job, path, ref_model=copy)
+    score = reference_path(path, float32=job.config.dtype == "float32")
+    if job.config.reference == "adapters-off":
+        return make_trainer(job, path, reference=adapter_off(job.policy, score))
     # The self-check takes the largest batches, which are those of the first step.
     pairs = _pairs(steps) + _evaluated(job, steps)
     unique = list({tuple(map(tuple, pair)): pair for pair in pairs}.values())
     with meter.phase("reference"):
         logprobs = score_in_batches(
-            partial(path, job.policy), unique, batch_size=job.config.batch_size
+            partial(score, job.reference_model), unique, batch_size=job.config.batch_size
         )
     return make_trainer(job, path, reference=cached_reference(unique, logprobs))
 
@@ -254,8 +266,10 @@ def _held(trainer: DPOTrainer) -> dict[str, int]:
     # Sums over several batches are kept in float32.
     gradients = sum(p.size * 4 if trainer.grad_accumulation > 1 else p.nbytes for p in trainable)
     reference = trainer.ref_model
+    adapters = num_bytes(adapter_parameters(trainer.model))
     return {
-        "weights": num_bytes(trainer.model.parameters()),
+        "weights": num_bytes(trainer.model.parameters()) - adapters,
+        **({"adapters": adapters} if adapters else {}),
         "reference": 0 if reference is None else num_bytes(reference.parameters()),
         "optimizer": num_bytes(trainer.optimizer.state),
         "gradients": 0 if trainer.stages.fused and trainer.grad_accumulation == 1 else gradients,
@@ -265,13 +279,13 @@ def _held(trainer: DPOTrainer) -> dict[str, int]:
 def _levers(plan: Plan) -> dict[str, int]:
     """Predicted peak under each single change that may lower it, by how it is typed."""
     now = plan.prediction.settings
+    is_full = now.method == FULL
     changes: list[dict[str, Any]] = [
-        {"reference": "cached"},
+        *([] if now.reference == "adapters-off" else [{"reference": "cached"}]),
         {"checkpoint_layers": True},
         {"grad_clip": 0.0},
         {"batch_size": max(1, now.batch_size // 2)},
-        {"optimizer": "adafactor"},
-        {"dtype": "bfloat16"},
+        *([{"optimizer": "adafactor"}, {"dtype": "bfloat16"}] if is_full else []),
     ]
     variants = {as_options(change): replace(now, **change) for change in changes}
     return {n: plan.predictor(other).total for n, other in variants.items() if other != now}

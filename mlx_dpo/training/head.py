@@ -48,7 +48,7 @@ def token_logprobs(
 
     Where the logits would take more than `CHUNK_BYTES` they are computed in chunks, and computed
     again for the gradient instead of being kept. The gradient of a head that does not train can be
-    computed together with its values, by `_with_gradient`.
+    computed together with its values, by `_in_small_chunks`.
 
     Args:
         model: The model.
@@ -74,16 +74,20 @@ def token_logprobs(
         },
     }
 
-    def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
+    def logits(parameters: Parameters, hidden: mx.array) -> mx.array:
         tied = {name: replaced(trunk[name], p) for name, p in parameters["trunk"].items()}
         stand_in = _StandIn(trunk, hidden[None], tied)
         head = with_trunk(replaced(model, parameters["head"]), path, stand_in)
-        logits = _call(head, stand_in)[0].astype(mx.float32)
-        picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
-        return picked - mx.logsumexp(logits, axis=-1)
+        return _call(head, stand_in)
 
-    if gradient and not tree_flatten(parameters):
-        return _with_gradient(partial(logprobs, parameters), hidden, targets, vocabulary)
+    def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
+        return _log_softmax_at(logits(parameters, hidden)[0].astype(mx.float32), targets)
+
+    # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
+    # as the model does that it is the reference of.
+    if not tree_flatten(parameters) and tree_flatten(model.trainable_parameters()):
+        head = partial(logits, parameters)
+        return _in_small_chunks(head, hidden, targets, vocabulary, gradient=gradient)
     num_chunks = -(-len(targets) * vocabulary * 4 // CHUNK_BYTES)
     if num_chunks <= 1:
         return logprobs(parameters, hidden, targets)
@@ -98,11 +102,13 @@ def token_logprobs(
     return mx.concatenate(parts)
 
 
-def _with_gradient(
-    logprobs: Callable[[mx.array, mx.array], mx.array],
+def _in_small_chunks(
+    logits: Callable[[mx.array], mx.array],
     hidden: mx.array,
     targets: mx.array,
     vocabulary: int,
+    *,
+    gradient: bool,
 ) -> mx.array:
     """Log-probs (S,), and with them their gradient by the hidden states, chunk by chunk.
 
@@ -115,17 +121,55 @@ def _with_gradient(
     values: list[mx.array] = []
     slopes: list[mx.array] = []
     for start in range(0, len(targets), size):
-        part, wanted = still[start : start + size], targets[start : start + size]
+        part = (still if gradient else hidden)[start : start + size]
+        wanted = targets[start : start + size]
         if values:
-            (part,) = mx.depends([part], [values[-1], slopes[-1]])
-        # Targets are closed over: they have no gradient.
-        (value,), (slope,) = mx.vjp(
-            lambda h, y=wanted: [logprobs(h, y)], [part], [mx.ones(len(wanted))]
-        )
+            (part,) = mx.depends([part], [values[-1], *slopes[-1:]])
+        if gradient:
+            value, slope = _value_and_slope(logits, part, wanted)
+            slopes.append(slope)
+        else:
+            value = _log_softmax_at(_float32(logits(part)), wanted)
         values.append(value)
-        slopes.append(slope)
-    value, slope = (mx.stop_gradient(mx.concatenate(parts)) for parts in (values, slopes))
-    return value + ((hidden - still) * slope).astype(mx.float32).sum(axis=-1)
+    value = mx.concatenate(values)
+    if not gradient:
+        return value
+    slope = mx.stop_gradient(mx.concatenate(slopes))
+    return mx.stop_gradient(value) + ((hidden - still) * slope).astype(mx.float32).sum(axis=-1)
+
+
+def _value_and_slope(
+    logits: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Log-probs (S,) and their gradient by the hidden states (S, H); `logits` gives (1, S, V).
+
+    The gradient by the logits, a one at the target less the softmax, is written into the softmax:
+    differentiated, picking the target would make a whole array of zeros to put the one into.
+    """
+
+    def weighted(hidden: mx.array) -> list[mx.array]:
+        found = _float32(logits(hidden))
+        values = _log_softmax_at(mx.stop_gradient(found), targets)
+        others = -mx.softmax(mx.stop_gradient(found), axis=-1)
+        by_logits = mx.put_along_axis(
+            others, targets[:, None], (1 - mx.exp(values))[:, None], axis=-1
+        )
+        return [(found * by_logits).sum(axis=-1), values]
+
+    count = len(targets)
+    (_, value), (slope,) = mx.vjp(weighted, [hidden], [mx.ones(count), mx.zeros(count)])
+    return value, slope
+
+
+def _float32(logits: mx.array) -> mx.array:
+    """Logits (1, S, V) as float32 (S, V); squeezed, because an index of one row copies it."""
+    return logits.squeeze(0).astype(mx.float32)
+
+
+def _log_softmax_at(logits: mx.array, targets: mx.array) -> mx.array:
+    """Log-probs (S,) of int targets (S,) under float32 logits (S, V)."""
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
+    return picked - mx.logsumexp(logits, axis=-1)
 
 
 class _Recorder:

@@ -48,6 +48,7 @@ def pair_logprobs(
     *,
     max_seq_len: int,
     pad_id: int,
+    in_turn: bool = False,
 ) -> mx.array:
     """Response log-probs of a batch of pairs under a model, differentiable.
 
@@ -59,6 +60,8 @@ def pair_logprobs(
         examples: B pairs.
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with; any valid id, since padding is never scored.
+        in_turn: Whether the second forward waits for the first, so that the logits of one are
+            there at a time.
 
     Returns:
         float32 (2, B): chosen in row 0, rejected in row 1.
@@ -68,5 +71,7 @@ def pair_logprobs(
         examples, max_seq_len=min(max(longest, 2), max_seq_len), pad_id=pad_id
     )
     chosen = sequence_logprob(model(cx), cy, cm)
+    if in_turn:
+        (rx,) = mx.depends([rx], [chosen])
     rejected = sequence_logprob(model(rx), ry, rm)
     return mx.stack([chosen, rejected])

@@ -57,11 +57,13 @@ class PlainPath:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
         checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
+        in_turn: Whether chosen rows are scored before rejected ones, and not beside them.
     """
 
     max_seq_len: int
     pad_id: int
     checkpoint: bool = False
+    in_turn: bool = False
     name: ClassVar[str] = "plain"
     key: ClassVar[str] = "plain"
 
@@ -70,7 +72,13 @@ class PlainPath:
     ) -> mx.array:
         """Log-probs float32 (2, B)."""
         model = gathered_once(checkpointed(model) if self.checkpoint else model)
-        return pair_logprobs(model, examples, max_seq_len=self.max_seq_len, pad_id=self.pad_id)
+        return pair_logprobs(
+            model,
+            examples,
+            max_seq_len=self.max_seq_len,
+            pad_id=self.pad_id,
+            in_turn=self.in_turn,
+        )
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""

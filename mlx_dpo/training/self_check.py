@@ -5,20 +5,21 @@ hence each run asks, and falls back with a reason rather than train on other num
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_map
+from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import is_device_fault, is_shortage, one_line
-from mlx_dpo.models.adapters import small_updates
+from mlx_dpo.models.adapters import adapted_modules, small_updates
 from mlx_dpo.models.device import tf32_enabled
+from mlx_dpo.models.packed import casting_again, is_packed
 from mlx_dpo.models.parameters import is_float, is_float32, named_arrays
-from mlx_dpo.models.parts import replaced
+from mlx_dpo.models.parts import is_embedding, replaced
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
@@ -44,9 +45,11 @@ FLOAT32, BFLOAT16 = Rounding(1e-4, 1e-6), Rounding(1.0, 1e-2)
 # Where the user has turned TF32 on: operands of 10 mantissa bits, three more than bfloat16 has.
 TF32 = Rounding(0.1, 1e-3, 2e-2)
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
+_SHORTER = 4  # and of that, one part in so many where only adapters train
 
 Scores = npt.NDArray[np.float32]
 Gradient = dict[str, float]
+_Cast = Callable[[nn.Module], nn.Module]
 
 
 class _DisagreesError(Exception):
@@ -86,6 +89,8 @@ def choose_path(
     windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
     short, because the plain path keeps all activations and must not need more than a step does.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
+    A step that trains adapters holds much less than one that trains all weights. There the pairs
+    are cut shorter, and the plain path scores row by row.
     Where the user has turned TF32 on, it rounds these products as it will round those of the run.
     A new adapter, whose B is zero, is compared with a small random B: with zeros the gradient of A
     is zero too, and half of the comparison says nothing.
@@ -139,12 +144,14 @@ class PlainValues:
     ) -> None:
         self._model, self._runtime = model, runtime or Runtime()
         self._batch, self._longest = _sample_pairs(examples)
-        self._short = _beginnings(self._batch[:2])
+        adapted = bool(adapted_modules(model))
+        self._short = _beginnings(self._batch[:2], _SHORTER if adapted else 1)
         self.num_pairs = len(self._batch) + 1
-        self._logprobs = self._logprobs_by(plain)
+        score = self._in_turn if adapted else self._at_once
+        self._logprobs = self._logprobs_by(plain, score)
         is_wide = is_float32(model)
         # Before the gradient, which leaves other arrays in the model: a trace would lose them.
-        self._rounded = None if is_wide else self._runtime.values(plain(model, self._batch))
+        self._rounded = None if is_wide else score(plain, self._batch, lambda model: model)
         self._norms = self._gradient_norms(plain)
 
     def largest_difference(self, path: ScoringPath, allowed: Rounding) -> float:
@@ -153,7 +160,7 @@ class PlainValues:
         Raises:
             _DisagreesError: If rounding does not explain a difference.
         """
-        pairs = zip(self._logprobs_by(path), self._logprobs, strict=True)
+        pairs = zip(self._logprobs_by(path, self._at_once), self._logprobs, strict=True)
         largest = max(_compare_logprobs(*both, allowed) for both in pairs)
         _compare_gradients(self._gradient_norms(path), self._norms, allowed.gradient)
         if self._rounded is not None:
@@ -161,13 +168,20 @@ class PlainValues:
             _compare_logprobs(rounded, self._rounded, BFLOAT16)
         return largest
 
-    def _logprobs_by(self, path: ScoringPath) -> list[Scores]:
+    def _logprobs_by(self, path: Any, score: Callable[..., Scores]) -> list[Scores]:
         """Float32 (2, B) of the batch, and (2, 1) of the longest pair."""
-        return [
-            # Cast for each: what is cast for one would be held beside the next.
-            self._runtime.values(path(in_float32(self._model), pairs))
-            for pairs in (self._batch, [self._longest])
-        ]
+        # Cast for each: what is cast for one would be held beside the next.
+        return [score(path, pairs, in_float32) for pairs in (self._batch, [self._longest])]
+
+    def _at_once(
+        self, path: ScoringPath, pairs: Sequence[PreferenceExample], cast: _Cast
+    ) -> Scores:
+        return self._runtime.values(path(cast(self._model), pairs))
+
+    def _in_turn(self, plain: PlainPath, pairs: Sequence[PreferenceExample], cast: _Cast) -> Scores:
+        """Row by row: no more than one row's logits are there at a time."""
+        by_row = replace(plain, in_turn=True)
+        return np.concatenate([self._at_once(by_row, [pair], cast) for pair in pairs], axis=1)
 
     def _gradient_norms(self, path: ScoringPath) -> Gradient:
         """Norm of the gradient of each tensor, for the sum of chosen less rejected log-probs.
@@ -178,7 +192,8 @@ class PlainValues:
             return {}
 
         def objective() -> mx.array:
-            chosen, rejected = path(in_float32(self._model), self._short, gradient=True)
+            wide = in_float32(self._model, keep_casts=False)
+            chosen, rejected = path(wide, self._short, gradient=True)
             # Unequal weights: where the two responses are alike, the gradient would be zero.
             return (chosen - 0.7 * rejected).sum()
 
@@ -203,23 +218,35 @@ def _sample_pairs(
     return [examples[row] for row in rows], examples[order[-1]]
 
 
-def _beginnings(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+def _beginnings(examples: Sequence[PreferenceExample], part: int) -> list[PreferenceExample]:
     """The pairs, cut to a few tokens around where their responses begin."""
+    before, after = _CUT_PROMPT // part, _CUT_RESPONSE // part
     return [
-        PreferenceExample(prompt[-_CUT_PROMPT:], chosen[:_CUT_RESPONSE], rejected[:_CUT_RESPONSE])
+        PreferenceExample(prompt[-before:], chosen[:after], rejected[:after])
         for prompt, chosen, rejected in examples
     ]
 
 
-def in_float32(model: nn.Module) -> nn.Module:
-    """The model, computing in float32 from the weights it has; each is cast where it is used."""
+def in_float32(model: nn.Module, *, keep_casts: bool = True) -> nn.Module:
+    """The model, computing in float32 from the weights it has; each is cast where it is used.
+
+    Packed layers are left alone: their products cast for themselves.
+
+    Args:
+        model: It is not changed.
+        keep_casts: Whether what packed layers cast is kept for the gradient, not cast again.
+    """
     if is_float32(model):
         return model
-
-    def wide(array: mx.array) -> mx.array:
-        return array.astype(mx.float32) if is_float(array) else array
-
-    widened: nn.Module = replaced(model, tree_map(wide, model.parameters()))
+    layers = {p: m for p, m in model.named_modules() if is_packed(m) and not is_embedding(m)}
+    arrays: dict[str, Any] = {
+        name: array.astype(mx.float32) if is_float(array) else array
+        for name, array in named_arrays(model.parameters()).items()
+        if name.rpartition(".")[0] not in layers
+    }
+    for path, layer in layers.items():
+        arrays[path] = layer if keep_casts else casting_again(layer)
+    widened: nn.Module = replaced(model, tree_unflatten(list(arrays.items())))
     return widened
 
 

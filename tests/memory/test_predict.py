@@ -21,6 +21,7 @@ from mlx_dpo.memory.predict import (
 from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.memory.shapes import emptied, num_bytes
+from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
@@ -60,6 +61,13 @@ def measured(make: Any, settings: Settings) -> int:
     left = mx.get_active_memory()
     model = make()
     model.set_dtype(getattr(mx, settings.dtype))
+    if settings.method == "lora":
+        attach_adapters(
+            model,
+            rank=settings.lora_rank,
+            modules=settings.lora_modules,
+            layers=settings.lora_layers,
+        )
     mx.eval(model.parameters())
     mx.reset_peak_memory()
     choice = choose_path(

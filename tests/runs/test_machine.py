@@ -270,7 +270,7 @@ def test_other_errors_are_left_alone() -> None:
 
 
 def test_advice_goes_from_what_costs_least_and_never_repeats_itself() -> None:
-    config = RunConfig(reference="copy", batch_size=2, max_length=128)
+    config = RunConfig(reference="copy", batch_size=2, max_length=128, dtype="float32")
     followed: list[tuple[str, dict[str, Any]]] = [
         ("--reference cached", {"reference": "cached"}),
         ("--batch-size 1 --grad-accumulation 2", {"batch_size": 1, "grad_accumulation": 2}),
@@ -278,12 +278,13 @@ def test_advice_goes_from_what_costs_least_and_never_repeats_itself() -> None:
         ("--grad-clip 0", {"grad_clip": 0.0}),
         ("--dtype bfloat16", {"dtype": "bfloat16"}),
         ("--optimizer adafactor", {"optimizer": "adafactor"}),
+        ("--method lora", {"method": "lora"}),
         ("--max-length 64", {"max_length": 64}),
     ]
     for option, change in followed:
         assert advice(config).startswith(option)
         config = replace(config, **change)
-    assert advice(config) == "a smaller model"
+    assert advice(config) == "a smaller model, or one of fewer bits"
 
 
 def test_sleep_is_told_from_work() -> None:

@@ -1,0 +1,75 @@
+"""`mlx_dpo plan` for adapters: quantised models, also without their weights, and advice."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import run
+
+pytestmark = pytest.mark.usefixtures("workplace")
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "tests" / "memory" / "configs"
+DATA = ["--data", "pairs.json", "--batch-size", "1"]
+
+
+def without_weights(name: str) -> Path:
+    """A folder as a download of config and tokenizer alone leaves it."""
+    folder = Path(name)
+    folder.mkdir()
+    shutil.copyfile(CONFIGS / f"{name}.json", folder / "config.json")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ROOT / "checkpoints" / "tiny-sft" / file, folder / file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "most", "verdicts"),
+    [
+        ("qwen3-4b-4bit", "4039.0", 3, ["fits", "fits", "fits", "fits"]),
+        ("llama-3.1-8b-4bit", "8051.2", 5, ["tight", "fits", "fits", "fits"]),
+    ],
+)
+def test_a_quantised_model_is_planned_without_its_weights(
+    name: str,
+    millions: str,
+    most: int,
+    verdicts: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = without_weights(name)
+    args = ["--model", str(folder), *DATA, "--lora-rank", "8", "--checkpoint-layers"]
+    code, out, _ = run(capsys, "plan", *args)
+    assert code == 0
+    assert f"({millions} M parameters" in out
+    assert re.search(r"weights +[24]\.\d\d GiB  frozen", out)
+    assert re.search(r"adapters +\d\d\.\d MiB  rank 8, all, all blocks, float32", out)
+    peak = re.search(r"peak +(\d\.\d\d) GiB", out)
+    assert peak is not None
+    assert float(peak[1]) < most
+    assert [line.split()[-1] for line in out.splitlines() if re.match(r" +\d+ GB ", line)] == [
+        verdict.split()[-1] for verdict in verdicts
+    ]
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_only_config_and_tokenizer_of_a_hub_model_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    folder = without_weights("qwen3-4b-4bit")
+
+    def download(name: str, patterns: list[str], kind: str = "model") -> Path:
+        asked.extend(patterns)
+        return folder
+
+    monkeypatch.setattr("mlx_dpo.convert.sources.download", download)
+    code, out, _ = run(capsys, "plan", "--json", "--model", "someone/a-model", *DATA)
+    assert code == 0
+    found = json.loads(out)
+    assert found["settings"]["method"] == "lora"
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert "tokenizer.model" in asked
+    assert not any("safetensors" in pattern or "bin" in pattern for pattern in asked)
