@@ -33,6 +33,7 @@ from benchmarks.workload import machine
 from mlx_dpo.memory.predict import (
     SELF_CHECK,
     STEP,
+    UNPACKED,
     WEIGHTS,
     Prediction,
     Predictor,
@@ -148,7 +149,9 @@ def main() -> None:
 def measure(cell: Cell) -> dict[str, float]:
     """Predicted and measured peaks of a step and of a self-check, and seconds of the step."""
     predictor, settings = predictor_of(cell), cell.settings
-    moments = {name: total(parts) for name, parts in predictor.moments(settings)}
+    moments = {
+        name: total(parts) - parts.get(UNPACKED, 0) for name, parts in predictor.moments(settings)
+    }
     examples, model = predictor.workload.examples, make_shell(cell)
     if cell.modules:
         attach_adapters(model, rank=RANK, modules=cell.modules)
@@ -304,7 +307,7 @@ def plan_table() -> str:
     for name in list(SHAPES)[3:]:
         cell = Cell(name, bits=4, checkpoint=True, dtype="bfloat16", large=True)
         found = [predictor_of(c)(c.settings) for c in (cell, replace(cell, checkpoint=False))]
-        rows.append([name, *(f"{_gib(each.total)}" for each in found), *_shares(found[0])])
+        rows.append([name, *(f"{_gib(each.on_gpu)}" for each in found), *_shares(found[0])])
         print(rows[-1], file=sys.stderr, flush=True)
     head = ["4 bits, bfloat16", "checkpointing, GiB", "without", "weights", "adapters and AdamW"]
     return table(head, rows)

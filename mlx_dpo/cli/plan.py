@@ -150,11 +150,14 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
         f"{'peak':16} {gigabytes(prediction.total):>10}  as mx.get_peak_memory(), in "
         f"{prediction.moment}"
     )
+    if prediction.on_gpu != prediction.total:
+        note = "which multiplies packed weights as they are"
+        click.echo(f"{'on a GPU':16} {gigabytes(prediction.on_gpu):>10}  {note}")
     click.echo(f"{'buffer cache':16} {'':>10}  on top; within a budget, and freed first\n")
     click.echo("machine    for the GPU")
     for machine in machines():
         share = gigabytes(machine.recommended)
-        click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(prediction.total)}")
+        click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(prediction.on_gpu)}")
     click.echo(
         f"(fits: within {SHARE:.0%} of it. The share is what macOS recommends by public logs, not "
         "measured here)"
@@ -201,7 +204,7 @@ def _as_json(
 
     return {
         **_prediction_as_json(prediction),
-        "machines": [{**asdict(m), "verdict": m.verdict(prediction.total)} for m in machines()],
+        "machines": [{**asdict(m), "verdict": m.verdict(prediction.on_gpu)} for m in machines()],
         "budget": budget,
         "chosen": None if chosen is None else _prediction_as_json(chosen),
     }

@@ -29,6 +29,7 @@ from mlx_dpo.models.adapters import (
     new_adapter,
     wrapped_module,
 )
+from mlx_dpo.models.device import on_gpu
 from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import is_embedding
@@ -47,6 +48,7 @@ STEP, SELF_CHECK = "a step", "the self-check before the first step"
 PARTS = (WEIGHTS, ADAPTERS, REFERENCE, OPTIMIZER, GRADIENTS, OTHER, LOGITS, UNPACKED)
 _OF_SOME = (ADAPTERS, UNPACKED)  # parts that are named only where there are any
 Parts = dict[str, int]  # bytes by name
+_UNPACKED, _UNPACKED_OF_HALF = 7, 8  # of the largest matrix, as float32, on a CPU
 _EPOCHS_LOOKED_AT = 4  # the largest batch of a fifth is hardly larger
 
 
@@ -132,6 +134,11 @@ class Prediction:
         """Predicted peak in bytes."""
         return total(self.parts)
 
+    @property
+    def on_gpu(self) -> int:
+        """The same where packed weights are multiplied as they are, which a CPU does not do."""
+        return self.total - self.parts.get(UNPACKED, 0)
+
 
 class Predictor:
     """Predicts for one workload; what was traced before is remembered.
@@ -180,6 +187,11 @@ class Predictor:
 
     def moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
         """The peaks of a run's beginning, each with its moment, what is cheap to trace first."""
+        unpacked = _unpacked(self.shell(settings))
+        for moment, parts in self._packed_moments(settings):
+            yield moment, parts | unpacked
+
+    def _packed_moments(self, settings: Settings) -> Iterator[tuple[str, Parts]]:
         copied = {REFERENCE: _num_base_bytes(self.shell(settings))}
         beside = copied if settings.reference == "copy" else {}
         if settings.is_whole:
@@ -247,15 +259,28 @@ class Predictor:
         return self._once("step", key, trace)
 
     def _check(self, settings: Settings) -> tuple[Parts, str]:
-        """Peak of the self-check: the plain path's part of it, since fast paths hold less."""
+        """Peak of the self-check: the plain path's part of it, since fast paths hold less.
+
+        Of adapters the plain path scores row by row, and the fast path's part may be the larger.
+        """
         model, work = self.shell(settings), self.workload
         plain = PlainPath(work.max_length, work.pad_id)
 
-        def trace() -> tuple[Parts, str]:
-            recording = record(lambda r: PlainValues(plain, model, work.examples, r), model)
-            return _peak(recording, model), plain.name
+        def trace(path: ScoringPath) -> tuple[Parts, str]:
+            recording = record(lambda r: PlainValues(path, model, work.examples, r), model)
+            return _peak(recording, model), path.name
 
-        return self._once("check", settings.of_model, trace)
+        found = self._once("check", settings.of_model, lambda: trace(plain))
+        if settings.method != "lora":
+            return found
+        again = settings.checkpoint_layers
+        key = replace(settings.of_model, checkpoint_layers=again)
+        fast = FastPath(work.max_length, work.pad_id, again)
+        try:
+            other = self._once("fast check", key, lambda: trace(fast))
+        except Exception:  # a model's code may fail in any way when called in parts
+            return found
+        return max(found, other, key=lambda each: total(each[0]))
 
     def _once(
         self, name: str, key: Settings, trace: Callable[[], tuple[Parts, str]]
@@ -399,6 +424,21 @@ def _new_adapter(model: nn.Module, settings: Settings) -> Adapter:
     """The adapter a run begins with, its values never evaluated."""
     paths = choose_modules(model, settings.lora_modules or "all", settings.lora_layers)
     return new_adapter(model, paths, rank=settings.lora_rank or RANK)
+
+
+def _unpacked(model: nn.Module) -> Parts:
+    """What a CPU holds of weights that are unpacked for each product, where a model has any.
+
+    A product's matrix lives as long as what was scheduled before it, and each chunk of the output
+    layer, the largest, makes it anew. How many there are at a time is an estimate from small
+    models, where 0.7 to 1.1 of the peak with it was measured.
+    """
+    packed = [module for module in model.modules() if is_packed(module)]
+    if on_gpu() or not packed:
+        return {}
+    halved = any(module.scales.dtype != mx.float32 for module in packed)
+    largest = max(module.weight.size * 32 // module.bits for module in packed)
+    return {UNPACKED: (_UNPACKED_OF_HALF if halved else _UNPACKED) * 4 * largest}
 
 
 def _num_parameters(model: nn.Module) -> int:

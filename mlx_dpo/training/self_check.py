@@ -126,7 +126,7 @@ class PlainValues:
     """Log-probs and gradient norms by the plain path, on a few of the user's own pairs.
 
     Args:
-        plain: The plain path.
+        plain: The plain path. A memory plan gives the fast one, too, for its part of the check.
         model: The policy.
         examples: Training pairs, at least one.
         runtime: Evaluates.
@@ -137,7 +137,7 @@ class PlainValues:
 
     def __init__(
         self,
-        plain: PlainPath,
+        plain: ScoringPath,
         model: nn.Module,
         examples: Sequence[PreferenceExample],
         runtime: Runtime | None = None,
@@ -147,7 +147,7 @@ class PlainValues:
         adapted = bool(adapted_modules(model))
         self._short = _beginnings(self._batch[:2], _SHORTER if adapted else 1)
         self.num_pairs = len(self._batch) + 1
-        score = self._in_turn if adapted else self._at_once
+        score = self._in_turn if adapted and isinstance(plain, PlainPath) else self._at_once
         self._logprobs = self._logprobs_by(plain, score)
         is_wide = is_float32(model)
         # Before the gradient, which leaves other arrays in the model: a trace would lose them.
@@ -178,9 +178,9 @@ class PlainValues:
     ) -> Scores:
         return self._runtime.values(path(cast(self._model), pairs))
 
-    def _in_turn(self, plain: PlainPath, pairs: Sequence[PreferenceExample], cast: _Cast) -> Scores:
+    def _in_turn(self, plain: Any, pairs: Sequence[PreferenceExample], cast: _Cast) -> Scores:
         """Row by row: no more than one row's logits are there at a time."""
-        by_row = replace(plain, in_turn=True)
+        by_row: PlainPath = replace(plain, in_turn=True)
         return np.concatenate([self._at_once(by_row, [pair], cast) for pair in pairs], axis=1)
 
     def _gradient_norms(self, path: ScoringPath) -> Gradient:

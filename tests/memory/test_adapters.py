@@ -13,6 +13,8 @@ from mlx_dpo.memory.predict import Predictor, Settings, Workload
 from mlx_dpo.memory.shapes import emptied, num_bytes, packed
 from mlx_dpo.memory.solve import candidates
 from mlx_dpo.models.adapters import Part, adapter_parameters, attach_adapters
+from mlx_dpo.models.device import on_gpu
+from mlx_dpo.models.packed import multiply_dense
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.runs.plan import Plan, fit
 from tests.memory.test_predict import PAIRS, make_llama, measured
@@ -45,8 +47,20 @@ def predictor(make: Any) -> Predictor:
     ],
 )
 def test_the_peak_is_what_mlx_measures(make: Any, settings: Settings) -> None:
-    predicted = predictor(make)(settings).total
+    predicted = predictor(make)(settings).on_gpu
     assert 0.9 <= measured(make, settings) / predicted <= 1.05
+
+
+def test_on_a_cpu_the_peak_has_room_for_unpacked_weights() -> None:
+    def make() -> nn.Module:
+        model = make_packed()
+        multiply_dense(model)
+        return model
+
+    found = predictor(make_packed)(LORA)
+    assert found.total == found.on_gpu + found.parts["unpacked weights"]
+    if not on_gpu():
+        assert 0.6 <= measured(make, LORA) / found.total <= 1.1
 
 
 def test_only_adapters_have_gradients_and_optimizer_state() -> None:
@@ -67,6 +81,7 @@ def test_parameters_of_a_packed_model_count_as_they_do_unpacked() -> None:
     assert whole.num_parameters == small.num_parameters
     assert whole.num_trained == small.num_trained
     assert small.parts["weights"] < whole.parts["weights"] / 5
+    assert "unpacked weights" not in whole.parts
 
 
 def test_a_copy_as_reference_is_the_base_alone() -> None:
@@ -122,8 +137,9 @@ def test_a_budget_lowers_neither_dtype_nor_optimizer_of_adapters() -> None:
     ],
 )
 def test_a_budget_that_nothing_keeps_is_answered_by_what_trains_or_holds_less(
-    method: str, advice: str, tmp_path: Path
+    method: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mlx_dpo.memory.predict.on_gpu", lambda: True)
     (tmp_path / "config.json").write_text("{}")
     asked = replace(LORA, method=method, batch_size=2)
     predict = predictor(make_llama)
@@ -132,9 +148,8 @@ def test_a_budget_that_nothing_keeps_is_answered_by_what_trains_or_holds_less(
         "lora": replace(asked, dtype="bfloat16"),
     }[method]
     one_pair = {"batch_size": 1, "grad_accumulation": 2, "checkpoint_layers": True}
-    budget = (predict if method == "full" else predictor(make_packed))(
-        replace(smaller, **one_pair)
-    ).total
+    enough = predict if method == "full" else predictor(make_packed)
+    budget = enough(replace(smaller, **one_pair)).total
     plan = Plan(asked, predict, data=None, config_file=tmp_path / "config.json")  # type: ignore[arg-type]
     with pytest.raises(BudgetError) as refused:
         fit(plan, budget, ())
