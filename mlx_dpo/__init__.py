@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlx_dpo.convert.sources import load
+    from mlx_dpo.models.adapters import attach_adapters
     from mlx_dpo.preferences.collate import pad_and_collate_pref
     from mlx_dpo.records import PreferenceExample
     from mlx_dpo.training.logprobs import sequence_logprob
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "DPOTrainer": "mlx_dpo.training.trainer",
     "PreferenceExample": "mlx_dpo.records",
+    "attach_adapters": "mlx_dpo.models.adapters",
     "dpo_loss": "mlx_dpo.training.loss",
     "load": "mlx_dpo.convert.sources",
     "pad_and_collate_pref": "mlx_dpo.preferences.collate",
@@ -36,6 +38,7 @@ __all__ = [
     "DPOTrainer",
     "PreferenceExample",
     "__version__",
+    "attach_adapters",
     "dpo_loss",
     "load",
     "pad_and_collate_pref",
