@@ -252,15 +252,12 @@ def _same_arrays(
         made = like[..., :1] * mx.full((width,), 1e-3, like.dtype)
         return mx.depends([made], casts)[0] if casts else made
 
-    @mx.custom_function
-    def product(x: mx.array) -> mx.array:
-        return filled(x, outputs)
-
-    @product.vjp
     def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
         return filled(cotangent, inputs)
 
-    result: mx.array = product(x)  # type: ignore[operator]
+    product: Any = mx.custom_function(lambda x: filled(x, outputs))
+    product.vjp(back)
+    result: mx.array = product(x)
     return result
 
 
