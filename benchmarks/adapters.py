@@ -12,6 +12,7 @@ measuring, for large models.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def measure(cell: Cell) -> dict[str, float]:
         found |= {"seconds": now() - begin, "step": mx.get_peak_memory()}
         print(found, file=sys.stderr, flush=True)
         del trainer
+        gc.collect()
         mx.reset_peak_memory()
         choose_path(model, examples, max_seq_len=MAX_LENGTH, pad_id=0, checkpoint=cell.checkpoint)
         found["check"] = mx.get_peak_memory()
