@@ -147,7 +147,7 @@ def test_a_budget_that_nothing_keeps_is_answered_by_what_trains_or_holds_less(
         "full": replace(asked, method="lora", dtype="bfloat16", lora_rank=16),
         "lora": replace(asked, dtype="bfloat16"),
     }[method]
-    one_pair = {"batch_size": 1, "grad_accumulation": 2, "checkpoint_layers": True}
+    one_pair: dict[str, Any] = {"batch_size": 1, "grad_accumulation": 2, "checkpoint_layers": True}
     enough = predict if method == "full" else predictor(make_packed)
     budget = enough(replace(smaller, **one_pair)).total
     plan = Plan(asked, predict, data=None, config_file=tmp_path / "config.json")  # type: ignore[arg-type]

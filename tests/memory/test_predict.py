@@ -64,8 +64,8 @@ def measured(make: Any, settings: Settings) -> int:
     if settings.method == "lora":
         attach_adapters(
             model,
-            rank=settings.lora_rank,
-            modules=settings.lora_modules,
+            rank=settings.lora_rank or 16,
+            modules=settings.lora_modules or "all",
             layers=settings.lora_layers,
         )
     mx.eval(model.parameters())
