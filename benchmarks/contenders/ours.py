@@ -1,12 +1,15 @@
 """mlx-dpo: prompts computed once, head only on responses, cached reference.
 
-Modes: "" forms batches by length, as a run does; "shuffled" takes them as they come, as others do.
+Modes: "" forms batches by length, as a run does; "shuffled" takes them as they come, as others do;
+"checkpointing" computes the layers' activations again.
 """
 
 import sys
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm import load
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
@@ -36,10 +39,12 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
     examples = [
         PreferenceExample(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs
     ]
-    path = FastPath(job.max_seq_len, pad_id=0)
+    path = FastPath(job.max_seq_len, pad_id=0, checkpoint=job.mode == "checkpointing")
     reference = score_in_batches(
         lambda batch: path(model, batch), examples, batch_size=job.batch_size
     )
+    if job.method == "lora":
+        _attach(model, job)
     return DPOTrainer(
         model,
         ref_model=None,
@@ -56,6 +61,13 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
         lengths=None if job.mode == "shuffled" else lengths(examples),
         fused_update=True,  # nobody clips here
     )
+
+
+def _attach(model: nn.Module, job: Job) -> None:
+    model.freeze()
+    settings = {"rank": job.rank, "scale": job.scale, "dropout": 0.0}
+    linear_to_lora_layers(model, len(model.layers), settings)
+    model.load_weights(job.adapters, strict=False)
 
 
 if __name__ == "__main__":
