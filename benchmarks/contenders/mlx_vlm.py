@@ -86,7 +86,7 @@ def _train(job: Job, pairs: list[Row], steps: int) -> _Meter:
     return meter
 
 
-def _model(job: Job) -> nn.Module:
+def _model(job: Job) -> Any:
     model = load_model(Path(job.model))
     alpha = job.scale * job.rank
     prepare_model_for_training(model, lora_rank=job.rank, lora_alpha=alpha, verbose=False)

@@ -5,14 +5,15 @@ Modes: "" forms batches by length, as a run does; "shuffled" takes them as they 
 """
 
 import sys
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import load
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
+from mlx_dpo.models.adapters import Part, attach
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath
@@ -44,7 +45,7 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
         lambda batch: path(model, batch), examples, batch_size=job.batch_size
     )
     if job.method == "lora":
-        _attach(model, job)
+        attach(model, _adapter(model, job))
     return DPOTrainer(
         model,
         ref_model=None,
@@ -63,11 +64,14 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
     )
 
 
-def _attach(model: nn.Module, job: Job) -> None:
-    model.freeze()
-    settings = {"rank": job.rank, "scale": job.scale, "dropout": 0.0}
-    linear_to_lora_layers(model, len(model.layers), settings)
-    model.load_weights(job.adapters, strict=False)
+def _adapter(model: nn.Module, job: Job) -> dict[str, Part]:
+    modules = dict(model.named_modules())
+    adapter = {}
+    arrays = cast("dict[str, mx.array]", mx.load(job.adapters))
+    for name, a in arrays.items():
+        path = name.removesuffix(".lora_a")
+        adapter[path] = Part(a, mx.zeros((job.rank, len(modules[path].weight))), job.scale)
+    return adapter
 
 
 if __name__ == "__main__":
