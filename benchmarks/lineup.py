@@ -31,16 +31,16 @@ FULL = (
 LORA = (
     Contender("mlx-dpo", "ours", rounds=3),
     Contender("unsloth-zoo", "unsloth", "eager", rounds=3),
-    Contender("mlx-lm-lora", "mlx_lm_lora"),
-    Contender("soup-cli", "soup"),
-    Contender("mlx-vlm", "mlx_vlm"),
+    Contender("mlx-lm-lora", "mlx_lm_lora", rounds=2),
+    Contender("soup-cli", "soup", rounds=2),
+    Contender("mlx-vlm", "mlx_vlm", rounds=2),
 )
 LORA_CHECKPOINTING = (
     Contender("mlx-dpo", "ours", "checkpointing", rounds=3),
     Contender("unsloth-zoo", "unsloth", "checkpointing", rounds=3),
-    Contender("mlx-lm-lora", "mlx_lm_lora", "checkpointing"),
-    Contender("soup-cli", "soup", "checkpointing"),
-    Contender("mlx-vlm", "mlx_vlm", "checkpointing"),
+    Contender("mlx-lm-lora", "mlx_lm_lora", "checkpointing", rounds=2),
+    Contender("soup-cli", "soup", "checkpointing", rounds=2),
+    Contender("mlx-vlm", "mlx_vlm", "checkpointing", rounds=2),
 )
 # Of each `Job.method` the tables by heading; the others are compared with the first row, ours.
 TABLES: dict[str, dict[str, tuple[Contender, ...]]] = {
