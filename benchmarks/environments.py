@@ -28,6 +28,8 @@ INSTALLS: dict[str, list[list[str]]] = {
     # Its dependencies are a PyTorch stack that its MLX half does without.
     "unsloth": [_MLX_LM, ["--no-deps", "unsloth_zoo==2026.10.9"]],
     "mlx_lm_lora": [[*_MLX_LM, "mlx-lm-lora==5.10.2"]],
+    "soup": [[*_MLX_LM, "soup-cli==0.77.0"]],
+    "mlx_vlm": [[*_MLX, "mlx-vlm==0.7.10"]],
     # PyTorch first and alone: asked for by another package it may come with CUDA.
     "trl": [["torch==2.13.0"], ["trl==1.16.0", "transformers==5.23.0"]],
 }

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 
-from benchmarks.workload import Shape, make_model
+from benchmarks.workload import SEED, Shape, make_model
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 
@@ -33,6 +35,18 @@ def save(shape: Shape, folder: Path) -> None:
     names = dict(zip(("pad_token", "bos_token", "eos_token"), _SPECIAL, strict=True))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048}
     _write_json(folder / "tokenizer_config.json", {**settings, **names})
+
+
+def save_adapters(shape: Shape, rank: int, file: Path) -> None:
+    """Write A of an adapter on each linear layer of the blocks, uniform within 1 / sqrt(in)."""
+    rng = np.random.default_rng(SEED)
+    arrays = {}
+    for path, module in make_model(shape).named_modules():
+        if isinstance(module, nn.Linear) and ".layers." in path:
+            inputs = module.weight.shape[1]
+            a = rng.uniform(-(inputs**-0.5), inputs**-0.5, (inputs, rank))
+            arrays[f"{path}.lora_a"] = mx.array(a.astype(np.float32))
+    mx.save_safetensors(str(file), arrays)
 
 
 def closed(pair: PreferenceExample) -> PreferenceExample:

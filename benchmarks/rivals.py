@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from benchmarks.contenders.job import Job, Outcome
 from benchmarks.environments import INSTALLS, python_of
+from benchmarks.lineup import TABLES, Contender
 from benchmarks.measure import one_thread_environment
-from benchmarks.model_folder import as_row, closed, save
+from benchmarks.model_folder import as_row, closed, save, save_adapters
 from benchmarks.report import publish, table
 from benchmarks.workload import (
     MAX_SEQ_LEN,
@@ -37,39 +38,8 @@ TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=64, vocabulary=128)
 KEEP_FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**34))
 # How far losses may part through rounding alone in `CHECK_STEPS` steps.
 LOSS_TOLERANCE = 1e-4
-
-
-_VERSIONS = "; ".join(
-    " ".join(word for call in calls for word in call) for calls in INSTALLS.values()
-)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One row of the table.
-
-    Attributes:
-        title: As in the table.
-        name: Module of `benchmarks.contenders`, and name of its environment.
-        mode: Its variant.
-        rounds: In how many rounds it runs.
-    """
-
-    title: str
-    name: str
-    mode: str = ""
-    rounds: int = 1
-
-
-OURS = Contender("mlx-dpo", "ours", rounds=3)
-CONTENDERS = (
-    OURS,
-    Contender("mlx-dpo, plain shuffle", "ours", "shuffled", rounds=3),
-    Contender("unsloth-zoo", "unsloth", "eager", rounds=3),
-    Contender("unsloth-zoo, checkpointing", "unsloth", "checkpointing"),
-    Contender("mlx-lm-lora", "mlx_lm_lora"),
-    Contender("TRL, PyTorch on CPU", "trl"),
-)
+LEARNING_RATES = {"full": 1e-5, "lora": 1e-4}
+SECTIONS = {"full": "rivals {}", "lora": "rivals LoRA {}"}
 
 
 def main() -> None:
@@ -77,50 +47,69 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model; prints only")
     parser.add_argument("--model", choices=list(SHAPES), help="one model; by default both")
+    parser.add_argument("--method", choices=list(TABLES), help="one method; by default both")
     parser.add_argument("--rounds", type=int, default=3, help="most rounds of a contender")
     options = parser.parse_args()
-    for name in INSTALLS:
-        python_of(name)
     names = [options.model] if options.model else list(SHAPES)
     shapes = {"tiny": TINY} if options.quick else {name: SHAPES[name] for name in names}
-    about = f"`python -m benchmarks.rivals`; {machine()}, 1 BLAS thread. {_VERSIONS}."
-    for name, shape in shapes.items():
-        body = _compare(name, shape, options.rounds)
-        print(body, flush=True)
-        if not options.quick:
-            publish(f"rivals {name}", f"{body}\n\n{about}")
+    for method in [options.method] if options.method else TABLES:
+        about = _about(method)
+        for name, shape in shapes.items():
+            body = _compare(name, shape, method, options.rounds)
+            print(body, flush=True)
+            if not options.quick:
+                publish(SECTIONS[method].format(name), f"{body}\n\n{about}")
 
 
-def _compare(name: str, shape: Shape, rounds: int) -> str:
-    """The table of one model."""
-    outcomes: dict[Contender, list[Outcome]] = {contender: [] for contender in CONTENDERS}
+def _about(method: str) -> str:
+    """The command, the machine, and what the rivals' environments hold; they are made here."""
+    contenders = [c for rows in TABLES[method].values() for c in rows]
+    names = dict.fromkeys(c.name for c in contenders if c.name in INSTALLS)
+    for name in names:
+        python_of(name)
+    versions = [" ".join(word for call in INSTALLS[name] for word in call) for name in names]
+    command = f"`python -m benchmarks.rivals --method {method}`"
+    return f"{command}; {machine()}, 1 BLAS thread. {'; '.join(versions)}."
+
+
+def _compare(name: str, shape: Shape, method: str, rounds: int) -> str:
+    """The tables of one model and method."""
+    tables = TABLES[method]
+    outcomes: dict[Contender, list[Outcome]] = {c: [] for rows in tables.values() for c in rows}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        save(shape, folder / "model")
-        job = _job(shape, folder / "model")
+        job = _job(shape, method, folder)
         for turn in range(rounds):
-            for contender in CONTENDERS:
+            for contender, runs in outcomes.items():
                 if turn < contender.rounds:
-                    outcomes[contender].append(_run(contender, job, folder))
-                    _show_progress(name, turn, contender, outcomes[contender][-1])
-    return f"### Other trainers, model {name}\n\n{_table(outcomes)}"
+                    runs.append(_run(contender, job, folder))
+                    _show_progress(name, turn, contender, runs[-1])
+    return "\n\n".join(
+        f"### {heading}, model {name}\n\n{_table({c: outcomes[c] for c in contenders})}"
+        for heading, contenders in tables.items()
+    )
 
 
-def _job(shape: Shape, model: Path) -> Job:
+def _job(shape: Shape, method: str, folder: Path) -> Job:
     batches = make_batches(shape, NUM_STEPS + 1)
     pairs = [closed(pair) for batch in batches for pair in batch]
     # Short ones to compare losses on: they cost little, and are of different lengths still.
     check = [PreferenceExample(*(ids[-len(ids) // 6 :] for ids in p)) for p in pairs[-4:]]
-    return Job(
-        model=str(model),
+    job = Job(
+        model=str(folder / "model"),
         check_pairs=[as_row(pair) for pair in check],
         pairs=[as_row(pair) for pair in pairs[: NUM_STEPS * PAIRS_PER_STEP]],
         check_steps=CHECK_STEPS,
         batch_size=PAIRS_PER_STEP,
         max_seq_len=MAX_SEQ_LEN,
         beta=0.1,
-        learning_rate=1e-5,
+        learning_rate=LEARNING_RATES[method],
+        method=method,
+        adapters=str(folder / "adapters.safetensors"),
     )
+    save(shape, folder / "model")
+    save_adapters(shape, job.rank, Path(job.adapters))
+    return job
 
 
 def _run(contender: Contender, job: Job, folder: Path) -> Outcome:
@@ -128,7 +117,7 @@ def _run(contender: Contender, job: Job, folder: Path) -> Outcome:
     job.mode = contender.mode
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     outcome_file.unlink(missing_ok=True)
-    python = sys.executable if contender.name == OURS.name else str(python_of(contender.name))
+    python = sys.executable if contender.name == "ours" else str(python_of(contender.name))
     environment = {**one_thread_environment(), **KEEP_FREED}
     if contender.name == "trl":
         environment.pop("LD_PRELOAD", None)  # PyTorch brings its own BLAS
@@ -153,7 +142,8 @@ def _show_progress(model: str, turn: int, contender: Contender, outcome: Outcome
 
 
 def _table(outcomes: dict[Contender, list[Outcome]]) -> str:
-    ours = outcomes[OURS]
+    """Rows compared with the first, round by round."""
+    ours = next(iter(outcomes.values()))
     our_peak = median(outcome.peak_bytes for outcome in ours)
     rows = []
     for contender, runs in outcomes.items():

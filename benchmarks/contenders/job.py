@@ -24,7 +24,13 @@ class Job:
         max_seq_len: Longest prompt + response in tokens.
         beta: Of the DPO loss.
         learning_rate: Constant; AdamW with betas 0.9, 0.999, eps 1e-8, no decay, no clipping.
-        mode: Variant of the contender; "" where it has one.
+        method: "full" trains every weight; "lora" adapters on all linear layers of the blocks.
+        mode: Variant of the contender; "" where it has one. For LoRA: "checkpointing" computes
+            the layers' activations again, anything else keeps them.
+        rank: Of the adapters.
+        scale: What their product is multiplied by.
+        adapters: Safetensors file with every A at the start, (in, rank) and float32, named
+            ``<module path>.lora_a``; B starts at zero.
     """
 
     model: str
@@ -35,7 +41,11 @@ class Job:
     max_seq_len: int
     beta: float
     learning_rate: float
+    method: str = "full"
     mode: str = ""
+    rank: int = 8
+    scale: float = 2.0
+    adapters: str = ""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""mlx-lm-lora's `train_dpo`, full fine-tuning.
+"""mlx-lm-lora's `train_dpo`, full fine-tuning or LoRA.
 
 Its reference is a second model asked at every step. Here none is given, and the log-probs it would
 return, computed beforehand, reach the loss through the `loss_fn` argument: the reference pass is
@@ -17,6 +17,7 @@ from unittest import mock
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx_lm import load
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.dpo_trainer import (
     DPOTrainingArgs,
     compute_score,
@@ -75,7 +76,7 @@ def _row(pair: Row) -> Row:
 
 
 def _train(job: Job, batches: list[list[Row]]) -> _Turns:
-    model = load(job.model)[0]
+    model = _model(job)
     reference = [_reference(model, batch, job.max_seq_len) for batch in batches]
     turns = _Turns(batches)
 
@@ -94,8 +95,11 @@ def _train(job: Job, batches: list[list[Row]]) -> _Turns:
     # A compiled step would keep the first batch's reference.
     mx.disable_compile()
     device = {"max_recommended_working_set_size": 2**34, **mx.device_info()}
+    layer = type(model.layers[0])
     with (
         tempfile.TemporaryDirectory() as folder,
+        # Checkpointing replaces the call of the class, and does not put it back.
+        mock.patch.object(layer, "__call__", layer.__call__),
         mock.patch.object(mx, "device_info", return_value=device),
         mock.patch.object(mx, "set_wired_limit"),
     ):
@@ -105,6 +109,7 @@ def _train(job: Job, batches: list[list[Row]]) -> _Turns:
             steps_per_report=1,
             steps_per_save=10**9,
             max_seq_length=job.max_seq_len,
+            grad_checkpoint=job.mode == "checkpointing",
             adapter_file=str(Path(folder) / "adapters.safetensors"),
             beta=job.beta,
         )
@@ -113,6 +118,16 @@ def _train(job: Job, batches: list[list[Row]]) -> _Turns:
         train = partial(train_dpo, model, None, optimizer, turns, args=arguments)
         train(loss_fn=loss_fn, training_callback=turns)
     return turns
+
+
+def _model(job: Job) -> Any:
+    model = load(job.model)[0]
+    if job.method == "lora":  # as its `from_pretrained` does
+        model.freeze()
+        settings = {"rank": job.rank, "scale": job.scale, "dropout": 0.0}
+        linear_to_lora_layers(model, len(model.layers), settings)
+        model.load_weights(job.adapters, strict=False)
+    return model
 
 
 def _reference(model: Any, batch: list[Row], max_seq_len: int) -> tuple[mx.array, mx.array]:

@@ -1,15 +1,19 @@
 """mlx-dpo: prompts computed once, head only on responses, cached reference.
 
-Modes: "" forms batches by length, as a run does; "shuffled" takes them as they come, as others do.
+Modes: "" forms batches by length, as a run does; "shuffled" takes them as they come, as others do;
+"checkpointing" computes the layers' activations again.
 """
 
 import sys
+from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm import load
 
 from benchmarks.contenders.job import Job, Outcome, answer, forget
 from benchmarks.measure import now
+from mlx_dpo.models.adapters import Part, attach
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath
@@ -36,10 +40,12 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
     examples = [
         PreferenceExample(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs
     ]
-    path = FastPath(job.max_seq_len, pad_id=0)
+    path = FastPath(job.max_seq_len, pad_id=0, checkpoint=job.mode == "checkpointing")
     reference = score_in_batches(
         lambda batch: path(model, batch), examples, batch_size=job.batch_size
     )
+    if job.method == "lora":
+        attach(model, _adapter(model, job))
     return DPOTrainer(
         model,
         ref_model=None,
@@ -56,6 +62,16 @@ def _trainer(job: Job, pairs: list[dict[str, list[int]]]) -> DPOTrainer:
         lengths=None if job.mode == "shuffled" else lengths(examples),
         fused_update=True,  # nobody clips here
     )
+
+
+def _adapter(model: nn.Module, job: Job) -> dict[str, Part]:
+    modules = dict(model.named_modules())
+    adapter = {}
+    arrays = cast("dict[str, mx.array]", mx.load(job.adapters))
+    for name, a in arrays.items():
+        path = name.removesuffix(".lora_a")
+        adapter[path] = Part(a, mx.zeros((job.rank, len(modules[path].weight))), job.scale)
+    return adapter
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ with (
     mock.patch.object(platform, "system", return_value="Darwin"),
     mock.patch.object(platform, "machine", return_value="arm64"),
 ):
+    from unsloth_zoo.mlx.loader import FastMLXModel
     from unsloth_zoo.mlx.trainer import MLXDPOConfig, MLXDPOTrainer
 
 
@@ -59,6 +60,12 @@ def run(job: Job) -> Outcome:
 
 def _train(job: Job, pairs: list[dict[str, Any]], steps: int) -> _Meter:
     model, tokenizer = load(job.model)
+    if job.method == "lora":
+        alpha = job.scale * job.rank
+        FastMLXModel.get_peft_model(
+            model, r=job.rank, lora_alpha=alpha, use_gradient_checkpointing=False
+        )
+        model.load_weights(job.adapters, strict=False)
     meter = _Meter()
     with tempfile.TemporaryDirectory() as folder:
         config = MLXDPOConfig(
