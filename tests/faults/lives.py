@@ -119,7 +119,7 @@ def phases() -> dict[str, tuple[str, str]]:
         "evaluation": ("mlx_dpo.runs.callbacks:Evaluate", "after_step"),
         "sampling": ("mlx_dpo.runs.callbacks:Sample", "after_step"),
         "save": ("mlx_dpo.runs.callbacks:Save", "_save"),
-        "export": ("mlx_dpo.runs.run", "export_folder"),
+        "export": ("mlx_dpo.runs.run", "write_finished"),
     }
 
 

@@ -96,7 +96,7 @@ def test_the_self_check_allows_for_cut_operands_only_where_they_were_asked_for(
     right = head.token_logprobs
     monkeypatch.setattr(
         "mlx_dpo.training.paths.token_logprobs",
-        lambda model, hidden, targets: right(model, _cut(hidden), targets),
+        lambda model, hidden, targets, **more: right(model, _cut(hidden), targets, **more),
     )
     choice = self_check.choose_path(architectures.make("llama"), PAIRS, max_seq_len=32, pad_id=0)
     assert choice.path.name == name
@@ -108,7 +108,7 @@ def test_a_wrong_path_is_refused_with_tf32_too(monkeypatch: pytest.MonkeyPatch) 
     right = head.token_logprobs
     monkeypatch.setattr(
         "mlx_dpo.training.paths.token_logprobs",
-        lambda model, hidden, targets: right(model, hidden * 1.1, targets),
+        lambda model, hidden, targets, **more: right(model, hidden * 1.1, targets, **more),
     )
     choice = self_check.choose_path(architectures.make("llama"), PAIRS, max_seq_len=32, pad_id=0)
     assert isinstance(choice.path, PlainPath)

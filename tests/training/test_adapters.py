@@ -243,12 +243,12 @@ def test_a_frozen_head_gives_its_gradient_at_once_whatever_it_does_to_the_logits
 def test_a_head_that_trains_is_not_taken_for_a_frozen_one() -> None:
     model = architectures.make("qwen2")
     part = new_adapter(model, ["lm_head", *choose_modules(model)], rank=2)
-    key = mx.random.key(0)
+    noise = mx.random.key(0)
     attach(
         model,
         {
-            p: Part(x.a, 0.1 * mx.random.normal(x.b.shape, key=key), x.scale)
-            for p, x in part.items()
+            path: Part(each.a, 0.1 * mx.random.normal(each.b.shape, key=noise), each.scale)
+            for path, each in part.items()
         },
     )
     path = FastPath(LENGTH, 0)
