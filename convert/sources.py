@@ -21,13 +21,15 @@ from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, r
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+    from mlx_dpo.models.adapters import Part
+
 RECORD = (
     "dpo.json"  # in a folder that a run made: from what model, on which data, with which settings
 )
 CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
 
 _WITHOUT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
-_HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors"]
+_HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors", "adapter*.safetensors"]
 _SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
 
@@ -105,8 +107,10 @@ def locate(
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds an adapter and no model; some trainers add the base's config.json."""
+    models = ("model*.safetensors", "pytorch_model*")
+    has_model = any(file for pattern in models for file in folder.glob(pattern))
+    return (folder / "adapter_config.json").is_file() and not has_model
 
 
 def base_of(adapter: Path) -> str:
@@ -155,16 +159,39 @@ def _with_adapter(source: Source, load: "Callable[[], nn.Module]") -> "nn.Module
     return model
 
 
+def adapter_to_train(name: str | Path, folder: Path, model: "nn.Module") -> "dict[str, Part]":
+    """The adapter that training starts from.
+
+    Args:
+        name: Of its folder.
+        folder: Of the model, with or without its weights.
+        model: The model, or one of its shapes.
+
+    Raises:
+        UsageError: If it can't be read, is another model's, or can't train here.
+    """
+    from mlx_dpo.convert.adapters import read_adapter
+
+    found = find(name)
+    check_base(found, folder)
+    adapter = read_adapter(found, model)
+    if any(part.magnitude is not None for part in adapter.values()):
+        raise UsageError(f"{name}: DoRA adapters can be evaluated and fused, not trained")
+    return adapter
+
+
 def check_base(adapter: Path, folder: Path) -> None:
     """Refuse an adapter on other weights than those its ``dpo.json`` names by their digest.
+
+    A folder without weights can't be told.
 
     Raises:
         UsageError: If they differ.
     """
     from mlx_dpo.models.parameters import stored_digest
 
-    if not (adapter / RECORD).is_file():
-        return  # made by others: only names and shapes tell
+    if not (adapter / RECORD).is_file() or not any(folder.glob("model*.safetensors")):
+        return  # made by others, or to be planned: only names and shapes tell
     origin = read_json(adapter / RECORD).get("trained_from")
     origin = origin if isinstance(origin, dict) else {}
     if "sha256" in origin and origin["sha256"] != stored_digest(folder):
@@ -242,13 +269,13 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
     if name and folder.is_dir():
         return folder
     if name and folder.exists():
-        raise UsageError(f"{name}: is a file; --model takes a model folder")
+        raise UsageError(f"{name}: is a file; a folder is expected")
     if not is_hub_id(name):
         raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
     if not weights:
         return download(name, _WITHOUT_WEIGHTS)
     downloaded = download(name, _HUB_FILES)
-    if any(downloaded.glob("model*.safetensors")):
+    if any(downloaded.glob("model*.safetensors")) or is_adapter(downloaded):
         return downloaded
     return download(name, [*_HUB_FILES, "pytorch_model*"])
 

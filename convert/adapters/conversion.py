@@ -12,7 +12,7 @@ from mlx.utils import tree_unflatten
 from mlx_dpo.convert.adapters.layouts import Layout, layout_of, read_adapter
 from mlx_dpo.convert.adapters.mlx_layout import write_mlx
 from mlx_dpo.convert.adapters.peft_layout import write_peft
-from mlx_dpo.convert.adapters.tensors import CONFIG, bare_modules, rank_of
+from mlx_dpo.convert.adapters.tensors import CONFIG, bare_modules
 from mlx_dpo.convert.conversion import check_destination
 from mlx_dpo.convert.sources import RECORD, base_of, check_base, find_mlx, is_adapter, name_of
 from mlx_dpo.convert.verify import Logits, compare
@@ -85,7 +85,7 @@ def _base_of(adapter: Path) -> str:
 
 
 def _described(adapter: Adapter) -> str:
-    ranks = sorted(map(rank_of, adapter.values()))
+    ranks = sorted(part.rank for part in adapter.values())
     kind = "LoRA" if all(part.magnitude is None for part in adapter.values()) else "DoRA"
     between = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if ranks[0] < ranks[-1] else "")
     return f"{kind} of {between} on {len(adapter)} layers"

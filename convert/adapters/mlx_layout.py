@@ -12,7 +12,6 @@ from mlx_dpo.convert.adapters.tensors import (
     most_common,
     part_of,
     plain,
-    rank_of,
     read_tensors,
     scaled_to,
     shown,
@@ -73,7 +72,7 @@ def write_mlx(folder: Path, adapter: Adapter, model: nn.Module) -> None:
         DiskError: If a file can't be written.
     """
     parts = with_magnitudes(adapter, model)
-    rank = max(map(rank_of, parts.values()))
+    rank = max(part.rank for part in parts.values())
     scale = most_common(part.scale or 1.0 for part in parts.values())
     arrays: dict[str, mx.array] = {}
     for path, part in parts.items():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ _INITIAL = (None, True, False, "gaussian", "orthogonal")
 
 _NO_BIAS = ("bias", "none")
 
+# A pattern comes from a file: a repeated group, or many repeats, may take for ever to match.
+_SLOW = re.compile(r"\)\s*[*+{]|.{300}", re.DOTALL)
+_REPEATS = re.compile(r"[*+{]")
+_MOST_REPEATS = 4
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
 # How the adapter was made, or what the names of its tensors say too.
 _TOLD = (
@@ -127,18 +132,26 @@ def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UsageError(f"{path}: {key} is {shown(table)}; expected an object")
     for pattern in table:
+        if _SLOW.search(pattern) or len(_REPEATS.findall(pattern)) > _MOST_REPEATS:
+            raise UsageError(f"{path}: {key}: {shown(pattern)} repeats too much to be matched")
         try:
-            re.compile(pattern)
-        except re.error as error:
+            with warnings.catch_warnings(action="error"):
+                re.compile(_whole(pattern))
+        except (re.error, OverflowError, RecursionError, FutureWarning) as error:
             raise UsageError(
                 f"{path}: {key}: {shown(pattern)} is no pattern: {one_line(error)}"
             ) from None
     return table
 
 
+def _whole(pattern: str) -> str:
+    """PEFT's reading of a key: the path itself, or its end behind a dot."""
+    return rf"(.*\.)?({pattern})$"
+
+
 def _match(table: Mapping[str, Value], path: str, default: Value) -> Value:
     """The first entry whose pattern is the path, or its end behind a dot."""
     for pattern, value in table.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(_whole(pattern), path):
             return value
     return default

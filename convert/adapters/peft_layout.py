@@ -14,7 +14,6 @@ from mlx_dpo.convert.adapters.tensors import (
     bare_modules,
     most_common,
     part_of,
-    rank_of,
     read_tensors,
     scaled_to,
     with_magnitudes,
@@ -98,7 +97,7 @@ def write_peft(folder: Path, adapter: Adapter, model: nn.Module, base_name: str 
                 "one by one: that is not written; keep mlx-lm's layout"
             )
     parts = with_magnitudes(adapter, model)
-    alpha = most_common(max(1, round(part.scale * rank_of(part))) for part in parts.values())
+    alpha = most_common(max(1, round(part.scale * part.rank)) for part in parts.values())
     arrays: dict[str, mx.array] = {}
     for path, part in parts.items():
         arrays |= _tensors(_torch_path(rule, path), part, modules[path], alpha)
@@ -122,7 +121,7 @@ def _part(path: str, tensors: Mapping[str, mx.array], config: PeftConfig, file: 
 
 def _tensors(path: str, part: Part, module: Any, alpha: int) -> dict[str, mx.array]:
     """A module's tensors under PEFT's names; its scale is to be alpha / rank."""
-    a, b = part.a, scaled_to(part, alpha / rank_of(part)).b
+    a, b = part.a, scaled_to(part, alpha / part.rank).b
     is_table = isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
     names = ("lora_embedding_A", "lora_embedding_B") if is_table else (
         "lora_A.weight", "lora_B.weight")  # fmt: skip
@@ -135,7 +134,7 @@ def _tensors(path: str, part: Part, module: Any, alpha: int) -> dict[str, mx.arr
 def _config(
     parts: Adapter, modules: Modules, rule: Rule, alpha: int, base_name: str | None
 ) -> dict[str, Any]:
-    ranks = {_torch_path(rule, path): rank_of(part) for path, part in parts.items()}
+    ranks = {_torch_path(rule, path): part.rank for path, part in parts.items()}
     rank = most_common(ranks.values())
     layers = [_torch_path(rule, p) for p, module in modules.items() if p and "weight" in module]
     return {

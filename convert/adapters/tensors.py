@@ -64,7 +64,7 @@ def part_of(
     if a.ndim not in (2, 3) or a.ndim != b.ndim:
         raise UsageError(f"{file}: the matrices of {path} are {a.shape} and {b.shape}")
     part = Part(a, b, scale)
-    if not rank_of(part) == int(b.shape[_rank_axes(part)[1]]) == rank:
+    if not part.rank == int(b.shape[_rank_axes(part)[1]]) == rank:
         raise UsageError(
             f"{file}: the matrices of {path} are {a.shape} and {b.shape}, and {CONFIG} says rank "
             f"{rank}"
@@ -77,14 +77,9 @@ def part_of(
     return replace(part, magnitude=magnitude)
 
 
-def rank_of(part: Part) -> int:
-    """Columns of A."""
-    return int(part.a.shape[_rank_axes(part)[0]])
-
-
 def widened(part: Part, rank: int) -> Part:
     """The same adapter with zeros up to a rank."""
-    missing = rank - rank_of(part)
+    missing = rank - part.rank
     if missing == 0:
         return part
     a_axis, b_axis = _rank_axes(part)

@@ -258,8 +258,11 @@ def setting_of_run(record: dict[str, Any], key: str) -> Any:
     default = getattr(RunConfig, key)
     settings = record.get("settings")
     value = settings.get(key) if isinstance(settings, dict) else None
-    is_usable = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    return value if is_usable else default
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return default
+    if not math.isfinite(value) or value <= 0:
+        return default
+    return int(value) if isinstance(default, int) else value
 
 
 def _score(name: str, policy: Logprobs, reference: Logprobs, beta: float) -> GroupScore:

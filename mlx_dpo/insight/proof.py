@@ -276,7 +276,7 @@ def _held_out(
     """The rows that the run of a record held out, in the order of their file."""
     try:
         split = record["data"]["split"]
-        held, train = set(split["held_out"]), set(split["train"])
+        held, train = (set(map(str, split[side])) for side in ("held_out", "train"))
         own = settings.get("eval_data")
         file = str(data or own or record["data"]["file"])
     except (KeyError, TypeError):

@@ -148,16 +148,16 @@ def reference_of(policy: Named) -> Named | None:
     """
     source = locate(*policy)
     record = read_record(source.origin)
+    settings = _entry(record, "settings")
+    start = settings.get("adapter") if settings.get("adapter_reference") == "start" else None
     if source.adapter is None:
         name = _entry(record, "trained_from").get("model")
         if not isinstance(name, str):
             raise UsageError(
                 f"{policy}: no {RECORD} in it says what it was trained from; pass --reference"
             )
-        return Named(name)
-    settings = _entry(record, "settings")
-    start = settings.get("adapter")
-    if settings.get("adapter_reference") != "start" or not isinstance(start, str):
+        return Named(name, start if isinstance(start, str) else None)
+    if not isinstance(start, str):
         return None
     if not Path(start).expanduser().is_dir():
         raise UsageError(

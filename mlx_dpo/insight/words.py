@@ -6,7 +6,9 @@ from mlx_dpo.runs.config import RunConfig
 
 
 def parameters(count: int) -> str:
-    """`0.7 M`, `134.5 M`, `4.0 B`."""
+    """`45.1 K`, `0.7 M`, `134.5 M`, `4.0 B`."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} K"
     return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 

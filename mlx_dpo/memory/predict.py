@@ -18,7 +18,6 @@ import numpy as np
 from mlx_dpo.memory.graph import uncollected
 from mlx_dpo.memory.recorder import NUMBERS, Recorder, Recording, record
 from mlx_dpo.memory.replay import OTHER, Replay
-from mlx_dpo.memory.shapes import num_bytes
 from mlx_dpo.models.adapters import (
     RANK,
     Adapter,
@@ -30,8 +29,8 @@ from mlx_dpo.models.adapters import (
     wrapped_module,
 )
 from mlx_dpo.models.device import on_gpu
-from mlx_dpo.models.packed import is_packed
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.packed import is_packed, num_parameters
+from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.models.parts import is_embedding
 from mlx_dpo.preferences.batches import EpochOrder, by_need
 from mlx_dpo.preferences.store import lengths
@@ -163,7 +162,7 @@ class Predictor:
             {n: parts.get(n, 0) for n in PARTS if n in parts or n not in _OF_SOME},
             moment,
             self._step(settings)[1],
-            num_parameters=_num_parameters(model),
+            num_parameters=num_parameters(model),
             num_trained=sum(a.size for a in named_arrays(model.trainable_parameters()).values()),
             pairs=[(len(p), len(c), len(r)) for p, c, r in self._largest(settings)[0]],
         )
@@ -204,7 +203,7 @@ class Predictor:
     def _held(self, settings: Settings) -> Parts:
         """What is held at once in any case: between steps, or before an update."""
         model = self.shell(settings)
-        held = {WEIGHTS: num_bytes(model), OPTIMIZER: self._state(settings)}
+        held = {WEIGHTS: num_bytes(model.parameters()), OPTIMIZER: self._state(settings)}
         if settings.reference == "copy":
             held[REFERENCE] = _num_base_bytes(model)
         if settings.is_whole:
@@ -439,17 +438,6 @@ def _unpacked(model: nn.Module) -> Parts:
     halved = any(module.scales.dtype != mx.float32 for module in packed)
     largest = max(module.weight.size * 32 // module.bits for module in packed)
     return {UNPACKED: (_UNPACKED_OF_HALF if halved else _UNPACKED) * 4 * largest}
-
-
-def _num_parameters(model: nn.Module) -> int:
-    """Parameters as they count once unpacked."""
-    count = sum(a.size for a in named_arrays(model.parameters()).values())
-    for module in model.modules():
-        if is_packed(module):
-            beside = [module.scales, module.get("biases")]
-            count += module.weight.size * 32 // module.bits - module.weight.size
-            count -= sum(a.size for a in beside if a is not None)
-    return count
 
 
 def _num_base_bytes(model: nn.Module) -> int:

@@ -72,11 +72,6 @@ def emptied(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     return model
 
 
-def num_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters."""
-    return sum(a.nbytes for a in named_arrays(model.parameters()).values())
-
-
 def _from_headers(config: dict[str, Any], headers: Shapes) -> nn.Module:
     check_sizes(config, stored_shapes(config, headers))
     config.setdefault(TIED, not any(map(is_head, headers)))

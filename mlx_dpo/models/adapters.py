@@ -128,7 +128,7 @@ def choose_modules(model: nn.Module, modules: str = "all", layers: int | None = 
         raise UsageError(f"--lora-layers {layers}: the model has {len(blocks)} blocks")
     first = len(blocks) - (layers or len(blocks))
     adaptable = [_adaptable(block) for block in blocks]
-    wanted = [name.strip() for name in modules.split(",")]
+    wanted = [name for each in modules.split(",") if (name := each.strip())]
     if wanted not in (["all"], ["attention"]):
         _check_names(wanted, {name for names in adaptable for name in names})
     prefixes = _paths_of(model, blocks)
@@ -377,8 +377,8 @@ def _check_names(wanted: Sequence[str], names: set[str]) -> None:
             near = difflib.get_close_matches(each, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(
-                f"--lora-modules: no linear layer of the blocks is called {each!r}{hint} They are "
-                f"{', '.join(known)}"
+                f"--lora-modules: no linear layer of the blocks is called {each!r}{hint} (there "
+                f"are {', '.join(known)}; or all, or attention, alone)"
             )
 
 

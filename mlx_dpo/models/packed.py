@@ -80,6 +80,8 @@ def multiply_dense(model: nn.Module) -> None:
         base: Any = type(module)
         if not is_packed(module) or (kind := _dense_kind(base)) is None:
             continue
+        if module.get("global_scale") is not None:
+            continue  # one more factor, which `dense` does not know
         packing = (module.bits, module.group_size, module.mode, type(module))
         if packing not in agrees:
             agrees[packing] = _agrees(module, kind)

@@ -15,7 +15,6 @@ from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.models.adapters import parts_of
 from mlx_dpo.models.export import companions, export_folder
 from mlx_dpo.models.hub import is_hub_id
-from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import environment
 from mlx_dpo.runs.job import Job
@@ -26,7 +25,7 @@ Scores = npt.NDArray[np.float32]
 _CARD = """\
 ---
 base_model: {base}
-library_name: mlx
+library_name: {library}
 tags: [dpo, lora]
 ---
 # {name}
@@ -43,8 +42,12 @@ A LoRA adapter for `{base}`, trained with DPO (Rafailov et al. 2023) by mlx-dpo.
 The adapter means something only on the weights it was trained on. To talk to it:
 
     mlx_dpo generate --model {base} --adapter {name} --prompt "Hello"
-    mlx_lm.chat --model {base} --adapter-path {name}
+{other}
 """
+_OTHER = {
+    "mlx": "    mlx_lm.chat --model {base} --adapter-path {name}",
+    "peft": '    PeftModel.from_pretrained(model, "{name}")',
+}
 
 
 def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> None:
@@ -73,7 +76,8 @@ def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> N
     if config.method != LORA:
         export_folder(job.policy, job.source, job.out, record, replace=config.overwrite)
         return
-    origin["sha256"] = stored_digest(job.source)
+    assert job.stored_digest is not None
+    origin["sha256"] = job.stored_digest
     if job.adapter_digest is not None:
         origin["adapter"] = job.adapter_digest
     _write_adapter(job, record)
@@ -111,14 +115,17 @@ def adapter_bytes(folder: Path) -> int:
 def _card(job: Job, record: dict[str, Any]) -> str:
     config, results = job.config, record["held_out"]
     adapter = parts_of(job.policy)
-    ranks = sorted({part.b.shape[-1 if part.b.ndim == 3 else 0] for part in adapter.values()})
+    ranks = sorted({part.rank for part in adapter.values()})
     held_out = "none"
     if results:
         held_out = (
             f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (log 2 = 0.6931), accuracy "
             f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
         )
+    library = "peft" if config.adapter_format == "peft" else "mlx"
     return _CARD.format(
+        library=library,
+        other=_OTHER[library].format(base=_published(job), name=job.out.name),
         base=_published(job),
         name=job.out.name,
         rank=", ".join(map(str, ranks)),

@@ -9,16 +9,13 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.convert.adapters import read_adapter
 from mlx_dpo.convert.sources import (
-    check_base,
-    find,
+    adapter_to_train,
     find_mlx,
     load_model,
     load_tokenizer,
     name_of,
 )
-from mlx_dpo.errors import UsageError
 from mlx_dpo.models.adapters import (
     adapter_digest,
     attach,
@@ -28,7 +25,7 @@ from mlx_dpo.models.adapters import (
 )
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import check_ids, model_digest
-from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.models.parameters import fingerprint, stored_digest
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.json_text import check_readable
@@ -56,6 +53,8 @@ class Job:
         model_digest: sha256 of all that decides the reference's log-probs: weights, config, code,
             and the adapter it starts with.
         adapter_digest: sha256 of the adapter that training starts from; None where there is none.
+        stored_digest: sha256 of the weights as they are stored, which an adapter belongs to; None
+            where all weights train.
         chat: The model's conversation format.
         data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
@@ -69,6 +68,7 @@ class Job:
     weights_digest: str
     model_digest: str
     adapter_digest: str | None
+    stored_digest: str | None
     chat: ChatFormat
     data: Data
     max_steps: int
@@ -173,6 +173,7 @@ def prepare(
         weights_digest=weights_digest,
         model_digest=reference_digest,
         adapter_digest=start_digest,
+        stored_digest=stored_digest(source) if config.method == LORA else None,
         chat=chat,
         data=data,
         max_steps=config.steps or config.epochs * steps_per_epoch,
@@ -188,11 +189,7 @@ def _put_adapter_on(policy: nn.Module, config: RunConfig, source: Path) -> str |
         rank, scale = config.lora_rank, config.lora_scale
         attach(policy, new_adapter(policy, paths, rank=rank, scale=scale, seed=config.seed))
         return None
-    folder = find(config.adapter)
-    check_base(folder, source)
-    attach(policy, read_adapter(folder, policy))
-    if not policy.trainable_parameters():
-        raise UsageError(f"{folder}: DoRA adapters can be evaluated and fused, not trained")
+    attach(policy, adapter_to_train(config.adapter, source, policy))
     return adapter_digest(policy)
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.convert.adapters import read_adapter
-from mlx_dpo.convert.sources import find, find_mlx
+from mlx_dpo.convert.sources import adapter_to_train, find_mlx
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.files import make_folder, mark_used, write_file
 from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
@@ -105,7 +104,7 @@ def make_plan(
 
     def start(model: nn.Module) -> Adapter:
         assert config.adapter is not None
-        return read_adapter(find(config.adapter), model)
+        return adapter_to_train(config.adapter, source, model)
 
     workload = Workload(
         make_shell,

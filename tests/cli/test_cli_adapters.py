@@ -4,8 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from mlx_dpo.convert.adapters import write_mlx
+from mlx_dpo.convert.sources import load_model
+from mlx_dpo.models.adapters import Part
 from tests.cli.conftest import run
 from tests.insight.conftest import (
     policy_folder,
@@ -225,7 +229,7 @@ def test_training_an_adapter_says_what_trains_and_how_to_serve_it(
     code, out, err = run(capsys, *LORA, "--model", MODEL, "--method", "lora", "--lora-rank", "4")
     assert code == 0
     (line,) = [line for line in err.splitlines() if line.startswith("model ")]
-    assert "(0.4 M parameters, float32; LoRA: rank 4, scale 2, all linear layers, 0.0" in line
+    assert "(0.4 M parameters, float32; LoRA: rank 4, scale 2, all linear layers, 27.1 K" in line
     assert "learning rate 0.0001" in err
     assert "= log 2" in err
     assert "The adapter is out. Next:\n" in out
@@ -289,3 +293,28 @@ def test_a_sweep_of_adapters_measures_each_from_its_base(
     code, again, err = run(capsys, *args)
     assert (code, again) == (0, out)
     assert err.count(": finished earlier") == 2
+
+
+@pytest.mark.parametrize("command", ["train --dry-run", "plan", "profile --steps 1"])
+def test_a_dora_adapter_is_not_trained_and_every_command_says_so(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its magnitudes would stay as they are, and the adapter would be another one."""
+    model = load_model(ORACLE)
+    path = "model.layers.0.self_attn.q_proj"
+    size = dict(model.named_modules())[path].weight.shape
+    part = Part(mx.ones((size[1], 2)), mx.ones((2, size[0])), 1.0, mx.ones(size[0]))
+    (tmp_path / "dora").mkdir()
+    write_mlx(tmp_path / "dora", {path: part}, model)
+    words = [
+        *command.split(),
+        "--model",
+        MODEL,
+        "--data",
+        "pairs.json",
+        "--adapter",
+        str(tmp_path / "dora"),
+    ]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "DoRA adapters can be evaluated and fused, not trained" in err

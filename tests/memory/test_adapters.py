@@ -10,12 +10,12 @@ import pytest
 
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.memory.predict import Predictor, Settings, Workload
-from mlx_dpo.memory.shapes import emptied, num_bytes, packed
+from mlx_dpo.memory.shapes import emptied, packed
 from mlx_dpo.memory.solve import candidates
 from mlx_dpo.models.adapters import Part, adapter_parameters, attach_adapters
 from mlx_dpo.models.device import on_gpu
 from mlx_dpo.models.packed import multiply_dense
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.runs.plan import Plan, fit
 from tests.memory.test_predict import PAIRS, make_llama, measured
 
@@ -65,7 +65,7 @@ def test_on_a_cpu_the_peak_has_room_for_unpacked_weights() -> None:
 
 def test_only_adapters_have_gradients_and_optimizer_state() -> None:
     model = make_packed()
-    base = num_bytes(model)
+    base = num_bytes(model.parameters())
     attach_adapters(model, rank=4)
     adapters = sum(a.nbytes for a in adapter_parameters(model).values())
     found = predictor(make_packed)(replace(LORA, dtype="bfloat16", grad_clip=1.0))
@@ -87,7 +87,9 @@ def test_parameters_of_a_packed_model_count_as_they_do_unpacked() -> None:
 def test_a_copy_as_reference_is_the_base_alone() -> None:
     predict = predictor(make_llama)
     whole = predict(LORA)
-    assert predict(replace(LORA, reference="copy")).parts["reference"] == num_bytes(make_llama())
+    assert predict(replace(LORA, reference="copy")).parts["reference"] == num_bytes(
+        make_llama().parameters()
+    )
     assert predict(replace(LORA, reference="adapters-off")).total == whole.total
     assert "adapters" not in predict(Settings(grad_clip=0.0)).parts
 

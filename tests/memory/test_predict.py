@@ -20,9 +20,9 @@ from mlx_dpo.memory.predict import (
 )
 from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.memory.replay import Replay
-from mlx_dpo.memory.shapes import emptied, num_bytes
+from mlx_dpo.memory.shapes import emptied
 from mlx_dpo.models.adapters import attach_adapters
-from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath
@@ -117,12 +117,12 @@ def test_nothing_is_evaluated() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     found = predictor(make_llama)(BASE)
-    assert mx.get_peak_memory() - before < num_bytes(make_llama()) / 20 < found.total
+    assert mx.get_peak_memory() - before < num_bytes(make_llama().parameters()) / 20 < found.total
 
 
 def test_parts_add_up_and_each_lever_takes_what_it_names() -> None:
     predict = predictor(make_llama)
-    size = num_bytes(make_llama())
+    size = num_bytes(make_llama().parameters())
     whole = predict(BASE)
     assert whole.parts["weights"] == size
     assert whole.parts["optimizer state"] == 2 * size
@@ -252,7 +252,7 @@ def test_weights_that_are_frozen_are_weights_and_have_no_optimizer_state() -> No
 
     found = predictor(make)(replace(BASE, grad_clip=1.0))
     trained = sum(a.nbytes for a in named_arrays(make().trainable_parameters()).values())
-    assert found.parts["weights"] == num_bytes(make_llama())
+    assert found.parts["weights"] == num_bytes(make_llama().parameters())
     assert found.parts["optimizer state"] == 2 * trained
     assert found.parts["gradients"] <= 4 * trained
 
