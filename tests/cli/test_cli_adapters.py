@@ -239,7 +239,7 @@ def test_training_an_adapter_says_what_trains_and_how_to_serve_it(
     assert "bits" not in out
     assert "To add it to the weights of its base:\n" in out
     page = Path("run/report.html").read_text()
-    assert "LoRA on all linear layers, rank 4, scale 2: 0.0 M parameters, 0." in page
+    assert "LoRA on all linear layers, rank 4, scale 2: 27.1 K parameters, 0." in page
     assert "--method lora" in page
     assert "--lora-rank 4" in page
 
