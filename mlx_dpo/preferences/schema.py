@@ -47,6 +47,7 @@ LEVELS = {
     "control-character": WARNING,
     "duplicate-pair": WARNING,
     "large-array": WARNING,
+    "unsupported": LEFT_OUT,
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level
