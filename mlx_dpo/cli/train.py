@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
@@ -44,6 +45,7 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
+    refuse_foreign(settings.data, settings.eval_data)
     if settings.run_dir and not dry_run:
         check_free(Path(settings.run_dir))
     if supervise and not dry_run:

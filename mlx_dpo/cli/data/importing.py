@@ -132,8 +132,6 @@ def _show_summary(summary: "Summary") -> None:
         names = ", ".join(f"{column} ({counted(count, 'row')})" for column, count in shown)
         more = len(summary.unused) - len(shown)
         rest = f" and {counted(more, 'column')} more" if more else ""
-        click.echo(
-            printable(f"unused  {names}{rest}; --columns NAME={shown[0][0]} gives it a meaning")
-        )
+        click.echo(printable(f"unused  {names}{rest}; --columns NAME=COLUMN gives one a meaning"))
     for note, count in summary.notes.most_common():
         click.echo(printable(f"note    {counted(count, 'row')}: {note}"))

@@ -32,11 +32,13 @@ class Row:
     Attributes:
         values: The same.
         notes: What the person who imports should know of the row, a sentence each.
+        asked: The columns that hold the prompt.
     """
 
     def __init__(self, values: Fields, path: str = "") -> None:
         self.values = values
         self.notes: list[str] = []
+        self.asked: tuple[str, ...] = ()
         self._path = path
         self._used: set[str] = set()
         self._inner: list[Row] = []

@@ -158,7 +158,7 @@ def with_context(row: Row, prompt: Turns) -> Turns:
 
 def _history(row: Row) -> Turns:
     """Earlier rounds: ``[[question, answer], ...]``, ``[{human, assistant}, ...]`` or messages."""
-    name = row.first(*HISTORIES)
+    name = row.first(*(each for each in HISTORIES if each not in row.asked))
     value = parsed(row.values[name]) if name is not None else None
     if name is None or value in ("", [], {}):
         return []

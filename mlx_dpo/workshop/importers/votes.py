@@ -57,6 +57,7 @@ class _Two:
         if self.prompt is None:
             prompt = prompt_turns(row)
         else:
+            row.asked = (self.prompt,)  # and no earlier rounds of it
             prompt = as_turns(row, self.prompt, row.get(self.prompt), "user")
         return [_decided(row, prompt, answers, _verdict(row, self.verdicts, self.better))]
 
