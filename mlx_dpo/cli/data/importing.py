@@ -128,10 +128,11 @@ def _show_summary(summary: "Summary") -> None:
         counts = ", ".join(f"{count} {name}" for name, count in summary.shapes.most_common())
         click.echo(f"shapes  {counts}")
     if summary.unused:
-        shown = summary.unused.most_common(_SHOWN_COLUMNS)
+        ordered = sorted(summary.unused.items(), key=lambda item: (-item[1], item[0]))
+        shown = ordered[:_SHOWN_COLUMNS]
         names = ", ".join(f"{column} ({counted(count, 'row')})" for column, count in shown)
-        more = len(summary.unused) - len(shown)
+        more = len(ordered) - len(shown)
         rest = f" and {counted(more, 'column')} more" if more else ""
         click.echo(printable(f"unused  {names}{rest}; --columns NAME=COLUMN gives one a meaning"))
-    for note, count in summary.notes.most_common():
+    for note, count in sorted(summary.notes.items()):
         click.echo(printable(f"note    {counted(count, 'row')}: {note}"))

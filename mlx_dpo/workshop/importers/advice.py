@@ -76,6 +76,6 @@ def _context(row: Fields) -> str:
 
 def _gives_pairs(row: Fields, shape: Format) -> bool:
     try:
-        return shape.pairs is not None and bool(shape.pairs(Row(row), False))
+        return bool(shape.read(Row(row), False))
     except LeftOutError:
         return False

@@ -11,6 +11,7 @@ from mlx_dpo.workshop.importers.fields import (
     has,
     number,
     parsed,
+    truth,
 )
 from mlx_dpo.workshop.importers.turns import (
     Turns,
@@ -64,9 +65,6 @@ def pair(row: Row, prompt: Turns | None, chosen: Turns, rejected: Turns) -> Fiel
 
 def _split(prompt: Turns | None, chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
     """Two answers and their prompt, of dialogues that differ in the assistant's last turn alone."""
-    if prompt is not None and _continue(prompt, chosen) and _continue(prompt, rejected):
-        shared = len(prompt)
-        return chosen[shared:], rejected[shared:], prompt
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if len(turns) < 2 or turns[-1]["role"] != "assistant":
             reason = f"{name!r} is no dialogue that ends with the assistant's turn"
@@ -80,11 +78,6 @@ def _split(prompt: Turns | None, chosen: Turns, rejected: Turns) -> tuple[Turns,
     if prompt is not None and any(_plain(each) not in said for each in prompt):
         raise LeftOutError("no-common-prompt", "the prompt is no turn of the two dialogues")
     return chosen[-1:], rejected[-1:], chosen[:-1]
-
-
-def _continue(prompt: Turns, dialogue: Turns) -> bool:
-    rest = dialogue[len(prompt) :]
-    return dialogue[: len(prompt)] == prompt and bool(rest) and rest[0]["role"] == "assistant"
 
 
 def _plain(message: Fields) -> str:
@@ -109,17 +102,22 @@ def prompt_turns(row: Row) -> Turns | None:
 
 
 def _refuse_ties(row: Row) -> None:
-    status = row.get("status")
-    if status == "tie":
+    """Leave out a tie, and note what the row itself says against its pair."""
+    if row.get("status") == "tie":
         raise LeftOutError("tie", "marked as a tie")
     for names in _SCORES:
-        if has(row.values, *names):
-            scores = [row.get(name) for name in names]
-            if scores[0] == scores[1]:
-                raise LeftOutError("tie", f"both answers have the score {scores[0]}")
-            low_and_high = [number(score) for score in scores]
-            if None not in low_and_high and low_and_high[0] < low_and_high[1]:  # type: ignore[operator]
-                row.notes.append("the chosen answer has the lower score")
+        if not has(row.values, *names):
+            continue
+        better, worse = (row.get(name) for name in names)
+        if better == worse:
+            raise LeftOutError("tie", f"both answers have the score {better}")
+        high, low = number(better), number(worse)
+        if high is not None and low is not None and high < low:
+            row.notes.append("the chosen answer has the lower score")
+        if names[0] == "score_chosen" and high == 10:
+            row.notes.append("score_chosen is 10, which early UltraFeedback wrote for 1 too")
+    if truth(row.values.get("in_gsm8k_train")):
+        row.notes.append("the prompt is marked as one of GSM8K's training set")
 
 
 # Transcripts: "\n\nHuman: ... \n\nAssistant: ..." (Anthropic's hh-rlhf).
@@ -325,6 +323,7 @@ COLUMNS = Format(
     "question (or instruction, input, query), chosen, rejected",
     _is_columns,
     _named_pairs,
+    lenient=True,
 )
 TRL = Format(
     "trl",
@@ -332,4 +331,5 @@ TRL = Format(
     "prompt (or none), chosen, rejected",
     _is_trl,
     _named_pairs,
+    lenient=True,
 )

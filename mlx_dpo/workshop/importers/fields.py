@@ -106,6 +106,7 @@ class Format:
             second argument says whether a ranking gives all its pairs, or best against worst.
         answer: In place of `pairs`, where rows hold one answer each: what is in the row.
         once: Whether a pair that an earlier row gave is left out.
+        lenient: Whether rows that don't fit are read too, which knows better what they lack.
     """
 
     name: str
@@ -115,6 +116,21 @@ class Format:
     pairs: Callable[[Row, bool], list[Fields]] | None = None
     answer: Callable[[Row], Answer] | None = None
     once: bool = field(default=False, kw_only=True)
+    lenient: bool = field(default=False, kw_only=True)
+
+    def read(self, row: Row, all_pairs: bool) -> "Answer | list[Fields]":
+        """The pairs of a row, or the one answer that it holds.
+
+        Raises:
+            LeftOutError: If it has no pair, or is of another shape.
+        """
+        if not self.lenient and not self.fits(row.values):
+            reason = f"no row of the format {self.name}"
+            raise LeftOutError("missing-key", reason, f"such rows have {self.needs}")
+        if self.answer is not None:
+            return self.answer(row)
+        assert self.pairs is not None
+        return self.pairs(row, all_pairs)
 
 
 def first_of(values: Fields, names: tuple[str, ...]) -> str | None:

@@ -68,9 +68,10 @@ class Groups:
             all_pairs: Whether every two rows that differ are a pair.
         """
         for rows in self._groups.values():
-            ordered = sorted(rows, key=lambda held: -held.answer.score)
-            half = ordered[: len(ordered) // 2]
-            twos = combinations(ordered, 2) if all_pairs else zip(half, ordered[::-1], strict=False)
+            best = sorted(rows, key=lambda held: -held.answer.score)  # of equals, the first
+            worst = sorted(rows, key=lambda held: held.answer.score)
+            half = len(rows) // 2
+            twos = combinations(best, 2) if all_pairs else zip(best[:half], worst, strict=False)
             yield rows, [two for two in twos if two[0].answer.score > two[1].answer.score]
 
 
@@ -126,6 +127,7 @@ KTO = Format(
     "prompt, completion (or messages), label (or kto_tag)",
     _is_labelled,
     answer=_labelled,
+    lenient=True,
 )
 RATED = Format(
     "rated",
@@ -133,4 +135,5 @@ RATED = Format(
     "prompt, response (or messages), helpfulness (or rating, score)",
     _is_rated,
     answer=_rated,
+    lenient=True,
 )

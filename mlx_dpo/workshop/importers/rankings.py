@@ -199,6 +199,7 @@ TREE = Format(
     "prompt: {text, role, replies: [...]}",
     _is_tree,
     _tree_pairs,
+    lenient=True,
 )
 RANKED = Format(
     "ranked",
@@ -213,6 +214,7 @@ SCORED = Format(
     "prompt, completions (or responses): [{text, score}, ...]",
     _is_scored,
     _scored_pairs,
+    lenient=True,
 )
 LISTS = Format(
     "lists",

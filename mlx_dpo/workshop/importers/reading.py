@@ -152,13 +152,8 @@ class _Reading:
 
     def _read(self, row: Row, shape: Format) -> Answer | list[Fields]:
         """The pairs of a row, or the one answer that it holds."""
-        found: Answer | list[Fields]
-        if shape.answer is not None:
-            found = shape.answer(row)
-        else:
-            assert shape.pairs is not None
-            found = shape.pairs(row, self._all_pairs)
-        self.summary.unused.update(row.unused())
+        found = shape.read(row, self._all_pairs)
+        self.summary.unused.update(set(row.unused()))
         self.summary.notes.update(set(row.notes))
         return found
 
