@@ -7,7 +7,7 @@ from typing import Any
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.preferences.json_text import Finding, RawRow
 from mlx_dpo.preferences.schema import ERROR, KEYS, LEVELS, read_preference
-from mlx_dpo.workshop.importers.chosen import TRL
+from mlx_dpo.workshop.importers.chosen import STEP, TRL
 from mlx_dpo.workshop.importers.fields import Fields, Format, LeftOutError, Row, first_of
 from mlx_dpo.workshop.importers.formats import detect
 from mlx_dpo.workshop.importers.sources import source_rows
@@ -56,7 +56,7 @@ def _is_whole(raw: RawRow) -> bool:
 
 def _is_own(row: Any) -> bool:
     """Whether the preference reader takes a row, and takes it as it is meant."""
-    if not isinstance(row, dict) or _context(row):
+    if not isinstance(row, dict) or _context(row) or STEP.fits(row):
         return False
     findings: list[Finding] = []
     pair = read_preference(row, 1, {*KEYS, *row}, findings)

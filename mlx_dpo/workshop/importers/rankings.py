@@ -11,6 +11,7 @@ from mlx_dpo.workshop.importers.fields import (
     LeftOutError,
     Row,
     first_of,
+    has,
     number,
     parsed,
 )
@@ -55,6 +56,8 @@ def ranked_pairs(scored: ScoredAnswers, all_pairs: bool) -> list[tuple[Turns, Tu
 
 
 def _entries(row: Fields) -> tuple[str, list[Any]] | None:
+    if has(row, "chosen", "rejected"):
+        return None  # somebody has drawn the conclusion
     for name in _LISTS:
         value = parsed(row.get(name))
         if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):

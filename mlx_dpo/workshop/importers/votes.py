@@ -272,11 +272,14 @@ def _fine_grained_pairs(row: Row, all_pairs: bool) -> list[Fields]:
     verdicts = row.get("preference")
     if not isinstance(verdicts, list) or len(verdicts) != len(twos):
         raise LeftOutError("wrong-type", f"'preference' must be a list of {len(twos)} verdicts")
-    passages = [
+    question, passages = row.get("question"), row.get("passages") or []
+    if not isinstance(question, str) or not isinstance(passages, list):
+        raise LeftOutError("wrong-type", "'question' must be text, and 'passages' a list")
+    shown = [
         "\n".join(map(str, passage)) if isinstance(passage, list) else str(passage)
-        for passage in row.get("passages") or []
+        for passage in passages
     ]
-    prompt = [turn("user", "\n\n".join([str(row.get("question")), *passages]))]
+    prompt = [turn("user", "\n\n".join([question, *shown]))]
     wins, found = [0.0] * len(answers), []
     for (one, other), said in zip(twos, verdicts, strict=True):
         better = _index(said, 1)

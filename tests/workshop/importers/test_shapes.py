@@ -1,5 +1,6 @@
 """Other tools' files and public data sets: the pairs of a small sample of each shape."""
 
+import copy
 import json
 import random
 from collections import Counter
@@ -263,6 +264,6 @@ def put_somewhere(value: Any, chance: random.Random) -> None:
     while isinstance(value, (dict, list)) and value:
         key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
         if not isinstance(value[key], (dict, list)) or not value[key] or chance.random() < 0.3:
-            value[key] = chance.choice(VALUES)
+            value[key] = copy.deepcopy(chance.choice(VALUES))
             return
         value = value[key]
