@@ -38,7 +38,8 @@ def data_files(data: str) -> tuple[str, str | None]:
 
 
 def _may_be_hub_id(name: str) -> bool:
-    if name.endswith(_ENDINGS):
+    parent = Path(name).parent
+    if name.endswith(_ENDINGS) or (parent != Path(".") and parent.exists()):
         return False
     from mlx_dpo.models.hub import is_hub_id  # it imports MLX; a file needs none
 

@@ -24,14 +24,16 @@ from mlx_dpo.workshop.importers.turns import (
 )
 
 PROMPTS = ("prompt", "question", "instruction", "input", "query", "user", "problem")
-DIALOGUES = ("conversations", "messages", "conversation", "trajectory", "context")
+DIALOGUES = (
+    *("conversations", "messages", "prompt_messages", "conversation", "trajectory", "context"),
+)
 CHOSEN = (
     *("chosen", "chosen_response", "response_chosen", "chosen_conversations"),
-    *("preferred", "response_j"),
+    *("chosen_messages", "preferred", "response_j"),
 )
 REJECTED = (
     *("rejected", "rejected_response", "response_rejected", "rejected_conversations"),
-    *("dispreferred", "response_k"),
+    *("rejected_messages", "dispreferred", "response_k"),
 )
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -139,7 +141,7 @@ def _hh_pairs(row: Row, _: bool) -> list[Fields]:
 
 def _is_columns(row: Fields) -> bool:
     return all(first_of(row, keys) is not None for keys in (PROMPTS[1:5], CHOSEN, REJECTED)) or (
-        "prompt" in row and "chosen" not in row and first_of(row, CHOSEN[1:]) is not None
+        "prompt" in row and "chosen" not in row and first_of(row, CHOSEN[1:3]) is not None
     )
 
 

@@ -115,7 +115,10 @@ def _winner_or(first: int, value: Any) -> float | None:
     return _index(named[1] if named else value, first)
 
 
-_VERDICTS = ("winner", "preference", "preferred", "better", "label", "choice", "vote", "verdict")
+_VERDICTS = (
+    *("winner", "preference", "preferred", "better", "label", "choice", "vote", "verdict"),
+    "chosen",
+)
 _SHP = _Two(("human_ref_A", "human_ref_B"), ("labels",), _is_first, "history")
 _PKU = _Two(("response_0", "response_1"), ("better_response_id",), partial(_index, first=0))
 _PKU_SAFER = _Two(("response_0", "response_1"), ("safer_response_id",), partial(_index, first=0))

@@ -106,6 +106,47 @@ def test_each_shape_gives_its_pairs_and_each_row_is_kept_or_counted(
     assert all(len(pair.chosen) == len(pair.rejected) == 1 for pair in read)
 
 
+def test_the_exports_of_the_documents_are_the_same_forty_pairs(tmp_path: Path) -> None:
+    texts = []
+    for name in ("openai-export.jsonl", "open-webui-export.json"):
+        _, account, pairs = run_import(DATA / name, tmp_path / name)
+        assert account.read == account.kept == 40
+        texts.append([(p.question, p.chosen[0].content, p.rejected[0].content) for p in pairs])
+    own = json.loads(Path("data/dpo/preferences.json").read_text())
+    known = {(row["user"], row["chosen"], row["rejected"]) for row in own}
+    assert texts[0] == texts[1]
+    assert set(texts[0]) < known
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt_messages": [{"role": "user", "content": "Sky?"}]}
+        | {"chosen_messages": [{"role": "assistant", "content": "Blue."}]}
+        | {"rejected_messages": [{"role": "assistant", "content": "Green."}]},
+        {"prompt": "Sky?", "preferred": "Blue.", "dispreferred": "Green."},
+        {"question": "Sky?", "response_j": "Blue.", "response_k": "Green."},
+        {"instruction": "Sky?", "response_a": "Green.", "response_b": "Blue.", "chosen": "B"},
+        {"prompt": "Sky?", "response_a": "Green.", "response_b": "Blue.", "preferred": "b"},
+        {"prompt": "Sky?", "answer_0": "Green.", "answer_1": "Blue.", "better": 1},
+        {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": "Blue.", "rejected": "Green."},
+        {
+            "trajectory": [{"from": "user", "value": "Sky?"}],
+            "chosen": "Blue.",
+            "rejected": "Green.",
+        },
+        {"messages": '[{"role": "user", "content": "Sky?"}]'}
+        | {"chosen": '{"role": "assistant", "content": "Blue."}', "rejected": "Green."},
+    ],
+)
+def test_names_of_one_meaning_give_the_same_pair(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    _, _, (pair,) = run_import(file, tmp_path / "out.jsonl")
+    assert pair.prompt == (user("Sky?"),)
+    assert (pair.chosen[0].content, pair.rejected[0].content) == SKY[1:]
+
+
 def test_every_format_has_a_sample() -> None:
     seen = {"pku-safer"}  # the same rows
     for file in DATA.iterdir():
