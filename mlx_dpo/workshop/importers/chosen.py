@@ -26,6 +26,7 @@ from mlx_dpo.workshop.importers.turns import (
 PROMPTS = ("prompt", "question", "instruction", "input", "query", "user", "problem")
 DIALOGUES = (
     *("conversations", "messages", "prompt_messages", "conversation", "trajectory", "context"),
+    "contents",
 )
 CHOSEN = (
     *("chosen", "chosen_response", "response_chosen", "chosen_conversations"),
@@ -164,10 +165,16 @@ def _named_pairs(row: Row, _: bool) -> list[Fields]:
         reason = "there is no prompt, and plain texts have no turns to share"
         raise LeftOutError("no-common-prompt", reason)
     chosen, rejected = (
-        as_turns(row, str(name), value, "assistant")
-        for name, value in zip(names, values, strict=True)
+        _answers(row, str(name), value) for name, value in zip(names, values, strict=True)
     )
-    return [pair(row, prompt, chosen, rejected)]
+    return [pair(row, prompt, better, worse) for better in chosen for worse in rejected]
+
+
+def _answers(row: Row, name: str, value: Any) -> list[Turns]:
+    """The answers in a column, which may be a list of texts."""
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return [[turn("assistant", text)] for text in value]
+    return [as_turns(row, name, value, "assistant")]
 
 
 # A dialogue, and the two turns that may follow it: LLaMA-Factory's sharegpt form, Axolotl.

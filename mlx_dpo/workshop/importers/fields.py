@@ -10,6 +10,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Fields = dict[str, Any]  # a row, by key or column
+_YES = (
+    True,
+    "true",
+    "1",
+    "1.0",
+    "yes",
+    "desirable",
+    "good",
+    "thumbs_up",
+    "thumbs up",
+    "like",
+    "up",
+)
+_NO = (
+    *(False, -1, "false", "0", "0.0", "-1", "no", "undesirable", "bad"),
+    *("thumbs_down", "thumbs down", "dislike", "down"),
+)
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -158,11 +175,7 @@ def truth(value: Any) -> bool | None:
     """Yes or no, as files write it; None if it is neither."""
     if isinstance(value, str):
         value = value.strip().lower()
-    if value in (True, 1, "true", "1", "1.0", "yes", "desirable", "good"):
-        return True
-    if value in (False, 0, "false", "0", "0.0", "no", "undesirable", "bad"):
-        return False
-    return None
+    return True if value in _YES else False if value in _NO else None
 
 
 def parsed(value: Any) -> Any:

@@ -52,6 +52,9 @@ def detect(row: Any) -> Format | None:
 
 def what_is_missing(row: Fields) -> str:
     """What to make of a row whose shape is not known, in a few words."""
+    for name, value in row.items():
+        if isinstance(value, list) and value and detect(value[0]) is not None:
+            return f"it holds rows in {name!r}; write those alone, as a JSON array or JSON lines"
     one = first_of(row, ("messages", "conversations", "conversation", "completion", "output"))
     if one is not None and not any("chosen" in name or "reject" in name for name in row):
         return (

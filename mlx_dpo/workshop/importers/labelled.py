@@ -27,7 +27,7 @@ from mlx_dpo.workshop.importers.fields import (
 from mlx_dpo.workshop.importers.turns import are_messages, as_turns, with_context
 
 _ANSWERS = ("completion", "response", "output", "answer")
-_LABELS = ("label", "kto_tag")
+_LABELS = ("label", "kto_tag", "feedback", "thumbs")
 _RATINGS = ("helpfulness", "rating", "score", "overall_score", "reward")
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.json_text import Finding, RawRow
@@ -213,18 +212,3 @@ class _Reading:
             reason = "an earlier row gave the same pair"
             findings.append(Finding("no-pair", 0, reason))
         return new
-
-
-def recognised(file: Path) -> tuple[Format, Any] | None:
-    """The format of a file's first row of a known shape, and that row; None if there is none.
-
-    Args:
-        file: A file that the preference reader can't read as it stands.
-    """
-    for number, raw in enumerate(source_rows(file), 1):
-        found = detect(raw.value)
-        if found is not None:
-            return found, raw.value
-        if number == _NUM_TRIED:
-            break
-    return None

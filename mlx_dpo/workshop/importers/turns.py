@@ -11,7 +11,7 @@ from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, parsed
 
 Turns = list[Fields]
 
-SYSTEMS = ("system", "system_prompt", "system_message")
+SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction")
 HISTORIES = ("history", "conversation_history", "chat_history")
 # Columns without which the answers are to something else. A pair has no place for them.
 BEYOND_TEXT = (
@@ -24,7 +24,7 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 _ROLE_KEYS = ("role", "from", "speaker")
-_CONTENT_KEYS = ("content", "value", "text")
+_CONTENT_KEYS = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
 _EMPTY_LISTS = ("", "[]", "{}", "null", "none")
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
@@ -47,14 +47,23 @@ def transcript_turns(text: str) -> Turns:
 
 
 def are_messages(value: Any) -> bool:
-    """Whether a value is a message or a list of them."""
+    """Whether a value is a message, or a list of messages or of rounds ``{human, assistant}``."""
     messages = value if isinstance(value, list) else [value]
     return bool(messages) and all(
         isinstance(message, dict)
-        and any(key in message for key in _ROLE_KEYS)
-        and any(key in message for key in _CONTENT_KEYS)
+        and (
+            (
+                any(key in message for key in _ROLE_KEYS)
+                and any(key in message for key in _CONTENT_KEYS)
+            )
+            or _is_round(message)
+        )
         for message in messages
     )
+
+
+def _is_round(message: Fields) -> bool:
+    return {_ROLES.get(str(key).lower()) for key in message} == {"user", "assistant"}
 
 
 def turn(role: str, content: Any) -> Fields:
@@ -85,7 +94,12 @@ def as_turns(row: Row, name: str, value: Any, role: str) -> Turns:
         raise LeftOutError("wrong-type", f"{name!r} must be text or a list of messages")
     if any(not isinstance(message, dict) for message in value):
         raise LeftOutError("wrong-type", f"{name!r} holds a turn that is no message")
-    return [_message(row.inner(name, message), name) for message in value]
+    turns: Turns = []
+    for message in value:
+        is_round = _is_round(message)
+        inner = row.inner(name, {} if is_round else message)
+        turns += _round(message, name) if is_round else [_message(inner, name)]
+    return turns
 
 
 def _prompt_turns(text: str) -> Turns:
@@ -122,6 +136,8 @@ def _joined(parts: list[Any], name: str) -> str:
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind == "text" and text is None and isinstance(part, dict):  # Google's have no type
+            kind = next((key for key in part if key != "type"), kind)
         if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
             reason = f"{name!r} holds a part of the type {kind!r:.40}, which is no text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
@@ -143,17 +159,26 @@ def with_context(row: Row, prompt: Turns) -> Turns:
             hint = "if the answers don't depend on it, remove the column"
             raise LeftOutError("unsupported", reason, hint)
     history = _history(row)
-    system = row.get(*SYSTEMS)
     own = [each for each in prompt if each.get("role") == "system"]
     rest = [each for each in prompt if each.get("role") != "system"]
-    if not isinstance(system, str) or not system.strip():
-        if system not in (None, "", [], {}) and not isinstance(system, str):
-            raise LeftOutError("wrong-type", "the system column must be text")
+    system = _system(row)
+    if system is None:
         return own + history + rest if own and prompt[0] in own else history + prompt
-    if own and own[0].get("content") != system:
+    if own and own[0].get("content") != system["content"]:
         reason = "the system column and the conversation's own system turn differ"
         raise LeftOutError("wrong-type", reason, "keep one")
-    return [turn("system", system), *history, *rest]
+    return [system, *history, *rest]
+
+
+def _system(row: Row) -> Fields | None:
+    """The system turn of a row's own column."""
+    name = row.first(*SYSTEMS)
+    value = parsed(row.values[name]) if name is not None else None
+    if isinstance(value, dict):
+        value = _message(row.inner(str(name), {"role": "system"} | value), str(name))["content"]
+    if isinstance(value, str) or value in (None, []):
+        return turn("system", value) if value and value.strip() else None
+    raise LeftOutError("wrong-type", f"{name!r} must be text")
 
 
 def _history(row: Row) -> Turns:

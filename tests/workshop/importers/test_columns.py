@@ -175,6 +175,7 @@ def test_columns_that_say_nothing_are_one_line(tmp_path: Path, columns: str) -> 
     [
         ({"ask": "q", "good": "a", "bad": "b"}, "--columns prompt=COLUMN,chosen=COLUMN"),
         ({"messages": [{"role": "user", "content": "q"}]}, "one answer and no verdict"),
+        ({"data": [PAIR]}, "it holds rows in 'data'; write those alone"),
         ({"prompt": "q", "completion": "a"}, "one answer and no verdict"),
         ({"instruction": "q", "input": "", "output": "a"}, "one answer and no verdict"),
     ],

@@ -135,6 +135,15 @@ def test_the_exports_of_the_documents_are_the_same_forty_pairs(tmp_path: Path) -
             "chosen": "Blue.",
             "rejected": "Green.",
         },
+        {"conversation": [{"human": "Sky?", "assistant": "Blue."}], "rejected_response": "Green."},
+        {"prompt": "Sky?", "chosen": ["Blue."], "rejected": ["Green."]},
+        {"contents": [{"role": "user", "parts": [{"text": "Sky?"}]}]}
+        | {
+            "completions": [
+                {"score": 0.0, "completion": {"role": "model", "parts": [{"text": "Green."}]}},
+                {"score": 1.0, "completion": {"role": "model", "parts": [{"text": "Blue."}]}},
+            ]
+        },
         {"messages": '[{"role": "user", "content": "Sky?"}]'}
         | {"chosen": '{"role": "assistant", "content": "Blue."}', "rejected": "Green."},
     ],
@@ -145,6 +154,18 @@ def test_names_of_one_meaning_give_the_same_pair(tmp_path: Path, row: dict[str, 
     _, _, (pair,) = run_import(file, tmp_path / "out.jsonl")
     assert pair.prompt == (user("Sky?"),)
     assert (pair.chosen[0].content, pair.rejected[0].content) == SKY[1:]
+
+
+def test_several_rejected_answers_are_a_pair_each(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    row = {"prompt": "Sky?", "chosen": "Blue.", "rejected": ["Green.", "Red."], "system": "S"}
+    file.write_text(json.dumps(row) + "\n")
+    _, _, pairs = run_import(file, tmp_path / "out.jsonl")
+    assert [(pair.id, pair.rejected[0].content) for pair in pairs] == [
+        ("1-1", "Green."),
+        ("1-2", "Red."),
+    ]
+    assert {pair.prompt for pair in pairs} == {(Message("system", "S"), user("Sky?"))}
 
 
 def test_every_format_has_a_sample() -> None:
