@@ -1,4 +1,4 @@
-"""Open WebUI's export of feedback: thumbs on answers, each with its whole conversation.
+"""Open WebUI's exports: thumbs on answers, each with its whole conversation, or in it.
 
 Open WebUI keeps regenerated answers, and those of other models, as siblings in the conversation's
 tree. Its own leaderboard counts a thumb up as a win over every sibling, and a thumb down as a loss
@@ -12,10 +12,10 @@ from mlx_dpo.workshop.importers.chosen import pair
 from mlx_dpo.workshop.importers.fields import Fields, Format, LeftOutError, Row, number
 from mlx_dpo.workshop.importers.turns import Turns, turn
 
-_LONGEST = 10_000  # turns of a conversation; its parents may go round in circles
 # How reasoning, tool calls and code are folded into an answer's text; it is not sent back.
 _FOLDED = re.compile(r"<details\b[^>]*\btype=\"([^\"]*)\"[^>]*>.*?</details>\s*", re.DOTALL)
 _REASONING = "reasoning"
+_OF_THE_EXPORT = ("id", "user_id", "user", "created_at", "updated_at")
 
 
 def _is_feedback(row: Fields) -> bool:
@@ -25,19 +25,50 @@ def _is_feedback(row: Fields) -> bool:
     return "rating" in row["data"] and "chat" in row["snapshot"]
 
 
-def _feedback_pairs(row: Row, all_pairs: bool) -> list[Fields]:
+def _is_chat(row: Fields) -> bool:
+    """Whether a row is a conversation of the export of chats, which keeps its thumbs inside."""
+    return "snapshot" not in row and bool(_conversation(row)[0])
+
+
+def _pairs(row: Row, all_pairs: bool) -> list[Fields]:
+    if not _is_feedback(row.values):
+        return _chat_pairs(row, all_pairs)
     data, meta = (row.inner(name, _object(row.values, name)) for name in ("data", "meta"))
-    row.use("snapshot", "type", "version", "id", "user_id", "user", "created_at", "updated_at")
-    rating = _thumb(data.get("rating"))
-    if not rating:
-        raise LeftOutError("no-pair", "no thumb up or down")
+    row.use("snapshot", "type", "version", *_OF_THE_EXPORT)
     for said in (data, meta):  # who was asked and why; the pair needs the answers alone
         said.use("model_id", "sibling_model_ids", "message_index", "chat_id", "base_models")
         said.use("arena", "details")
+    rating = _thumb(data.get("rating"))
+    if not rating:
+        raise LeftOutError("no-pair", "no thumb up or down")
     messages, system = _conversation(_object(row.values, "snapshot"))
     rated = messages.get(str(meta.get("message_id")))
     if not isinstance(rated, dict) or rated.get("role") != "assistant":
         raise LeftOutError("wrong-type", "the snapshot lacks the answer that was rated")
+    return _rated_pairs(row, messages, system, rated, rating, all_pairs)
+
+
+def _chat_pairs(row: Row, all_pairs: bool) -> list[Fields]:
+    row.use("chat", "title", "meta", "archived", "pinned", "share_id", "folder_id", *_OF_THE_EXPORT)
+    messages, system = _conversation(row.values)
+    found: list[Fields] = []
+    left_out = LeftOutError("no-pair", "no answer has a thumb up or down")
+    for message in messages.values():
+        rating = _thumb(_object(message, "annotation").get("rating"))
+        if rating:
+            try:
+                found += _rated_pairs(row, messages, system, message, rating, all_pairs)
+            except LeftOutError as error:
+                left_out = error
+    if not found:
+        raise left_out
+    return found
+
+
+def _rated_pairs(
+    row: Row, messages: Fields, system: Any, rated: Fields, rating: int, all_pairs: bool
+) -> list[Fields]:
+    """The pairs of one answer that has a thumb."""
     others = _siblings(messages, rated, rating)
     before = _path(row, messages, rated.get("parentId"))
     if not before or before[-1]["role"] != "user":
@@ -52,8 +83,8 @@ def _feedback_pairs(row: Row, all_pairs: bool) -> list[Fields]:
     return found
 
 
-def _object(values: Fields, name: str) -> Fields:
-    value = values.get(name)
+def _object(values: Any, name: str) -> Fields:
+    value = values.get(name) if isinstance(values, dict) else None
     return value if isinstance(value, dict) else {}
 
 
@@ -99,10 +130,12 @@ def _siblings(messages: Fields, rated: Fields, rating: int) -> list[Fields]:
 def _path(row: Row, messages: Fields, message_id: Any) -> Turns:
     """The turns from the beginning of a conversation to a message."""
     turns: Turns = []
-    while message_id is not None and len(turns) < _LONGEST:
+    seen: set[str] = set()
+    while message_id is not None:
         message = messages.get(str(message_id))
-        if not isinstance(message, dict):
+        if not isinstance(message, dict) or str(message_id) in seen:
             raise LeftOutError("wrong-type", "the snapshot lacks an earlier message")
+        seen.add(str(message_id))
         role = message.get("role")
         if role not in ("user", "assistant", "system"):
             raise LeftOutError("unsupported", f"a turn of the role {role!r:.40}")
@@ -130,9 +163,9 @@ def _said(row: Row, message: Fields) -> Any:
 
 OPEN_WEBUI = Format(
     "open-webui",
-    "Open WebUI's export of feedback",
-    "data.rating, meta.message_id, snapshot.chat",
-    _is_feedback,
-    _feedback_pairs,
+    "Open WebUI's export of feedback, or of chats",
+    "data.rating, meta.message_id, snapshot.chat; or chat.history.messages",
+    lambda row: _is_feedback(row) or _is_chat(row),
+    _pairs,
     once=True,
 )

@@ -36,6 +36,7 @@ SAMPLES: list[tuple[str, str, list[tuple[str, str, str]], dict[str, int]]] = [
     ("kto.jsonl", "kto", [SKY, SEA, SKY], {"no-pair": 2}),
     ("helpsteer-ratings.jsonl", "rated", [SKY], {"no-pair": 2}),
     ("open-webui.json", "open-webui", [SKY, SEA], {"no-pair": 3, "unsupported": 1, "tie": 1}),
+    ("open-webui-chats.json", "open-webui", [SKY, SKY], {"no-pair": 1}),
     ("nectar.jsonl", "ranked", [SKY, SEA], {}),
     ("nemo.jsonl", "ranked", [SKY], {}),
     ("shp.jsonl", "shp", [SKY, SEA], {}),
@@ -299,7 +300,8 @@ def test_values_of_any_type_in_any_place_are_no_crash() -> None:
     for file in sorted(DATA.glob("*.json*")):
         if file.suffix == ".jsonl":
             rows += [json.loads(line) for line in file.read_text().splitlines()]
-    rows += json.loads((DATA / "open-webui.json").read_text())
+    for name in ("open-webui.json", "open-webui-chats.json"):
+        rows += json.loads((DATA / name).read_text())
     codes: Counter[str] = Counter()
     for _ in range(4000):
         row = json.loads(json.dumps(chance.choice(rows)))
