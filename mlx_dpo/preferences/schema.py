@@ -280,7 +280,7 @@ def _check_turn_keys(
 ) -> None:
     if len(turn) == len(Message._fields):
         return
-    unread = [name for name in turn if name not in Message._fields]
+    unread = [name for name, value in turn.items() if value and name not in Message._fields]
     for name in unread[:UNKNOWN_KEYS]:
         if f"{key}.{name}" not in known:
             known.add(f"{key}.{name}")

@@ -92,7 +92,8 @@ def import_(
     path = Path(out)
     options.refuse_existing(path, overwrite)
     sources = find_files(source, files)
-    shape, rows, shown_by = open_rows(sources, name, _columns(columns))
+    renamed, found = _columns(columns), set[str]()
+    shape, rows, shown_by = open_rows(sources, name, renamed, found)
     detected = f", detected from row {shown_by}" if shown_by else ""
     click.echo(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
     click.echo(f"format  {shape.name}: {shape.about}{detected}")
@@ -107,6 +108,8 @@ def import_(
                 progress=progress,
             )
         _show_summary(summary)
+        for column in sorted(set(renamed.values()) - found):
+            click.echo(f"warning: --columns: no row has a column {column!r}", err=True)
         show_account(collection, source)
         written = collection.write(path, replace=overwrite)
     show_written(path, written)

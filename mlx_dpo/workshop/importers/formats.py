@@ -8,6 +8,7 @@ out with a reason, never guessed.
 from typing import Any
 
 from mlx_dpo.workshop.importers import chosen, labelled, open_webui, rankings, votes
+from mlx_dpo.workshop.importers.chosen import DIALOGUES
 from mlx_dpo.workshop.importers.fields import Fields, Format, first_of
 
 # In the order in which a row is tried: the most particular shape first.
@@ -55,7 +56,7 @@ def what_is_missing(row: Fields) -> str:
     for name, value in row.items():
         if isinstance(value, list) and value and detect(value[0]) is not None:
             return f"it holds rows in {name!r}; write those alone, as a JSON array or JSON lines"
-    one = first_of(row, ("messages", "conversations", "conversation", "completion", "output"))
+    one = first_of(row, (*DIALOGUES[:4], "completion", "output", "response", "answer"))
     if one is not None and not any("chosen" in name or "reject" in name for name in row):
         return (
             "it seems to hold one answer and no verdict; `mlx_dpo data sample` and `mlx_dpo data "

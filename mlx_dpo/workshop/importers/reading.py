@@ -37,7 +37,10 @@ class Summary:
 
 
 def open_rows(
-    files: Sequence[Path], name: str, columns: Mapping[str, str] | None = None
+    files: Sequence[Path],
+    name: str,
+    columns: Mapping[str, str] | None = None,
+    found: set[str] | None = None,
 ) -> tuple[Format, Iterator[LocatedRow], int]:
     """The format of some files, their rows, and the number of the row that decided the format.
 
@@ -46,12 +49,14 @@ def open_rows(
         name: A key of `FORMATS` (then the number is 0), or "auto": the first row of a known shape
             decides, and every later row of a known shape is read as that.
         columns: Columns of the files by the names they shall have.
+        found: Gets those of `columns` that the rows have, as they are read.
 
     Raises:
         UsageError: If a file can't be read.
         DataError: If none of the first rows has a known shape.
     """
-    rows = ((file, _renamed(raw, columns)) for file in files for raw in source_rows(file))
+    seen = set() if found is None else found
+    rows = ((file, _renamed(raw, columns, seen)) for file in files for raw in source_rows(file))
     if name != "auto":
         return FORMATS[name], rows, 0
     tried: list[LocatedRow] = []
@@ -73,8 +78,9 @@ def open_rows(
     )
 
 
-def _renamed(raw: RawRow, columns: Mapping[str, str] | None) -> RawRow:
+def _renamed(raw: RawRow, columns: Mapping[str, str] | None, seen: set[str]) -> RawRow:
     if columns and isinstance(raw.value, dict):
+        seen.update(old for old in columns.values() if old in raw.value)
         taken = {new: raw.value[old] for new, old in columns.items() if old in raw.value}
         rest = {key: raw.value[key] for key in raw.value if key not in columns.values()}
         raw.value = rest | taken

@@ -160,6 +160,8 @@ def test_columns_can_be_given_another_name(tmp_path: Path) -> None:
     assert pair.prompt == (Message("system", "Be brief."), user("Q?"))
     assert (pair.chosen[0].content, pair.rejected[0].content, pair.kind) == ("a", "b", "tone")
     assert "unused" not in out
+    _, error = import_rows(tmp_path, [row], "--columns", f"{columns},history=earlier")
+    assert error == "warning: --columns: no row has a column 'earlier'\n"
 
 
 @pytest.mark.parametrize("columns", ["prompt", "=a", "prompt=", "a=b,,"])
