@@ -108,6 +108,8 @@ def test_packed_files_and_tables_are_named_too(tmp_path: Path) -> None:
     [
         ("data", "check"),
         ("audit",),
+        ("data", "merge", "--out", "never.jsonl"),
+        ("data", "split"),
         ("train", "--model", MODEL, "--data"),
         ("plan", "--model", MODEL, "--data"),
         ("train", "--model", MODEL, "--data", "data/dpo/preferences.json", "--eval-data"),
