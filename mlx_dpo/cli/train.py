@@ -45,12 +45,12 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
-    refuse_foreign(settings.data, settings.eval_data)
     if settings.run_dir and not dry_run:
         check_free(Path(settings.run_dir))
     if supervise and not dry_run:
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
+        refuse_foreign(settings.data, settings.eval_data)
         fixed = None if _has_begun(settings) else given_names(config, given)
         _run(settings, fixed, resume=resume, dry_run=dry_run)
 
