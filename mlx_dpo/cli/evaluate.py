@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import progress
 
 if TYPE_CHECKING:
@@ -102,11 +103,12 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If it has errors and `drop_bad` is off.
+        DataError: If it is another tool's file, or has errors and `drop_bad` is off.
     """
     from mlx_dpo.preferences.reader import read_preferences
     from mlx_dpo.preferences.schema import Problems, by_code
 
+    refuse_foreign(data)
     problems = Problems()
     preferences = read_preferences(data, problems, drop_bad=drop_bad, compare=compare)
     if problems.num_errors:

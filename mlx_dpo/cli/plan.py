@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import clock
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
@@ -55,6 +56,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
 
     given = options.typed(given)
     settings = decided(resolve(config, given), weights=calibrate)
+    refuse_foreign(settings.data, settings.eval_data)
     made = make_plan(settings)
     chosen, budget = None, None
     if settings.memory_budget is not None:

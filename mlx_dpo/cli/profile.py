@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import shown_pairs
 from mlx_dpo.cli.screen import table
 from mlx_dpo.errors import MlxDpoError
@@ -76,6 +77,7 @@ def profile(
     from mlx_dpo.runs.defaults import decided
 
     settings = decided(resolve(config, options.typed(given)))
+    refuse_foreign(settings.data, settings.eval_data)
     measured: dict[str, Any]
     if compare is not None:
         measured = _compare(settings, steps, compare)

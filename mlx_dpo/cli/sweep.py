@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import progress, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
@@ -60,6 +61,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
+    refuse_foreign(settings.data, settings.eval_data)
     if settings.run_dir is None:
         raise UsageError("sweep needs --run-dir: the folder of the sweep")
     if settings.eval_fraction == 0 and settings.eval_data is None:

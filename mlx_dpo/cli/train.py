@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
@@ -49,6 +50,7 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
     if supervise and not dry_run:
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
+        refuse_foreign(settings.data, settings.eval_data)
         fixed = None if _has_begun(settings) else given_names(config, given)
         _run(settings, fixed, resume=resume, dry_run=dry_run)
 

@@ -47,6 +47,7 @@ LEVELS = {
     "control-character": WARNING,
     "duplicate-pair": WARNING,
     "large-array": WARNING,
+    "unsupported": LEFT_OUT,
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level
@@ -54,6 +55,7 @@ SHOWN = 20  # problems kept to be shown, of each level
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
 LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
 UNKNOWN_KEYS = 20  # reported in one row
+_CALLS = ("tool_calls", "function_call")  # of messages, which hold them beside their text
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _JSON_NAMES: dict[type, str] = {
     **{str: "text", int: "a number", float: "a number", bool: "true or false"},
@@ -187,12 +189,12 @@ def read_preference(
         findings.append(Finding("not-object", 0, f"expected an object, found {_name(row)}"))
         return None
     _check_keys(row, known, findings)
-    chosen = read_messages(row, "chosen", "assistant", findings)
-    rejected = read_messages(row, "rejected", "assistant", findings)
+    chosen = read_messages(row, "chosen", "assistant", findings, known)
+    rejected = read_messages(row, "rejected", "assistant", findings, known)
     prompt_key = "user" if "user" in row else "prompt"
     prompt: tuple[Message, ...] | None
     if prompt_key in row:
-        prompt = read_messages(row, prompt_key, "user", findings)
+        prompt = read_messages(row, prompt_key, "user", findings, known)
     else:
         prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, findings)
     kind = _label(row.get("kind", ""), "kind", findings)
@@ -228,7 +230,11 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
 
 
 def read_messages(
-    row: dict[str, Any], key: str, role: str, findings: list[Finding]
+    row: dict[str, Any],
+    key: str,
+    role: str,
+    findings: list[Finding],
+    known: set[str] | None = None,
 ) -> tuple[Message, ...] | None:
     """The turns under a key of a row; plain text becomes one turn.
 
@@ -237,6 +243,8 @@ def read_messages(
         key: Key of the turns.
         role: Role of a plain text.
         findings: Gets what is wrong with them.
+        known: Keys that are no finding, those of a turn as ``chosen.name``; a key of a turn that
+            nobody reads is added once it was one. None reports none.
 
     Returns:
         None where they can't be read, or there is no such key (which is no finding here).
@@ -255,11 +263,29 @@ def read_messages(
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
             _wrong_type(key, "holds a message without 'role' or 'content'", findings)
             return None
+        if call := next((name for name in _CALLS if turn.get(name)), None):
+            _wrong_type(key, f"holds a message with {call!r}; pairs are of plain text", findings)
+            return None
+        if known is not None:
+            _check_turn_keys(turn, key, known, findings)
         texts = [read_text(turn[name], key, findings) for name in Message._fields]
         if texts[0] is None or texts[1] is None:
             return None
         turns.append(Message(texts[0], texts[1]))
     return tuple(turns)
+
+
+def _check_turn_keys(
+    turn: dict[str, Any], key: str, known: set[str], findings: list[Finding]
+) -> None:
+    if len(turn) == len(Message._fields):
+        return
+    unread = [name for name, value in turn.items() if value and name not in Message._fields]
+    for name in unread[:UNKNOWN_KEYS]:
+        if f"{key}.{name}" not in known:
+            known.add(f"{key}.{name}")
+            reason = f"{name!r:.60} of a message of {key!r} is not used, here and in later rows"
+            findings.append(Finding("unknown-key", key, reason, "known: role, content"))
 
 
 def read_text(value: Any, key: str, findings: list[Finding]) -> str | None:

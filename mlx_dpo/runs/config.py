@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import flaw_of_name
+from mlx_dpo.runs.sources import data_files
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
@@ -45,7 +46,9 @@ class RunConfig:
         None, "Model to start from: a folder (Hugging Face or MLX layout) or a hub id owner/name."
     )
     data: str | None = _option(
-        None, "Preference pairs, .json or .jsonl. In a clone: data/dpo/preferences.json."
+        None,
+        "Preference pairs: .json or .jsonl; a folder with train.jsonl and perhaps valid.jsonl, "
+        "which is held out; or a data set of the hub with these.",
     )
     eval_data: str | None = _option(
         None, "Held-out pairs in a file of their own, instead of a share of --data."
@@ -218,6 +221,9 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     for key in ("model", "data"):
         if settings.get(key) is None:
             raise UsageError(f"no {key} given: pass --{key}, or name it in the config file")
+    settings["data"], held_out = data_files(settings["data"])
+    if held_out is not None:
+        settings.setdefault("eval_data", held_out)
     return RunConfig(**settings)
 
 

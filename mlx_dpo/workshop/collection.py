@@ -6,7 +6,6 @@ one contradicts it, and a big file needs little memory. `rework` gathers pairs f
 """
 
 from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,7 +56,9 @@ class Collection:
         self._read = 0
         self._dropped: Counter[str] = Counter()
         self._repeats = Repeats()
-        self._row_of = array("Q")  # row of each pair, ascending
+        self._row_of = array("Q")  # row of each pair
+        self._has_pairs = bytearray()  # by row, whether it has pairs
+        self._sources: dict[int, int] = {}  # source rows of a row, where they are several
         self._withdrawn: set[int] = set()
         with _room():
             self._spool = TemporaryFile()  # noqa: SIM115  # closed by __exit__
@@ -75,16 +76,24 @@ class Collection:
         raw: RawRow,
         pairs: Sequence[Preference],
         findings: Sequence[Finding] = (),
+        *,
+        number: int | None = None,
+        rows: int = 1,
     ) -> None:
-        """Take the pairs of a row.
+        """Take the pairs of a row, or of several that are pairs together.
 
         Args:
             file: The file of the row, for messages.
             raw: The row; another one at each call.
             pairs: Its pairs, possibly none. Their ids are written.
             findings: Its problems. If it has no pairs, one of them is the reason.
+            number: Of the row, in all files; None for the next.
+            rows: The rows that the pairs were made of, which are kept or dropped together.
         """
-        row = self._read = self._read + 1
+        self._read += rows
+        row = self._read if number is None else number
+        if rows > 1:
+            self._sources[row] = rows
         code, repeated = self._compare(row, pairs)
         for finding in (*findings, *repeated):
             place = raw.place(finding)
@@ -94,7 +103,7 @@ class Collection:
         if not pairs:
             code = next(f.code for f in findings if LEVELS[f.code] != WARNING)
         if code is not None:
-            self._dropped[code] += 1
+            self._dropped[code] += rows
             return
         for pair in pairs:
             self._add(row, pair)
@@ -108,7 +117,8 @@ class Collection:
         """What became of the rows so far."""
         dropped = Counter(self._dropped)
         if self._withdrawn:
-            dropped["contradiction"] += len(self._withdrawn)
+            withdrawn = (self._sources.get(row, 1) for row in self._withdrawn)
+            dropped["contradiction"] += sum(withdrawn)
         return CollectionAccount(
             self._read, self._read - dropped.total(), dropped, sum(self.holds())
         )
@@ -160,13 +170,14 @@ class Collection:
         return code, findings
 
     def _has_pairs_of(self, row: int) -> bool:
-        index = bisect_left(self._row_of, row)
-        return index < len(self._row_of) and self._row_of[index] == row
+        return row < len(self._has_pairs) and bool(self._has_pairs[row])
 
     def _add(self, row: int, pair: Preference) -> None:
         with _room():
             self._spool.write(preference_line(pair).encode())
         self._row_of.append(row)
+        self._has_pairs.extend(bytes(max(0, row + 1 - len(self._has_pairs))))
+        self._has_pairs[row] = 1
         self.prompts.append(text_digest(pair.prompt))
         self.kinds.append(pair.kind)
 

@@ -150,7 +150,12 @@ def test_progress_rises_to_the_end(tmp_path: Path, chat: ChatFormat) -> None:
 
 
 GOOD = json.dumps(row(1))
-IMPORTED = {"no-common-prompt", "no-pair", "tie"}  # of rows that `data import` makes pairs of
+IMPORTED = {
+    "no-common-prompt",
+    "no-pair",
+    "tie",
+    "unsupported",
+}  # of rows that `data import` makes pairs of
 IN_A_RUN = {"leak"}  # takes two files
 # What earns each code; the good row before it is kept.
 EARNS: dict[str, str | bytes | dict[str, Any]] = {

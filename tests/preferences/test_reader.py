@@ -1,6 +1,7 @@
 """Preference files: what is accepted, and one line with the place for each thing that is not."""
 
 import json
+from collections import Counter
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -257,6 +258,24 @@ def test_each_oddity_of_a_row_has_its_code(tmp_path: Path, line: str, code: str)
     problems = Problems()
     list(read_rows(write(tmp_path, line), problems))
     assert code in problems.counts
+
+
+def test_a_key_of_a_message_is_named_once_and_calls_are_refused(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    rows: list[Any] = [
+        {"prompt": "q", "chosen": [{"role": "assistant", "content": "a", "name": "x"}]},
+        {"prompt": "r", "chosen": [{"role": "assistant", "content": "a", "name": "y"}]},
+        {"prompt": "s", "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"prompt": "t", "chosen": [{"role": "assistant", "content": "a", "tool_calls": []}]},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({**row, "rejected": "b"}) + "\n" for row in rows))
+    problems = Problems()
+    assert len(read_preferences(file, problems, drop_bad=True)) == 3
+    assert problems.counts == Counter({"unknown-key": 1, "wrong-type": 1})
+    said = [problem.reason for problem in problems.shown()]
+    assert said[0] == "'chosen' holds a message with 'tool_calls'; pairs are of plain text"
+    assert said[1] == "'name' of a message of 'chosen' is not used, here and in later rows"
 
 
 @pytest.mark.parametrize(

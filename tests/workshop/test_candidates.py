@@ -67,6 +67,8 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
         ('{"prompt": "a", "answers": [{"text": "x", "finished": 1}]}', "wrong-type"),
         ('{"prompt": "a", "answers": [{"text": "\\ud800"}]}', "lone-surrogate"),
         ('{"prompt": "a", "sampling": 1}', "wrong-type"),
+        ('{"prompt": "a", "system": "Be brief."}', "wrong-type"),
+        ('{"prompt": "a", "history": [["b", "c"]]}', "wrong-type"),
         ('{"prompt": "good"}', "duplicate-id"),
     ],
 )

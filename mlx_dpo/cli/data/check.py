@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import counted, show_problems
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
@@ -42,6 +43,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     check_readable(file)
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
+    refuse_foreign(file)
     candidates = _holds_candidates(file)
     tokenizing = Tokenizing(options.chat_of(model), max_length) if model else None
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import share_progress, show_account, show_written
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def rework_to(
 
     Raises:
         UsageError: If a file is not there, or `out` may not be replaced.
-        DataError: If no pair is left.
+        DataError: If a file is another tool's, or no pair is left.
         DiskError: If `out` can't be written.
     """
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection, rework
 
     options.refuse_existing(out, overwrite)
+    refuse_foreign(*files)
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file) for file in files], collection, filters=filters, progress=progress)

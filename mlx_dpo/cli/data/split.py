@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import share_progress, show_account, show_written
 from mlx_dpo.errors import DataError
 
@@ -44,6 +45,7 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
     paths = [prefix.with_name(f"{prefix.name}.{side}.jsonl") for side in ("train", "test")]
     for path in paths:
         options.refuse_existing(path, overwrite)
+    refuse_foreign(file)
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file)], collection, progress=progress)

@@ -21,6 +21,8 @@ from mlx_dpo.files import is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
+_ARROW = (".arrow", ".feather")  # what `datasets` saves; the format changes with its version
+_NO_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" writes such bytes
 
 
@@ -47,8 +49,11 @@ def find_files(source: str, pattern: str | None = None) -> list[Path]:
         if pattern is not None:
             patterns = [pattern, f"*/{pattern}"]
         path = download(source, patterns, "dataset")
-    files = [file for file in sorted(path.rglob(pattern or "*")) if _is_data(file)]
+    found = sorted(path.rglob(pattern or "*"))
+    files = [file for file in found if _is_data(file)]
     if not files:
+        for file in found:
+            _refuse_arrow(file)
         kinds = ", ".join(DATA_FILES)
         raise UsageError(f"{source}: holds no data file ({kinds}, also .gz) of that name")
     if len(files) > 1 and pattern is None:
@@ -62,8 +67,10 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 
     Raises:
         UsageError: If it can't be read, or is Parquet and pyarrow is not installed.
-        DataError: If it is not what its name says, or two of its columns have the same name.
+        DataError: If it is not what its name says, is Arrow, or two of its columns have the same
+            name.
     """
+    _refuse_arrow(file)
     suffix = Path(file.name.removesuffix(".gz")).suffix
     try:
         with _unpacked(file) as plain:
@@ -78,9 +85,17 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _is_data(file: Path) -> bool:
-    if is_system_file(file.name):
+    if is_system_file(file.name) or file.name in _NO_DATA:
         return False
     return file.is_file() and Path(file.name.removesuffix(".gz")).suffix in DATA_FILES
+
+
+def _refuse_arrow(file: Path) -> None:
+    if file.suffix in _ARROW:
+        raise DataError(
+            f"{file}: Arrow files are not read; with the library that wrote it: "
+            "datasets.load_from_disk(FOLDER).to_parquet(FILE), and import that"
+        )
 
 
 @contextmanager

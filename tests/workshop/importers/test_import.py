@@ -33,7 +33,7 @@ def run_import(
     """The format, the account, and the pairs as the project's reader finds them in the output."""
     shape, rows, _ = open_rows([source], name)
     with Collection(Problems()) as collection:
-        collect(rows, shape, collection, all_pairs=all_pairs)
+        collect(rows, shape, collection, each=name == "auto", all_pairs=all_pairs)
         account = collection.account()
         assert account.read == account.kept + account.dropped.total()
         if account.pairs:

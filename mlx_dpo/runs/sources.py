@@ -1,0 +1,63 @@
+"""Where the pairs of a run are: a file, a folder of files, or a data set of the hub."""
+
+from pathlib import Path
+
+from mlx_dpo.errors import UsageError
+
+_ENDINGS = (".jsonl", ".json")
+_TRAIN = ("train",)
+_VALID = ("valid", "validation")
+_INSIDE = (".", "data")  # where in a folder the files lie
+
+
+def data_files(data: str) -> tuple[str, str | None]:
+    """The training file of what ``--data`` names, and the held-out file beside it, if any.
+
+    Args:
+        data: A file; a folder with ``train.jsonl`` and perhaps ``valid.jsonl``, by themselves or
+            in ``data/``; or the hub id of a data set that has them.
+
+    Raises:
+        UsageError: If a folder has no such file, or the hub can't be reached.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir():
+        folder = path
+    elif path.exists() or not _may_be_hub_id(data):
+        return data, None
+    else:
+        folder = _download(data)
+    train = _find(folder, _TRAIN)
+    if train is None:
+        raise UsageError(
+            f"{data}: holds no train.jsonl; other files become one by: "
+            f"mlx_dpo data import {data} --out train.jsonl"
+        )
+    valid = _find(folder, _VALID)
+    return str(train), None if valid is None else str(valid)
+
+
+def _may_be_hub_id(name: str) -> bool:
+    parent = Path(name).parent
+    if name.endswith(_ENDINGS) or (parent != Path(".") and parent.exists()):
+        return False
+    from mlx_dpo.models.hub import is_hub_id  # it imports MLX; a file needs none
+
+    return is_hub_id(name)
+
+
+def _download(name: str) -> Path:
+    from mlx_dpo.models.hub import download
+
+    names = [f"{stem}{ending}" for stem in (*_TRAIN, *_VALID) for ending in _ENDINGS]
+    return download(name, [*names, *(f"data/{each}" for each in names)], "dataset")
+
+
+def _find(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    places = (
+        folder / inside / f"{stem}{ending}"
+        for inside in _INSIDE
+        for stem in stems
+        for ending in _ENDINGS
+    )
+    return next((place for place in places if place.is_file()), None)
