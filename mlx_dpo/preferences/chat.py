@@ -5,6 +5,8 @@ sequences of prompt, prompt + chosen and prompt + rejected part. Tokenizing them
 tokens the model never meets wherever a merge crosses the boundary.
 """
 
+import datetime
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,6 +34,7 @@ class ChatFormat:
         closing_id: The token that ends an assistant turn; scored, and where generation stops.
         closing_text: The same as text.
         adds_bos: Whether plain text gets a BOS in front (a template writes its own).
+        date: What the template is told as today's, YYYY-MM-DD; None where it does not ask.
     """
 
     tokenizer: Tokenizer
@@ -39,6 +42,7 @@ class ChatFormat:
     closing_id: int
     closing_text: str
     adds_bos: bool
+    date: str | None = None
 
     @property
     def stop_ids(self) -> set[int]:
@@ -98,7 +102,9 @@ class ChatFormat:
     ) -> list[str | DataError]:
         """The text of each conversation: finished, or open where the assistant is to answer."""
         if self.has_template:
-            return render(self.tokenizer, conversations, add_generation_prompt=is_open)
+            return render(
+                self.tokenizer, conversations, add_generation_prompt=is_open, date=self.date
+            )
         end = "<|assistant|>\n" if is_open else ""
         return [_plain_text(turns, self.closing_text, end) for turns in conversations]
 
@@ -159,11 +165,15 @@ class ChatFormat:
         return [*ids, self.closing_id]
 
 
-def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
     """Find out how a tokenizer's conversations are written and closed.
 
     The closing token is the one the template itself writes after an assistant turn, which is not
     always the tokenizer's EOS. Where the template writes none, it is the EOS.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        date: What a template that asks for the date is told, YYYY-MM-DD. Default: today's.
 
     Raises:
         UsageError: If there is neither a closing token in the template nor an EOS, or the
@@ -185,7 +195,26 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
         closing_id=closing_id,
         closing_text=tokenizer.decode([closing_id]),
         adds_bos=not has_template and bos is not None and default[:1] == [bos],
+        date=(date or today()) if asks_for_date(tokenizer) else None,
     )
+
+
+def today() -> str:
+    """The date here and now, YYYY-MM-DD."""
+    return datetime.date.today().isoformat()
+
+
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def asks_for_date(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template has a word for the date."""
+    return "strftime" in json.dumps(tokenizer.chat_template, default=str)
 
 
 def pad_id_of(tokenizer: Any) -> int:
