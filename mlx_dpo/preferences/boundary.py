@@ -6,7 +6,7 @@ break that in many ways. What can be mended is; the rest becomes a finding of th
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.json_text import Finding
@@ -25,7 +25,7 @@ _TAGS = (
 )
 _THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
 _EMPTY_BLOCK = re.compile(
-    r"<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|</\w*(?:think|thought|reason)\w*>", re.IGNORECASE
+    r"<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|</\w{0,20}(?:think|thought|reason)\w*>", re.IGNORECASE
 )
 
 
@@ -47,7 +47,7 @@ class Frame:
     before: str = ""
     after: str = ""
     rest: str = ""
-    source: str = ""
+    source: str = field(default="", repr=False)
 
     def answer(
         self, prompt: Sequence[Message], begin: str, whole: str, response: Sequence[Message]
@@ -125,10 +125,10 @@ class Frame:
     def _blocks(self, text: str) -> set[tuple[str, str]]:
         """Opening and closing tags of the blocks of which a text has one."""
         return {
-            (opens.format(tag[1]), closes.format(tag[1]))
+            (opens.format(name), closes.format(name))
             for either, opens, closes in _TAGS
-            for tag in either.finditer(text)
-            if closes.format(tag[1]) in self.source or _THOUGHT.search(tag[1])
+            for name in set(either.findall(text))
+            if closes.format(name) in self.source or _THOUGHT.search(name)
         }
 
     def _odd_block(self, tail: str, text: str) -> str:
