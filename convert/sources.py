@@ -4,6 +4,7 @@ Checkpoints in PyTorch's own formats are converted when they are first asked for
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import entries_of, mark_used
 from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
+from mlx_dpo.preferences.chat import is_date
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -104,6 +106,22 @@ def locate(
             f"{path}: is an adapter of {base}, which can't be used here ({error}); pass the model "
             "as --model and this folder as --adapter"
         ) from None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The ``dpo.json`` of a folder that a run made; empty where there is none to read."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def date_of(folder: Path) -> str | None:
+    """The date that the chat template was told in the run that made a folder; None if none was."""
+    settings = read_record(folder).get("settings")
+    date = settings.get("date") if isinstance(settings, dict) else None
+    return date if isinstance(date, str) and is_date(date) else None
 
 
 def is_adapter(folder: Path) -> bool:

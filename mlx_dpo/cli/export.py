@@ -67,9 +67,9 @@ def export(
       mlx_dpo export checkpoints/tiny-sft-dpo models/fused --fuse
       mlx_dpo export checkpoints/tiny-sft-dpo models/packed --fuse --quantize 8
     """
+    from mlx_dpo.convert.sources import read_record
     from mlx_dpo.files import check_writable, new_folder, remove_abandoned
     from mlx_dpo.insight.proof import prove
-    from mlx_dpo.insight.scoring import read_record
     from mlx_dpo.models.export import write_json
 
     bits = int(quantize) if quantize else None
@@ -161,7 +161,7 @@ def _check_out(out: Path, source: "Source", overwrite: bool) -> None:
     Raises:
         UsageError: If it does.
     """
-    from mlx_dpo.insight.scoring import read_record
+    from mlx_dpo.convert.sources import read_record
     from mlx_dpo.runs.folder import is_inside
 
     for folder in filter(None, {source.folder, source.adapter, source.origin}):

@@ -28,7 +28,7 @@ OF_A_SAVED_RUN = (
 )
 
 
-_METAVARS = {"memory_budget": "SIZE", "lora_modules": "NAMES"}
+_METAVARS = {"memory_budget": "SIZE", "date": "DATE", "lora_modules": "NAMES"}
 
 
 class Name(click.Path):
@@ -208,9 +208,12 @@ def keeps_awake(command: Callable[..., Any]) -> Callable[..., Any]:
     return awake
 
 
-def chat_of(model: str) -> "ChatFormat":
-    """Tokenizer and chat template of ``--model``; its weights are not read."""
-    from mlx_dpo.convert.sources import load_tokenizer
+def chat_of(model: str, adapter: str | None = None) -> "ChatFormat":
+    """Tokenizer and chat template of ``--model``; weights are not read.
+
+    Of a model or adapter that a run made, the template is told that run's date.
+    """
+    from mlx_dpo.convert.sources import date_of, load_tokenizer, locate
     from mlx_dpo.preferences.chat import chat_format
 
-    return chat_format(load_tokenizer(model))
+    return chat_format(load_tokenizer(model), date_of(locate(model, adapter).origin))

@@ -55,15 +55,15 @@ def score(
     """
     if (data is None) == (prompt is None) or (prompt is not None) != bool(response):
         raise UsageError("give --prompt with one --response or more, or --data")
-    from mlx_dpo.convert.sources import locate
+    from mlx_dpo.convert.sources import locate, read_record
     from mlx_dpo.insight.evaluation import setting_of_run
     from mlx_dpo.insight.rewards import encode_answers, reward_tokens
-    from mlx_dpo.insight.scoring import Named, read_record, reference_of
+    from mlx_dpo.insight.scoring import Named, reference_of
 
     policy = Named(model, adapter)
     record = read_record(locate(*policy).origin)
     models = policy, Named(reference) if reference else reference_of(policy)
-    chat = options.chat_of(model)
+    chat = options.chat_of(model, adapter)
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")
     if data is not None:

@@ -67,7 +67,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     if settings.eval_fraction == 0 and settings.eval_data is None:
         raise UsageError("a sweep compares on held-out pairs, and --eval-fraction 0 leaves none")
     folder = Path(settings.run_dir)
-    settings = decided(settings)
+    settings = decided(_dated(settings, folder))
     settings = _fitted(settings, folder, given_names(config, given))
     finished, failed = _train_all(settings, folder, betas)
     if not finished:
@@ -75,6 +75,12 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     _show(folder, finished, failed, num_prompts)
     if failed:
         raise NonFiniteError(f"{len(failed)} of {len(betas)} betas did not finish")
+
+
+def _dated(settings: RunConfig, folder: Path) -> RunConfig:
+    """Settings with the date of the sweep's first run, where it has one: all betas share it."""
+    configs = sorted(folder.glob("beta-*/run/config.toml")) if settings.date is None else []
+    return replace(settings, date=resolve(configs[0], {}).date) if configs else settings
 
 
 def _fitted(settings: RunConfig, folder: Path, given: set[str]) -> RunConfig:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.sources import Source, load_source, locate
+from mlx_dpo.convert.sources import Source, date_of, load_source, locate, read_record
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.evaluation import ShowProgress, margins, setting_of_run
 from mlx_dpo.insight.scoring import (
@@ -25,7 +25,6 @@ from mlx_dpo.insight.scoring import (
     Logprobs,
     Named,
     check_same_tokens,
-    read_record,
     score_pairs,
 )
 from mlx_dpo.models.hub import load_tokenizer
@@ -185,7 +184,7 @@ def plan_trial(source: Source, data: str | None = None, *, exported: str | None 
     settings = settings if isinstance(settings, dict) else {}
     rows = _held_out(record, settings, data)
     reference = _reference(source, record, settings)
-    chat = chat_format(load_tokenizer(source.folder))
+    chat = chat_format(load_tokenizer(source.folder), date_of(source.origin))
     max_length = int(setting_of_run(record, "max_length"))
     drop_bad = settings.get("drop_bad") is True
     examples = encode_preferences(rows, chat, max_length=max_length, drop_bad=drop_bad).examples

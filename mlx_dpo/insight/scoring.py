@@ -1,7 +1,6 @@
 """Models opened to be scored, and their log-probs: of whole responses, and position by position."""
 
 import gc
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,16 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.convert.sources import RECORD, Source, base_of, load_source, load_tokenizer, locate
+from mlx_dpo.convert.sources import (
+    RECORD,
+    Source,
+    base_of,
+    date_of,
+    load_source,
+    load_tokenizer,
+    locate,
+    read_record,
+)
 from mlx_dpo.errors import NonFiniteError, UsageError
 from mlx_dpo.models.adapters import adapter_digest, base_parameters, without_adapter
 from mlx_dpo.models.hub import check_ids
@@ -123,17 +131,8 @@ def open_model(name: str, adapter: str | None = None) -> LoadedModel:
     model = load_source(source)
     model.freeze()
     model.eval()
-    chat = chat_format(load_tokenizer(source.folder))
+    chat = chat_format(load_tokenizer(source.folder), date_of(source.origin))
     return LoadedModel(Named(name, adapter), model, chat, source, read_record(source.origin))
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The ``dpo.json`` of a folder that a run made; empty where there is none to read."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def reference_of(policy: Named) -> Named | None:

@@ -30,6 +30,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PACKINGS = ("quantization", "quantization_config")  # of config.json; MLX writes both
 _DTYPE_OF = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
+_TEMPLATES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
+
 # What architectures call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
 _TOKENS = (
@@ -117,6 +119,13 @@ def load_model(folder: Path, dtype: mx.Dtype | None = mx.float32) -> nn.Module:
         raise UsageError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     check_finite(named_arrays(model.parameters()), folder)
     return model
+
+
+def asks_for_date(folder: Path) -> bool:
+    """Whether a chat template in a model folder has a word for the date."""
+    files = [folder / name for name in _TEMPLATES]
+    files += (folder / "additional_chat_templates").glob("*.jinja")
+    return any(b"strftime" in file.read_bytes() for file in files if file.is_file())
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -5,20 +5,39 @@ sequences of prompt, prompt + chosen and prompt + rejected part. Tokenizing them
 tokens the model never meets wherever a merge crosses the boundary.
 """
 
+import datetime
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.preferences.boundary import PROBE, Frame, frame_of
+from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import Message, Preference, PreferenceExample
-
-_PROBE = "mlxdpoprobe"
 
 # A Hugging Face tokenizer, or mlx-lm's wrapper of one; neither publishes types.
 Tokenizer = Any
 Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
 T = TypeVar("T")
+
+
+class CheckedPair(NamedTuple):
+    """Ids of a pair, whether a merge crossed the boundary, and what is odd about the boundary."""
+
+    example: PreferenceExample
+    merged: bool
+    findings: list[Finding]
+
+
+class _Texts(NamedTuple):
+    """Texts of prompt, prompt + chosen and prompt + rejected, and what is odd about them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    findings: list[Finding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,8 @@ class ChatFormat:
         closing_id: The token that ends an assistant turn; scored, and where generation stops.
         closing_text: The same as text.
         adds_bos: Whether plain text gets a BOS in front (a template writes its own).
+        date: What the template is told as today's, YYYY-MM-DD; None where it does not ask.
+        frame: What is written around the words of an answer.
     """
 
     tokenizer: Tokenizer
@@ -39,6 +60,8 @@ class ChatFormat:
     closing_id: int
     closing_text: str
     adds_bos: bool
+    date: str | None = None
+    frame: Frame = field(default_factory=Frame)
 
     @property
     def stop_ids(self) -> set[int]:
@@ -72,16 +95,25 @@ class ChatFormat:
 
     def encode_pairs(self, preferences: Sequence[Preference]) -> list[Encoded | DataError]:
         """`encode_pair` of each, or its error: many times faster than one by one."""
+        checked = self.check_pairs(preferences)
+        return [each if isinstance(each, DataError) else each[:2] for each in checked]
+
+    def check_pairs(self, preferences: Sequence[Preference]) -> list[CheckedPair | DataError]:
+        """`encode_pairs`, with what is odd about the boundaries."""
         if not preferences:
             return []
         prompts = self._write([p.prompt for p in preferences], is_open=True)
         chosen = self._write([(*p.prompt, *p.chosen) for p in preferences])
         rejected = self._write([(*p.prompt, *p.rejected) for p in preferences])
         texts = list(map(self._pair_texts, preferences, prompts, chosen, rejected))
-        ids = iter(self._encode([t for each in texts if isinstance(each, tuple) for t in each]))
+        ids = iter(
+            self._encode([t for each in texts if isinstance(each, _Texts) for t in each[:3]])
+        )
         return [
-            each if isinstance(each, DataError) else self._split(next(ids), next(ids), next(ids))
-            for each in texts
+            each
+            if isinstance(each, DataError)
+            else self._checked(pair, each, self._split(next(ids), next(ids), next(ids)))
+            for pair, each in zip(preferences, texts, strict=True)
         ]
 
     def encode_texts(self, prompt: str, chosen: str, rejected: str) -> Encoded:
@@ -98,7 +130,9 @@ class ChatFormat:
     ) -> list[str | DataError]:
         """The text of each conversation: finished, or open where the assistant is to answer."""
         if self.has_template:
-            return render(self.tokenizer, conversations, add_generation_prompt=is_open)
+            return render(
+                self.tokenizer, conversations, add_generation_prompt=is_open, date=self.date
+            )
         end = "<|assistant|>\n" if is_open else ""
         return [_plain_text(turns, self.closing_text, end) for turns in conversations]
 
@@ -108,30 +142,29 @@ class ChatFormat:
         prompt: str | DataError,
         chosen: str | DataError,
         rejected: str | DataError,
-    ) -> tuple[str, str, str] | DataError:
-        """Texts of prompt, prompt + chosen and prompt + rejected, from three conversations."""
+    ) -> _Texts | DataError:
+        """Texts of a pair, from three conversations."""
         try:
-            begin = _or_raise(prompt)
-            return (
-                begin,
-                begin + self._after_prompt(begin, _or_raise(chosen), preference.chosen),
-                begin + self._after_prompt(begin, _or_raise(rejected), preference.rejected),
-            )
+            begin, frame, turns = _or_raise(prompt), self.frame, preference.prompt
+            good, odd = frame.answer(turns, begin, _or_raise(chosen), preference.chosen)
+            bad, too = frame.answer(turns, begin, _or_raise(rejected), preference.rejected)
         except DataError as error:
             return error
+        found = {f.code: f._replace(at="rejected") for f in too}
+        found |= {f.code: f._replace(at="chosen") for f in odd}  # one of each code
+        return _Texts(begin, begin + good, begin + bad, list(found.values()))
 
-    def _after_prompt(self, prompt_text: str, whole: str, response: Sequence[Message]) -> str:
-        """What follows the prompt when the assistant has answered."""
-        if whole.startswith(prompt_text):
-            return whole[len(prompt_text) :]
-        if len(response) != 1:
-            raise DataError(
-                "the chat template writes an answer of several turns differently from its own "
-                "prompt; give the last answer alone and the turns before it in 'prompt'"
-            )
-        # Some templates open the answer with text they leave out of finished conversations; what
-        # the model will see when it answers is the prompt, then the words.
-        return response[0].content + self.closing_text
+    def _checked(self, preference: Preference, texts: _Texts, encoded: Encoded) -> CheckedPair:
+        """An encoded pair; an answer of one turn should have its closing token at the end only."""
+        findings = list(texts.findings)
+        for part in ("chosen", "rejected"):
+            ids = getattr(encoded[0], f"{part}_ids")
+            if len(getattr(preference, part)) == 1 and self.closing_id in ids[:-1]:
+                reason = f"{self.closing_text!r}, which ends an answer, stands inside {part!r} too"
+                hint = "what follows it is never said by the model, but scored"
+                findings.append(Finding("template-words", part, reason, hint))
+                break
+        return CheckedPair(*encoded, findings)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts, with the BOS in front that plain text gets, where it gets one."""
@@ -159,33 +192,60 @@ class ChatFormat:
         return [*ids, self.closing_id]
 
 
-def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
     """Find out how a tokenizer's conversations are written and closed.
 
     The closing token is the one the template itself writes after an assistant turn, which is not
     always the tokenizer's EOS. Where the template writes none, it is the EOS.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        date: What a template that asks for the date is told, YYYY-MM-DD. Default: today's.
 
     Raises:
         UsageError: If there is neither a closing token in the template nor an EOS, or the
             template refuses a plain question and answer.
     """
     has_template = bool(tokenizer.chat_template)
-    closing_id = _template_closing_id(tokenizer) if has_template else _course_closing_id(tokenizer)
+    date = (date or today()) if asks_for_date(tokenizer) else None
+    whole = _probe(tokenizer, date) if has_template else ""
+    closing_id = _closing_id(tokenizer, whole) if has_template else _course_closing_id(tokenizer)
     if closing_id is None:
         closing_id = tokenizer.eos_token_id
     if closing_id is None:
         raise UsageError(
             "the tokenizer has no token that ends an answer: no EOS and none in its chat template"
         )
+    closing_text = tokenizer.decode([closing_id])
     bos = tokenizer.bos_token_id
     (default,) = encode(tokenizer, ["a"], add_special_tokens=True)
     return ChatFormat(
         tokenizer=tokenizer,
         has_template=has_template,
         closing_id=closing_id,
-        closing_text=tokenizer.decode([closing_id]),
+        closing_text=closing_text,
         adds_bos=not has_template and bos is not None and default[:1] == [bos],
+        date=date,
+        frame=_frame(tokenizer, date, whole, closing_text) if whole else Frame(closing_text),
     )
+
+
+def today() -> str:
+    """The date here and now, YYYY-MM-DD."""
+    return datetime.date.today().isoformat()
+
+
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def asks_for_date(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template has a word for the date."""
+    return "strftime" in json.dumps(tokenizer.chat_template, default=str)
 
 
 def pad_id_of(tokenizer: Any) -> int:
@@ -196,12 +256,28 @@ def pad_id_of(tokenizer: Any) -> int:
     return 0
 
 
-def _template_closing_id(tokenizer: Tokenizer) -> int | None:
-    turns = (Message("user", "a"), Message("assistant", _PROBE))
-    (text,) = render(tokenizer, [turns], add_generation_prompt=False)
+def _probe(tokenizer: Tokenizer, date: str | None) -> str:
+    """A plain question and answer as the template writes them."""
+    turns = (Message("user", "a"), Message("assistant", PROBE))
+    (text,) = render(tokenizer, [turns], add_generation_prompt=False, date=date)
     if isinstance(text, DataError):
         raise UsageError(f"the model cannot chat: {text}")
-    after = text.rpartition(_PROBE)[2]
+    return text
+
+
+def _frame(tokenizer: Tokenizer, date: str | None, whole: str, closing_text: str) -> Frame:
+    """What the template writes around the answer of `_probe`."""
+    asked = [(Message("user", "a"),)]
+    (prompt,) = render(tokenizer, asked, add_generation_prompt=True, date=date)
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    source = json.dumps([tokenizer.chat_template, added], default=str, ensure_ascii=False)
+    begin = whole.rpartition(PROBE)[0] if isinstance(prompt, DataError) else prompt
+    return frame_of(begin, whole, closing_text, source)
+
+
+def _closing_id(tokenizer: Tokenizer, whole: str) -> int | None:
+    """The first token of its own that the template writes after the answer of `_probe`."""
+    after = whole.rpartition(PROBE)[2]
     added = tokenizer.added_tokens_decoder
     for token in encode(tokenizer, [after])[0]:
         if token in added or token == tokenizer.eos_token_id:

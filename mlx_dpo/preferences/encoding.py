@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.chat import ChatFormat, Encoded
+from mlx_dpo.preferences.chat import ChatFormat, CheckedPair
 from mlx_dpo.preferences.json_text import Finding, offset_of_key
 from mlx_dpo.preferences.reader import CheckedRow, read_rows, text_digest
 from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
@@ -52,11 +52,13 @@ class FittedPair(NamedTuple):
         example: The ids kept; empty where the pair is left out.
         finding: Why the pair is left out, or a warning about it.
         flags: Sum of `CUT`, `MERGED`, `CHOSEN_CLOSED` and `REJECTED_CLOSED`.
+        notes: Further warnings, about a pair that is kept.
     """
 
     example: PreferenceExample
     finding: Finding | None = None
     flags: int = 0
+    notes: tuple[Finding, ...] = ()
 
     @property
     def is_kept(self) -> bool:
@@ -81,7 +83,7 @@ class PairEncoder:
         """The ids of each pair, or why it is left out."""
         special = [self._special_token(preference) for preference in preferences]
         clean = [p for p, finding in zip(preferences, special, strict=True) if finding is None]
-        encoded = iter(self.chat.encode_pairs(clean))
+        encoded = iter(self.chat.check_pairs(clean))
         return [
             self._fit(next(encoded)) if finding is None else FittedPair(_NO_IDS, finding)
             for finding in special
@@ -96,10 +98,10 @@ class PairEncoder:
         hint = "remove it; the chat template writes the tokens that are needed"
         return Finding("special-token", part, reason, hint)
 
-    def _fit(self, encoded: Encoded | DataError) -> FittedPair:
+    def _fit(self, encoded: CheckedPair | DataError) -> FittedPair:
         if isinstance(encoded, DataError):
             return FittedPair(_NO_IDS, Finding("template", 0, str(encoded)))
-        (prompt, chosen, rejected), merged = encoded
+        (prompt, chosen, rejected), merged, notes = encoded
         room = max(0, self.max_length - len(prompt))
         example = PreferenceExample(prompt, chosen[:room], rejected[:room])
         if room == 0:
@@ -125,7 +127,7 @@ class PairEncoder:
             + (example.chosen_ids[-1] == closing) * CHOSEN_CLOSED
             + (example.rejected_ids[-1] == closing) * REJECTED_CLOSED
         )
-        return FittedPair(example, finding, flags)
+        return FittedPair(example, finding, flags, tuple(notes))
 
 
 def encode_preferences(
@@ -329,6 +331,8 @@ def _add_ids(
         pair = next(fitted) if row.code is None else FittedPair(_NO_IDS)
         if pair.finding is not None:
             row.note(path, _in_source(pair.finding, row, encoder), problems)
+        for note in pair.notes:
+            row.note(path, note, problems)
         if row.code is not None:
             table.leave_out(place, row.code)
         table.flags[place] = pair.flags

@@ -31,14 +31,14 @@ from safetensors.numpy import load, save
 
 from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import make_folder, mark_used, new_folder
-from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.chat import ChatFormat, asks_for_date
 from mlx_dpo.preferences.encoding import COLUMNS, Ingested, Tokenizing, ingest
 from mlx_dpo.preferences.json_text import not_readable, open_file
 from mlx_dpo.preferences.schema import CODES, Problems, mapped
 from mlx_dpo.records import PreferenceExample
 
 FOLDER = Path("runs/.tokens")  # one for all runs, so that they share it
-ENCODING_VERSION = "2"  # changes whenever the same row would give other ids, flags or codes
+ENCODING_VERSION = "3"  # changes whenever the same row would give other ids, flags or codes
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.
 LOPSIDED = (0.35, 0.65)
@@ -352,16 +352,16 @@ def file_digest(path: Path) -> str:
 def tokenizer_digest(chat: ChatFormat) -> str | None:
     """sha256 of all that decides how a conversation becomes ids.
 
-    None where that can't be known: the template writes the date, or the tokenizer is a program.
+    None where that can't be known: the tokenizer is a program, or the template reads the clock.
     """
     tokenizer = chat.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     template = json.dumps(tokenizer.chat_template, sort_keys=True, default=str)
-    if backend is None or "strftime" in template:
+    if backend is None or (chat.date is None and asks_for_date(tokenizer)):
         return None
     parts: list[Any] = [backend.to_str(), template, type(tokenizer).__name__]
     parts += [chat.has_template, chat.closing_id, chat.closing_text, chat.adds_bos]
-    parts += [tokenizer.special_tokens_map]
+    parts += [tokenizer.special_tokens_map, chat.date]
     parts += [version(name) for name in ("transformers", "tokenizers", "mlx-lm", "jinja2")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

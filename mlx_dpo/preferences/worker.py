@@ -17,11 +17,13 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from itertools import accumulate, chain, pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,9 +38,19 @@ PROGRAM = Path(__file__)
 
 
 def render(
-    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    add_generation_prompt: bool,
+    date: str | None = None,
 ) -> list[str | DataError]:
     """What `tokenizer.apply_chat_template` writes for each conversation, or why it refuses it.
+
+    Args:
+        tokenizer: Brings the template.
+        conversations: The turns of each.
+        add_generation_prompt: Whether the assistant is to answer next.
+        date: What a template that asks for the date is told, YYYY-MM-DD; None tells it the clock's.
 
     Raises:
         UsageError: If the template goes over the limits on time, memory or text.
@@ -55,7 +67,7 @@ def render(
         options |= tokenizer.special_tokens_map
         if hasattr(tokenizer, "has_thinking"):
             options["enable_thinking"] = tokenizer.has_thinking
-        answers, _ = _process.ask("chat template", lambda: [template, chats, options])
+        answers, _ = _process.ask("chat template", lambda: [template, chats, options, date])
     return [each["text"] if "text" in each else _refusal(each["refused"]) for each in answers]
 
 
@@ -183,7 +195,7 @@ def _resident(pid: int) -> int:
 def _serve(line: Connection) -> None:
     """Answer requests until the other side closes, or sends none for `IDLE` seconds."""
     from tokenizers import Tokenizer, models
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     Tokenizer(models.BPE()).encode_batch_fast(["", ""])  # starts threads, whose memory is no text's
@@ -192,7 +204,7 @@ def _serve(line: Connection) -> None:
     def write(chat: list[dict[str, str]], **options: Any) -> str:
         if not chat:
             raise ValueError("it has no turns")
-        ((text,), _) = render_jinja_template([chat], **options)
+        ((text,), _) = chat_template_utils.render_jinja_template([chat], **options)
         if len(text) > 1_000_000 + 16 * sum(len(turn["content"]) for turn in chat):
             raise MemoryError
         return str(text)
@@ -218,7 +230,8 @@ def _serve(line: Connection) -> None:
                 ids = ids_of(*arguments)
                 answer = {"lengths": list(map(len, ids))}
             else:
-                template, chats, options = arguments
+                template, chats, options, date = arguments
+                vars(chat_template_utils)["datetime"] = _clock(date)  # strftime_now reads it
                 answer = _written(partial(write, chat_template=template), chats, options)
             content = json.dumps(answer).encode()
         except MemoryError:
@@ -227,6 +240,13 @@ def _serve(line: Connection) -> None:
             content = json.dumps({"failed": str(error)[:300]}).encode()
         line.send_bytes(content)
         line.send_bytes(array("i", chain.from_iterable(ids)).tobytes())
+
+
+def _clock(date: str | None) -> Any:
+    """What stands for the class `datetime`: it is midnight of a day for ever."""
+    if date is None:
+        return datetime
+    return SimpleNamespace(now=lambda *_: datetime.fromisoformat(date))
 
 
 def _written(

@@ -1,5 +1,6 @@
 """The settings of a run: one frozen dataclass; options, their help and TOML are made from it."""
 
+import datetime
 import difflib
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import flaw_of_name
+from mlx_dpo.preferences.chat import is_date
 from mlx_dpo.runs.sources import data_files
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
@@ -102,6 +104,12 @@ class RunConfig:
     steps: int | None = _option(None, "Optimizer steps, instead of --epochs.", at_least=1)
     max_length: int = _option(512, "Longest prompt + response in tokens.", at_least=2)
     seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
+    date: str | None = _option(
+        None,
+        "What a chat template that asks for the date is told, YYYY-MM-DD. Default: the day the run "
+        "began; it stays that.",
+        is_date=True,
+    )
     eval_every: int = _option(100, "Steps between evaluations on the held-out pairs.", at_least=1)
     save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
     sample_every: int = _option(
@@ -183,9 +191,9 @@ class RunConfig:
 
 
 # Where things go and how often to report: a resumed run may change these. Model, data and
-# adapter are compared by their digests.
+# adapter are compared by their digests; the date is in that of the data, as far as it is written.
 NOT_IN_IDENTITY = frozenset(
-    {"out", "overwrite", "run_dir", "model", "data", "memory_budget"}
+    {"out", "overwrite", "run_dir", "model", "data", "memory_budget", "date"}
     | {"adapter", "adapter_format"}
     | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
 )
@@ -253,6 +261,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
             raise UsageError(f"{path}: unknown key {key!r}{hint}")
+        if isinstance(value, datetime.date):  # TOML has dates of its own
+            value = value.isoformat()
         settings[key] = _check_value(f"{path}: {key}", key, value)
     _check_not_both(settings, f"{path}: epochs and steps")
     return settings
@@ -281,8 +291,9 @@ def _check_value(name: str, key: str, value: Any) -> Any:
             )
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{name}: must be {' or '.join(rules['choices'])}, found {value!r}")
-    if "is_size" in rules and parse_size(str(value)) is None:
-        raise UsageError(f"{name}: expected a size such as 8GB or 900MB, found {value!r}")
+    for rule, (has_form, form) in _FORMS.items():
+        if rule in rules and not has_form(value):
+            raise UsageError(f"{name}: expected {form}, found {value!r}")
     if isinstance(value, str) and "choices" not in rules and (flaw := flaw_of_name(value)):
         raise UsageError(f"{name}: {flaw}")
     return value
@@ -294,6 +305,12 @@ def parse_size(text: str) -> int | None:
     if match is None:
         return None
     return round(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1)) or None
+
+
+_FORMS: dict[str, Any] = {
+    "is_size": (parse_size, "a size such as 8GB or 900MB"),
+    "is_date": (is_date, "a date such as 2026-01-31"),
+}
 
 
 def option_type(key: str) -> type:

@@ -6,7 +6,8 @@ from typing import Any
 
 from mlx_dpo.convert.sources import base_of, find, is_adapter
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import is_quantised, own_dtype, read_config
+from mlx_dpo.models.hub import asks_for_date, is_quantised, own_dtype, read_config
+from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import RunConfig
 
 FULL, LORA = "full", "lora"
@@ -49,6 +50,8 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
         chosen |= LORA_SETTINGS
         if config.adapter is not None:
             chosen |= dict.fromkeys(_OF_ADAPTER) | {"adapter_reference": "start"}
+    if asks_for_date(folder):
+        chosen["date"] = today()
     unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
     return replace(config, **unset)
 

@@ -149,7 +149,7 @@ def prepare(
         check_readable(Path(file))
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
-    chat = chat_format(load_tokenizer(source))
+    chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     policy = load_model(source, config.dtype)

@@ -96,7 +96,7 @@ def make_plan(
     config = decided(config, weights=False)
     assert config.model is not None
     source = find_mlx(config.model, weights=False)
-    chat = chat_format(load_tokenizer(source))
+    chat = chat_format(load_tokenizer(source), config.date)
     data = load_data(config, chat, keep=keep, progress=progress, report=problems)
 
     def make_shell(dtype: str) -> nn.Module:

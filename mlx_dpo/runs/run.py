@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,7 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import RunConfig, read_toml
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -127,7 +127,7 @@ def train(
     """
     screen = screen or Screen()
     mx.reset_peak_memory()
-    config = decided(config)
+    config = decided(_with_its_date(config) if resume else config)
     check_folders(config)
     with (
         stop_on_signal(screen.stopping) as stop,
@@ -158,6 +158,14 @@ def train(
         folder.cut_to(trainer.step)
         log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
         return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
+
+
+def _with_its_date(config: RunConfig) -> RunConfig:
+    """Settings with the date at which the run to go on with began."""
+    own = Path(config.run_dir or "") / "config.toml"
+    if config.date is not None or not own.is_file():
+        return config
+    return replace(config, date=read_toml(own).get("date"))
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import pytest
 from mlx_dpo.errors import NonFiniteError, StoppedError
 from mlx_dpo.insight import sweep
 from mlx_dpo.preferences import store
-from mlx_dpo.runs import plan, run
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs import defaults, plan, run
+from mlx_dpo.runs.config import RunConfig, read_toml
 from tests.cli.test_cli import exit_code
-from tests.runs.conftest import ORACLE
+from tests.runs.conftest import ORACLE, dated_model
 
 ARGS = [
     *("sweep", "--model", str(ORACLE), "--data", "pairs.json", "--steps", "2", "--run-dir", "s"),
@@ -44,6 +44,18 @@ def test_each_beta_is_trained_once_and_shown(
     assert capsys.readouterr().err.count(": finished earlier") == 2
     assert exit_code(*ARGS, "--beta", "0.1", "--seed", "3") == 2
     assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_sweep_keeps_the_date_of_its_first_run(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*ARGS, "--model", dated_model()]
+    assert exit_code(*args, "--beta", "0.1") == 0
+    monkeypatch.setattr(defaults, "today", lambda: "2031-01-01")
+    assert exit_code(*args, "--beta", "0.1,1") == 0
+    assert capsys.readouterr().err.count(": finished earlier") == 1
+    first, second = (read_toml(Path(f"s/beta-{b}/run/config.toml"))["date"] for b in ("0.1", "1"))
+    assert first == second
 
 
 def test_what_was_measured_is_not_measured_again_unless_it_is_asked_otherwise(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
+from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of, today
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
@@ -292,6 +292,35 @@ def test_a_template_that_refuses_system_messages_names_the_pair() -> None:
     pair = replace(preference(id="12"), prompt=(Message("system", "a"), Message("user", "b")))
     with pytest.raises(DataError, match=r"^pair 12: .*: no system role; --drop-bad leaves"):
         encode_preferences([preference(), pair], chat, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ('{{ strftime_now("%B %d, %Y") }}', "July 26, 2024"),
+        (
+            "{% if not date_string is defined %}{%- if strftime_now is defined %}"
+            "{%- set date_string = strftime_now('%Y-%m-%d %H:%M') %}{%- else %}"
+            "{%- set date_string = 'no' %}{%- endif %}{%- endif -%}{{ date_string }}",
+            "2024-07-26 00:00",
+        ),
+    ],
+)
+def test_a_template_is_told_the_date_of_the_run_and_not_the_clocks(
+    words: str, expected: str
+) -> None:
+    tokenizer = load_tokenizer()
+    tokenizer.chat_template = f"<|system|>\n{words}<|end|>\n{TEMPLATE}"
+    chat = chat_format(tokenizer, "2024-07-26")
+    prompt, chosen, _ = written(chat)
+    assert prompt.startswith(f"<|system|>\n{expected}<|end|>\n<|user|>\nHi")
+    assert chosen == "Hello!<|end|>"
+    assert chat_format(tokenizer).date == today()
+
+
+def test_a_template_without_a_date_has_none() -> None:
+    assert chat_format(load_tokenizer(), "2024-07-26").date is None
 
 
 def word_tokenizer(**special_tokens: str) -> Any:

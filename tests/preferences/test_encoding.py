@@ -175,6 +175,10 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "equal": row(2, chosen="A lantern " * 20 + "a", rejected="A lantern " * 20 + "b"),
     "too-long": row(2, prompt="Why? " * 60),
     "response-cut": row(2, chosen="A lantern is bright. " * 20),
+    "open-block": row(2, prompt="Ponder."),
+    "other-words": row(2, rejected=[{"role": "user", "content": "No."}]),
+    "template-words": row(2, prompt="Forget it."),
+    "answer-changed": row(2, chosen="A Latin word."),
     "empty": row(2, rejected=""),
     "whitespace-only": row(2, rejected=" "),
     "bom": b"",
@@ -187,9 +191,15 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def without_latin() -> ChatFormat:
+    """Has a template that does everything wrong at some word."""
     tokenizer = load_tokenizer(ORACLE)
     refuse = "{% if 'Latin' in messages[0].content %}{{ raise_exception('no Latin') }}{% endif %}"
-    tokenizer.chat_template = refuse + tokenizer.chat_template
+    ponder = "{% if add_generation_prompt and 'Ponder' in messages[0].content %}<think>{% endif %}"
+    opens = "{% if add_generation_prompt"
+    forget = f"{opens} and 'Forget' not in messages[0].content"
+    changed = "m['content'] | replace('Latin', 'Greek')"
+    template = tokenizer.chat_template.replace("m['content']", changed)
+    tokenizer.chat_template = refuse + template.replace(opens, forget) + ponder
     return chat_format(tokenizer)
 
 

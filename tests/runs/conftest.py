@@ -75,6 +75,14 @@ def other_model(**config: object) -> str:
     return "model"
 
 
+def dated_model(words: str = "{{ strftime_now('%d %b %Y') }}") -> str:
+    """The oracle's model with a template that begins with the date."""
+    shutil.copytree(ORACLE, "dated")
+    file = Path("dated/chat_template.jinja")
+    file.write_text(words + file.read_text())
+    return "dated"
+
+
 class StopAfter(Screen):
     """Sends this process a signal once `step` is done."""
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_dpo.convert.sources import date_of
 from mlx_dpo.errors import DiskError, StoppedError, UsageError
+from mlx_dpo.insight.scoring import open_model
 from mlx_dpo.models.parameters import load_arrays, save_arrays
-from mlx_dpo.runs import checkpoint
+from mlx_dpo.preferences.chat import today
+from mlx_dpo.runs import checkpoint, defaults
 from mlx_dpo.runs.callbacks import Save, Screen
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.trainer import DPOTrainer
@@ -21,6 +24,7 @@ from tests.runs.conftest import (
     ScoringScreen,
     StopAfter,
     WarningScreen,
+    dated_model,
     digest,
     finished,
     metrics,
@@ -50,6 +54,22 @@ def test_a_stopped_and_resumed_run_is_byte_equal_to_a_straight_one(
     for name in ("weights", "optimizer"):
         file = f"step-000006/{name}.safetensors"
         assert digest(Path("straight", file)) == digest(Path("broken", file))
+
+
+def test_a_run_goes_on_another_day_with_the_date_it_began_on(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"model": dated_model(), "run_dir": "run", "out": "out"}
+    with pytest.raises(StoppedError):
+        train(settings(**options), screen=StopAfter(4))
+    began = today()
+    monkeypatch.setattr(defaults, "today", lambda: "2031-01-01")
+    result = train(settings(**options), resume=True)
+    assert result is not None
+    assert result.job.chat.date == began
+    assert date_of(Path("out")) == began  # for eval and score
+    assert open_model("out").chat.date == began
+    assert open_model(options["model"]).chat.date == today()
 
 
 def test_resume_cuts_what_was_logged_after_the_checkpoint(workplace: Path) -> None:

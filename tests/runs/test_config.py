@@ -45,6 +45,8 @@ def test_what_to_toml_writes_is_read_back_equal() -> None:
         ("seed = -1", "seed: must be at least 0"),
         ('reference = "none"', "must be cached or copy"),
         ("epochs = 1\nsteps = 2", "give one"),
+        ('date = "26 Jul 2024"', "date: expected a date such as 2026-01-31, found '26 Jul 2024'"),
+        ("date = 2024-07-26T10:00:00", "expected a date such as"),
         ("beta = ", "run.toml: not TOML"),
         ("beta = inf", "beta: must be a finite number, found inf"),
         ("x = " + "[" * 5000, "run.toml: not TOML"),
@@ -55,6 +57,11 @@ def test_a_mistake_in_the_file_is_named(text: str, message: str) -> None:
         read_toml(written(text))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["date = 2024-07-26", 'date = "2024-07-26"'])
+def test_a_date_is_one_of_tomls_or_text(text: str) -> None:
+    assert read_toml(written(text)) == {"date": "2024-07-26"}
 
 
 def test_a_number_without_a_point_is_a_float_where_one_is_expected() -> None:

@@ -7,10 +7,13 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.defaults import decided
 from tests.packed import pack
-from tests.runs.conftest import ORACLE
+from tests.runs.conftest import ORACLE, dated_model, workplace
+
+__all__ = ["workplace"]  # a fixture, used by its name
 
 
 @pytest.fixture
@@ -45,6 +48,13 @@ def test_an_adapter_to_start_from_brings_rank_scale_and_layers(tmp_path: Path) -
     assert config.lora_rank is None
     assert config.adapter_reference == "start"
     assert decided(config) == config
+
+
+def test_the_date_is_decided_once_and_only_where_the_template_asks(workplace: Path) -> None:
+    assert decided(RunConfig(model=str(ORACLE))).date is None
+    model = dated_model()
+    assert decided(RunConfig(model=model)).date == today()
+    assert decided(RunConfig(model=model, date="2024-07-26")).date == "2024-07-26"
 
 
 @pytest.mark.parametrize(

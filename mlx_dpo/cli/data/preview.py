@@ -27,6 +27,8 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     if not encoded.is_kept and encoded.finding is not None:
         code, _, reason, _ = encoded.finding
         raise DataError(f"{file}: row {row} would be dropped: {code}: {reason}")
+    for code, _, reason, hint in encoded.notes:
+        click.echo(f"warning: {code}: {reason}; {hint}", err=True)
     prompt, chosen, rejected = encoded.example
     click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}\n")
     click.echo("scored   id  token")

@@ -207,7 +207,7 @@ class ModelJudge(Judge):
 
 def _local_model(name: str, adapter: str | None, max_tokens: int) -> JudgeModel:
     """A model in this process, asked greedily."""
-    from mlx_dpo.convert.sources import load_source, load_tokenizer, locate, name_of
+    from mlx_dpo.convert.sources import date_of, load_source, load_tokenizer, locate, name_of
     from mlx_dpo.models.adapters import whole_digest
     from mlx_dpo.models.generate import Request, complete
     from mlx_dpo.models.hub import model_digest, num_positions
@@ -215,7 +215,7 @@ def _local_model(name: str, adapter: str | None, max_tokens: int) -> JudgeModel:
 
     source = locate(name, adapter)
     model = load_source(source)
-    chat = chat_format(load_tokenizer(source.folder))
+    chat = chat_format(load_tokenizer(source.folder), date_of(source.origin))
     positions = num_positions(model)
 
     def ask(text: str) -> str:
