@@ -180,8 +180,9 @@ class Endpoint:
             raise _RefusedError(status, words, _seconds(retry_after))
         if (error := error_inside(content)) is not None:
             code = error.get("code") if isinstance(error, dict) else None
-            is_status = type(code) is int and 400 <= code < 600
-            raise _RefusedError(code if is_status else 200, words, _seconds(retry_after))
+            if type(code) is not int or not 400 <= code < 600:
+                code = status
+            raise _RefusedError(code, words, _seconds(retry_after))
         try:
             reply = read_reply(content)
         except (LookupError, TypeError, AttributeError):
