@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -300,18 +301,34 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def check_ordinary(path: Path) -> None:
+    """Refuse what is neither file nor folder, before it is opened: a pipe may wait for ever.
+
+    Raises:
+        UsageError: If it is a pipe, a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says why it can't
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UsageError(f"{path}: is a pipe, socket or device; an ordinary file is needed")
+
+
 def check_links(folder: Path) -> None:
-    """Refuse a folder with a link that leads out of it, whoever would open it later.
+    """Refuse a folder with a link that leads out of it, a pipe or a device, whoever would open it.
 
     Raises:
         UsageError: If there is one.
     """
     real = folder.resolve()
     try:
-        links = [entry for entry in folder.iterdir() if entry.is_symlink()]
+        entries = list(folder.iterdir())
     except OSError as error:
         raise UsageError(f"{folder}: not readable: {error.strerror}") from None
-    for link in links:
+    for entry in entries:
+        check_ordinary(entry)
+    for link in (entry for entry in entries if entry.is_symlink()):
         if not _stays_inside(link, real):
             raise UsageError(f"{folder}: {link.name!r} points outside the folder")
 

@@ -28,6 +28,7 @@ from mlx_dpo.convert.torch_zip.tensors import (
     view,
 )
 from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.files import check_ordinary
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -56,6 +57,7 @@ def read_torch_zip(path: Path) -> Any:
     Raises:
         UsageError: If the file is damaged, or holds anything else; the message is one line.
     """
+    check_ordinary(path)
     try:
         _check_directory_size(path)
         with zipfile.ZipFile(path) as archive:

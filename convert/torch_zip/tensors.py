@@ -25,6 +25,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "Bool": np.dtype("?"),
 }
 _MAX_DIMENSIONS = 16
+_MAX_SIDE = 2**31 - 1  # of an MLX array; one without elements may claim any
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,7 @@ def view(
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # Repeating a number by a stride of 0 would let a small file claim any amount of memory.
     too_large = len(shape) > _MAX_DIMENSIONS or max(size, offset) > storage.size
+    too_large = too_large or max(shape, default=0) > _MAX_SIDE
     if too_large or (size and last >= storage.size):
         raise ValueError(
             f"a tensor of shape {list(shape)[:_MAX_DIMENSIONS]}, strides "

@@ -79,6 +79,10 @@ def main(args: list[str] | None = None) -> Any:
             code = _fail(str(device_fault(error)), DeviceFaultError.exit_code)
         else:
             code = _fail(f"{type(error).__name__}: {error}", 1)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, in tokenizers and safetensors
+            raise
+        code = _fail(f"a library failed: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -45,6 +45,7 @@ _RENAMED = {
     "qwen3_moe": {"num_experts": "num_local_experts"},
 }
 
+_BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = (
     *("hidden_size", "n_embd", "d_model", "dim", "vocab_size", "head_dim", "n_inner", "d_ff"),
@@ -83,7 +84,21 @@ def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
     if kind == "phi3" and isinstance(extra.get("rope_scaling"), dict):
         scaling = extra["rope_scaling"]
         extra["rope_scaling"] = {"type": scaling.get("rope_type"), **scaling}
+    _check_bases(config | extra)
     return config | extra
+
+
+def _check_bases(config: dict[str, Any]) -> None:
+    """Refuse a base of the rotary positions that is no number: MLX meets it in the first step."""
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in _BASES:
+            value = holder.get(key, 1)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise UsageError(
+                    f"config.json: {key} is {value!r:.60}; expected a number above 0: take it from "
+                    "the original model"
+                )
 
 
 def normalised(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -24,6 +25,10 @@ from mlx_dpo.models.parts import is_embedding
 
 MAX_CONFIG = 4_000_000  # bytes
 MAX_JSON = 64 * 2**20  # bytes
+MAX_TOKENIZER = 256 * 2**20  # bytes of tokenizer.json
+INDEX = "model.safetensors.index.json"
+MOST_TOKENS = 10_000_000
+MOST_GROWTH = 1000  # of a text by the replacements of a tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -96,8 +101,11 @@ def load_model(folder: Path, dtype: mx.Dtype | None = mx.float32) -> nn.Module:
     """
     config = checked_config(folder)
     shapes = tensor_shapes(folder)
+    _check_index(folder)
     try:
         check_sizes(config, stored_shapes(config, shapes))
+        if not is_quantised(config):
+            _check_floats(shapes)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
     from mlx_lm.utils import load_model as load
@@ -128,6 +136,30 @@ def asks_for_date(folder: Path) -> bool:
     return any(b"strftime" in file.read_bytes() for file in files if file.is_file())
 
 
+def _check_index(folder: Path) -> None:
+    """Refuse files of weights that the index does not name: which of two would win is chance."""
+    if not (folder / INDEX).is_file():
+        return
+    places = read_json(folder / INDEX).get("weight_map")
+    named = set(map(str, places.values())) if isinstance(places, dict) else set[str]()
+    found = sorted(file.name for file in folder.glob("model*.safetensors"))
+    if stray := [name for name in found if name not in named] if named & set(found) else []:
+        raise UsageError(
+            f"{folder}: {INDEX} does not name {stray[0]}, which may be left from an older save; "
+            "move it out of the folder"
+        )
+
+
+def _check_floats(shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Refuse weights of whole numbers, which no layer computes with unless they are packed."""
+    for name, (_, code) in shapes.items():
+        if name.endswith(".weight") and code.startswith(("I", "U", "BOOL")):
+            raise UsageError(
+                f"{name} is stored as {code}, and config.json names no quantization; expected "
+                "float32, float16 or bfloat16"
+            )
+
+
 def load_tokenizer(folder: Path) -> Any:
     """mlx-lm's wrapper of a folder's tokenizer, with all ids that end an answer of the model.
 
@@ -142,10 +174,13 @@ def load_tokenizer(folder: Path) -> Any:
         # transformers reads config.json on its way to the tokenizer, and warns of unknown types.
         course_config = type("CourseConfig", (PretrainedConfig,), {"model_type": MODEL_TYPE})
         AutoConfig.register(MODEL_TYPE, course_config, exist_ok=True)
+    _check_tokenizer(folder)
     try:
         # Left unset, transformers asks at a terminal whether to run code from the folder.
         return load(folder, {"trust_remote_code": False}, eos_token_ids=_eos_ids(folder, config))
-    except Exception as error:  # transformers raises anything for a folder that is wrong
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # anything, for a folder that is wrong: panics of Rust too
         raise UsageError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
 
 
@@ -308,6 +343,45 @@ def _num_rows(model: nn.Module, names: tuple[str, ...]) -> int | None:
         if name.rpartition(".")[2] in names and is_embedding(module):
             return int(wrapped_module(module).weight.shape[0])
     return None
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer.json that makes texts far longer, or has ids far beyond any model's.
+
+    Both fill the memory of the process that loads it.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    content = read_json(folder / "tokenizer.json", MAX_TOKENIZER)
+    model, added = content.get("model"), content.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [t.get("id") for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    largest = max((each for each in ids if type(each) is int), default=0)
+    if largest > MOST_TOKENS:
+        raise UsageError(
+            f"{folder}: no usable tokenizer: its tokenizer.json has id {largest}, and no model has "
+            f"{MOST_TOKENS} tokens: it is broken or hostile; choose another model"
+        )
+    for part in ("normalizer", "decoder"):
+        if (growth := _growth(content.get(part))) > MOST_GROWTH:
+            raise UsageError(
+                f"{folder}: no usable tokenizer: the {part} in its tokenizer.json makes a text up "
+                f"to {growth:.0e} times as long; it is broken or hostile: choose another model"
+            )
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a text may get by the replacements of a part of a tokenizer."""
+    if isinstance(part, list):
+        return min(math.prod(map(_growth, part), start=1.0), sys.float_info.max)
+    if not isinstance(part, dict):
+        return 1.0
+    content, pattern = part.get("content"), part.get("pattern")
+    if part.get("type") == "Replace" and isinstance(content, str):
+        replaced = pattern.get("String") if isinstance(pattern, dict) else None
+        return max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))
+    return _growth(part.get("normalizers") or part.get("decoders"))
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> Any:

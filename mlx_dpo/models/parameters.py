@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_dpo.errors import DiskError, UsageError, one_line
-from mlx_dpo.files import NewFile
+from mlx_dpo.files import NewFile, check_ordinary
 
 _SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
@@ -133,6 +133,7 @@ def read_header(file: Path) -> Header:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_ordinary(file)
     try:
         with safe_open(file, framework="numpy") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118

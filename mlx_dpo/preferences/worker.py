@@ -233,13 +233,13 @@ def _serve(line: Connection) -> None:
                 template, chats, options, date = arguments
                 vars(chat_template_utils)["datetime"] = _clock(date)  # strftime_now reads it
                 answer = _written(partial(write, chat_template=template), chats, options)
-            content = json.dumps(answer).encode()
+            content, numbers = json.dumps(answer).encode(), array("i", chain.from_iterable(ids))
         except MemoryError:
             os.abort()
         except BaseException as error:  # panics of tokenizers' Rust are no Exception
-            content = json.dumps({"failed": str(error)[:300]}).encode()
+            content, numbers = json.dumps({"failed": str(error)[:300]}).encode(), array("i")
         line.send_bytes(content)
-        line.send_bytes(array("i", chain.from_iterable(ids)).tobytes())
+        line.send_bytes(numbers.tobytes())
 
 
 def _clock(date: str | None) -> Any:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlx_dpo.convert.torch_zip import archive
 from mlx_dpo.convert.torch_zip.archive import read_state_dict, read_torch_zip, write_torch_zip
-from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx
+from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx, view
 from mlx_dpo.errors import UsageError
 from tests import g2c
 
@@ -610,3 +610,8 @@ def test_many_tensors_over_one_memory_are_refused_before_they_are_copied(
         else:
             with pytest.raises(UsageError, match="its tensors overlap: 12000 bytes"):
                 archive.read_state_dict(file)
+
+
+def test_a_tensor_without_numbers_has_no_side_beyond_an_array_s() -> None:
+    with pytest.raises(ValueError, match="does not fit its storage of 0 elements"):
+        view("Float", np.zeros(0, "<f4"), 0, (2**47, 0), (0, 1))

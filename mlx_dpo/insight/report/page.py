@@ -1,5 +1,6 @@
 """From run folders to a page that opens from disk: no script, no network, one file."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -7,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, TemplateError
 from markupsafe import Markup
 
-from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.audit.bias import Measures, in_words
 from mlx_dpo.insight.audit.checks import check_length
@@ -27,6 +28,10 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig
 
 NAME = "report.html"
+# What comes of numbers, texts and lists in each other's place.
+_WRONG_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+# But for tabs and line breaks; those that turn the direction of writing are among them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 def write_report(
@@ -41,16 +46,29 @@ def write_report(
     holds the results of each beta, and `failed` the betas without a finished run.
 
     Raises:
-        UsageError: If a folder holds no run.
+        UsageError: If a folder holds no run, or a file of one is not as runs write it.
         DiskError: If the page can't be written.
     """
     path = out or folders[0] / NAME
-    runs = [read_run(folder) for folder in folders]
+    try:
+        page = _page([read_run(folder) for folder in folders], sweep, failed)
+    except (*_WRONG_TYPES, TemplateError) as error:
+        raise UsageError(
+            f"{', '.join(map(str, folders))}: a file of the run is not as runs write it "
+            f"({one_line(error)}); restore it, or leave the run out"
+        ) from None
+    write_file(path, page)
+    return path
+
+
+def _page(
+    runs: Sequence[RunRecord], sweep: Sequence[BetaOutcome], failed: Sequence[FailedBeta]
+) -> str:
     names = _names([run.folder for run in runs])
     is_overlaid = 1 < len(runs) <= MOST_COLOURS
     # The runs of a sweep share their data: each file is read once.
     measured = {data: _measure(*data) for data in {_data_of(run) for run in runs}}
-    page = fill_template(
+    return fill_template(
         title=f"DPO report: {', '.join(names)}",
         runs=[_parts(run, measured[_data_of(run)]) for run in runs],
         names=names,
@@ -60,8 +78,6 @@ def write_report(
         outcomes=sweep,
         failed=failed,
     )
-    write_file(path, page)
-    return path
 
 
 def fill_template(**parts: Any) -> str:
@@ -69,8 +85,9 @@ def fill_template(**parts: Any) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = files("mlx_dpo.insight.report").joinpath("page.html").read_text(encoding="utf-8")
     page = environment.from_string(source).render(plot_style=Markup(STYLE), **parts)
-    # JSON may hold a lone surrogate, which UTF-8 can't encode.
-    return page.encode("utf-8", "replace").decode()
+    # JSON may hold a lone surrogate, which UTF-8 can't encode, and characters that control screens.
+    page = page.encode("utf-8", "replace").decode().replace("\r\n", "\n")
+    return _CONTROL.sub("\ufffd", page)
 
 
 def command(config: RunConfig) -> str:

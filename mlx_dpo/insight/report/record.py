@@ -151,7 +151,7 @@ def read_run(folder: Path) -> RunRecord:
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None
 
 
@@ -175,7 +175,7 @@ def _lines(path: Path) -> Rows:
     rows = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict) and "step" in row:
                     rows.append(row)

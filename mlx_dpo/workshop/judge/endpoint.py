@@ -1,20 +1,32 @@
 """A model behind an OpenAI-compatible endpoint: mlx_lm.server, ollama, LM Studio, llama.cpp.
 
-Replies that are late, cut off or nonsense are asked for again. The key goes to the endpoint's own
-address alone, off this computer only over https, and into no message or file.
+Replies that are late, cut off or nonsense are asked for again. A parameter that an endpoint refuses
+is asked for otherwise, for as long as the program runs. The key goes to the endpoint's own address
+alone, off this computer only over https, and into no message or file.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from typing import Any
 
 import httpx2 as httpx
 
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.workshop.judge.verdicts import NoReplyError
+from mlx_dpo.workshop.judge.replies import (
+    Request,
+    asked_otherwise,
+    error_inside,
+    is_of_the_pair,
+    is_out_of_credit,
+    parsed,
+    quoted,
+    read_reply,
+    words_of,
+)
+from mlx_dpo.workshop.judge.verdicts import NoReplyError, Verdict, read_verdict
 
 KEY_VARIABLE = "MLX_DPO_JUDGE_KEY"
 WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
@@ -29,6 +41,20 @@ class _RetryError(Exception):
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class _RefusedError(Exception):
+    """The endpoint does not answer such a request.
+
+    Attributes:
+        status: Of HTTP.
+        words: What it said.
+        wait: Seconds it asks to wait.
+    """
+
+    def __init__(self, status: int, words: str, wait: float = 0.0) -> None:
+        super().__init__(words)
+        self.status, self.words, self.wait = status, words, wait
 
 
 class Endpoint:
@@ -64,9 +90,10 @@ class Endpoint:
         self._url = url
         self._key = key
         self._timeout = timeout
-        self._request: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
-        if model:
-            self._request["model"] = model
+        self._max_tokens, self._model = max_tokens, model
+        self._request: Request = {"max_tokens": max_tokens, "temperature": 0}
+        self._refused: list[Request] = []
+        self._lock = threading.Lock()
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
@@ -78,17 +105,16 @@ class Endpoint:
         """The reply to a text.
 
         Raises:
-            NoReplyError: If there was none after some tries.
+            NoReplyError: If there was none after some tries, or the text itself is refused.
             MlxDpoError: If another try would be no use.
         """
-        body = {"messages": [{"role": "user", "content": text}], **self._request}
         reason = "stopped"
         for pause in (*WAITS, None):
             if self._stop.is_set():
                 break
             wait_longer = 0.0
             try:
-                return self._try(body)
+                return self._ask(text)
             except _RetryError as error:
                 reason, wait_longer = str(error), error.wait
             except httpx.TimeoutException:
@@ -105,7 +131,74 @@ class Endpoint:
         self._stop.set()
         self._client.close()
 
-    def _try(self, body: dict[str, Any]) -> str:
+    def _ask(self, text: str) -> str:
+        """One try, with parameters as the endpoint wants them."""
+        while True:
+            request = self._request
+            try:
+                return self._try(text, request)
+            except _RefusedError as error:
+                if self._ask_otherwise(request, error.words):
+                    continue
+                raise self._refusal(error) from None
+
+    def _refusal(self, error: _RefusedError) -> Exception:
+        """What a refusal means: for this text, for this try, or for all that is asked."""
+        reason = f"status {error.status}: {quoted(error.words)}"
+        if error.status == 413 or is_of_the_pair(error.words):
+            return NoReplyError(reason)
+        if error.status in (200, *_RETRIED) and not is_out_of_credit(error.words):
+            return _RetryError(reason, error.wait)
+        hint = ""
+        if error.status in (401, 403):
+            hint = f"; the key is read from {KEY_VARIABLE}"
+        elif not self._model and "model" in error.words.lower():
+            hint = "; --model names the model to ask"
+        return MlxDpoError(f"{self._url}: answered with {reason}{hint}")
+
+    def _ask_otherwise(self, request: Request, words: str) -> bool:
+        """Change the parameters of all further requests; False where that would be nothing new."""
+        with self._lock:
+            if request is not self._request:  # another thread has changed them
+                return True
+            self._refused.append(request)
+            others = asked_otherwise(request, words)
+            other = next((other for other in others if other not in self._refused), request)
+            self._request = other
+            return other is not request
+
+    def _try(self, text: str, request: Request) -> str:
+        status, retry_after, data = self._post(
+            {
+                "messages": [{"role": "user", "content": text}],
+                **({"model": self._model} if self._model else {}),
+                **request,
+            }
+        )
+        words, content = self._without_key(words_of(data)), parsed(data)
+        if status != 200:
+            raise _RefusedError(status, words, _seconds(retry_after))
+        if (error := error_inside(content)) is not None:
+            code = error.get("code") if isinstance(error, dict) else None
+            if type(code) is not int or not 400 <= code < 600:
+                code = status
+            raise _RefusedError(code, words, _seconds(retry_after))
+        try:
+            reply = read_reply(content)
+        except (LookupError, TypeError, AttributeError):
+            reason = f"the reply is not that of a chat endpoint: {quoted(words)}"
+            raise _RetryError(reason) from None
+        if reply.is_cut and not _is_decided(reply.text):
+            at = f"{self._max_tokens} tokens"
+            raise NoReplyError(f"a reply was cut at {at}, before its verdict: raise --max-tokens")
+        if not reply.text.strip() and reply.ended == "content_filter":
+            raise NoReplyError("the endpoint withholds the reply: content_filter")
+        if not reply.text.strip() and reply.thought:
+            raise NoReplyError("the model thought and said nothing: raise --max-tokens")
+        return reply.text
+
+    def _post(self, body: Request) -> tuple[int, str, bytes]:
+        """Status, ``Retry-After`` and body of the answer."""
         deadline = self._now() + self._timeout
         url = self._url.rstrip("/") + "/chat/completions"
         with self._client.stream("POST", url, json=body) as response:
@@ -116,23 +209,30 @@ class Endpoint:
                     raise _RetryError("the reply does not end")
                 if self._now() > deadline:  # httpx limits the time of each block alone
                     raise _RetryError(f"no whole reply within {self._timeout:g} s")
-        status = response.status_code
-        if status in _RETRIED:
-            wait = response.headers.get("retry-after", "")
-            raise _RetryError(f"status {status}", float(wait) if wait.isdecimal() else 0.0)
-        if status != 200:
-            hint = f"; the key is read from {KEY_VARIABLE}" if status in (401, 403) else ""
-            reply = self._without_key(bytes(data[:300]).decode(errors="replace"))
-            raise MlxDpoError(f"{self._url}: answered with status {status}{hint}: {reply}")
-        try:
-            content = json.loads(data)["choices"][0]["message"].get("content")
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise _RetryError("the reply is not that of a chat endpoint") from None
-        return content if isinstance(content, str) else ""
+        return response.status_code, response.headers.get("retry-after", ""), bytes(data)
 
     def _without_key(self, text: str) -> str:
         text = " ".join(text.split())
         return text.replace(self._key, "***") if self._key else text
+
+
+def _is_decided(text: str) -> bool:
+    """Whether a reply that was cut has its verdict on a first line that is whole."""
+    first, line_break, _ = text.lstrip().partition("\n")
+    return bool(line_break) and read_verdict(first) is not Verdict.ABSTAIN
+
+
+def _seconds(retry_after: str) -> float:
+    """The wait that a ``Retry-After`` asks for, in seconds or as a date; 0 where it is neither."""
+    try:
+        return max(0.0, min(float(retry_after), LONGEST_WAIT))
+    except ValueError:
+        pass
+    try:
+        then = parsedate_to_datetime(retry_after)
+        return max(0.0, (then.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _checked_host(url: str, key: str) -> str:

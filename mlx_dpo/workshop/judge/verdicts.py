@@ -23,6 +23,15 @@ _VERDICT_LINE = re.compile(
     r"[\W_]*(?i:(?:the |my |final )*(?:verdict|answer|response|winner|choice)(?: is)?[\W_]*)?"
     r"(A|B|(?i:tie))[\W_]*"
 )
+# Where thoughts end that stand before an answer, and marks that some servers leave in a text.
+_THOUGHT_END = re.compile(
+    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]"
+    r"|<\|channel\|>final<\|message\|>"
+)
+_THOUGHT = re.compile(
+    r"\s*(?:<(?:seed:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis)"
+)
+_MARK = re.compile(r"<\|\w+\|>|</s>|<eos>|<end_of_turn>")
 
 
 class Verdict(StrEnum):
@@ -170,11 +179,14 @@ def decide(judge: Judge, contest: Contest) -> JudgeDecision:
 def read_verdict(reply: str) -> Verdict:
     """The verdict in a model's reply: alone on its first or last line.
 
-    Strict on purpose: a sentence that happens to hold an A is no verdict. Text up to ``</think>``
-    does not count.
+    Strict on purpose: a sentence that happens to hold an A is no verdict. Thoughts, such as text up
+    to ``</think>``, don't count; neither do those that never end.
     """
-    lines = [line.strip() for line in reply.rsplit("</think>", 1)[-1].split("\n")]
-    lines = [line for line in lines if line]
+    answer = _THOUGHT_END.split(reply)[-1]
+    if _THOUGHT.match(answer):
+        return Verdict.ABSTAIN
+    lines = [line.strip() for line in _MARK.sub("", answer).split("\n")]
+    lines = [line for line in lines if re.search(r"\w", line)]
     verdicts = set()
     for line in (*lines[:1], *lines[-1:]):
         match = _VERDICT_LINE.fullmatch(line[:100])

@@ -251,3 +251,33 @@ def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
     assert "--lora-layers 2" in words
     assert "--adapter-format both" in words
     assert "--adapter " not in words
+
+
+@pytest.mark.parametrize("value", ["1", '"text"', "null", "[1]", '{"x": 1}', "true", "1e999"])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        *(("metrics.jsonl", key) for key in ("step", "loss", "lr", "held_out")),
+        *(("timings.jsonl", key) for key in ("seconds", "peak_bytes")),
+        *(("samples.jsonl", key) for key in ("step", "answers")),
+        *(("result.json", key) for key in ("answers", "adapter")),
+        *(("held_out.json", key) for key in ("kinds", "policy", "reference")),
+        *(("environment.json", "mlx"), ("split.json", "train")),
+    ],
+)
+def test_wrong_types_in_the_files_of_a_run_are_shown_or_refused_in_one_line(
+    run: Path, file: str, key: str, value: str
+) -> None:
+    first, *rest = (run / file).read_text().splitlines()
+    changed = json.dumps(json.loads(first) | {key: json.loads(value)})
+    (run / file).write_text("\n".join([changed, *rest]))
+    assert exit_code("report", str(run)) in (0, 2)
+
+
+def test_no_control_character_reaches_the_page(run: Path) -> None:
+    bad = "a\x1b[31mb\x00c\x9bd\u202ee\r\nf\tg"
+    answers = [{"prompt": bad, "kind": bad, "sft": bad, "dpo": bad}]
+    (run / "result.json").write_text(json.dumps({"out": bad, "answers": answers}))
+    page = write_report([run]).read_bytes().decode()
+    assert "a\ufffd[31mb" in page
+    assert not set(page) & set("\x00\x1b\x9b\u202e\r")

@@ -90,6 +90,24 @@ def test_an_endpoint_that_asks_for_patience_gets_some() -> None:
         assert ask.waits == [30.0, 60.0, 16.0]
 
 
+def test_patience_may_be_asked_for_in_fractions_and_until_a_date() -> None:
+    dates = [f"Wed, 21 Oct {year} 07:28:00 GMT" for year in (2015, 2999)]
+    slow_down = [status(429, headers={"retry-after": after}) for after in ("2.5", *dates)]
+    with BadEndpoint(*slow_down, reply("A")) as server:
+        ask = Ask(server)
+        assert ask() == "A"
+        assert ask.waits == [2.5, 4.0, 60.0]
+
+
+def test_a_limit_that_no_waiting_helps_against_is_said_at_once() -> None:
+    body = {"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}}
+    with BadEndpoint(status(429, json.dumps(body).encode())) as server:
+        ask = Ask(server)
+        with pytest.raises(MlxDpoError, match=r"429: You exceeded your quota\. \(insufficient"):
+            ask()
+        assert ask.waits == []
+
+
 def test_an_endpoint_that_is_not_there_is_no_crash() -> None:
     with BadEndpoint(reply("A")) as server:
         ask = Ask(server)
@@ -220,7 +238,7 @@ def test_an_endpoint_that_dies_keeps_what_it_said_and_is_asked_for_the_rest_alon
     good = prefers("good")
     with BadEndpoint(*[good] * 7, status(503)) as server:
         assert judge(server) == 1
-        assert "no reply for 8 pairs in a row (status 503)" in capsys.readouterr().err
+        assert "no reply for 8 pairs in a row (status 503: no)" in capsys.readouterr().err
         assert not Path("preferences.jsonl").exists()
         kept = len(Path("preferences.jsonl.replies.jsonl").read_text().splitlines())
         assert kept == 7
