@@ -87,7 +87,7 @@ def test_a_base_of_rotary_positions_that_is_no_number_is_refused(
         content["rope_theta"] = value
 
     edit(folder / "config.json", change)
-    with pytest.raises(UsageError, match="config.json: rope_theta is .*; expected a number"):
+    with pytest.raises(UsageError, match=r"config.json: rope_theta is .*; expected a number"):
         load_model(folder)
 
 
@@ -96,7 +96,7 @@ def test_weights_of_whole_numbers_are_refused(folder: Path, kind: str) -> None:
     file = folder / "model.safetensors"
     whole = {name: (10 * value).astype(kind) for name, value in load_file(file).items()}
     save_file(whole, file)
-    with pytest.raises(UsageError, match="weight is stored as .*names no quantization"):
+    with pytest.raises(UsageError, match=r"weight is stored as .*names no quantization"):
         load_model(folder)
 
 
