@@ -105,6 +105,7 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--max-length",
             "--memory-budget",
             "--seed",
+            "--date",
             "--eval-every",
             "--save-every",
             "--log-every",
