@@ -21,6 +21,7 @@ from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
+FEW_PAIRS = 50
 
 
 class TerminalScreen(Screen):
@@ -115,6 +116,11 @@ class TerminalScreen(Screen):
             self.warned(
                 f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
                 f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
+            )
+        if len(job.train.examples) < FEW_PAIRS:
+            self.warned(
+                f"{counted(len(job.train.examples), 'pair')} to train on: fewer than {FEW_PAIRS} "
+                "rarely change how a model answers, and too few are held out to measure it"
             )
         low, high = USUAL_BETA
         if not low <= config.beta <= high:

@@ -78,7 +78,9 @@ class RunConfig:
         above=0,
     )
     min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)
-    warmup_steps: int = _option(10, "Steps of linear warm-up.", at_least=0)
+    warmup_steps: int = _option(
+        None, "Steps of linear warm-up. Default: a tenth of all steps, 10 at most.", at_least=0
+    )
     weight_decay: float = _option(0.0, "Decoupled weight decay.", at_least=0)
     grad_clip: float = _option(
         1.0,

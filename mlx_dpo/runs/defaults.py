@@ -15,6 +15,7 @@ FULL, LORA = "full", "lora"
 # LoRA wants about ten times the rate of full fine-tuning (Schulman 2025, "LoRA Without Regret");
 # docs/results.md has the trial on SmolLM2-135M that it was confirmed by.
 _LEARNING_RATE = {FULL: 1e-5, LORA: 1e-4}
+_MOST_WARMUP = 10  # steps
 LORA_SETTINGS: dict[str, Any] = {
     "lora_rank": 16,
     "lora_scale": 2.0,
@@ -54,6 +55,13 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
         chosen["date"] = today()
     unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
     return replace(config, **unset)
+
+
+def decided_by_steps(config: RunConfig, max_steps: int) -> RunConfig:
+    """The settings with those that depend on the number of steps."""
+    if config.warmup_steps is not None:
+        return config
+    return replace(config, warmup_steps=min(_MOST_WARMUP, max_steps // 10))
 
 
 def _check(config: RunConfig, method: str, *, packed: bool) -> None:

@@ -34,7 +34,7 @@ from mlx_dpo.preferences.store import BytesDone, JoinedExamples, lengths
 from mlx_dpo.records import Pairs
 from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, RunConfig
 from mlx_dpo.runs.data import Data, load_data
-from mlx_dpo.runs.defaults import FULL, LORA, decided
+from mlx_dpo.runs.defaults import FULL, LORA, decided, decided_by_steps
 from mlx_dpo.runs.folder import out_of
 
 
@@ -164,8 +164,9 @@ def prepare(
             reference_digest = hashlib.sha256(both).hexdigest()
     pairs_per_step = config.batch_size * config.grad_accumulation
     steps_per_epoch = -(-len(data.train.examples) // pairs_per_step)
+    max_steps = config.steps or config.epochs * steps_per_epoch
     job = Job(
-        config=config,
+        config=decided_by_steps(config, max_steps),
         name=name_of(config.model),
         source=source,
         out=out_of(config),
@@ -176,7 +177,7 @@ def prepare(
         stored_digest=stored_digest(source) if config.method == LORA else None,
         chat=chat,
         data=data,
-        max_steps=config.steps or config.epochs * steps_per_epoch,
+        max_steps=max_steps,
     )
     _check_ids(job)
     return job

@@ -170,11 +170,16 @@ def test_an_unusual_beta_and_lopsided_lengths_are_warned_about(
 def test_a_run_that_ends_within_its_warm_up_is_warned_about(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exit_code(*TRAIN, "--steps", "10", "--dry-run") == 0
+    assert exit_code(*TRAIN, "--steps", "10", "--warmup-steps", "10", "--dry-run") == 0
     shown = capsys.readouterr().err
     assert "warning: all 10 steps lie within the warm-up of 10: lower --warmup-steps" in shown
-    assert exit_code(*TRAIN, "--steps", "11", "--dry-run") == 0
+    assert exit_code(*TRAIN, "--steps", "2", "--dry-run") == 0  # of the default, a tenth of them
     assert "warm-up" not in capsys.readouterr().err
+
+
+def test_few_pairs_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*TRAIN, "--steps", "2", "--dry-run") == 0
+    assert "pairs to train on: fewer than 50 rarely change" in capsys.readouterr().err
 
 
 def test_reference_log_probs_of_an_earlier_run_are_said_to_be_found(

@@ -9,7 +9,7 @@ import pytest
 from mlx_dpo.errors import UsageError
 from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.defaults import decided
+from mlx_dpo.runs.defaults import decided, decided_by_steps
 from tests.packed import pack
 from tests.runs.conftest import ORACLE, dated_model, workplace
 
@@ -48,6 +48,12 @@ def test_an_adapter_to_start_from_brings_rank_scale_and_layers(tmp_path: Path) -
     assert config.lora_rank is None
     assert config.adapter_reference == "start"
     assert decided(config) == config
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0), (53, 5), (100, 10), (5000, 10)])
+def test_the_warm_up_is_a_tenth_of_the_steps_and_ten_at_most(steps: int, warmup: int) -> None:
+    assert decided_by_steps(RunConfig(), steps).warmup_steps == warmup
+    assert decided_by_steps(RunConfig(warmup_steps=0), steps).warmup_steps == 0
 
 
 def test_the_date_is_decided_once_and_only_where_the_template_asks(workplace: Path) -> None:
