@@ -18,6 +18,7 @@ from mlx_dpo.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlx_dpo.preferences.chat import ChatFormat
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
 
@@ -190,6 +191,14 @@ def show_problems(
     left = problems.counts.total() - len(shown)
     if left:
         click.echo(printable(f"and {counted(left, 'problem')} more{more}"), err=err)
+
+
+def which_template(chat: "ChatFormat") -> str:
+    """Which of several chat templates is used; empty where there is one, or none."""
+    from mlx_dpo.preferences.chat import named_templates
+
+    names = named_templates(chat.tokenizer)
+    return f"default, of {', '.join(names)}" if names else ""
 
 
 def show_written(path: Path, pairs: int) -> None:

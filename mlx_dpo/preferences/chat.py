@@ -248,6 +248,12 @@ def asks_for_date(tokenizer: Tokenizer) -> bool:
     return "strftime" in json.dumps(tokenizer.chat_template, default=str)
 
 
+def named_templates(tokenizer: Tokenizer) -> list[str]:
+    """Names of the chat templates where there are several; the one used is ``default``."""
+    templates = tokenizer.chat_template
+    return sorted(templates) if isinstance(templates, dict) else []
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """Any valid id to pad with; padding is never scored."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -207,11 +207,13 @@ def _serve(line: Connection) -> None:
         ((text,), _) = chat_template_utils.render_jinja_template([chat], **options)
         if len(text) > 1_000_000 + 16 * sum(len(turn["content"]) for turn in chat):
             raise MemoryError
+        _check_whole([text])
         return str(text)
 
     def ids_of(
         number: int, source: str | None, texts: list[str], splits: bool, adds: bool
     ) -> list[list[int]]:
+        _check_whole(texts)
         if source is not None:
             loaded[number] = Tokenizer.from_str(source)
             loaded[number].no_truncation()
@@ -240,6 +242,16 @@ def _serve(line: Connection) -> None:
             content, numbers = json.dumps({"failed": str(error)[:300]}).encode(), array("i")
         line.send_bytes(content)
         line.send_bytes(numbers.tobytes())
+
+
+def _check_whole(texts: list[str]) -> None:
+    """Refuse texts with half of a surrogate pair, which no tokenizer takes.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if any("\ud800" <= c <= "\udfff" for text in texts for c in set(text)):
+        raise ValueError("half of a surrogate pair in the text")
 
 
 def _clock(date: str | None) -> Any:

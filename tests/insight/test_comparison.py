@@ -117,9 +117,9 @@ def test_a_prompt_file_is_lines_or_json_lines(tmp_path: Path) -> None:
     [
         ("", "no prompts in it"),
         ('ok\n{"prompt": ', "prompts.txt:2: not JSON"),
-        ('{"prompt": 3}', "prompts.txt:1: needs 'prompt' as text"),
-        ('{"kind": "x"}', "prompts.txt:1: needs 'prompt' as text"),
-        ('{"prompt": "x", "kind": 1}', "'kind', if there, as text"),
+        ('{"prompt": 3}', "prompts.txt:1: 'prompt' must be text, found a number"),
+        ('{"kind": "x"}', "prompts.txt:1: 'prompt' must be text, found null"),
+        ('{"prompt": "x", "kind": 1}', "'kind' must be text, found a number"),
     ],
 )
 def test_a_bad_prompt_file_is_refused_with_its_line(

@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 from mlx_dpo.cli import main
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary
+from mlx_dpo.models.export import copy_companions
 from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.runs.config import read_toml
 from tests.runs.conftest import ORACLE
 
@@ -70,6 +72,46 @@ def test_a_pipe_in_a_folder_is_not_waited_for(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{name}: is a pipe, socket or device" in line
+
+
+def test_a_pipe_among_the_named_templates_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    os.mkfifo(folder / "additional_chat_templates" / "rag.jinja")
+    with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
+        load_tokenizer(folder)
+    with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
+        copy_companions(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{# caf\xe9 #}", "chat_template.jinja:1: byte 0xe9 is not UTF-8"),
+        ("{# a #}".encode("utf-16"), "chat_template.jinja:1: the file is UTF-16"),
+        ("{# a #}".encode("utf-8-sig"), "chat_template.jinja:1: begins with a byte order mark"),
+    ],
+)
+def test_a_template_that_is_not_plain_utf8_is_refused(
+    folder: Path, content: bytes, reason: str
+) -> None:
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_half_of_a_surrogate_pair_in_a_tokenizer_is_refused_with_its_file(
+    folder: Path, name: str
+) -> None:
+    (folder / name).write_text('{"pad_token": "\\ud800"}')
+    with pytest.raises(UsageError, match=f"{name}: holds half of a surrogate pair"):
+        load_tokenizer(folder)
+
+
+def test_a_template_that_writes_half_of_a_surrogate_pair_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ '\\ud800' }}{{ messages[0].content }}")
+    with pytest.raises(UsageError, match="refuses the conversation: half of a surrogate pair"):
+        chat_format(load_tokenizer(folder))
 
 
 @pytest.mark.parametrize("read", [read_header, read_toml, check_ordinary])

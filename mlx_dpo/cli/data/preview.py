@@ -3,6 +3,7 @@
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import printable, which_template
 from mlx_dpo.errors import DataError
 
 
@@ -30,7 +31,9 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     for code, _, reason, hint in encoded.notes:
         click.echo(f"warning: {code}: {reason}; {hint}", err=True)
     prompt, chosen, rejected = encoded.example
-    click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}\n")
+    template = which_template(chat)
+    head = f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}"
+    click.echo(printable(head + (f", template {template}" if template else "") + "\n"))
     click.echo("scored   id  token")
     for name, ids, scored in (
         ("prompt", prompt, 0),

@@ -60,7 +60,10 @@ def _is_own(row: Any) -> bool:
         return False
     findings: list[Finding] = []
     pair = read_preference(row, 1, {*KEYS, *row}, findings)
-    if pair is None or any(LEVELS[finding.code] == ERROR for finding in findings):
+    errors = {finding.code for finding in findings if LEVELS[finding.code] == ERROR}
+    if errors == {"lone-surrogate"}:  # a damaged text, in any shape
+        return True
+    if pair is None or errors:
         return False
     turns = (*pair.prompt, *pair.chosen, *pair.rejected)
     is_answer = all(side[0].role == "assistant" for side in (pair.chosen, pair.rejected))
