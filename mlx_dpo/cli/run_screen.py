@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen import Bar, clock, counted, printable, which_template
+from mlx_dpo.cli.screen import Bar, about_template, clock, counted, printable
 from mlx_dpo.insight import words
 from mlx_dpo.models.adapters import describe
 from mlx_dpo.models.device import TF32_SWITCH
@@ -100,7 +100,7 @@ class TerminalScreen(Screen):
             + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
             f"reference {_about_reference(config)}, seed {config.seed}",
         )
-        if template := which_template(job.chat):
+        if template := about_template(job.chat):
             self._line("template", printable(template))
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
         if names := left_behind(job.source):

@@ -193,12 +193,21 @@ def show_problems(
         click.echo(printable(f"and {counted(left, 'problem')} more{more}"), err=err)
 
 
-def which_template(chat: "ChatFormat") -> str:
-    """Which of several chat templates is used; empty where there is one, or none."""
+def about_template(chat: "ChatFormat") -> str:
+    """Which of several chat templates is used, and what it writes before an answer.
+
+    Empty where there is nothing to say.
+    """
     from mlx_dpo.preferences.chat import named_templates
 
-    names = named_templates(chat.tokenizer)
-    return f"default, of {', '.join(names)}" if names else ""
+    names, before = named_templates(chat.tokenizer), chat.frame.before
+    parts = [f"default, of {', '.join(names)}"] if names else []
+    if before.strip():
+        parts.append(
+            f"writes {before[:60]!r} before an answer, which counts as prompt; generation begins "
+            "before it"
+        )
+    return "; ".join(parts)
 
 
 def show_written(path: Path, pairs: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.boundary import PROBE, Frame, frame_of
+from mlx_dpo.preferences.boundary import PROBE, QUESTION, Frame, frame_of, lost_turn
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import Message, Preference, PreferenceExample
@@ -152,6 +152,11 @@ class ChatFormat:
             return error
         found = {f.code: f._replace(at="rejected") for f in too}
         found |= {f.code: f._replace(at="chosen") for f in odd}  # one of each code
+        if lost := lost_turn(turns, begin):
+            found[lost.code] = lost
+        lead = frame.before if frame.before.strip() else ""
+        if good.startswith(lead) and bad.startswith(lead):  # the template's, and no answer's
+            begin, good, bad = begin + lead, good.removeprefix(lead), bad.removeprefix(lead)
         return _Texts(begin, begin + good, begin + bad, list(found.values()))
 
     def _checked(self, preference: Preference, texts: _Texts, encoded: Encoded) -> CheckedPair:
@@ -209,7 +214,9 @@ def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
     has_template = bool(tokenizer.chat_template)
     date = (date or today()) if asks_for_date(tokenizer) else None
     whole = _probe(tokenizer, date) if has_template else ""
-    closing_id = _closing_id(tokenizer, whole) if has_template else _course_closing_id(tokenizer)
+    closing_id = (
+        _closing_id(tokenizer, date, whole) if has_template else _course_closing_id(tokenizer)
+    )
     if closing_id is None:
         closing_id = tokenizer.eos_token_id
     if closing_id is None:
@@ -264,7 +271,7 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def _probe(tokenizer: Tokenizer, date: str | None) -> str:
     """A plain question and answer as the template writes them."""
-    turns = (Message("user", "a"), Message("assistant", PROBE))
+    turns = (Message("user", QUESTION), Message("assistant", PROBE))
     (text,) = render(tokenizer, [turns], add_generation_prompt=False, date=date)
     if isinstance(text, DataError):
         raise UsageError(f"the model cannot chat: {text}")
@@ -273,7 +280,7 @@ def _probe(tokenizer: Tokenizer, date: str | None) -> str:
 
 def _frame(tokenizer: Tokenizer, date: str | None, whole: str, closing_text: str) -> Frame:
     """What the template writes around the answer of `_probe`."""
-    asked = [(Message("user", "a"),)]
+    asked = [(Message("user", QUESTION),)]
     (prompt,) = render(tokenizer, asked, add_generation_prompt=True, date=date)
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     source = json.dumps([tokenizer.chat_template, added], default=str, ensure_ascii=False)
@@ -281,13 +288,22 @@ def _frame(tokenizer: Tokenizer, date: str | None, whole: str, closing_text: str
     return frame_of(begin, whole, closing_text, source)
 
 
-def _closing_id(tokenizer: Tokenizer, whole: str) -> int | None:
-    """The first token of its own that the template writes after the answer of `_probe`."""
+def _closing_id(tokenizer: Tokenizer, date: str | None, whole: str) -> int | None:
+    """The first token of its own that the template writes after the answer of `_probe`.
+
+    Where there is none, the one that begins the next turn, if the model ends its answers with it.
+    """
     after = whole.rpartition(PROBE)[2]
     added = tokenizer.added_tokens_decoder
     for token in encode(tokenizer, [after])[0]:
         if token in added or token == tokenizer.eos_token_id:
             return int(token)
+    turns = (Message("user", QUESTION), Message("assistant", PROBE), Message("user", QUESTION))
+    (text,) = render(tokenizer, [turns], add_generation_prompt=False, date=date)
+    if isinstance(text, str):
+        ends = getattr(tokenizer, "eos_token_ids", None)
+        first = encode(tokenizer, [text.rpartition(PROBE)[2].lstrip()])[0][:1]
+        return next((int(i) for i in first if isinstance(ends, set) and i in ends), None)
     return None
 
 

@@ -52,6 +52,7 @@ LEVELS = {
     "duplicate-pair": WARNING,
     "large-array": WARNING,
     "unsupported": LEFT_OUT,
+    "prompt-changed": WARNING,
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level

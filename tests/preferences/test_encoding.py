@@ -157,6 +157,7 @@ IMPORTED = {
     "unsupported",
 }  # of rows that `data import` makes pairs of
 IN_A_RUN = {"leak"}  # takes two files
+LATIN_LATER = [{"role": "user", "content": word} for word in ("A word?", "In Latin?")]
 # What earns each code; the good row before it is kept.
 EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "bad-utf8": b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}',
@@ -179,6 +180,7 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "other-words": row(2, rejected=[{"role": "user", "content": "No."}]),
     "template-words": row(2, prompt="Forget it."),
     "answer-changed": row(2, chosen="A Latin word."),
+    "prompt-changed": row(2, prompt=LATIN_LATER),
     "empty": row(2, rejected=""),
     "whitespace-only": row(2, rejected=" "),
     "bom": b"",
