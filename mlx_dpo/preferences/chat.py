@@ -22,13 +22,21 @@ Tokenizer = Any
 Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
 T = TypeVar("T")
 
+# Of a text that is far longer than the length that is kept, its begin is tokenized: so many
+# characters a token, and so many tokens more than are kept, for its cut end is read otherwise.
+_CHARACTERS, _MARGIN = 32, 64
+
 
 class CheckedPair(NamedTuple):
-    """Ids of a pair, whether a merge crossed the boundary, and what is odd about the boundary."""
+    """Ids of a pair, whether a merge crossed the boundary, and what is odd about the boundary.
+
+    `goes_on` says of the prompt, and of an answer, that it has more ids than these.
+    """
 
     example: PreferenceExample
     merged: bool
     findings: list[Finding]
+    goes_on: tuple[bool, bool]
 
 
 class _Texts(NamedTuple):
@@ -98,21 +106,28 @@ class ChatFormat:
         checked = self.check_pairs(preferences)
         return [each if isinstance(each, DataError) else each[:2] for each in checked]
 
-    def check_pairs(self, preferences: Sequence[Preference]) -> list[CheckedPair | DataError]:
-        """`encode_pairs`, with what is odd about the boundaries."""
+    def check_pairs(
+        self, preferences: Sequence[Preference], max_length: int | None = None
+    ) -> list[CheckedPair | DataError]:
+        """`encode_pairs`, with what is odd about the boundaries.
+
+        Args:
+            preferences: The pairs.
+            max_length: Tokens of prompt + response that will be kept, for which texts need not be
+                tokenized to their end; None for all.
+        """
         if not preferences:
             return []
         prompts = self._write([p.prompt for p in preferences], is_open=True)
         chosen = self._write([(*p.prompt, *p.chosen) for p in preferences])
         rejected = self._write([(*p.prompt, *p.rejected) for p in preferences])
         texts = list(map(self._pair_texts, preferences, prompts, chosen, rejected))
-        ids = iter(
-            self._encode([t for each in texts if isinstance(each, _Texts) for t in each[:3]])
-        )
+        whole = [t for each in texts if isinstance(each, _Texts) for t in each[:3]]
+        ids = iter(self._begin_of(whole, max_length))
         return [
             each
             if isinstance(each, DataError)
-            else self._checked(pair, each, self._split(next(ids), next(ids), next(ids)))
+            else self._checked(pair, each, (next(ids), next(ids), next(ids)))
             for pair, each in zip(preferences, texts, strict=True)
         ]
 
@@ -159,8 +174,18 @@ class ChatFormat:
             begin, good, bad = begin + lead, good.removeprefix(lead), bad.removeprefix(lead)
         return _Texts(begin, begin + good, begin + bad, list(found.values()))
 
-    def _checked(self, preference: Preference, texts: _Texts, encoded: Encoded) -> CheckedPair:
-        """An encoded pair; an answer of one turn should have its closing token at the end only."""
+    def _checked(
+        self, preference: Preference, texts: _Texts, begun: Sequence[tuple[list[int], bool]]
+    ) -> CheckedPair:
+        """A pair of encoded texts; an answer of one turn should have one closing token, at its end.
+
+        Args:
+            preference: The pair.
+            texts: Its texts.
+            begun: Of each text its ids, and whether there are more.
+        """
+        ids_of, goes_on = zip(*begun, strict=True)
+        encoded = self._split(*ids_of)
         findings = list(texts.findings)
         for part in ("chosen", "rejected"):
             ids = getattr(encoded[0], f"{part}_ids")
@@ -169,7 +194,21 @@ class ChatFormat:
                 hint = "what follows it is never said by the model, but scored"
                 findings.append(Finding("template-words", part, reason, hint))
                 break
-        return CheckedPair(*encoded, findings)
+        return CheckedPair(*encoded, findings, (goes_on[0], any(goes_on)))
+
+    def _begin_of(
+        self, texts: Sequence[str], max_length: int | None
+    ) -> list[tuple[list[int], bool]]:
+        """More ids than `max_length` of each text, or all, and whether it has still more."""
+        if max_length is None:
+            return [(ids, False) for ids in self._encode(texts)]
+        enough = max_length + _MARGIN
+        begun = self._encode([text[: enough * _CHARACTERS] for text in texts])
+        goes_on = [len(text) > enough * _CHARACTERS for text in texts]
+        few = [i for i, ids in enumerate(begun) if goes_on[i] and len(ids) < enough]
+        for i, ids in zip(few, self._encode([texts[i] for i in few]), strict=True):
+            begun[i], goes_on[i] = ids, False
+        return list(zip(begun, goes_on, strict=True))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts, with the BOS in front that plain text gets, where it gets one."""
