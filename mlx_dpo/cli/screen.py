@@ -194,14 +194,20 @@ def show_problems(
 
 
 def about_template(chat: "ChatFormat") -> str:
-    """Which of several chat templates is used, and what it writes before an answer.
+    """Which chat template is used where that is a question, and what it writes before an answer.
 
     Empty where there is nothing to say.
     """
+    from mlx_dpo.models.hub import other_templates
     from mlx_dpo.preferences.chat import named_templates
 
+    if not chat.has_template:
+        return "none; turns are written as <|user|> and <|assistant|>, a line each"
     names, before = named_templates(chat.tokenizer), chat.frame.before
     parts = [f"default, of {', '.join(names)}"] if names else []
+    folder = Path(str(chat.tokenizer.name_or_path))
+    if others := other_templates(folder, chat.tokenizer.chat_template):
+        parts.append(f"another one, in {' and '.join(others)}, is not used")
     if before.strip():
         parts.append(
             f"writes {before[:60]!r} before an answer, which counts as prompt; generation begins "

@@ -193,6 +193,22 @@ def load_tokenizer(folder: Path) -> Any:
         raise UsageError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
 
 
+def other_templates(folder: Path, used: Any) -> list[str]:
+    """Files of a model folder with another chat template than the one that its tokenizer uses.
+
+    Args:
+        folder: The folder.
+        used: The template, or several by name.
+    """
+    own = (used, used.get("default")) if isinstance(used, dict) else (used,)
+    found = []
+    for file in _texts(folder, ("tokenizer_config.json", "chat_template.json")):
+        template = read_json(file).get("chat_template") if file.suffix == ".json" else None
+        if isinstance(template, str) and template not in own:
+            found.append(file.name)
+    return found
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 

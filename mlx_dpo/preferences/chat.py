@@ -9,6 +9,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_dpo.errors import DataError, UsageError
@@ -247,10 +248,16 @@ def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
         date: What a template that asks for the date is told, YYYY-MM-DD. Default: today's.
 
     Raises:
-        UsageError: If there is neither a closing token in the template nor an EOS, or the
-            template refuses a plain question and answer.
+        UsageError: If there is neither a closing token in the template nor an EOS, the template
+            refuses a plain question and answer, or it lies where no tokenizer reads it.
     """
     has_template = bool(tokenizer.chat_template)
+    folder = getattr(tokenizer, "name_or_path", None)
+    if not has_template and folder and (Path(folder) / "chat_template.json").is_file():
+        raise UsageError(
+            f"{folder}: its chat template is in chat_template.json, which tokenizers don't read; "
+            "write it into a file chat_template.jinja beside it"
+        )
     date = (date or today()) if asks_for_date(tokenizer) else None
     whole = _probe(tokenizer, date) if has_template else ""
     closing_id = (

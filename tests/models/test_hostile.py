@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlx_dpo.cli import main
+from mlx_dpo.cli.screen import about_template
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary
 from mlx_dpo.models.export import copy_companions
@@ -106,6 +107,36 @@ def test_half_of_a_surrogate_pair_in_a_tokenizer_is_refused_with_its_file(
     (folder / name).write_text('{"pad_token": "\\ud800"}')
     with pytest.raises(UsageError, match=f"{name}: holds half of a surrogate pair"):
         load_tokenizer(folder)
+
+
+def test_a_template_where_no_tokenizer_reads_it_is_refused_and_another_one_is_named(
+    folder: Path,
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = load_tokenizer(folder)  # as a conversion does
+    with pytest.raises(UsageError, match=r"chat_template\.json, which tokenizers don't read"):
+        chat_format(tokenizer)
+    (folder / "chat_template.jinja").write_text(template + "{# newer #}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    said = about_template(chat_format(load_tokenizer(folder)))
+    assert said == "another one, in tokenizer_config.json and chat_template.json, is not used"
+
+
+def test_which_of_several_templates_is_used_is_said(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert about_template(chat_format(load_tokenizer(folder))) == ""
+    template = config["chat_template"]
+    named = [{"name": name, "template": template} for name in ("rag", "default")]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    assert about_template(chat_format(load_tokenizer(folder))) == "default, of default, rag"
+    config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert about_template(chat_format(load_tokenizer(folder))).startswith("none; turns are")
 
 
 def test_a_template_that_writes_half_of_a_surrogate_pair_is_refused(folder: Path) -> None:
