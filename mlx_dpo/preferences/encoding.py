@@ -8,7 +8,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -152,11 +152,7 @@ def encode_preferences(
         DataError: If there is such a pair and `drop_bad` is off; the message names it.
     """
     encoder = PairEncoder(chat, max_length)
-    fitted = [
-        pair
-        for start in range(0, len(preferences), BATCH)
-        for pair in encoder(preferences[start : start + BATCH])
-    ]
+    fitted = [pair for batch in in_batches(preferences) for pair in encoder(batch)]
     kept: list[tuple[Preference, FittedPair]] = []
     dropped: Counter[str] = Counter()
     for preference, pair in zip(preferences, fitted, strict=True):
@@ -181,6 +177,16 @@ def encode_preferences(
         num_merged=count(MERGED),
         num_closed=count(CHOSEN_CLOSED) + count(REJECTED_CLOSED),
     )
+
+
+def in_batches(preferences: Sequence[Preference]) -> Iterator[Sequence[Preference]]:
+    """Pairs in slices of `BATCH`, or of fewer that have about `BATCH_TEXT` characters."""
+    start = size = 0
+    for end, pair in enumerate(preferences, 1):
+        size += sum(len(turn.content) for turn in (*pair.prompt, *pair.chosen, *pair.rejected))
+        if end - start == BATCH or size > BATCH_TEXT or end == len(preferences):
+            yield preferences[start:end]
+            start, size = end, 0
 
 
 class RowTable:

@@ -275,6 +275,14 @@ def test_long_texts_are_told_by_their_begin(chat: ChatFormat) -> None:
     assert "once cut to 24 tokens" in equal.finding.reason
 
 
+def test_batches_have_few_pairs_or_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "BATCH_TEXT", 100)
+    sizes = [10, 10, 10, 10, 90, 10, 200, 10]
+    pairs = [pair(n, prompt="", chosen="c" * size, rejected="") for n, size in enumerate(sizes)]
+    assert [len(batch) for batch in encoding.in_batches(pairs)] == [3, 3, 1, 1]
+    assert list(encoding.in_batches([])) == []
+
+
 def pair(number: int, **changes: str) -> Preference:
     texts = row(number, **changes)
     prompt, chosen, rejected = (
