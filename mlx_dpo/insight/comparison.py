@@ -100,6 +100,10 @@ def read_questions(path: Path | None) -> list[ComparisonPrompt]:
             text = text_of(path, DataError)
     except OSError as error:
         raise UsageError(f"{path}: not readable: {error.strerror}") from None
+    if path is not None and path.suffix in (".json", ".jsonl") and text.lstrip()[:1] == "[":
+        raise DataError(
+            f"{path}:1: a JSON array, whose lines are no prompts; write an object a line"
+        )
     questions = [
         _read_prompt(f"{path}:{number}", line.strip())
         for number, line in enumerate(text.split("\n"), 1)

@@ -112,6 +112,15 @@ def test_a_prompt_file_is_lines_or_json_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_a_json_array_is_not_taken_for_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('[{"prompt": "Who?"}]')
+    with pytest.raises(DataError, match=r"prompts\.json:1: a JSON array"):
+        read_questions(file)
+    (tmp_path / "prompts.txt").write_text("[brackets] are words")
+    assert [q.prompt for q in read_questions(tmp_path / "prompts.txt")] == ["[brackets] are words"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
