@@ -101,9 +101,7 @@ def read_questions(path: Path | None) -> list[ComparisonPrompt]:
     except OSError as error:
         raise UsageError(f"{path}: not readable: {error.strerror}") from None
     if path is not None and path.suffix in (".json", ".jsonl") and text.lstrip()[:1] == "[":
-        raise DataError(
-            f"{path}:1: a JSON array, whose lines are no prompts; write an object a line"
-        )
+        raise DataError(f"{path}:1: a JSON array; write its objects a line each")
     questions = [
         _read_prompt(f"{path}:{number}", line.strip())
         for number, line in enumerate(text.split("\n"), 1)
