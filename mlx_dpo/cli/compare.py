@@ -4,7 +4,9 @@ import json
 import random
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,9 @@ def compare(
             after_questions=lambda more: advance("answers", 2 * len(questions), more),
         )
     # Unseeded: somebody who judges twice should not know the sides from the first time.
-    tally = comparison.judge_blind(compared, _ask, random.Random()) if blind else None
+    tally = (
+        comparison.judge_blind(compared, partial(_ask, _keys()), random.Random()) if blind else None
+    )
     if as_json:
         record = {"a": a, "b": str(models[1]), "temperature": temperature, "seed": seed}
         click.echo(json.dumps(record | _as_record(compared, tally), indent=2))
@@ -93,18 +97,24 @@ def compare(
         _print_tally(tally)
 
 
-def _ask(question: "ComparisonPrompt", first: str, second: str) -> str:
+def _ask(keys: Iterator[str], question: "ComparisonPrompt", first: str, second: str) -> str:
     for text in ("", question.prompt, f"  1  {first}", f"  2  {second}"):
         click.echo(printable(text), err=True)
     click.echo("better: 1 or 2, t for a tie, s to skip, q to stop ", nl=False, err=True)
+    key = next(key for key in keys if key in ("1", "2", "t", "s", "q"))
+    click.echo(key, err=True)
+    return key
+
+
+def _keys() -> Iterator[str]:
+    """Keys that are typed, without end; those typed ahead come in one read."""
     while True:
         try:
-            key = click.getchar().lower()
+            read = click.getchar().lower()
         except (KeyboardInterrupt, EOFError):
-            key = "q"
-        if key in ("1", "2", "t", "s", "q"):
-            click.echo(key, err=True)
-            return key
+            read = "q"
+        if not read.startswith("\x1b"):  # an arrow or the like
+            yield from read
 
 
 def _print_answers(compared: "list[Compared]") -> None:

@@ -11,20 +11,17 @@ from mlx_dpo.cli.screen import counted, printable, program, share, table
 from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
-from mlx_dpo.insight.evaluation import (
-    Assessment,
-    GroupScore,
-    LengthGroup,
-    score_groups,
-    wilson_interval,
-)
+from mlx_dpo.insight.evaluation import Assessment
 from mlx_dpo.models.packed import packed_bits
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.runs.run import RunResult
+from mlx_dpo.runs.scores import GroupScore, LengthGroup, score_groups, wilson_interval
+from mlx_dpo.runs.verdict import BETTER, COLLAPSED, WORSE, Verdict
 
 _COLUMNS = ["kind", "pairs", "reward acc", "log-prob acc", "margin", "chosen", "rejected"]
+_COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red"}
 _READING = """\
 reward acc: chosen reward > rejected reward; 0 before training by construction.
 log-prob acc: log p(chosen) > log p(rejected) under the model itself, before -> after."""
@@ -36,10 +33,11 @@ def show_result(result: RunResult) -> None:
     click.echo()
     if result.policy.size:
         kinds = [kind or "-" for kind in job.held_out.kinds]
-        _print_scores(score_groups(result.policy, result.reference, kinds, beta=job.config.beta))
+        groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
+        _print_scores(groups, result.verdict)
     click.echo()
     for shown in result.answers:
-        click.secho(f"  {printable(shown.prompt)}", bold=True)
+        click.echo(f"  {click.style(printable(shown.prompt), bold=True)}  ({shown.mark})")
         click.echo(f"    SFT  {printable(shown.sft)}\n    DPO  {printable(shown.dpo)}\n")
     if result.totals:
         _print_time(result.totals)
@@ -47,6 +45,7 @@ def show_result(result: RunResult) -> None:
         f"{result.totals['seconds']:.1f} s of training, "
         f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}."
     )
+    _print_verdict(result.verdict)
     _print_next(job, printable(result.answers[0].prompt) if result.answers else "Hello")
 
 
@@ -77,18 +76,25 @@ def _print_next(job: Job, question: str) -> None:
     click.echo(f"  {fuse}")
 
 
-def _print_scores(groups: Sequence[GroupScore]) -> None:
+def _print_verdict(verdict: Verdict) -> None:
+    colour = _COLOURS.get(verdict.outcome, "yellow")
+    click.secho(f"\n{printable(verdict.sentence)}", bold=True, fg=colour)
+    click.echo(f"{verdict.advice}\n" if verdict.advice else "")
+
+
+def _print_scores(groups: Sequence[GroupScore], verdict: Verdict) -> None:
     rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in groups]
     header, *lines = table([[*_COLUMNS, "ranking"], *rows]).split("\n")
     click.echo(f"Held-out pairs, before -> after\n{header}")
     for group, line in zip(groups, lines, strict=True):
         click.secho(line, bold=group.name == "all")
     click.echo(f"\n{_READING}")
-    for verdict in ("better", "worse"):
-        names = [printable(g.name) for g in groups[1:] if g.verdict == verdict]
+    for change in ("better", "worse"):
+        names = [printable(g.name) for g in groups[1:] if g.verdict == change]
         if names:
-            click.echo(f"ranks {verdict} than before: {', '.join(names)}.")
-    if groups[0].chosen_reward < -0.05 and groups[0].margin > 0:
+            click.echo(f"ranks {change} than before: {', '.join(names)}.")
+    is_good = verdict.outcome == BETTER
+    if is_good and groups[0].chosen_reward < -0.05:
         click.echo(
             "The chosen reward is negative: chosen answers lost probability too, only less than "
             "rejected ones. That is common; the margin is what DPO trains. If answers get worse, "

@@ -40,6 +40,7 @@ class TerminalScreen(Screen):
             stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
         )
         self.bar: Bar | None = None
+        self.note = ""
         self.seconds = 0.0
         self.pairs = 0.0
         self.first_step: int | None = None
@@ -211,9 +212,11 @@ class TerminalScreen(Screen):
     def stopping(self) -> None:
         # A signal handler: no locks, no console. The bar has hidden the cursor, and a second signal
         # would leave it hidden.
+        self.note = line = "stopping after this batch; once more leaves at once"
+        if self.bar is not None:
+            self.bar.note = line
         show_cursor = "\x1b[?25h" if self.is_terminal else ""
-        line = f"{show_cursor}\nstopping after this batch; once more leaves at once\n"
-        os.write(2, line.encode())
+        os.write(2, (show_cursor if self.bar is not None else f"{show_cursor}{line}\n").encode())
 
     def warned(self, text: str) -> None:
         self._print(f"warning: {text}", style="yellow")
@@ -229,6 +232,7 @@ class TerminalScreen(Screen):
     ) -> None:
         if self.bar is None:
             self.bar = Bar(self.console)
+            self.bar.note = self.note
         self.bar.update(name, done, total, pace=pace, figures=figures)
 
     def _end_bar(self) -> None:

@@ -16,7 +16,7 @@ import click
 from mlx_dpo.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from mlx_dpo.preferences.chat import ChatFormat
     from mlx_dpo.preferences.schema import Problems
@@ -50,7 +50,7 @@ def clock(seconds: float) -> str:
 
 def share(successes: float, trials: int) -> str:
     """`0.60 (0.46-0.72)`: a share with its Wilson 95 % interval; `-` without trials."""
-    from mlx_dpo.insight.evaluation import wilson_interval
+    from mlx_dpo.runs.scores import wilson_interval
 
     if not trials:
         return "-"
@@ -82,7 +82,14 @@ def _width(text: str) -> int:
 
 
 class Bar:
-    """A progress bar with a line of figures under it; two lines, so that 80 columns hold it."""
+    """A progress bar with a line of figures under it; two lines, so that 80 columns hold it.
+
+    Attributes:
+        note: A line below, which stays. It may be set in a signal handler: it takes no lock, and is
+            read when the bar is drawn again, by itself four times a second.
+    """
+
+    note = ""
 
     def __init__(self, console: "Console") -> None:
         from rich.live import Live
@@ -92,18 +99,25 @@ class Bar:
             TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[pace]}")
         )
         self._task = self._progress.add_task("", total=1, pace="")
-        self._live = Live(console=console, refresh_per_second=4)
+        self._figures = ""
+        self._live = Live(self, console=console, refresh_per_second=4)
         self._live.start()
 
     def update(
         self, name: str, done: float, total: float, *, pace: str = "", figures: str = ""
     ) -> None:
         """Show `done` of `total`."""
-        from rich.console import Group
+        self._progress.update(self._task, description=name, completed=done, total=total, pace=pace)
+        self._figures = figures
+
+    def __rich_console__(self, console: "Console", options: object) -> Iterator["RenderableType"]:
+        """What is drawn: the bar, its figures, and the note where there is one."""
         from rich.text import Text
 
-        self._progress.update(self._task, description=name, completed=done, total=total, pace=pace)
-        self._live.update(Group(self._progress, Text(figures, no_wrap=True, overflow="ellipsis")))
+        yield self._progress
+        yield Text(self._figures, no_wrap=True, overflow="ellipsis")
+        if self.note:
+            yield Text(self.note, style="yellow")
 
     def stop(self) -> None:
         """Leave the last state on the screen."""

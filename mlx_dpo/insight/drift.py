@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.insight.collapse import answer_signs, repetition
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, next_logprobs
 from mlx_dpo.models.generate import Completion, answer_all
+from mlx_dpo.runs.collapse import answer_signs, repetition
 
 
 @dataclass(frozen=True, slots=True)

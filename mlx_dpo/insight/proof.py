@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from mlx_dpo.convert.sources import Source, date_of, load_source, locate, read_record
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.insight.evaluation import ShowProgress, margins, setting_of_run
+from mlx_dpo.insight.evaluation import ShowProgress, setting_of_run
 from mlx_dpo.insight.scoring import (
     LoadedModel,
-    Logprobs,
     Named,
     check_same_tokens,
     score_pairs,
@@ -34,6 +33,7 @@ from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Preference, PreferenceExample
 from mlx_dpo.runs.config import DTYPES
+from mlx_dpo.runs.scores import Logprobs, margins
 
 ENOUGH = 0.9  # of the margin
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.

@@ -16,7 +16,6 @@ from mlx_dpo.errors import DataError, NonFiniteError
 from mlx_dpo.insight.scoring import (
     CountDone,
     LoadedModel,
-    Logprobs,
     Named,
     check_same_tokens,
     in_turn,
@@ -25,6 +24,7 @@ from mlx_dpo.insight.scoring import (
 )
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.records import Message, Preference, PreferenceExample
+from mlx_dpo.runs.scores import Logprobs
 
 Models = tuple[Named, Named | None]  # policy and reference; None is the policy's adapter off
 AnswerIds = tuple[list[int], list[int]]  # ids of a prompt and of an answer to it

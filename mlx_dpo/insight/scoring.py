@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 
 from mlx_dpo.convert.sources import (
     RECORD,
@@ -29,13 +28,13 @@ from mlx_dpo.models.parameters import fingerprint, is_float, stored_digest
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import DTYPES, RunConfig
+from mlx_dpo.runs.scores import Logprobs
 from mlx_dpo.training.reference import score_in_batches
 from mlx_dpo.training.self_check import Choice, choose_path
 
 # Logits of so many positions are alive at a time: 50 MB at a vocabulary of 200,000.
 POSITIONS = 64
 
-Logprobs = npt.NDArray[np.float32]
 CountDone = Callable[[int], None]  # called with how many more are done
 T = TypeVar("T")
 

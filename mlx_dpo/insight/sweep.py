@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlx_dpo.files import check_ordinary, write_file
-from mlx_dpo.insight.collapse import reward_signs
 from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
-from mlx_dpo.insight.evaluation import GroupScore, score_groups, spread_prompts
+from mlx_dpo.insight.evaluation import spread_prompts
 from mlx_dpo.insight.report.record import RunRecord, read_run
 from mlx_dpo.insight.scoring import (
     CountDone,
@@ -22,6 +21,8 @@ from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.callbacks import ANSWER_TOKENS
+from mlx_dpo.runs.collapse import reward_signs
+from mlx_dpo.runs.scores import GroupScore, score_groups
 
 _FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
 _SEED = 0

@@ -62,7 +62,9 @@ class RunConfig:
         0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
     )
     out: str | None = _option(
-        None, "Folder of the finished checkpoint. Default: checkpoints/<model>-dpo."
+        None,
+        "Folder of the finished checkpoint. Default: checkpoints/<model>-dpo, numbered where that "
+        "is taken.",
     )
     overwrite: bool = _option(False, "Replace --out if an earlier run made it.")
     run_dir: str | None = _option(

@@ -136,9 +136,16 @@ def next_run_dir(name: str, parent: Path = Path("runs")) -> Path:
 
 
 def out_of(config: RunConfig) -> Path:
-    """The folder of the finished model."""
+    """The folder of the finished model; where --out names none, one that no other run has."""
     assert config.model is not None
-    return Path(config.out or f"checkpoints/{name_of(config.model)}-dpo")
+    if config.out:
+        return Path(config.out)
+    first = out = Path(f"checkpoints/{name_of(config.model)}-dpo")
+    number = 2
+    while os.path.lexists(out) and not (config.overwrite or is_result_of(config, out)):
+        out = first.with_name(f"{first.name}-{number}")
+        number += 1
+    return out
 
 
 def is_result_of(config: RunConfig, out: Path) -> bool:

@@ -60,21 +60,13 @@ from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.reference_cache import cached_by_policy
+from mlx_dpo.runs.scores import margins
+from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import Reference, adapter_off, reference_path
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer, Scores
-
-
-@dataclass(frozen=True)
-class BeforeAfter:
-    """A prompt, its kind, and its answers before (`sft`) and after training (`dpo`)."""
-
-    prompt: str
-    kind: str
-    sft: str
-    dpo: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,7 @@ class RunResult:
         policy: float32 (2, N), log-probs of the held-out pairs after training.
         reference: float32 (2, N), before training.
         answers: Some prompts, answered before and after training.
+        verdict: What the run has achieved.
         totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
         peak_bytes: Peak of MLX's memory.
     """
@@ -96,6 +89,7 @@ class RunResult:
     policy: Scores
     reference: Scores
     answers: list[BeforeAfter]
+    verdict: Verdict
     totals: Mapping[str, float]
     peak_bytes: int
 
@@ -310,11 +304,11 @@ def _finish(
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
         policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
-    dpo_answers = shown_answers(job, stop)
-    answers = [
-        BeforeAfter(row.question, row.kind, sft, dpo)
-        for row, sft, dpo in zip(job.data.shown, sft_answers, dpo_answers, strict=True)
-    ]
+    gaps = margins(policy, reference, beta=job.config.beta).tolist()
+    margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
+    answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
+    rows = folder.last_rows("metrics.jsonl", 0)
+    verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
         write_finished(job, trainer.step, policy, reference)
@@ -326,12 +320,18 @@ def _finish(
         "policy": policy.tolist(),
     }
     folder.write_json("held_out.json", held_out)
-    result: dict[str, object] = {"out": str(job.out), "answers": [asdict(a) for a in answers]}
+    result: dict[str, object] = {
+        "out": str(job.out),
+        "verdict": asdict(verdict),
+        "answers": [asdict(answer) for answer in answers],
+    }
     if (adapter := describe(job.policy)) is not None:
         result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
     # Last: a run with this file is finished.
     folder.write_json("result.json", result)
-    return RunResult(job, folder.path, policy, reference, answers, log.totals, mx.get_peak_memory())
+    return RunResult(
+        job, folder.path, policy, reference, answers, verdict, log.totals, mx.get_peak_memory()
+    )
 
 
 def path_of(job: Job) -> Choice:

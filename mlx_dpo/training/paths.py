@@ -139,7 +139,7 @@ class FastPath:
     ) -> mx.array:
         """Log-probs float32 (2, B)."""
         layered = checkpointed(model) if self.checkpoint else model
-        head = partial(token_logprobs, model, gradient=gradient)
+        head = partial(token_logprobs, model, gradient=gradient, frugal=self.checkpoint)
         return _logprobs(layered, head, self.layout(examples), len(examples), self.pad_id)
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:

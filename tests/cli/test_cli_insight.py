@@ -272,7 +272,7 @@ def test_a_blind_judgement_is_asked_for_with_keys_and_counted(
     policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("mine.txt").write_text("".join(f"Question {n}?\n" for n in range(4)))
-    keys = iter("x1ts")  # an unknown key is not an answer
+    keys = iter(["x", "\x1b[1;5A", "1t", "s"])  # unknown keys are no answers; one is typed ahead
     asked: list[str] = []
 
     def press(echo: bool = False) -> str:

@@ -15,11 +15,12 @@ CONFIGS = ROOT / "tests" / "memory" / "configs"
 DATA = ["--data", "pairs.json", "--batch-size", "1"]
 
 
-def without_weights(name: str) -> Path:
+def without_weights(name: str, **changes: int) -> Path:
     """A folder as a download of config and tokenizer alone leaves it."""
     folder = Path(name)
     folder.mkdir()
-    shutil.copyfile(CONFIGS / f"{name}.json", folder / "config.json")
+    config = json.loads((CONFIGS / f"{name}.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(ROOT / "checkpoints" / "tiny-sft" / file, folder / file)
     return folder
@@ -59,7 +60,7 @@ def test_only_config_and_tokenizer_of_a_hub_model_are_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    folder = without_weights("qwen3-4b-4bit")
+    folder = without_weights("qwen3-4b-4bit", num_hidden_layers=2)
 
     def download(name: str, patterns: list[str], kind: str = "model") -> Path:
         asked.extend(patterns)

@@ -4,7 +4,10 @@ import io
 
 from rich.console import Console
 
+from mlx_dpo.cli.run_screen import TerminalScreen
 from mlx_dpo.cli.screen import Bar, clock, printable, table
+from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.plan import gigabytes
 
 
@@ -24,6 +27,23 @@ def test_the_bar_shows_every_figure_in_80_columns() -> None:
     assert pace in shown
     assert "step 1200/5300" in shown
     assert "…" not in shown
+
+
+def test_that_a_run_is_stopping_stays_on_the_screen() -> None:
+    """A line beside the bar was painted over within a third of a second."""
+    screen = TerminalScreen(RunConfig(), is_terminal=True)
+    shown = io.StringIO()
+    screen.console = Console(file=shown, force_terminal=True, width=80, legacy_windows=False)
+    with screen:
+        screen.tokenizing(1, 4)
+        assert screen.bar is not None
+        screen.stopping()
+        screen.tokenizing(2, 4)
+        screen.bar.stop()
+        assert "stopping after this batch" in shown.getvalue()
+        screen.data_checked(Problems())  # ends this bar
+        screen.tokenizing(3, 4)
+        assert "stopping after this batch" in screen.bar.note
 
 
 def test_figures_are_for_people() -> None:

@@ -29,12 +29,20 @@ ROWS = [
 ]
 
 
+def new_workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a working directory with `pairs.json` in it, where runs show short answers."""
+    (folder / "pairs.json").write_text(json.dumps(ROWS))
+    monkeypatch.chdir(folder)
+    # At full length, half of so short a run would be spent on the answers that it shows.
+    for reader in ("runs.callbacks", "insight.sweep"):
+        monkeypatch.setattr(f"mlx_dpo.{reader}.ANSWER_TOKENS", 2)
+    return folder
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with `pairs.json` in it."""
-    (tmp_path / "pairs.json").write_text(json.dumps(ROWS))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return new_workplace(tmp_path, monkeypatch)
 
 
 def settings(**changes: Any) -> RunConfig:

@@ -25,12 +25,6 @@ LOG_2 = np.log(2)
 IDS = mx.array([[5, 9, 11, 2, 7]])
 
 
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model says is no matter here, and takes longest."""
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
-
-
 def lora(**changes: Any) -> dict[str, Any]:
     return {"method": "lora", "lora_rank": 4, "learning_rate": 1e-2, "steps": 4, **changes}
 

@@ -22,12 +22,6 @@ from mlx_dpo.training.trainer import DPOTrainer
 from tests.runs.conftest import ORACLE, StopAfter, digest, finished, metrics, settings
 
 
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model says is no matter here, and takes longest."""
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
-
-
 @pytest.mark.parametrize("reference", ["cached", "copy"])
 def test_it_starts_at_exactly_log_2_and_learns(workplace: Path, reference: str) -> None:
     run = {"dtype": "bfloat16", "reference": reference, "grad_accumulation": 2}

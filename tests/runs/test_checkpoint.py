@@ -28,6 +28,7 @@ from tests.runs.conftest import (
     digest,
     finished,
     metrics,
+    new_workplace,
     other_model,
     settings,
 )
@@ -193,14 +194,23 @@ CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def straight_and_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, and one that was stopped after step 4; copied by each test that harms it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = new_workplace(tmp_path_factory.mktemp("runs"), patch)
+        finished(run_dir="straight", out="a")
+        with pytest.raises(StoppedError):
+            train(settings(run_dir="run", out="b"), screen=StopAfter(4))
+    return folder
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    workplace: Path, change: Callable[[Path], None]
+    straight_and_stopped: Path, workplace: Path, change: Callable[[Path], None]
 ) -> None:
+    shutil.copytree(straight_and_stopped, workplace, dirs_exist_ok=True)
     screen = WarningScreen()
-    finished(run_dir="straight", out="a")
-    with pytest.raises(StoppedError):
-        train(settings(run_dir="run", out="b"), screen=StopAfter(4))
     change(Path("run/step-000005"))
     assert train(settings(run_dir="run", out="b"), resume=True, screen=screen) is not None
     assert re.match(

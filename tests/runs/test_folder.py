@@ -81,6 +81,17 @@ def test_an_existing_output_is_replaced_only_when_a_run_made_it(workplace: Path)
     finished(out="ours", overwrite=True)
 
 
+def test_without_a_name_of_its_own_a_checkpoint_takes_a_free_one(workplace: Path) -> None:
+    """The same command again, or other pairs on the same model, loses nothing."""
+    first = Path("checkpoints/model-dpo")
+    assert finished(steps=1, eval_fraction=0.0).job.out == first
+    before = digest(first / "dpo.json")
+    second = finished(steps=2, eval_fraction=0.0)
+    assert second.job.out == Path("checkpoints/model-dpo-2")
+    assert digest(first / "dpo.json") == before
+    assert finished(steps=2, eval_fraction=0.0, overwrite=True).job.out == first
+
+
 def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
     workplace: Path,
 ) -> None:

@@ -135,7 +135,6 @@ def test_swap_that_was_full_before_is_not_the_runs() -> None:
 def test_a_run_warns_stops_saved_and_resumes_to_the_byte(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     monkeypatch.setattr(machine, "EVERY", 0.0)
     screen = WarningScreen()
 
@@ -196,7 +195,6 @@ def test_pythons_own_error_is_and_others_are_not() -> None:
 def test_every_phase_ends_with_advice(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     target, name = phases()[phase]
     monkeypatch.setattr(resolve_name(target), name, raising(RuntimeError(ERRORS[0])))
     with pytest.raises(
@@ -223,7 +221,6 @@ def test_the_check_changes_nothing_of_the_run(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"steps": 3, "eval_fraction": 0.0, "grad_accumulation": 2}
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
     mx.random.seed(5)
     train(settings(run_dir="checked", out="a", **options))
     monkeypatch.setattr(

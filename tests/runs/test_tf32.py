@@ -22,12 +22,6 @@ from tests.training import architectures
 PAIRS = [PreferenceExample([7] * n, [*range(10, 12 + n), 2], [20, 21, 2]) for n in range(2, 9)]
 
 
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model says is no matter here, and takes longest."""
-    monkeypatch.setattr("mlx_dpo.runs.callbacks.ANSWER_TOKENS", 1)
-
-
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_the_path_line_and_the_environment_name_it(

@@ -213,7 +213,7 @@ def test_continuing_from_an_adapter_the_reference_is_the_policy_at_the_start() -
 def chunks_of(monkeypatch: pytest.MonkeyPatch, tokens: int) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(head, "FROZEN_CHUNK_BYTES", 0)
-        patch.setattr(head, "_FROZEN_CHUNK_TOKENS", tokens)
+        patch.setattr(head, "_CHUNK_TOKENS", tokens)
         yield
 
 

@@ -17,15 +17,15 @@ from mlx_dpo.insight.audit.bias import Measures, in_words
 from mlx_dpo.insight.audit.checks import check_length
 from mlx_dpo.insight.calibration import reliability
 from mlx_dpo.insight.charts import MOST_COLOURS, STYLE, swatch
-from mlx_dpo.insight.collapse import reward_signs
-from mlx_dpo.insight.evaluation import margins, score_groups
 from mlx_dpo.insight.report import pictures
 from mlx_dpo.insight.report.record import RunRecord, read_run
 from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
 from mlx_dpo.preferences.reader import read_rows, refuse_errors
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.records import Preference
+from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.scores import margins, score_groups
 
 NAME = "report.html"
 # What comes of numbers, texts and lists in each other's place.

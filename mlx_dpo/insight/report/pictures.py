@@ -17,9 +17,9 @@ from mlx_dpo.insight.charts import (
     line_chart,
     nice_ticks,
 )
-from mlx_dpo.insight.evaluation import GroupScore, wilson_interval
 from mlx_dpo.insight.report.record import Rows, RunRecord
 from mlx_dpo.insight.sweep import BetaOutcome
+from mlx_dpo.runs.scores import GroupScore, wilson_interval
 
 _MOST_POINTS = 300  # of a line; a page of a long run stays small
 _STEP = "optimizer step"

@@ -12,9 +12,9 @@ import numpy as np
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
-from mlx_dpo.insight.scoring import Logprobs
 from mlx_dpo.runs.config import RunConfig, read_toml
 from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.scores import Logprobs
 
 Rows = list[dict[str, Any]]
 
@@ -56,7 +56,8 @@ class RunRecord:
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
-    `samples` are answers given during the run, `answers` those before and after it. `adapter` has
+    `samples` are answers given during the run, `answers` those before and after it. `verdict` is
+    empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made.
     """
 
@@ -72,6 +73,7 @@ class RunRecord:
     policy: Logprobs
     reference: Logprobs
     answers: Rows
+    verdict: dict[str, str]
     is_finished: bool
     adapter: dict[str, Any]
 
@@ -151,6 +153,7 @@ def read_run(folder: Path) -> RunRecord:
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
+            verdict={key: str(text) for key, text in result.get("verdict", {}).items()},
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
         )

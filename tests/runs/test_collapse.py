@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlx_dpo.insight.collapse import answer_signs, repetition, reward_signs
 from mlx_dpo.runs.callbacks import FLOOR_WINDOW
+from mlx_dpo.runs.collapse import answer_signs, repetition, reward_signs
 
 
 def test_repetition_is_the_share_of_triples_that_came_before_in_the_same_text() -> None:

@@ -1,0 +1,272 @@
+"""What a run has achieved, in one sentence with its evidence: one of a few named outcomes.
+
+Judged by pairs that were held out and by the answers shown, both before and after training. Rules
+are tried in order, from what makes everything else meaningless to what is good news.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_dpo.records import Pairs, Preference
+from mlx_dpo.runs.collapse import reward_signs
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.scores import (
+    Logprobs,
+    group_by_length,
+    margins,
+    score_groups,
+    wilson_interval,
+)
+
+BETTER, WORSE, MIXED, LENGTH = "better", "worse", "mixed", "length"
+TOO_FEW, UNCHANGED, UNMEASURED = "too-few", "unchanged", "unmeasured"
+OVERFITTED, COLLAPSED = "overfitted", "collapsed"
+SAME, CHANGED = "same", "changed"
+MARKS = (BETTER, CHANGED, WORSE, SAME)  # of an answer
+OUTCOMES = (COLLAPSED, UNCHANGED, UNMEASURED, OVERFITTED, LENGTH, MIXED, BETTER, WORSE, TOO_FEW)
+
+# An answer repeats itself where this share of its runs of characters came before in it, more than
+# in the answer before training. Characters, because a broken model may write one endless word.
+_LOOPS, _RUN = 0.3, 12
+_STILL = 1.0  # nats that a response's log-prob moves by; below it, and with equal answers, nothing
+_TURNED = 0.02  # nats of held-out loss above its lowest
+_USUAL_STEPS = 100  # that a small set of pairs wants before anything can be seen
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of a run.
+
+    Attributes:
+        outcome: One of `OUTCOMES`.
+        sentence: The outcome and its evidence.
+        advice: What to do next; empty where nothing is wrong.
+    """
+
+    outcome: str
+    sentence: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    """An answer before (`sft`) and after training (`dpo`).
+
+    Attributes:
+        prompt: What was asked.
+        kind: Of the pair that the prompt is from.
+        sft: The answer before.
+        dpo: The answer after.
+        mark: `SAME`; `WORSE` where it repeats itself; else `BETTER` or `WORSE` by the margin of its
+            pair, and `CHANGED` where its pair was trained on, which says nothing.
+    """
+
+    prompt: str
+    kind: str
+    sft: str
+    dpo: str
+    mark: str
+
+
+def marked(
+    shown: Sequence[Preference],
+    before: Sequence[str],
+    after: Sequence[str],
+    margin_of: Mapping[str, float],
+) -> list[BeforeAfter]:
+    """Answers to the prompts of some pairs: what became better first, what did not change last.
+
+    Args:
+        shown: The pairs.
+        before: Answers to their prompts.
+        after: The same after training.
+        margin_of: Margin of each held-out pair, by its id.
+    """
+
+    def mark(pair: Preference, sft: str, dpo: str) -> str:
+        if sft == dpo:
+            return SAME
+        if _loops(sft, dpo):
+            return WORSE
+        margin = margin_of.get(pair.id)
+        return CHANGED if not margin else BETTER if margin > 0 else WORSE
+
+    answers = [
+        BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
+        for pair, sft, dpo in zip(shown, before, after, strict=True)
+    ]
+    return sorted(answers, key=lambda answer: MARKS.index(answer.mark))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from.
+
+    Attributes:
+        policy, reference: float32 (2, N), log-probs of the held-out pairs after and before.
+        held_out: These pairs.
+        answers: Answers to the prompts that are shown.
+        rows: Of metrics.jsonl: a step's metrics, or a step's ``held_out`` metrics.
+        settings: Of the run.
+    """
+
+    policy: Logprobs
+    reference: Logprobs
+    held_out: Pairs
+    answers: Sequence[BeforeAfter]
+    rows: Sequence[Mapping[str, Any]]
+    settings: RunConfig
+
+    @property
+    def num_steps(self) -> int:
+        """Updates that were made."""
+        return max((row["step"] + 1 for row in self.rows), default=0)
+
+    @property
+    def wins(self) -> int:
+        """Held-out pairs whose margin is above 0."""
+        return int((margins(self.policy, self.reference, beta=self.settings.beta) > 0).sum())
+
+
+def _loops(before: str, after: str) -> bool:
+    return _repetition(after) > _repetition(before) + _LOOPS
+
+
+def _repetition(text: str) -> float:
+    runs = [text[start : start + _RUN] for start in range(len(text) - _RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def judge(run: Evidence) -> Verdict:
+    """The verdict on a finished run."""
+    for rule in (_collapsed, _unchanged, _unmeasured, _overfitted, _by_length, _by_kind):
+        if (verdict := rule(run)) is not None:
+            return verdict
+    return _overall(run)
+
+
+def _collapsed(run: Evidence) -> Verdict | None:
+    advice = (
+        f"{_lower(run)}, train for fewer steps, or raise --beta (it was {run.settings.beta:g})."
+    )
+    if signs := reward_signs([row for row in run.rows if "loss" in row]):
+        return Verdict(COLLAPSED, f"Collapsed: {signs[0].partition('. ')[0]}.", advice)
+    loops = [answer for answer in run.answers if _loops(answer.sft, answer.dpo)]
+    if not loops:
+        return None
+    verb = "repeats itself" if len(loops) == 1 else "repeat themselves"
+    sentence = f"Collapsed: {len(loops)} of {len(run.answers)} answers {verb}."
+    return Verdict(COLLAPSED, sentence, advice)
+
+
+def _unchanged(run: Evidence) -> Verdict | None:
+    same = sum(answer.mark == SAME for answer in run.answers)
+    moved = float(np.abs(run.policy - run.reference).mean()) if run.policy.size else 0.0
+    if not same or same < len(run.answers) or moved >= _STILL:
+        return None
+    sentence = f"Nothing changed: {same} of {same} answers are the same as before"
+    if run.policy.size:
+        sentence += f", and log-probs of held-out answers moved by {moved:.2f} nats"
+    advice = f"Raise --learning-rate (it was {run.settings.learning_rate:g}; try three times that)."
+    made = run.num_steps
+    if 0 < made < _USUAL_STEPS:
+        epochs = math.ceil(run.settings.epochs * _USUAL_STEPS / made)
+        more = f"--steps {_USUAL_STEPS}" if run.settings.steps else f"--epochs {epochs}"
+        advice = f"The run made {made} step{'s'[: made != 1]}; try {more}."
+    return Verdict(UNCHANGED, f"{sentence}.", advice)
+
+
+def _unmeasured(run: Evidence) -> Verdict | None:
+    if run.policy.size:
+        return None
+    changed = sum(answer.mark != SAME for answer in run.answers)
+    return Verdict(
+        UNMEASURED,
+        f"Not measured: no pair was held out. {changed} of {len(run.answers)} answers changed.",
+        "With --eval-fraction 0.2 a fifth of the pairs shows whether it learned.",
+    )
+
+
+def _overfitted(run: Evidence) -> Verdict | None:
+    losses = [(row["held_out"]["loss"], row["step"]) for row in run.rows if "held_out" in row]
+    if not losses:
+        return None
+    lowest, step = min(losses)
+    last = losses[-1][0]
+    if lowest >= math.log(2) - _TURNED or last <= lowest + _TURNED:
+        return None
+    return Verdict(
+        OVERFITTED,
+        f"Overfitted: the held-out loss was lowest at step {step + 1} ({lowest:.3f}) and is "
+        f"{last:.3f} at the end.",
+        f"Stop there: --steps {step + 1}.",
+    )
+
+
+def _by_length(run: Evidence) -> Verdict | None:
+    longer, _, shorter = group_by_length(run.policy, run.reference, run.held_out.examples)
+    right = wilson_interval(longer.reward_wins, longer.num_pairs)[0] > 0.5
+    wrong = wilson_interval(shorter.reward_wins, shorter.num_pairs)[1] < 0.5
+    if not (right and wrong):
+        return None
+    return Verdict(
+        LENGTH,
+        f"Learned length: right on {longer.reward_wins} of {longer.num_pairs} held-out pairs whose "
+        f"chosen answer is the longer one, and on {shorter.reward_wins} of {shorter.num_pairs} "
+        "whose chosen answer is the shorter one.",
+        "Add pairs whose chosen answer is short; mlx_dpo audit shows the lengths.",
+    )
+
+
+def _by_kind(run: Evidence) -> Verdict | None:
+    """Kinds that are surely above chance, and others that are surely below."""
+    groups = score_groups(run.policy, run.reference, run.held_out.kinds, beta=run.settings.beta)[1:]
+    helped, hurt = [], []
+    for group in groups:
+        wins = round(group.reward_accuracy * group.num_pairs)
+        low, high = wilson_interval(wins, group.num_pairs)
+        shown = f"{group.name or '(none)'} ({wins} of {group.num_pairs})"
+        if low > 0.5:
+            helped.append(shown)
+        elif high < 0.5:
+            hurt.append(shown)
+    if not (helped and hurt):
+        return None
+    return Verdict(
+        MIXED,
+        f"Helped some kinds and hurt others: right on {', '.join(helped)}; wrong on "
+        f"{', '.join(hurt)} of the held-out pairs.",
+        "Look at the pairs of the kinds it hurt: they may contradict the others.",
+    )
+
+
+def _overall(run: Evidence) -> Verdict:
+    total = run.policy.shape[1]
+    low, high = wilson_interval(run.wins, total)
+    count = f"{run.wins} of {total}"
+    interval = f"95 % interval {low:.2f} to {high:.2f}"
+    if low > 0.5:
+        margin = float(margins(run.policy, run.reference, beta=run.settings.beta).mean())
+        sentence = (
+            f"Better on held-out pairs: {count} right ({interval}), mean margin {margin:+.3f}."
+        )
+        return Verdict(BETTER, sentence)
+    if high < 0.5:
+        return Verdict(
+            WORSE,
+            f"Worse on held-out pairs: {count} right ({interval}).",
+            f"{_lower(run)}, and check which answer of a pair is the chosen one.",
+        )
+    return Verdict(
+        TOO_FEW,
+        f"Too few pairs to tell: {count} held-out pairs right, which may be chance ({interval}).",
+        "Hold out more pairs (--eval-fraction, --eval-data), or train on more.",
+    )
+
+
+def _lower(run: Evidence) -> str:
+    return f"Lower --learning-rate (it was {run.settings.learning_rate:g})"
