@@ -210,6 +210,7 @@ def _serve(line: Connection) -> None:
     from tokenizers import Tokenizer, models
     from transformers.utils import chat_template_utils
 
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # of `_limit`; a parent may have it ignored
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     Tokenizer(models.BPE()).encode_batch_fast(["", ""])  # starts threads, whose memory is no text's
     loaded: dict[int, Tokenizer] = {}
