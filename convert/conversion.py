@@ -47,7 +47,7 @@ from mlx_dpo.convert.weights import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.export import companions
+from mlx_dpo.models.export import copy_companions, left_behind
 from mlx_dpo.models.hub import load_tokenizer, read_json
 from mlx_dpo.models.parameters import read_header
 
@@ -205,11 +205,12 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
     if record and kind is Kind.COURSE_BASE:
         files = {"config": read_json(source / CONFIG), "manifest": read_json(source / MANIFEST)}
         record = replace(record, course=files)
-    _describe(model, [*model.notes, *([] if kind is Kind.MLX else _way_back(record))], say)
+    notes = [*model.notes, *([] if kind is Kind.MLX else _way_back(record))]
+    _describe(model, [*notes, *_left_behind(weights)], say)
     with new_folder(destination, replace=options.overwrite) as folder:
         _write(model, folder, "mlx", options)
         for origin in dict.fromkeys((weights, tokenizer)):
-            _copy_companions(origin, folder)
+            copy_companions(origin, folder, records.FILE)
         if record:
             record.write(folder)
         if (source / "dpo.json").is_file():
@@ -222,7 +223,7 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
 
 def _to_torch(source: Path, destination: Path, options: Options, say: Say) -> None:
     model = torch_model(source)
-    _describe(model, model.notes, say)
+    _describe(model, [*model.notes, *_left_behind(source)], say)
     with new_folder(destination, replace=options.overwrite) as folder:
         weights, tokenizer = folder, folder
         if model.record and model.record.course:
@@ -232,7 +233,7 @@ def _to_torch(source: Path, destination: Path, options: Options, say: Say) -> No
             run = read_json(source / "dpo.json") if (source / "dpo.json").exists() else None
             write_hf_records(folder, **model.record.course, run=run)
         _write(model, weights, "pt", options)
-        _copy_companions(source, tokenizer)
+        copy_companions(source, tokenizer, records.FILE)
         if weights != tokenizer and (tokenizer / "generation_config.json").exists():
             (tokenizer / "generation_config.json").replace(weights / "generation_config.json")
         if options.verify:
@@ -246,12 +247,6 @@ def _write(model: Model, folder: Path, file_format: str, options: Options) -> No
     write_weights(arrays, folder, file_format, options.max_shard_bytes)
     model.arrays.clear()  # the proof reads the files, and memory may be short
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_companions(source: Path, folder: Path) -> None:
-    for file in companions(source):
-        if file.name != records.FILE:  # the new folder gets a record of its own, or none
-            shutil.copyfile(file, folder / file.name)
 
 
 def _score(
@@ -268,6 +263,11 @@ def _describe(model: Model, notes: list[str], say: Say) -> None:
     say(f"{model.config['model_type']}, {dtypes}, {num_parameters(model.arrays):,} parameters")
     for note in notes:
         say(f"note: {note}")
+
+
+def _left_behind(source: Path) -> list[str]:
+    names = left_behind(source)
+    return [f"not copied: {', '.join(names)}"] if names else []
 
 
 def _way_back(record: Record | None) -> list[str]:

@@ -16,8 +16,15 @@ from mlx_dpo.convert.course.checkpoint import is_course_folder, read_course_fold
 from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import entries_of, mark_used
-from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
+from mlx_dpo.files import check_links, check_ordinary, entries_of, mark_used
+from mlx_dpo.models.hub import (
+    NAMED_TEMPLATES,
+    download,
+    is_hub_id,
+    is_quantised,
+    read_config,
+    read_json,
+)
 from mlx_dpo.preferences.chat import is_date
 
 if TYPE_CHECKING:
@@ -30,7 +37,9 @@ RECORD = (
 )
 CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
 
-_WITHOUT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_WITHOUT_WEIGHTS = [
+    *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*"),
+]
 _HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors", "adapter*.safetensors"]
 _SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
@@ -109,7 +118,12 @@ def locate(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The ``dpo.json`` of a folder that a run made; empty where there is none to read."""
+    """The ``dpo.json`` of a folder that a run made; empty where there is none to read.
+
+    Raises:
+        UsageError: If it is a pipe, a socket or a device.
+    """
+    check_ordinary(folder / RECORD)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -277,7 +291,8 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
             already, they are here.
 
     Raises:
-        UsageError: If there is no such folder and it can't be a hub id, or the hub has none.
+        UsageError: If there is no such folder and it can't be a hub id, the hub has none, or the
+            folder holds a link that leads out, a pipe or a device.
     """
     name = str(path)
     try:
@@ -285,6 +300,7 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
     except RuntimeError:
         raise UsageError(f"{name}: no such user") from None
     if name and folder.is_dir():
+        check_links(folder)
         return folder
     if name and folder.exists():
         raise UsageError(f"{name}: is a file; a folder is expected")
@@ -357,7 +373,8 @@ def converted_once(folder: Path, store: Path) -> Path:
 
 def _content(folder: Path) -> Iterator[Path]:
     """The files that decide what a conversion makes of a folder."""
-    for part in (folder, folder / "hf_model", folder / "hf_tokenizer"):
+    folders = (folder, folder / "hf_model", folder / "hf_tokenizer")
+    for part in (*folders, *(each / NAMED_TEMPLATES for each in folders)):
         if part.is_dir():
             yield from sorted(f for f in entries_of(part) if f.suffix in _SUFFIXES and f.is_file())
     if kind_of(folder) is Kind.COURSE:

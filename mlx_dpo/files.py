@@ -5,6 +5,7 @@ leaves go through `disk`: tests put another `Disk` there, that fails or ends the
 call.
 """
 
+import codecs
 import errno
 import hashlib
 import io
@@ -19,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
-from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.errors import DiskError, MlxDpoError, UsageError
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
@@ -113,11 +114,16 @@ class NewFile(io.RawIOBase):
 
 
 def flaw_of_name(name: str | os.PathLike[str]) -> str | None:
-    """Why nothing can have this name, whether it is there or not; None where something can."""
+    """Why no file or folder can have this name, there or not there yet; None where one can."""
     if not os.fspath(name):
         return "the name is empty"
     try:
         os.lstat(name)
+        check_ordinary(Path(name))
+    except UsageError:
+        return "a pipe, socket or device has this name; an ordinary file is needed"
+    except UnicodeEncodeError:
+        return "half of a surrogate pair can't be in a name"
     except ValueError:
         return "a zero byte can't be in a name"
     except OSError as error:
@@ -315,6 +321,52 @@ def check_ordinary(path: Path) -> None:
         raise UsageError(f"{path}: is a pipe, socket or device; an ordinary file is needed")
 
 
+def text_of(path: Path, kind: type[MlxDpoError] = UsageError) -> str:
+    """The text of an ordinary file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        kind: What to raise where it is in another encoding.
+
+    Raises:
+        OSError: If it can't be read.
+        UsageError: If it is a pipe, a socket or a device.
+    """
+    check_ordinary(path)
+    check_encoding(path, path, kind)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise kind(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def check_encoding(path: Path, name: Path, kind: type[MlxDpoError]) -> None:
+    """Refuse a text file in UTF-16 or UTF-32, which its first bytes show with or without a mark.
+
+    Args:
+        path: The file.
+        name: What a message calls it.
+        kind: What to raise.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    with path.open("rb") as file:
+        begin = file.read(4)
+    marks = {codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE}
+    if begin in marks or begin.count(0) == 3:
+        found = "UTF-32"
+    elif begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or begin[:2].count(0) == 1:
+        found = "UTF-16"
+    else:
+        return
+    raise kind(f"{name}:1: the file is {found}, not UTF-8; save it as UTF-8")
+
+
 def check_links(folder: Path) -> None:
     """Refuse a folder with a link that leads out of it, a pipe or a device, whoever would open it.
 
@@ -334,15 +386,17 @@ def check_links(folder: Path) -> None:
 
 
 def _stays_inside(path: Path, folder: Path) -> bool:
-    repository = folder.parent.parent
-    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
     try:
         real = path.resolve()
     except (OSError, RuntimeError, ValueError):  # a link to itself, a name with a zero byte
         return False
-    return real.is_relative_to(folder) or (
-        is_snapshot and real.is_relative_to(repository / "blobs")
-    )
+    above = (folder.parent, folder.parent.parent)  # of a snapshot, of a folder in one
+    blobs = [
+        each.parent / "blobs"
+        for each in above
+        if each.name == "snapshots" and each.parent.name.startswith("models--")
+    ]
+    return any(real.is_relative_to(place) for place in (folder, *blobs))
 
 
 def make_folder(path: Path) -> None:

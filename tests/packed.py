@@ -1,12 +1,11 @@
 """Small quantised model folders, made as mlx_lm.convert --quantize makes them."""
 
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
-from mlx_dpo.models.export import companions
+from mlx_dpo.models.export import copy_companions
 
 
 def pack(
@@ -39,6 +38,5 @@ def pack(
     model, config = quantize_model(model, config, group_size, bits, mode)
     save_model(folder, model)
     save_config(config, folder / "config.json")
-    for file in companions(source):
-        shutil.copyfile(file, folder / file.name)
+    copy_companions(source, folder)
     return folder

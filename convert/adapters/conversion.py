@@ -17,9 +17,9 @@ from mlx_dpo.convert.conversion import check_destination
 from mlx_dpo.convert.sources import RECORD, base_of, check_base, find_mlx, is_adapter, name_of
 from mlx_dpo.convert.verify import Logits, compare
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.files import inside, new_folder
+from mlx_dpo.files import check_links, inside, new_folder
 from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
-from mlx_dpo.models.export import companions
+from mlx_dpo.models.export import copy_companions
 from mlx_dpo.models.hub import load_model, read_json
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
@@ -50,6 +50,8 @@ def convert_adapter(
         MlxDpoError: If both do not compute the same.
         DiskError: If a file can't be written.
     """
+    if source.is_dir():
+        check_links(source)
     if layout_of(source) == to:
         raise UsageError(f"{source}: is in {_CALLED[to]}'s layout already")
     check_destination(source, destination, overwrite, is_adapter)
@@ -60,12 +62,13 @@ def convert_adapter(
     adapter = read_adapter(source, model)
     say(f"{source}: {_described(adapter)}, from {_CALLED[layout_of(source)]} to {_CALLED[to]}")
     before = _logits(model, adapter)
-    files = [*companions(source), *_if_there(source, "README.md", RECORD)]
+    files = _if_there(source, "README.md", RECORD)
     with new_folder(destination, replace=overwrite) as new:
         if to == "mlx":
             write_mlx(new, adapter, model)
         else:
             write_peft(new, adapter, model, name_of(name) if Path(name).is_dir() else name)
+        copy_companions(source, new)
         for file in files:
             shutil.copyfile(file, new / file.name)
         say(_proof(before, _logits(model, read_adapter(new, model)), is_float32(model)))

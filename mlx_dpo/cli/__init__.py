@@ -22,7 +22,14 @@ from mlx_dpo.cli.score import score
 from mlx_dpo.cli.screen import printable
 from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
-from mlx_dpo.errors import DeviceFaultError, MlxDpoError, device_fault, is_device_fault, is_shortage
+from mlx_dpo.errors import (
+    DeviceFaultError,
+    MlxDpoError,
+    UsageError,
+    device_fault,
+    is_device_fault,
+    is_shortage,
+)
 
 _EPILOG = """\b
 Exit codes
@@ -61,6 +68,7 @@ for _command in (
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
     try:
+        _check_encoding(sys.argv[1:] if args is None else args)
         code = cli.main(args, prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
@@ -84,6 +92,22 @@ def main(args: list[str] | None = None) -> Any:
             raise
         code = _fail(f"a library failed: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_encoding(args: list[str]) -> None:
+    """Refuse arguments that are not UTF-8, which Python holds as halves of surrogate pairs.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(arg[error.start]) & 0xFF
+            raise UsageError(
+                f"the argument {arg!r:.80} is not UTF-8 (byte 0x{byte:02x}); give it in UTF-8"
+            ) from None
 
 
 def _fail(message: str, code: int) -> int:

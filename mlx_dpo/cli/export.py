@@ -70,7 +70,7 @@ def export(
     from mlx_dpo.convert.sources import read_record
     from mlx_dpo.files import check_writable, new_folder, remove_abandoned
     from mlx_dpo.insight.proof import prove
-    from mlx_dpo.models.export import write_json
+    from mlx_dpo.models.export import left_behind, write_json
 
     bits = int(quantize) if quantize else None
     source = _located(model, fuse=fuse, base=base, packs=bits is not None)
@@ -99,6 +99,8 @@ def export(
             record["trained_from"] = record.get("trained_from", {}) | {"model": base}
         write_json(folder / "dpo.json", record)
     _say(f"wrote   {out}  ({_what(dtype, bits)})")
+    if names := left_behind(source.folder):
+        _say(f"left    {', '.join(names)}, in {source.folder}: not copied")
 
 
 def _located(name: str, *, fuse: bool, base: str | None, packs: bool) -> "Source":

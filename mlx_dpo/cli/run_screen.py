@@ -7,10 +7,11 @@ from types import TracebackType
 
 from rich.console import Console
 
-from mlx_dpo.cli.screen import Bar, clock, counted, printable
+from mlx_dpo.cli.screen import Bar, about_template, clock, counted, printable
 from mlx_dpo.insight import words
 from mlx_dpo.models.adapters import describe
 from mlx_dpo.models.device import TF32_SWITCH
+from mlx_dpo.models.export import left_behind
 from mlx_dpo.models.packed import num_parameters, packed_bits
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.preferences.store import length_bias
@@ -101,7 +102,11 @@ class TerminalScreen(Screen):
             + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
             f"reference {_about_reference(config)}, seed {config.seed}",
         )
+        if template := about_template(job.chat):
+            self._line("template", printable(template))
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
+        if names := left_behind(job.source):
+            self._line("not copied", printable(f"{', '.join(names)}, from {job.source}"))
         self._line(
             "lengths",
             f"chosen longer in {bias.chosen_longer:.0%} of the pairs, shorter in "

@@ -18,6 +18,7 @@ from mlx_dpo.errors import DataError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from mlx_dpo.preferences.chat import ChatFormat
     from mlx_dpo.preferences.schema import Problems
     from mlx_dpo.workshop.collection import Collection
 
@@ -204,6 +205,29 @@ def show_problems(
     left = problems.counts.total() - len(shown)
     if left:
         click.echo(printable(f"and {counted(left, 'problem')} more{more}"), err=err)
+
+
+def about_template(chat: "ChatFormat") -> str:
+    """Which chat template is used where that is a question, and what it writes before an answer.
+
+    Empty where there is nothing to say.
+    """
+    from mlx_dpo.models.hub import other_templates
+    from mlx_dpo.preferences.chat import named_templates
+
+    if not chat.has_template:
+        return "none; turns are written as <|user|> and <|assistant|>, a line each"
+    names, before = named_templates(chat.tokenizer), chat.frame.before
+    parts = [f"default, of {', '.join(names)}"] if names else []
+    folder = Path(str(chat.tokenizer.name_or_path))
+    if others := other_templates(folder, chat.tokenizer.chat_template):
+        parts.append(f"another one, in {' and '.join(others)}, is not used")
+    if before.strip():
+        parts.append(
+            f"writes {before[:60]!r} before an answer, which counts as prompt; generation begins "
+            "before it"
+        )
+    return "; ".join(parts)
 
 
 def show_written(path: Path, pairs: int) -> None:

@@ -12,6 +12,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
 
@@ -109,7 +110,10 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
 def _run_to_resume(given: dict[str, Any]) -> Path:
     if "run_dir" not in given:
         raise UsageError("--resume needs --run-dir: the folder of the run to continue")
-    return Path(given["run_dir"])
+    run_dir = Path(given["run_dir"])
+    if run_dir.is_dir():
+        check_links(run_dir)
+    return run_dir
 
 
 def _refuse_other_settings(run_dir: Path, given: dict[str, Any]) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from mlx_dpo.convert.sources import check_base, locate
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.files import text_of
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, Named, in_turn
 from mlx_dpo.models.generate import Completion, answer_all
+from mlx_dpo.preferences.json_text import Finding
+from mlx_dpo.preferences.schema import read_text
 from mlx_dpo.records import Message
 from mlx_dpo.runs.collapse import answer_signs, repetition
 from mlx_dpo.runs.scores import wilson_interval
@@ -91,12 +94,14 @@ def read_questions(path: Path | None) -> list[ComparisonPrompt]:
         DataError: If a line is not as it must be, or there is none.
     """
     try:
-        source = files("mlx_dpo.insight").joinpath("prompts.jsonl") if path is None else path
-        text = source.read_text(encoding="utf-8")
+        if path is None:
+            text = files("mlx_dpo.insight").joinpath("prompts.jsonl").read_text(encoding="utf-8")
+        else:
+            text = text_of(path, DataError)
     except OSError as error:
         raise UsageError(f"{path}: not readable: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
+    if path is not None and path.suffix in (".json", ".jsonl") and text.lstrip()[:1] == "[":
+        raise DataError(f"{path}:1: a JSON array; write its objects a line each")
     questions = [
         _read_prompt(f"{path}:{number}", line.strip())
         for number, line in enumerate(text.split("\n"), 1)
@@ -208,7 +213,11 @@ def _read_prompt(position: str, line: str) -> ComparisonPrompt:
         raise DataError(
             f"{position}: not JSON; a prompt a line, or an object with 'prompt'"
         ) from None
-    kind, prompt = row.get("kind", ""), row.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip() or not isinstance(kind, str):
-        raise DataError(f"{position}: needs 'prompt' as text, and 'kind', if there, as text")
+    findings: list[Finding] = []
+    kind = read_text(row.get("kind", ""), "kind", findings)
+    prompt = read_text(row.get("prompt"), "prompt", findings)
+    if prompt is None or kind is None:
+        raise DataError(f"{position}: {findings[-1].reason}; a row has a 'prompt'")
+    if not prompt.strip():
+        raise DataError(f"{position}: 'prompt' holds no text")
     return ComparisonPrompt(kind, prompt)

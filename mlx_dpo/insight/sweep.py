@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlx_dpo.files import write_file
+from mlx_dpo.files import check_ordinary, write_file
 from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
 from mlx_dpo.insight.evaluation import spread_prompts
 from mlx_dpo.insight.report.record import RunRecord, read_run
@@ -99,6 +99,7 @@ def sweep_outcomes(
 
 def _read_drift(folder: Path, asked: dict[str, int]) -> Drift | None:
     """The drift of a run where it was measured with these settings."""
+    check_ordinary(folder / "run" / _FILE)
     try:
         record = json.loads((folder / "run" / _FILE).read_text(encoding="utf-8"))
         return Drift(**record["drift"]) if record["asked"] == asked else None

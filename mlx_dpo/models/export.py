@@ -10,34 +10,67 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import inside, is_system_file, new_folder
+from mlx_dpo.files import check_ordinary, entries_of, inside, is_system_file, new_folder
 from mlx_dpo.models.dialects import normalised
 from mlx_dpo.models.fuse import choose_packings, fused, packed_anew, packing_entry
-from mlx_dpo.models.hub import PACKINGS, read_config
+from mlx_dpo.models.hub import NAMED_TEMPLATES, PACKINGS, read_config
 from mlx_dpo.models.parameters import is_float, named_arrays, save_arrays
 from mlx_dpo.models.shards import save_shards
 
 SHARD_BYTES = 2 * 2**30  # largest weight file of a fused model; as much is held in memory
 CONVERSION = "convert.json"  # as `convert.record` writes it
 
-# The files that belong to a model besides weights and config.json: tokenizer, chat template,
-# generation settings, licence, and what the way back to PyTorch needs.
+# The files that belong to a model besides weights and config.json: tokenizer, chat templates,
+# generation settings, processors, licence, and what the way back to PyTorch needs.
 _COMPANIONS = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
-    *("*.tiktoken", "merges.txt", "chat_template*", "generation_config.json", "LICENSE*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.tiktoken", "*.model", "chat_template*", f"{NAMED_TEMPLATES}/*.jinja"),
+    *("generation_config.json", "*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*"),
     CONVERSION,
 )
+# Other files of these kinds may be part of a tokenizer or processor that is not known here.
+_TELLING = (".json", ".jinja", ".txt", ".py")
+# Written anew, or of the weights.
+_REPLACED = ("config.json", "dpo.json", "adapter_config.json", "train.toml")
 
 
 def companions(source: Path) -> list[Path]:
     """The files to copy from a model folder beside the weights, by name.
 
     Raises:
-        UsageError: If one of them is a link that leads out of the folder.
+        UsageError: If one of them is a link that leads out of the folder, a pipe or a device.
     """
-    names = {file.name for pattern in _COMPANIONS for file in source.glob(pattern)}
-    names = {name for name in names if (source / name).is_file() and not is_system_file(name)}
-    return [inside(source, name) for name in sorted(names)]
+    found = {file for pattern in _COMPANIONS for file in source.glob(pattern)}
+    for file in found:
+        check_ordinary(file)
+    files = sorted(file for file in found if file.is_file() and not is_system_file(file.name))
+    return [inside(file.parent, file.name) for file in files]
+
+
+def copy_companions(source: Path, folder: Path, *left_out: str) -> None:
+    """Copy the companions of a model folder but for some names.
+
+    Raises:
+        UsageError: As for `companions`.
+    """
+    for file in companions(source):
+        if file.name not in left_out:
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def left_behind(source: Path) -> list[str]:
+    """Names of text files in a model folder that are neither copied nor written anew."""
+    known = {file.name for file in companions(source)} | set(_REPLACED)
+    return sorted(
+        entry.name
+        for entry in entries_of(source)
+        if entry.suffix in _TELLING
+        and entry.is_file()
+        and entry.name not in known
+        and not entry.name.endswith(".index.json")
+    )
 
 
 def export_folder(
@@ -57,10 +90,8 @@ def export_folder(
     """
     dtype = next(iter(named_arrays(model.parameters()).values())).dtype
     config = config_of(source, dtype)
-    files = companions(source)  # refused before anything is written
     with new_folder(out, replace=replace) as folder:
-        for file in files:
-            shutil.copyfile(file, folder / file.name)
+        copy_companions(source, folder)
         write_json(folder / "config.json", config)
         write_json(folder / "dpo.json", record)
         save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})
@@ -102,10 +133,8 @@ def write_fused(
             raise UsageError(f"{name}: holds values too large for {array.dtype}: see --dtype")
         progress("tensors", total, 1)
 
-    for file in companions(source):
-        # The record of a conversion leads back from dense weights only.
-        if packing is None or file.name != CONVERSION:
-            shutil.copyfile(file, folder / file.name)
+    # The record of a conversion leads back from dense weights only.
+    copy_companions(source, folder, *([] if packing is None else [CONVERSION]))
     write_json(folder / "config.json", config_of(source, dtype, packing))
     save_shards(folder, arrays, {"format": "mlx"}, max_bytes=SHARD_BYTES, after_array=check)
     return packing

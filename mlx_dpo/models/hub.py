@@ -1,5 +1,6 @@
 """Model folders in Hugging Face layout: download, check and load. No other file loads by mlx-lm."""
 
+import codecs
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.files import check_links, inside
+from mlx_dpo.files import check_links, inside, text_of
 from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
@@ -35,7 +36,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PACKINGS = ("quantization", "quantization_config")  # of config.json; MLX writes both
 _DTYPE_OF = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder inside that of the model
 _TEMPLATES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
+_TOKENS_JSON = ("special_tokens_map.json", "added_tokens.json")
 
 # What architectures call their tables of learned positions and of tokens.
 _POSITIONS = ("wpe", "pos_embed", "embed_positions", "position_embeddings")
@@ -131,9 +134,14 @@ def load_model(folder: Path, dtype: mx.Dtype | None = mx.float32) -> nn.Module:
 
 def asks_for_date(folder: Path) -> bool:
     """Whether a chat template in a model folder has a word for the date."""
-    files = [folder / name for name in _TEMPLATES]
-    files += (folder / "additional_chat_templates").glob("*.jinja")
-    return any(b"strftime" in file.read_bytes() for file in files if file.is_file())
+    return any(b"strftime" in file.read_bytes() for file in _texts(folder, _TEMPLATES))
+
+
+def _texts(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of some files that a folder has, and its named chat templates."""
+    files = [folder / name for name in names]
+    files += sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+    return [file for file in files if file.is_file()]
 
 
 def _check_index(folder: Path) -> None:
@@ -175,6 +183,7 @@ def load_tokenizer(folder: Path) -> Any:
         course_config = type("CourseConfig", (PretrainedConfig,), {"model_type": MODEL_TYPE})
         AutoConfig.register(MODEL_TYPE, course_config, exist_ok=True)
     _check_tokenizer(folder)
+    _check_texts(folder)
     try:
         # Left unset, transformers asks at a terminal whether to run code from the folder.
         return load(folder, {"trust_remote_code": False}, eos_token_ids=_eos_ids(folder, config))
@@ -182,6 +191,22 @@ def load_tokenizer(folder: Path) -> Any:
         raise
     except BaseException as error:  # anything, for a folder that is wrong: panics of Rust too
         raise UsageError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
+
+
+def other_templates(folder: Path, used: Any) -> list[str]:
+    """Files of a model folder with another chat template than the one that its tokenizer uses.
+
+    Args:
+        folder: The folder.
+        used: The template, or several by name.
+    """
+    own = (used, used.get("default")) if isinstance(used, dict) else (used,)
+    found = []
+    for file in _texts(folder, ("tokenizer_config.json", "chat_template.json")):
+        template = read_json(file).get("chat_template") if file.suffix == ".json" else None
+        if isinstance(template, str) and template not in own:
+            found.append(file.name)
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -209,7 +234,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     try:
         if file.stat().st_size > max_bytes:
             raise UsageError(f"{path}: has more than {max_bytes} bytes")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text_of(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not readable as JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
@@ -368,6 +393,26 @@ def _check_tokenizer(folder: Path) -> None:
             raise UsageError(
                 f"{folder}: no usable tokenizer: the {part} in its tokenizer.json makes a text up "
                 f"to {growth:.0e} times as long; it is broken or hostile: choose another model"
+            )
+
+
+def _check_texts(folder: Path) -> None:
+    """Refuse templates and tokens that are not UTF-8, or hold what no tokenizer can read."""
+    if (folder / NAMED_TEMPLATES).is_dir():
+        check_links(folder / NAMED_TEMPLATES)
+    for file in _texts(folder, (*_TEMPLATES, *_TOKENS_JSON)):
+        if file.suffix == ".json":
+            try:
+                json.dumps(read_json(file), ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"{file}: holds half of a surrogate pair: a character was cut in two when it "
+                    "was written; mend it, or choose another model"
+                ) from None
+        elif text_of(file) and file.read_bytes().startswith(codecs.BOM_UTF8):
+            raise UsageError(
+                f"{file}:1: begins with a byte order mark, which every prompt would begin with; "
+                "save it as UTF-8 without"
             )
 
 

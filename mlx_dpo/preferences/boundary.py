@@ -12,7 +12,8 @@ from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.records import Message
 
-PROBE = "mlxdpoprobe"  # words of an answer, to see what is written around them
+# Words of a question and an answer, to see what is written around them.
+QUESTION, PROBE = "mlxdpoquestion", "mlxdpoprobe"
 
 _OWN = ("assistant", "model")  # roles whose words an answer is made of
 # Tags around a block of a name: either one, the one that opens, the one that closes.
@@ -24,6 +25,7 @@ _TAGS = (
     (re.compile(r"◁/?(\w+)▷"), "◁{}▷", "◁/{}▷"),
 )
 _THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</\w*(?:think|thought|reason)\w*>|\[/THINK\]", re.IGNORECASE)
 _EMPTY_BLOCK = re.compile(
     r"<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|</\w{0,20}(?:think|thought|reason)\w*>", re.IGNORECASE
 )
@@ -39,6 +41,7 @@ class Frame:
         before: What finished conversations have between that place and the words.
         after: What they have after the words.
         rest: The end of `after` that follows the closing token; no answer has it.
+        turns: What stands before the question; tags in it are those of turns, not of blocks.
         source: The template and the tokenizer's own tokens, to see which tags are known.
     """
 
@@ -47,6 +50,7 @@ class Frame:
     before: str = ""
     after: str = ""
     rest: str = ""
+    turns: str = field(default="", repr=False)
     source: str = field(default="", repr=False)
 
     def answer(
@@ -92,12 +96,17 @@ class Frame:
         # Some templates open an answer with text that they leave out of finished conversations, or
         # leave thoughts out of those; what the model will see when it answers is the prompt, then
         # the words.
-        given = ("" if self.before.strip() else self.before) + _without(opened, words)
+        given = self._given(_without(opened, words))
         if seen is None:
             return given + self.closing, False
         if _squeezed(words).endswith(_squeezed(seen.removesuffix(self.closing))):
             return given + self.closing, False
         return seen, True
+
+    def _given(self, words: str) -> str:
+        """Words of an answer after what has none: white space, or the end of an empty block."""
+        has_own = any(closes in words for _, closes in self._blocks(self.before))
+        return words if _has_words(self.before) or has_own else self.before + words
 
     def _lead(self, seen: str, words: str) -> str:
         """What the template writes between an open prompt and the words of an answer."""
@@ -116,7 +125,7 @@ class Frame:
 
     def _opened(self, prompt: Sequence[Message], begin: str) -> str:
         """The end of an open prompt that an answer may repeat."""
-        if self.opening and begin.endswith(self.opening):
+        if self.opening.strip() and begin.endswith(self.opening):
             return self.opening
         tail = _tail(prompt, begin)
         starts = [tail.rfind(opens) for opens, closes in self._blocks(tail) if closes not in tail]
@@ -139,8 +148,12 @@ class Frame:
             text: The answer.
         """
         for opens, closes in sorted(self._blocks(tail + text)):
-            is_begun = opens in tail
-            if not is_begun and not (_THOUGHT.search(opens) and closes in self.source):
+            is_begun, is_thought = opens in tail, _THOUGHT.search(opens) is not None
+            if not is_thought and (not is_begun or opens in self.turns):
+                continue
+            if is_thought and closes in tail and not is_begun and opens in text:
+                return f"the prompt has {closes[:60]!r} already, and an answer begins such a block"
+            if not is_begun and closes not in self.source:
                 continue
             whole = tail + text if is_begun else text
             tags = re.findall(f"{re.escape(opens)}|{re.escape(closes)}", whole)
@@ -163,15 +176,30 @@ def _tail(prompt: Sequence[Message], begin: str) -> str:
 
 
 def frame_of(prompt: str, whole: str, closing: str, source: str) -> Frame:
-    """The frame of a template, from an open prompt and the conversation with `PROBE` as answer."""
+    """The frame of a template, from `QUESTION` as an open prompt and with `PROBE` as answer."""
     begin, found, after = whole.rpartition(PROBE)
+    turns = prompt.partition(QUESTION)[0]
     if not found:
-        return Frame(closing, source=source)
+        return Frame(closing, turns=turns, source=source)
     shorter = min(len(prompt), len(begin))
     shared = next((i for i in range(shorter) if prompt[i] != begin[i]), shorter)
     end = after.find(closing)
     rest = after[end + len(closing) :] if end >= 0 else ""
-    return Frame(closing, prompt[shared:], begin[shared:], after, rest, source)
+    return Frame(closing, prompt[shared:], begin[shared:], after, rest, turns, source)
+
+
+def lost_turn(prompt: Sequence[Message], begin: str) -> Finding | None:
+    """A finding where the words of a turn are not in an open prompt.
+
+    Thoughts of earlier answers, which templates leave out, are not missed.
+    """
+    for turn in prompt:
+        words = _THOUGHTS_END.split(turn.content)[-1] if turn.role in _OWN else turn.content
+        if not _is_in(words.strip(), begin):
+            reason = f"the chat template does not write the words of a turn of {turn.role[:60]!r}"
+            hint = "mlx_dpo data preview shows the prompt; put the words into the user's turn"
+            return Finding("prompt-changed", "prompt", reason, hint)
+    return None
 
 
 def _or_refuse(seen: str | None) -> str:
@@ -211,8 +239,8 @@ def _changed() -> Finding:
 
 
 def _template_words(text: str) -> Finding:
-    reason = f"the chat template writes {text[:60]!r} before an answer and not into the prompt"
-    hint = "it is scored as if it were the model's; the template should do it for the open prompt"
+    reason = f"the chat template writes {text[:60]!r} before an answer and not into the open prompt"
+    hint = "where both answers have it, it counts as prompt; the model has to write it by itself"
     return Finding("template-words", 0, reason, hint)
 
 

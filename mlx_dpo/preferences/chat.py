@@ -9,10 +9,11 @@ import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.preferences.boundary import PROBE, Frame, frame_of
+from mlx_dpo.preferences.boundary import PROBE, QUESTION, Frame, frame_of, lost_turn
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.worker import encode, render
 from mlx_dpo.records import Message, Preference, PreferenceExample
@@ -22,13 +23,21 @@ Tokenizer = Any
 Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
 T = TypeVar("T")
 
+# Of a text that is far longer than the length that is kept, its begin is tokenized: so many
+# characters a token, and so many tokens more than are kept, for its cut end is read otherwise.
+_CHARACTERS, _MARGIN = 32, 64
+
 
 class CheckedPair(NamedTuple):
-    """Ids of a pair, whether a merge crossed the boundary, and what is odd about the boundary."""
+    """Ids of a pair, whether a merge crossed the boundary, and what is odd about the boundary.
+
+    `goes_on` says of the prompt, and of an answer, that it has more ids than these.
+    """
 
     example: PreferenceExample
     merged: bool
     findings: list[Finding]
+    goes_on: tuple[bool, bool]
 
 
 class _Texts(NamedTuple):
@@ -98,21 +107,28 @@ class ChatFormat:
         checked = self.check_pairs(preferences)
         return [each if isinstance(each, DataError) else each[:2] for each in checked]
 
-    def check_pairs(self, preferences: Sequence[Preference]) -> list[CheckedPair | DataError]:
-        """`encode_pairs`, with what is odd about the boundaries."""
+    def check_pairs(
+        self, preferences: Sequence[Preference], max_length: int | None = None
+    ) -> list[CheckedPair | DataError]:
+        """`encode_pairs`, with what is odd about the boundaries.
+
+        Args:
+            preferences: The pairs.
+            max_length: Tokens of prompt + response that will be kept, for which texts need not be
+                tokenized to their end; None for all.
+        """
         if not preferences:
             return []
         prompts = self._write([p.prompt for p in preferences], is_open=True)
         chosen = self._write([(*p.prompt, *p.chosen) for p in preferences])
         rejected = self._write([(*p.prompt, *p.rejected) for p in preferences])
         texts = list(map(self._pair_texts, preferences, prompts, chosen, rejected))
-        ids = iter(
-            self._encode([t for each in texts if isinstance(each, _Texts) for t in each[:3]])
-        )
+        whole = [t for each in texts if isinstance(each, _Texts) for t in each[:3]]
+        ids = iter(self._begin_of(whole, max_length))
         return [
             each
             if isinstance(each, DataError)
-            else self._checked(pair, each, self._split(next(ids), next(ids), next(ids)))
+            else self._checked(pair, each, (next(ids), next(ids), next(ids)))
             for pair, each in zip(preferences, texts, strict=True)
         ]
 
@@ -152,10 +168,25 @@ class ChatFormat:
             return error
         found = {f.code: f._replace(at="rejected") for f in too}
         found |= {f.code: f._replace(at="chosen") for f in odd}  # one of each code
+        if lost := lost_turn(turns, begin):
+            found[lost.code] = lost
+        lead = frame.before if frame.before.strip() else ""
+        if good.startswith(lead) and bad.startswith(lead):  # the template's, and no answer's
+            begin, good, bad = begin + lead, good.removeprefix(lead), bad.removeprefix(lead)
         return _Texts(begin, begin + good, begin + bad, list(found.values()))
 
-    def _checked(self, preference: Preference, texts: _Texts, encoded: Encoded) -> CheckedPair:
-        """An encoded pair; an answer of one turn should have its closing token at the end only."""
+    def _checked(
+        self, preference: Preference, texts: _Texts, begun: Sequence[tuple[list[int], bool]]
+    ) -> CheckedPair:
+        """A pair of encoded texts; an answer of one turn should have one closing token, at its end.
+
+        Args:
+            preference: The pair.
+            texts: Its texts.
+            begun: Of each text its ids, and whether there are more.
+        """
+        ids_of, goes_on = zip(*begun, strict=True)
+        encoded = self._split(*ids_of)
         findings = list(texts.findings)
         for part in ("chosen", "rejected"):
             ids = getattr(encoded[0], f"{part}_ids")
@@ -164,7 +195,21 @@ class ChatFormat:
                 hint = "what follows it is never said by the model, but scored"
                 findings.append(Finding("template-words", part, reason, hint))
                 break
-        return CheckedPair(*encoded, findings)
+        return CheckedPair(*encoded, findings, (goes_on[0], any(goes_on)))
+
+    def _begin_of(
+        self, texts: Sequence[str], max_length: int | None
+    ) -> list[tuple[list[int], bool]]:
+        """More ids than `max_length` of each text, or all, and whether it has still more."""
+        if max_length is None:
+            return [(ids, False) for ids in self._encode(texts)]
+        enough = max_length + _MARGIN
+        begun = self._encode([text[: enough * _CHARACTERS] for text in texts])
+        goes_on = [len(text) > enough * _CHARACTERS for text in texts]
+        few = [i for i, ids in enumerate(begun) if goes_on[i] and len(ids) < enough]
+        for i, ids in zip(few, self._encode([texts[i] for i in few]), strict=True):
+            begun[i], goes_on[i] = ids, False
+        return list(zip(begun, goes_on, strict=True))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts, with the BOS in front that plain text gets, where it gets one."""
@@ -203,13 +248,21 @@ def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
         date: What a template that asks for the date is told, YYYY-MM-DD. Default: today's.
 
     Raises:
-        UsageError: If there is neither a closing token in the template nor an EOS, or the
-            template refuses a plain question and answer.
+        UsageError: If there is neither a closing token in the template nor an EOS, the template
+            refuses a plain question and answer, or it lies where no tokenizer reads it.
     """
     has_template = bool(tokenizer.chat_template)
+    folder = getattr(tokenizer, "name_or_path", None)
+    if not has_template and folder and (Path(folder) / "chat_template.json").is_file():
+        raise UsageError(
+            f"{folder}: its chat template is in chat_template.json, which tokenizers don't read; "
+            "write it into a file chat_template.jinja beside it"
+        )
     date = (date or today()) if asks_for_date(tokenizer) else None
     whole = _probe(tokenizer, date) if has_template else ""
-    closing_id = _closing_id(tokenizer, whole) if has_template else _course_closing_id(tokenizer)
+    closing_id = (
+        _closing_id(tokenizer, date, whole) if has_template else _course_closing_id(tokenizer)
+    )
     if closing_id is None:
         closing_id = tokenizer.eos_token_id
     if closing_id is None:
@@ -248,6 +301,12 @@ def asks_for_date(tokenizer: Tokenizer) -> bool:
     return "strftime" in json.dumps(tokenizer.chat_template, default=str)
 
 
+def named_templates(tokenizer: Tokenizer) -> list[str]:
+    """Names of the chat templates where there are several; the one used is ``default``."""
+    templates = tokenizer.chat_template
+    return sorted(templates) if isinstance(templates, dict) else []
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """Any valid id to pad with; padding is never scored."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -258,7 +317,7 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def _probe(tokenizer: Tokenizer, date: str | None) -> str:
     """A plain question and answer as the template writes them."""
-    turns = (Message("user", "a"), Message("assistant", PROBE))
+    turns = (Message("user", QUESTION), Message("assistant", PROBE))
     (text,) = render(tokenizer, [turns], add_generation_prompt=False, date=date)
     if isinstance(text, DataError):
         raise UsageError(f"the model cannot chat: {text}")
@@ -267,7 +326,7 @@ def _probe(tokenizer: Tokenizer, date: str | None) -> str:
 
 def _frame(tokenizer: Tokenizer, date: str | None, whole: str, closing_text: str) -> Frame:
     """What the template writes around the answer of `_probe`."""
-    asked = [(Message("user", "a"),)]
+    asked = [(Message("user", QUESTION),)]
     (prompt,) = render(tokenizer, asked, add_generation_prompt=True, date=date)
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     source = json.dumps([tokenizer.chat_template, added], default=str, ensure_ascii=False)
@@ -275,13 +334,22 @@ def _frame(tokenizer: Tokenizer, date: str | None, whole: str, closing_text: str
     return frame_of(begin, whole, closing_text, source)
 
 
-def _closing_id(tokenizer: Tokenizer, whole: str) -> int | None:
-    """The first token of its own that the template writes after the answer of `_probe`."""
+def _closing_id(tokenizer: Tokenizer, date: str | None, whole: str) -> int | None:
+    """The first token of its own that the template writes after the answer of `_probe`.
+
+    Where there is none, the one that begins the next turn, if the model ends its answers with it.
+    """
     after = whole.rpartition(PROBE)[2]
     added = tokenizer.added_tokens_decoder
     for token in encode(tokenizer, [after])[0]:
         if token in added or token == tokenizer.eos_token_id:
             return int(token)
+    turns = (Message("user", QUESTION), Message("assistant", PROBE), Message("user", QUESTION))
+    (text,) = render(tokenizer, [turns], add_generation_prompt=False, date=date)
+    if isinstance(text, str):
+        ends = getattr(tokenizer, "eos_token_ids", None)
+        first = encode(tokenizer, [text.rpartition(PROBE)[2].lstrip()])[0][:1]
+        return next((int(i) for i in first if isinstance(ends, set) and i in ends), None)
     return None
 
 

@@ -8,7 +8,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -83,7 +83,7 @@ class PairEncoder:
         """The ids of each pair, or why it is left out."""
         special = [self._special_token(preference) for preference in preferences]
         clean = [p for p, finding in zip(preferences, special, strict=True) if finding is None]
-        encoded = iter(self.chat.check_pairs(clean))
+        encoded = iter(self.chat.check_pairs(clean, self.max_length))
         return [
             self._fit(next(encoded)) if finding is None else FittedPair(_NO_IDS, finding)
             for finding in special
@@ -101,14 +101,16 @@ class PairEncoder:
     def _fit(self, encoded: CheckedPair | DataError) -> FittedPair:
         if isinstance(encoded, DataError):
             return FittedPair(_NO_IDS, Finding("template", 0, str(encoded)))
-        (prompt, chosen, rejected), merged, notes = encoded
+        (prompt, chosen, rejected), merged, notes, goes_on = encoded
         room = max(0, self.max_length - len(prompt))
         example = PreferenceExample(prompt, chosen[:room], rejected[:room])
         if room == 0:
-            reason = f"the prompt fills the length: {len(prompt)} tokens of {self.max_length}"
+            more = "more than " if goes_on[0] else ""
+            tokens = f"{more}{len(prompt)} tokens of {self.max_length}"
+            reason = f"the prompt fills the length: {tokens}"
             hint = "raise --max-length or shorten the prompt"
             return FittedPair(_NO_IDS, Finding("too-long", 0, reason, hint))
-        if chosen == rejected:
+        if chosen == rejected and not goes_on[1]:
             reason = "chosen equals rejected as the model sees them"
             return FittedPair(_NO_IDS, Finding("equal", "rejected", reason))
         if example.chosen_ids == example.rejected_ids:
@@ -117,7 +119,8 @@ class PairEncoder:
         needed = len(prompt) + max(len(chosen), len(rejected))
         finding = None
         if needed > self.max_length:
-            reason = f"an answer's end is cut off: {needed} tokens of {self.max_length}"
+            more = "more than " if goes_on[1] else ""
+            reason = f"an answer's end is cut off: {more}{needed} tokens of {self.max_length}"
             hint = "it is learned without its end; raise --max-length"
             finding = Finding("response-cut", 0, reason, hint)
         closing = self.chat.closing_id
@@ -149,11 +152,7 @@ def encode_preferences(
         DataError: If there is such a pair and `drop_bad` is off; the message names it.
     """
     encoder = PairEncoder(chat, max_length)
-    fitted = [
-        pair
-        for start in range(0, len(preferences), BATCH)
-        for pair in encoder(preferences[start : start + BATCH])
-    ]
+    fitted = [pair for batch in in_batches(preferences) for pair in encoder(batch)]
     kept: list[tuple[Preference, FittedPair]] = []
     dropped: Counter[str] = Counter()
     for preference, pair in zip(preferences, fitted, strict=True):
@@ -178,6 +177,16 @@ def encode_preferences(
         num_merged=count(MERGED),
         num_closed=count(CHOSEN_CLOSED) + count(REJECTED_CLOSED),
     )
+
+
+def in_batches(preferences: Sequence[Preference]) -> Iterator[Sequence[Preference]]:
+    """Pairs in slices of `BATCH`, or of fewer that have about `BATCH_TEXT` characters."""
+    start = size = 0
+    for end, pair in enumerate(preferences, 1):
+        size += sum(len(turn.content) for turn in (*pair.prompt, *pair.chosen, *pair.rejected))
+        if end - start == BATCH or size > BATCH_TEXT or end == len(preferences):
+            yield preferences[start:end]
+            start, size = end, 0
 
 
 class RowTable:

@@ -15,7 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.files import check_encoding
 
 MAX_ROW = 10_000_000  # bytes of a line, characters of a row in an array; no pair is near it
 LARGE_ARRAY = 200_000_000  # bytes of a file; a larger array is read too, with a warning
@@ -132,6 +133,7 @@ def open_file(path: Path) -> BufferedReader:
     Raises:
         OSError: If it can't be opened.
         UsageError: If it is no ordinary file.
+        DataError: If it is in UTF-16 or UTF-32.
     """
     try:
         mode = path.stat().st_mode
@@ -139,6 +141,7 @@ def open_file(path: Path) -> BufferedReader:
         raise UsageError(f"{path}: not the name of a file") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UsageError(f"{path}: is a pipe or device; pairs are a .json or .jsonl file")
+    check_encoding(path, path, DataError)
     return path.open("rb")
 
 

@@ -52,11 +52,15 @@ LEVELS = {
     "duplicate-pair": WARNING,
     "large-array": WARNING,
     "unsupported": LEFT_OUT,
+    "prompt-changed": WARNING,
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
+# Columns that other tools write beside a prompt, and that belong to it.
+SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction")
+HISTORIES = ("history", "conversation_history", "chat_history")
 LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
 UNKNOWN_KEYS = 20  # reported in one row
 _CALLS = ("tool_calls", "function_call")  # of messages, which hold them beside their text
@@ -215,7 +219,9 @@ def read_preference(
 
 
 def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -> None:
-    unknown = [key for key in row if key not in known]
+    outside = outside_prompt(row)
+    findings += outside
+    unknown = [key for key in row if key not in known and key not in {f.at for f in outside}]
     short = [key for key in unknown[:100] if len(key) < 20]
     for key in ("chosen", "rejected"):
         if key not in row:
@@ -231,6 +237,19 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
         known.add(key)
         reason = f"{key!r:.60} is no key of a pair, and is not used, here and in later rows"
         findings.append(Finding("unknown-key", key, reason, f"known: {', '.join(KEYS)}"))
+    if more := unknown[UNKNOWN_KEYS:]:
+        reason = f"{len(more)} more keys of the row are not used, {more[0]!r:.60} first"
+        findings.append(Finding("unknown-key", more[0], reason, f"known: {', '.join(KEYS)}"))
+
+
+def outside_prompt(row: dict[str, Any]) -> list[Finding]:
+    """A finding for each column that holds a part of the prompt, which nobody reads from there."""
+    hint = "mlx_dpo data import reads it; or write the prompt as messages, with all its turns"
+    return [
+        Finding("wrong-type", name, f"{name!r} belongs to the prompt and would not be read", hint)
+        for name in (*SYSTEMS, *HISTORIES)
+        if row.get(name) not in (None, "", [], {})
+    ]
 
 
 def read_messages(

@@ -38,7 +38,7 @@ from mlx_dpo.preferences.schema import CODES, Problems, mapped
 from mlx_dpo.records import PreferenceExample
 
 FOLDER = Path("runs/.tokens")  # one for all runs, so that they share it
-ENCODING_VERSION = "3"  # changes whenever the same row would give other ids, flags or codes
+ENCODING_VERSION = "4"  # changes whenever the same row would give other ids, flags or codes
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.
 LOPSIDED = (0.35, 0.65)

@@ -7,9 +7,9 @@ of that. It runs this file, begins when it is needed, and ends when it has been 
 
 import atexit
 import json
-import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, takewhile
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,6 +32,7 @@ from mlx_dpo.records import Message
 
 SECONDS, MEMORY = 2, 2**29  # processor time and bytes for any request, and more for its size:
 RATES = {"chat template": (10**6, 64), "tokenizer": (10**5, 512)}  # its bytes a second; times them
+REQUEST = 1_000_000  # characters of the texts that are tokenized together; one may be longer
 IDLE = 30  # seconds without a request, after which the process ends
 LOOK_EVERY = 0.2  # seconds
 PROGRAM = Path(__file__)
@@ -83,10 +84,20 @@ def encode(
     if backend is None:  # a tokenizer written in Python
         return [list(tokenizer.encode(t, add_special_tokens=add_special_tokens)) for t in texts]
     options = [bool(tokenizer.split_special_tokens), add_special_tokens]
-    answer, ids = _process.ask("tokenizer", lambda: [*_process.load(backend), texts, *options])
-    if "failed" in answer:
-        raise UsageError(f"the model's tokenizer fails: {answer['failed']}")
-    return [ids[a:b] for a, b in pairwise(accumulate(answer["lengths"], initial=0))]
+    found: list[list[int]] = []
+    while len(found) < len(texts):
+        sizes = accumulate(map(len, texts[len(found) :]))
+        count = max(1, sum(1 for _ in takewhile(lambda size: size <= REQUEST, sizes)))
+        part = texts[len(found) : len(found) + count]
+        answer, ids = _process.ask("tokenizer", partial(_tokenizing, backend, part, options))
+        if "failed" in answer:
+            raise UsageError(f"the model's tokenizer fails: {answer['failed']}")
+        found += [ids[a:b] for a, b in pairwise(accumulate(answer["lengths"], initial=0))]
+    return found
+
+
+def _tokenizing(backend: Any, texts: Sequence[str], options: list[bool]) -> list[Any]:
+    return [*_process.load(backend), texts, *options]
 
 
 def _refusal(reason: str) -> DataError:
@@ -99,7 +110,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.owner, self.used = 0, 0.0
+        self.owner, self.used, self.allowed = 0, 0.0, 0
         self.process: subprocess.Popen[bytes] | None = None
         self.line: Connection | None = None
         self.loaded: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -115,8 +126,9 @@ class _Process:
                 memory = MEMORY + len(content) * bytes_each
                 line.send_bytes(json.dumps([seconds, memory]).encode())
                 line.send_bytes(content)
+                self.allowed = max(self.allowed, memory)  # what was freed may still be resident
                 while not line.poll(LOOK_EVERY):
-                    if _resident(process.pid) > memory + MEMORY:
+                    if _resident(process.pid) > self.allowed + MEMORY:
                         process.kill()
                 answer, ids = json.loads(line.recv_bytes()), array("i", line.recv_bytes())
                 self.used = time.monotonic()
@@ -173,6 +185,7 @@ class _Process:
         if self.line is not None:
             self.line.close()
         self.process = self.line = None
+        self.allowed = 0
         self.loaded.clear()
 
 
@@ -197,6 +210,7 @@ def _serve(line: Connection) -> None:
     from tokenizers import Tokenizer, models
     from transformers.utils import chat_template_utils
 
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # of `_limit`; a parent may have it ignored
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     Tokenizer(models.BPE()).encode_batch_fast(["", ""])  # starts threads, whose memory is no text's
     loaded: dict[int, Tokenizer] = {}
@@ -207,11 +221,13 @@ def _serve(line: Connection) -> None:
         ((text,), _) = chat_template_utils.render_jinja_template([chat], **options)
         if len(text) > 1_000_000 + 16 * sum(len(turn["content"]) for turn in chat):
             raise MemoryError
+        _check_whole([text])
         return str(text)
 
     def ids_of(
         number: int, source: str | None, texts: list[str], splits: bool, adds: bool
     ) -> list[list[int]]:
+        _check_whole(texts)
         if source is not None:
             loaded[number] = Tokenizer.from_str(source)
             loaded[number].no_truncation()
@@ -242,6 +258,16 @@ def _serve(line: Connection) -> None:
         line.send_bytes(numbers.tobytes())
 
 
+def _check_whole(texts: list[str]) -> None:
+    """Refuse texts with half of a surrogate pair, which no tokenizer takes.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if any("\ud800" <= c <= "\udfff" for text in texts for c in set(text)):
+        raise ValueError("half of a surrogate pair in the text")
+
+
 def _clock(date: str | None) -> Any:
     """What stands for the class `datetime`: it is midnight of a day for ever."""
     if date is None:
@@ -265,14 +291,14 @@ def _written(
 
 def _limit(seconds: int, memory: int) -> None:
     """The kernel ends this process when its processor time is used up; memory is refused it."""
-    limits = {resource.RLIMIT_CPU: math.ceil(time.process_time()) + seconds}
+    # Not RLIMIT_CPU: it counts from the process's begin, on some kernels a quarter too fast.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     if sys.platform == "linux":  # where it is not kept, the other side looks
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + memory
-    for limit, value in limits.items():
-        hard = resource.getrlimit(limit)[1]
+        value = pages * resource.getpagesize() + memory
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_ordinary, flaw_of_name
+from mlx_dpo.files import flaw_of_name, text_of
 from mlx_dpo.preferences.chat import is_date
 from mlx_dpo.runs.sources import data_files
 
@@ -250,12 +250,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is missing or broken, or a key or value is not as it must be.
     """
-    check_ordinary(path)
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{path}: not readable: {reason}") from None
+        settings = tomllib.loads(text_of(path))
+    except OSError as error:
+        raise UsageError(f"{path}: not readable: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]

@@ -1,7 +1,6 @@
 """The finished model of a run, or its adapter, with the record of how it was made."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from mlx_dpo.convert.adapters import write_mlx, write_peft
 from mlx_dpo.convert.sources import RECORD
 from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.models.adapters import parts_of
-from mlx_dpo.models.export import companions, export_folder
+from mlx_dpo.models.export import copy_companions, export_folder
 from mlx_dpo.models.hub import is_hub_id
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import environment
@@ -86,10 +85,8 @@ def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> N
 def _write_adapter(job: Job, record: dict[str, Any]) -> None:
     """The adapter's files, its record and card, and the tokenizer and chat template of the base."""
     config, adapter = job.config, parts_of(job.policy)
-    files = companions(job.source)  # refused before anything is written
     with new_folder(job.out, replace=config.overwrite) as folder:
-        for file in files:
-            shutil.copyfile(file, folder / file.name)
+        copy_companions(job.source, folder)
         if config.adapter_format != "peft":
             write_mlx(folder, adapter, job.policy)
         if config.adapter_format != "mlx":

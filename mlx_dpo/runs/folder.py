@@ -22,7 +22,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo import __version__
-from mlx_dpo.convert.sources import CONVERTED, find, name_of
+from mlx_dpo.convert.sources import CONVERTED, find, name_of, read_record
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import (
     append,
@@ -155,12 +155,11 @@ def is_result_of(config: RunConfig, out: Path) -> bool:
     """
     if not config.run_dir or not (Path(config.run_dir) / "config.toml").is_file():
         return False
-    try:
-        settings = json.loads((out / "dpo.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+    settings = read_record(out).get("settings")
+    if not isinstance(settings, dict):
         return False
     ignored = {"run_dir": None}  # the same folder, however it was spelled then
-    return bool({**settings, **ignored} == {**asdict(config), **ignored})
+    return {**settings, **ignored} == {**asdict(config), **ignored}
 
 
 def check_folders(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import check_ordinary
 
 _ENDINGS = (".jsonl", ".json")
 _TRAIN = ("train",)
@@ -18,7 +19,8 @@ def data_files(data: str) -> tuple[str, str | None]:
             in ``data/``; or the hub id of a data set that has them.
 
     Raises:
-        UsageError: If a folder has no such file, or the hub can't be reached.
+        UsageError: If a folder has no such file, or one that is a pipe or a device, or the hub
+            can't be reached.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -54,10 +56,12 @@ def _download(name: str) -> Path:
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path | None:
-    places = (
+    places = [
         folder / inside / f"{stem}{ending}"
         for inside in _INSIDE
         for stem in stems
         for ending in _ENDINGS
-    )
+    ]
+    for place in places:
+        check_ordinary(place)
     return next((place for place in places if place.is_file()), None)

@@ -18,9 +18,16 @@ from typing import Any, NamedTuple
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.json_text import Finding, RawRow, raw_rows
 from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
-from mlx_dpo.preferences.schema import ERROR, LEVELS, Problem, Problems, read_messages, read_text
+from mlx_dpo.preferences.schema import (
+    ERROR,
+    LEVELS,
+    Problem,
+    Problems,
+    outside_prompt,
+    read_messages,
+    read_text,
+)
 from mlx_dpo.records import Message
-from mlx_dpo.workshop.importers.turns import HISTORIES, SYSTEMS
 
 _TYPES: dict[str, tuple[type, ...]] = {  # of an answer's keys beside its text
     "finished": (bool,),
@@ -144,12 +151,9 @@ def _parse(raw: RawRow, findings: list[Finding]) -> Candidates | None:
     prompt = read_messages(row, key, "user", findings)
     if key not in row:
         findings.append(Finding("missing-key", 0, "key 'prompt' is missing"))
-    for column in (*SYSTEMS, *HISTORIES):
-        if row.get(column):
-            reason = f"{column!r} belongs to the prompt and would not be read"
-            hint = "write the prompt as messages, with the system text and earlier turns"
-            findings.append(Finding("wrong-type", column, reason, hint))
-            prompt = None
+    if outside := outside_prompt(row):
+        findings += outside
+        prompt = None
     kind = read_text(row.get("kind", ""), "kind", findings)
     answers = _parse_answers(row.get("answers", []), findings)
     sampling = row.get("sampling", {})

@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 from mlx_dpo.errors import DataError, DiskError, LockedError
-from mlx_dpo.files import append, cut_torn_line, make_folder
+from mlx_dpo.files import append, check_ordinary, cut_torn_line, make_folder
 from mlx_dpo.preferences.reader import json_line
 
 
@@ -24,11 +24,13 @@ class Journal:
         LockedError: If another process has it open.
         DataError: If it holds anything but a JSON object a line.
         DiskError: If it can't be written.
+        UsageError: If it is a pipe, a socket or a device.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._writing = Lock()
+        check_ordinary(path)
         make_folder(path.parent)
         try:
             self._locked = path.open("ab")

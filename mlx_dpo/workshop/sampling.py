@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import append, cut_torn_line
+from mlx_dpo.files import append, cut_torn_line, text_of
 from mlx_dpo.models.adapters import whole_digest
 from mlx_dpo.models.generate import Request, batches_exactly, generate_each, generate_together
 from mlx_dpo.preferences.chat import ChatFormat
@@ -216,11 +216,9 @@ def read_prompts(path: str | Path) -> tuple[list[Candidates], int]:
 
 def _text_prompts(path: Path) -> list[Candidates]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path, DataError)
     except OSError as error:
         raise not_readable(path, error) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     lines = [line.strip() for line in text.split("\n")]
     rows = [Candidates("", (Message("user", line),)) for line in lines if line]
     if not rows:

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.cli import main
+from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
+from mlx_dpo.workshop.importers.turns import BEYOND_TEXT
 from tests.runs.conftest import ORACLE
+
+PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "No."}
 
 BAD = [
     '{"user": "Hi", "chosen": 7, "rejected": "no"}',
@@ -101,3 +105,34 @@ def test_the_log_never_replaces_the_file_itself(capsys: pytest.CaptureFixture[st
     assert check("bad.jsonl", "--log", "./bad.jsonl") == 2
     assert Path("bad.jsonl").read_bytes() == before
     assert "is the file to check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", [*SYSTEMS, *HISTORIES])
+@pytest.mark.parametrize("number", [1, 40])
+def test_a_column_that_belongs_to_the_prompt_is_no_key_that_is_passed_over(
+    column: str, number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [PAIR | {"prompt": f"Colour {i}?"} for i in range(number)]
+    rows[-1][column] = [["Red?", "No."]]  # type: ignore[assignment]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(str(file)) == 3
+    out, err = capsys.readouterr()
+    assert f"{column!r} belongs to the prompt" in out or f"with a column {column!r}" in err
+    assert "mlx_dpo data import" in out + err
+
+
+def test_each_key_that_nobody_reads_is_named_of_rows_and_of_messages(tmp_path: Path) -> None:
+    keys = [*BEYOND_TEXT, "score", "status", "source"]
+    names = ["name", "weight", "thinking", "reasoning_content", "images"]
+    turn = {"role": "assistant", "content": "Blue.", **dict.fromkeys(names, "x")}
+    row = PAIR | dict.fromkeys(keys, "x") | {"chosen": [turn]}
+    file, log = tmp_path / "pairs.jsonl", tmp_path / "log.jsonl"
+    file.write_text(
+        json.dumps(row) + "\n" + json.dumps(PAIR | dict.fromkeys(map(str, range(25)), "y"))
+    )
+    assert check(str(file), "--log", str(log)) == 0
+    reasons = [json.loads(line)["reason"] for line in log.read_text().splitlines()]
+    for name in (*keys, *names, *map(str, range(20))):
+        assert sum(reason.startswith(f"{name!r} ") for reason in reasons) >= 1, name
+    assert "5 more keys of the row are not used, '20' first" in reasons

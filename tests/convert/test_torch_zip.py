@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -16,11 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_dpo.cli import main
 from mlx_dpo.convert.torch_zip import archive
 from mlx_dpo.convert.torch_zip.archive import read_state_dict, read_torch_zip, write_torch_zip
 from mlx_dpo.convert.torch_zip.tensors import BFloat16, as_mlx, from_mlx, view
 from mlx_dpo.errors import UsageError
 from tests import g2c
+from tests.runs.conftest import ORACLE
 
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 HOOKS = b"ccollections\nOrderedDict\n)R"
@@ -615,3 +618,34 @@ def test_many_tensors_over_one_memory_are_refused_before_they_are_copied(
 def test_a_tensor_without_numbers_has_no_side_beyond_an_array_s() -> None:
     with pytest.raises(ValueError, match="does not fit its storage of 0 elements"):
         view("Float", np.zeros(0, "<f4"), 0, (2**47, 0), (0, 1))
+
+
+@pytest.mark.parametrize("command", ["convert", "train", "generate"])
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        (tensor(of=storage(count=2**47)), VALUES.tobytes()),
+        (tensor((0, 2**47), (1, 1)), VALUES.tobytes()),
+        (tensor((2**47, 0), (1, 1), of=storage(count=0)), b""),
+    ],
+    ids=["a storage", "an empty tensor", "an empty storage"],
+)
+def test_sides_beyond_any_memory_end_a_command_in_one_line(
+    tmp_path: Path, value: bytes, data: bytes, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ORACLE, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    make_zip(model / "pytorch_model.bin", state_dict(value), data=data)
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('[{"prompt": "p", "chosen": "a", "rejected": "b"}]')
+    more = {
+        "convert": [str(model), str(tmp_path / "out")],
+        "train": ["--model", str(model), "--data", str(pairs), "--out", str(tmp_path / "out")],
+        "generate": ["--model", str(model), "--prompt", "Who?"],
+    }
+    with pytest.raises(SystemExit) as ended:
+        main([command, *more[command]])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "pytorch_model.bin: refused: " in error
+    assert not (tmp_path / "out").exists()

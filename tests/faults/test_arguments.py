@@ -1,6 +1,7 @@
 """Every path a command takes, given as what it is not: one line, the right code, nothing made."""
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,15 @@ ON = ["--model", MODEL, "--data", "pairs.json"]
 BETWEEN = ["--model", MODEL, "--reference", MODEL]
 CODES = {1, 2, 3, 7}  # of a mistake in what was asked: README, "Exit codes"
 
-NOTHING = {"no name": "", "huge": "x" * 5000, "nul": "a\0b", "under a file": "./noise.json/child"}
+NOWHERE = {"no name": "", "huge": "x" * 5000, "nul": "a\0b", "under a file": "./noise.json/child"}
+NOTHING = NOWHERE | {"a pipe": "pipe", "a device": "/dev/zero"}
 NO_FILE = NOTHING | {
     "missing": "./absent.json",
     "a folder": "folder",
     "empty": "empty.json",
     "noise": "noise.json",
+    "Latin-1": "latin.json",
+    "UTF-16": "utf16.json",
 }
 # An empty file is a config without a setting.
 NO_CONFIG = {name: path for name, path in NO_FILE.items() if name != "empty"}
@@ -31,7 +35,7 @@ NO_FOLDER = NOTHING | {"missing": "./absent", "a file": "noise.json", "an empty 
 # What is to be written may be missing; what is there may not be replaced.
 NO_NEW_FILE = NOTHING | {"a folder": "folder", "there": "noise.json"}
 NO_NEW_FOLDER = NOTHING | {"a file": "noise.json", "there": "mine"}
-NO_PLACE = {name: NO_NEW_FILE[name] for name in ("no name", "huge", "nul", "under a file")}
+NO_PLACE = {name: NO_NEW_FILE[name] for name in NOTHING}
 
 # The command up to the slot, what goes wrong in the slot, and what follows it.
 Row = tuple[list[str], dict[str, str], list[str]]
@@ -164,6 +168,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("candidates.jsonl").write_text(json.dumps(answers) + "\n")
     Path("noise.json").write_bytes(random.Random(6).randbytes(4096))
     Path("empty.json").touch()
+    Path("latin.json").write_text('{"prompt": "café"}', encoding="latin-1")
+    Path("utf16.json").write_text(json.dumps(ROWS), encoding="utf-16-le")
+    os.mkfifo("pipe")
     Path("folder").mkdir()
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("Dear otter,\n")
@@ -205,6 +212,27 @@ def test_a_path_that_is_not_what_it_must_be_ends_in_one_line_and_makes_nothing(
     assert contents(workplace) == before
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "--model", MODEL, "--prompt", "caf\udce9 please"],
+        ["data", "check", "caf\udce9.json"],
+        ["train", *ON, "--out", "\udcff"],
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_refused_in_one_line(
+    args: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(workplace)
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mlx_dpo: the argument ")
+    assert "is not UTF-8 (byte 0x" in line
+    assert contents(workplace) == before
+
+
 def paths_of(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]:
     """Every parameter below a command that names a file or folder: the words, then its name."""
     if isinstance(command, click.Group):
@@ -220,7 +248,7 @@ def test_no_path_of_any_command_is_left_out() -> None:
     assert set(paths_of(cli)) == set(ROWS_OF)
 
 
-@pytest.mark.parametrize("value", ['""', '"a\\u0000b"', f'"{"x" * 5000}"'])
+@pytest.mark.parametrize("value", ['""', '"a\\u0000b"', f'"{"x" * 5000}"', '"pipe"'])
 @pytest.mark.parametrize("key", ["model", "data", "eval_data", "out", "run_dir", "adapter"])
 def test_a_name_in_a_config_that_nothing_can_have_is_told_with_its_key(
     key: str, value: str, capsys: pytest.CaptureFixture[str]

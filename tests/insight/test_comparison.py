@@ -112,14 +112,23 @@ def test_a_prompt_file_is_lines_or_json_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_a_json_array_is_not_taken_for_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('[{"prompt": "Who?"}]')
+    with pytest.raises(DataError, match=r"prompts\.json:1: a JSON array"):
+        read_questions(file)
+    (tmp_path / "prompts.txt").write_text("[brackets] are words")
+    assert [q.prompt for q in read_questions(tmp_path / "prompts.txt")] == ["[brackets] are words"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no prompts in it"),
         ('ok\n{"prompt": ', "prompts.txt:2: not JSON"),
-        ('{"prompt": 3}', "prompts.txt:1: needs 'prompt' as text"),
-        ('{"kind": "x"}', "prompts.txt:1: needs 'prompt' as text"),
-        ('{"prompt": "x", "kind": 1}', "'kind', if there, as text"),
+        ('{"prompt": 3}', "prompts.txt:1: 'prompt' must be text, found a number"),
+        ('{"kind": "x"}', "prompts.txt:1: 'prompt' must be text, found null"),
+        ('{"prompt": "x", "kind": 1}', "'kind' must be text, found a number"),
     ],
 )
 def test_a_bad_prompt_file_is_refused_with_its_line(

@@ -11,10 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlx_dpo.cli import main
+from mlx_dpo.cli.screen import about_template
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary
+from mlx_dpo.models.export import copy_companions
 from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.runs.config import read_toml
 from tests.runs.conftest import ORACLE
 
@@ -70,6 +73,76 @@ def test_a_pipe_in_a_folder_is_not_waited_for(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{name}: is a pipe, socket or device" in line
+
+
+def test_a_pipe_among_the_named_templates_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    os.mkfifo(folder / "additional_chat_templates" / "rag.jinja")
+    with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
+        load_tokenizer(folder)
+    with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
+        copy_companions(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{# caf\xe9 #}", "chat_template.jinja:1: byte 0xe9 is not UTF-8"),
+        ("{# a #}".encode("utf-16"), "chat_template.jinja:1: the file is UTF-16"),
+        ("{# a #}".encode("utf-8-sig"), "chat_template.jinja:1: begins with a byte order mark"),
+    ],
+)
+def test_a_template_that_is_not_plain_utf8_is_refused(
+    folder: Path, content: bytes, reason: str
+) -> None:
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_half_of_a_surrogate_pair_in_a_tokenizer_is_refused_with_its_file(
+    folder: Path, name: str
+) -> None:
+    (folder / name).write_text('{"pad_token": "\\ud800"}')
+    with pytest.raises(UsageError, match=f"{name}: holds half of a surrogate pair"):
+        load_tokenizer(folder)
+
+
+def test_a_template_where_no_tokenizer_reads_it_is_refused_and_another_one_is_named(
+    folder: Path,
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    tokenizer = load_tokenizer(folder)  # as a conversion does
+    with pytest.raises(UsageError, match=r"chat_template\.json, which tokenizers don't read"):
+        chat_format(tokenizer)
+    (folder / "chat_template.jinja").write_text(template + "{# newer #}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    said = about_template(chat_format(load_tokenizer(folder)))
+    assert said == "another one, in tokenizer_config.json and chat_template.json, is not used"
+
+
+def test_which_of_several_templates_is_used_is_said(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert about_template(chat_format(load_tokenizer(folder))) == ""
+    template = config["chat_template"]
+    named = [{"name": name, "template": template} for name in ("rag", "default")]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    assert about_template(chat_format(load_tokenizer(folder))) == "default, of default, rag"
+    config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert about_template(chat_format(load_tokenizer(folder))).startswith("none; turns are")
+
+
+def test_a_template_that_writes_half_of_a_surrogate_pair_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ '\\ud800' }}{{ messages[0].content }}")
+    with pytest.raises(UsageError, match="refuses the conversation: half of a surrogate pair"):
+        chat_format(load_tokenizer(folder))
 
 
 @pytest.mark.parametrize("read", [read_header, read_toml, check_ordinary])

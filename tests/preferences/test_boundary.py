@@ -78,6 +78,7 @@ def test_a_system_turn_that_moves_keeps_the_white_space_before_an_answer() -> No
     assert written(chat, pair)[:2] == ("[INST] Be brief. Hi [/INST]", " Hello!<|end|>")
 
 
+LEAVES_OUT = "{% for m in messages if m['role'] != 'system' %}"
 DROPS = "m['content'].split('</think>')[-1]"
 
 
@@ -120,7 +121,9 @@ def test_thoughts_after_an_empty_block_and_a_close_without_a_block_are_told() ->
 
 def test_a_template_that_closes_the_block_itself_nests() -> None:
     chat = opening("<think>\\n", "'<think>\\n\\n</think>\\n\\n' + m['content']")
-    assert written(chat)[1] == "\n</think>\n\nHello!<|end|>"
+    prompt, chosen, _ = written(chat)
+    assert prompt.endswith("<|assistant|>\n<think>\n\n</think>\n\n")
+    assert chosen == "Hello!<|end|>"
     assert codes(chat, preference()) == []
 
 
@@ -139,10 +142,22 @@ def test_words_that_a_template_changes_are_told() -> None:
     assert codes(chat, preference()) == []
 
 
-def test_a_template_that_never_opens_an_answer_scores_its_own_words_and_it_is_told() -> None:
+def test_what_a_template_writes_before_both_answers_counts_as_prompt_and_is_told() -> None:
     chat = templated(TEMPLATE.partition("{% if add")[0])
-    assert written(chat)[1] == "<|assistant|>\nHello!<|end|>"
+    prompt, chosen, _ = written(chat)
+    assert prompt.endswith("<|assistant|>\n")
+    assert chosen == "Hello!<|end|>"
     assert codes(chat, preference()) == ["template-words"]
+
+
+def test_words_of_a_prompt_that_a_template_leaves_out_are_told() -> None:
+    chat = templated(TEMPLATE.replace("{% for m in messages %}", LEAVES_OUT))
+    prompt = (Message("system", "Be brief."), Message("user", "Hi"))
+    assert codes(chat, replace(preference(), prompt=prompt)) == ["prompt-changed"]
+    assert codes(chat, preference()) == []
+    drops = opening("", DROPS)
+    earlier = (Message("user", "b"), *turns(THOUGHTS, "d"))
+    assert codes(drops, replace(preference(), prompt=earlier)) == []
 
 
 def test_words_of_another_role_are_told_without_a_template_too() -> None:

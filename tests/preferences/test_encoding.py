@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
+from mlx_dpo.errors import DataError
+from mlx_dpo.preferences import chat as chat_module
 from mlx_dpo.preferences import encoding, json_text
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.encoding import (
@@ -18,12 +20,13 @@ from mlx_dpo.preferences.encoding import (
     CUT,
     REJECTED_CLOSED,
     Ingested,
+    PairEncoder,
     Tokenizing,
     ingest,
 )
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.schema import CODES, ERROR, LEVELS, WARNING, Problems
-from mlx_dpo.records import PreferenceExample
+from mlx_dpo.records import Message, Preference, PreferenceExample
 from tests.runs.conftest import ORACLE, ROWS
 
 
@@ -157,6 +160,7 @@ IMPORTED = {
     "unsupported",
 }  # of rows that `data import` makes pairs of
 IN_A_RUN = {"leak"}  # takes two files
+LATIN_LATER = [{"role": "user", "content": word} for word in ("A word?", "In Latin?")]
 # What earns each code; the good row before it is kept.
 EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "bad-utf8": b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}',
@@ -179,6 +183,7 @@ EARNS: dict[str, str | bytes | dict[str, Any]] = {
     "other-words": row(2, rejected=[{"role": "user", "content": "No."}]),
     "template-words": row(2, prompt="Forget it."),
     "answer-changed": row(2, chosen="A Latin word."),
+    "prompt-changed": row(2, prompt=LATIN_LATER),
     "empty": row(2, rejected=""),
     "whitespace-only": row(2, rejected=" "),
     "bom": b"",
@@ -237,3 +242,51 @@ def test_answers_that_differ_only_beyond_the_length_are_equal_and_say_what_to_do
     assert problem.reason == "chosen equals rejected once cut to 64 tokens"
     assert problem.hint == "raise --max-length"
     assert not run(file, chat, max_length=256)[2].counts
+
+
+@pytest.mark.parametrize("characters", [32, 1])
+def test_a_text_far_longer_than_the_length_has_the_ids_that_the_whole_text_has(
+    chat: ChatFormat, monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    monkeypatch.setattr(chat_module, "_CHARACTERS", characters)
+    long, longer = "A quiet lantern. " * 400, "An otter, " * 3000
+    pairs = [pair(1, chosen=long), pair(2, chosen=longer, rejected=long), pair(3)]
+    fitted = PairEncoder(chat, 24)(pairs)
+    for one, encoded in zip(fitted, chat.encode_pairs(pairs), strict=True):
+        assert not isinstance(encoded, DataError)
+        (prompt, chosen, rejected), _ = encoded
+        room = 24 - len(prompt)
+        assert one.example == PreferenceExample(prompt, chosen[:room], rejected[:room])
+    assert fitted[0].finding is not None
+    assert ("more than" in fitted[0].finding.reason) == (characters == 32)
+    assert fitted[2].finding is None
+
+
+def test_long_texts_are_told_by_their_begin(chat: ChatFormat) -> None:
+    long = "A quiet lantern. " * 400
+    too_long, equal = PairEncoder(chat, 24)(
+        [pair(1, prompt=long), pair(2, chosen=long + "a", rejected=long + "b")]
+    )
+    assert [each.finding and each.finding.code for each in (too_long, equal)] == [
+        "too-long",
+        "equal",
+    ]
+    assert equal.finding is not None
+    assert "once cut to 24 tokens" in equal.finding.reason
+
+
+def test_batches_have_few_pairs_or_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "BATCH_TEXT", 100)
+    sizes = [10, 10, 10, 10, 90, 10, 200, 10]
+    pairs = [pair(n, prompt="", chosen="c" * size, rejected="") for n, size in enumerate(sizes)]
+    assert [len(batch) for batch in encoding.in_batches(pairs)] == [3, 3, 1, 1]
+    assert list(encoding.in_batches([])) == []
+
+
+def pair(number: int, **changes: str) -> Preference:
+    texts = row(number, **changes)
+    prompt, chosen, rejected = (
+        (Message(role, texts[key]),)
+        for key, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    )
+    return Preference(prompt, chosen, rejected, "", str(number))

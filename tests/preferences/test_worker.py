@@ -15,6 +15,7 @@ from mlx_dpo.cli import main
 from mlx_dpo.convert import sources
 from mlx_dpo.errors import DataError, MlxDpoError, UsageError
 from mlx_dpo.preferences import worker
+from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.records import Message
 from tests.runs.conftest import ORACLE
 
@@ -211,3 +212,21 @@ def test_the_command_line_ends_with_one_line_and_exit_2(
     (line,) = capfd.readouterr().err.splitlines()
     wrong = {"chat template": "chat template was ended", "tokenizer": "1e+12 times as long"}
     assert wrong[part] in line
+
+
+def test_texts_are_tokenized_a_few_at_a_time_with_the_ids_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = chat_format(sources.load_tokenizer(ORACLE))
+    texts = ["a lantern", "", "x" * 30, "b", "c" * 8]
+    whole = worker.encode(chat.tokenizer, texts)
+    sizes, ask = [], worker._process.ask
+
+    def asked(kind: str, request: Any) -> Any:
+        sizes.append(sum(map(len, request()[2])))
+        return ask(kind, request)
+
+    monkeypatch.setattr(worker, "REQUEST", 10)
+    monkeypatch.setattr(worker._process, "ask", asked)
+    assert worker.encode(chat.tokenizer, texts) == whole
+    assert sizes == [9, 30, 9]

@@ -9,6 +9,7 @@ import pytest
 from mlx_dpo.convert.conversion import Options, convert
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.export import left_behind
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import ORACLE, settings
 
@@ -64,3 +65,25 @@ def test_a_link_out_of_the_model_folder_is_not_copied_into_the_result(workplace:
     with pytest.raises(UsageError, match="points outside the folder"):
         train(settings(model="model", out="dpo", steps=2))
     assert not Path("dpo").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_all_that_belongs_to_a_tokenizer_goes_along_and_back(workplace: Path, method: str) -> None:
+    shutil.copytree(ORACLE, "model")
+    Path("model/additional_chat_templates").mkdir()
+    files = (
+        "additional_chat_templates/rag.jinja",
+        "NOTICE",
+        "vocab.bpe",
+        "preprocessor_config.json",
+    )
+    for name in files:
+        Path("model", name).write_text("{}")
+    Path("model/tokenization_odd.py").touch()
+    train(settings(model="model", out="dpo", steps=2, method=method))
+    if method == "full":
+        convert(Path("dpo"), Path("back"), Options(verify=False), lambda line: None)
+    for out in ("dpo", "back") if method == "full" else ("dpo",):
+        assert all(Path(out, name).read_text() == "{}" for name in files)
+    assert left_behind(Path("model")) == ["tokenization_odd.py"]
+    assert not Path("dpo/tokenization_odd.py").exists()

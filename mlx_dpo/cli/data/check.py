@@ -9,7 +9,7 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import counted, show_problems
+from mlx_dpo.cli.screen import about_template, counted, printable, show_problems
 from mlx_dpo.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     refuse_foreign(file)
     candidates = _holds_candidates(file)
     tokenizing = Tokenizing(options.chat_of(model), max_length) if model else None
+    if tokenizing and (template := about_template(tokenizing.chat)) and not as_json:
+        click.echo(printable(f"template: {template}"))
     try:
         with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
             problems = Problems(lines)

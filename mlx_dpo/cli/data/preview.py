@@ -3,6 +3,7 @@
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import about_template, printable
 from mlx_dpo.errors import DataError
 
 
@@ -30,7 +31,10 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     for code, _, reason, hint in encoded.notes:
         click.echo(f"warning: {code}: {reason}; {hint}", err=True)
     prompt, chosen, rejected = encoded.example
-    click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}\n")
+    click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}")
+    if template := about_template(chat):
+        click.echo(printable(f"template: {template}"))
+    click.echo("")
     click.echo("scored   id  token")
     for name, ids, scored in (
         ("prompt", prompt, 0),

@@ -19,14 +19,13 @@ import numpy.typing as npt
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat
-from mlx_dpo.preferences.encoding import find_special, special_tokens
+from mlx_dpo.preferences.encoding import find_special, in_batches, special_tokens
 from mlx_dpo.records import Message, Preference
 from mlx_dpo.runs.scores import wilson_interval
 
 Lengths = npt.NDArray[np.int64]
 Values = npt.NDArray[Any]
 
-_BATCH = 256  # rows tokenized together
 _FOLDS = 5  # of the prompts, to judge first words on prompts they were not counted on
 _WORD = re.compile(r"\w+(?:'\w+)*")
 _MARK = re.compile(r"[^\w\s]")
@@ -86,8 +85,8 @@ def in_tokens(
     """
     rows: list[list[int]] = []
     merged, special, pattern = [], [], special_tokens(chat)
-    for start in range(0, len(preferences), _BATCH):
-        batch = preferences[start : start + _BATCH]
+    start = 0
+    for batch in in_batches(preferences):
         for position, encoded in enumerate(chat.encode_pairs(batch), start):
             if isinstance(encoded, DataError):
                 if refused is None:
@@ -101,6 +100,7 @@ def in_tokens(
                 merged.append(row)
             if pattern and (words := find_special(batch[position - start], pattern)):
                 special.append((row, *words))
+        start += len(batch)
         after_rows(len(batch))
     return Measures("tokens", np.array(rows, dtype=np.int64).T, None, merged, special)
 

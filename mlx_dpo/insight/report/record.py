@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
 from mlx_dpo.runs.config import RunConfig, read_toml
 from mlx_dpo.runs.defaults import LORA
@@ -125,6 +126,8 @@ def read_run(folder: Path) -> RunRecord:
         UsageError: If no run made it, if the run ended before it began to train, or if a file of
             it can't be read.
     """
+    if folder.is_dir():
+        check_links(folder)
     if not (folder / "config.toml").is_file():
         raise UsageError(f"{folder}: no run there (no config.toml); give a folder below runs/")
     for name in ("environment.json", "split.json"):  # written before the first step

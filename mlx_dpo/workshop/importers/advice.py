@@ -6,12 +6,18 @@ from typing import Any
 
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.preferences.json_text import Finding, RawRow
-from mlx_dpo.preferences.schema import ERROR, KEYS, LEVELS, read_preference
+from mlx_dpo.preferences.schema import (
+    ERROR,
+    HISTORIES,
+    KEYS,
+    LEVELS,
+    SYSTEMS,
+    read_preference,
+)
 from mlx_dpo.workshop.importers.chosen import STEP, TRL
 from mlx_dpo.workshop.importers.fields import Fields, Format, LeftOutError, Row, first_of
 from mlx_dpo.workshop.importers.formats import detect
 from mlx_dpo.workshop.importers.sources import source_rows
-from mlx_dpo.workshop.importers.turns import HISTORIES, SYSTEMS
 
 _NUM_TRIED = 20  # first rows
 _OWN_ROLES = ("system", "user", "assistant", "tool")
@@ -60,7 +66,10 @@ def _is_own(row: Any) -> bool:
         return False
     findings: list[Finding] = []
     pair = read_preference(row, 1, {*KEYS, *row}, findings)
-    if pair is None or any(LEVELS[finding.code] == ERROR for finding in findings):
+    errors = {finding.code for finding in findings if LEVELS[finding.code] == ERROR}
+    if errors == {"lone-surrogate"}:  # a damaged text, in any shape
+        return True
+    if pair is None or errors:
         return False
     turns = (*pair.prompt, *pair.chosen, *pair.rejected)
     is_answer = all(side[0].role == "assistant" for side in (pair.chosen, pair.rejected))

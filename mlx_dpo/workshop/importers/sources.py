@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import is_system_file
+from mlx_dpo.files import check_encoding, check_ordinary, is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
@@ -74,6 +74,8 @@ def source_rows(file: Path) -> Iterator[RawRow]:
     suffix = Path(file.name.removesuffix(".gz")).suffix
     try:
         with _unpacked(file) as plain:
+            if suffix != ".parquet":
+                check_encoding(plain, file, DataError)
             if suffix == ".parquet":
                 yield from _parquet_rows(plain, file)
             elif suffix == ".csv":
@@ -87,7 +89,10 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 def _is_data(file: Path) -> bool:
     if is_system_file(file.name) or file.name in _NO_DATA:
         return False
-    return file.is_file() and Path(file.name.removesuffix(".gz")).suffix in DATA_FILES
+    if Path(file.name.removesuffix(".gz")).suffix not in DATA_FILES:
+        return False
+    check_ordinary(file)
+    return file.is_file()
 
 
 def _refuse_arrow(file: Path) -> None:

@@ -7,12 +7,11 @@ another conversation.
 import re
 from typing import Any, TypeGuard
 
+from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
 from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, parsed
 
 Turns = list[Fields]
 
-SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction")
-HISTORIES = ("history", "conversation_history", "chat_history")
 # Columns without which the answers are to something else. A pair has no place for them.
 BEYOND_TEXT = (
     *("tools", "functions", "tool_calls", "images", "image", "videos", "video", "audios", "audio"),

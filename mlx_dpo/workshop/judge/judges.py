@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_dpo.errors import DataError, StoppedError, UsageError
-from mlx_dpo.files import check_ordinary, entries_of, make_folder, write_file
+from mlx_dpo.files import entries_of, make_folder, text_of, write_file
 from mlx_dpo.preferences.json_text import Finding, raw_rows
 from mlx_dpo.preferences.reader import text_digest
 from mlx_dpo.preferences.schema import read_messages, read_text
@@ -284,11 +284,10 @@ def read_rubrics(folder: Path) -> dict[str, str]:
             write_file(folder / f"{kind}.txt", text)
     rubrics = {}
     for file in sorted(file for file in entries_of(folder) if file.suffix == ".txt"):
-        check_ordinary(file)
         try:
-            rubrics[file.stem] = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: not readable as text: {error}") from None
+            rubrics[file.stem] = text_of(file)
+        except OSError as error:
+            raise UsageError(f"{file}: not readable: {error.strerror}") from None
         if not rubrics[file.stem].strip():
             raise UsageError(f"{file}: is blank; say in it what makes an answer better")
     if GENERAL not in rubrics:

@@ -110,6 +110,7 @@ class Book:
             self._journal.append({"event": BEGIN, "salt": secrets.token_hex(8)})
         try:
             self.salt = str(entries[0]["salt"])
+            self.salt.encode()  # half of a surrogate pair could not be
             self.decisions = _replay(entries)
             before = _replay(entries[:-1])
         except (KeyError, IndexError, TypeError, ValueError) as error:

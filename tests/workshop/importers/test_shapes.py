@@ -331,3 +331,70 @@ def put_somewhere(value: Any, chance: random.Random) -> None:
             value[key] = copy.deepcopy(chance.choice(VALUES))
             return
         value = value[key]
+
+
+def said(role: str, text: str, keys: tuple[str, str] = ("role", "content")) -> dict[str, str]:
+    return dict(zip(keys, (role, text), strict=True))
+
+
+SHAREGPT = ("from", "value")
+ASKED, BRIEF = said("user", "Sky?"), said("system", "You are terse.")
+GOOD, BAD = said("assistant", "Blue."), said("assistant", "Green.")
+# Each shape as the tool or set that it is from writes it, in its smallest form.
+SMALLEST: dict[str, dict[str, Any]] = {
+    "LLaMA-Factory, ShareGPT": {
+        "conversations": [said("human", "Sky?", SHAREGPT)],
+        "chosen": said("gpt", "Blue.", SHAREGPT),
+        "rejected": said("gpt", "Green.", SHAREGPT),
+    },
+    "LLaMA-Factory, Alpaca": {"instruction": "Sky?", "input": "", "output": ["Blue.", "Green."]},
+    "Axolotl": {"messages": [ASKED], "chosen": GOOD, "rejected": BAD},
+    "Arena 55k": {"prompt": '["Sky?"]', "response_a": '["Blue."]', "response_b": '["Green."]'}
+    | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0, "model_a": "m", "model_b": "n"},
+    "PKU-SafeRLHF": {"prompt": "Sky?", "response_0": "Green.", "response_1": "Blue."}
+    | {"better_response_id": 1, "safer_response_id": 1},
+    "SHP": {"history": "Sky?", "human_ref_A": "Blue.", "human_ref_B": "Green.", "labels": 1},
+    "Nectar": {
+        "prompt": "\n\nHuman: Sky?\n\nAssistant: ",
+        "answers": [{"answer": "Blue.", "rank": 1.0}, {"answer": "Green.", "rank": 5.0}],
+    },
+    "HelpSteer3": {"prompt": "Sky?", "response_1": "Blue.", "response_2": "Green."}
+    | {"preference_strength": -3},
+    "OpenAI": {
+        "input": {"messages": [ASKED]},
+        "preferred_output": [GOOD],
+        "non_preferred_output": [BAD],
+    },
+    "ShareGPT lists": {
+        "chosen": [said("human", "Sky?", SHAREGPT), said("gpt", "Blue.", SHAREGPT)],
+        "rejected": [said("human", "Sky?", SHAREGPT), said("gpt", "Green.", SHAREGPT)],
+    },
+    "capital roles": {
+        "chosen": [said("Human", "Sky?"), said("Assistant", "Blue.")],
+        "rejected": [said("Human", "Sky?"), said("Assistant", "Green.")],
+    },
+    "parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "Sky?"}]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Blue."}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "Green."}]}],
+    },
+    "columns as lists": {"prompt": ["Sky?"], "chosen": ["Blue."], "rejected": ["Green."]},
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_row_of_a_shape_is_its_pair(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(SMALLEST[name]) + "\n")
+    _, _, (pair,) = run_import(file, tmp_path / "out.jsonl")
+    assert (pair.question, pair.chosen[0].content, pair.rejected[0].content) == SKY
+    assert len(pair.prompt) == 1
+
+
+def test_a_system_turn_inside_both_dialogues_beside_a_prompt_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    row = {"chosen": [BRIEF, ASKED, GOOD], "rejected": [BRIEF, ASKED, BAD], "prompt": "Sky?"}
+    file.write_text(json.dumps(row) + "\n")
+    _, _, (pair,) = run_import(file, tmp_path / "out.jsonl")
+    assert pair.prompt == (TERSE, user("Sky?"))
+    assert (pair.chosen[0].content, pair.rejected[0].content) == SKY[1:]
