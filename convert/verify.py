@@ -235,7 +235,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
     """Logits of the folder as transformers loads it, in float32.
 
     Raises:
-        UsageError: If transformers does not know the architecture.
+        UsageError: If transformers does not know the architecture, or can't run the model.
         MlxDpoError: If it can't load the folder, or finds tensors missing or superfluous.
     """
     import torch
@@ -265,8 +265,12 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
             if names:
                 what = kind.replace("_", " ")
                 raise MlxDpoError(f"transformers reports {what}: {listed(sorted(names))}")
-        with torch.no_grad():
-            logits: Logits = model.eval()(torch.from_numpy(ids)).logits.float().numpy()
+        try:
+            with torch.no_grad():
+                output = model.eval()(torch.from_numpy(ids), use_cache=False)
+        except Exception as error:  # and for a config it can load and not compute
+            raise UsageError(f"transformers can't run the model: {one_line(error)}") from None
+    logits: Logits = output.logits.float().numpy()
     return logits
 
 

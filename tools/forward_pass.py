@@ -35,7 +35,7 @@ from mlx_dpo.models.verified import (
 from tools.config_values import ABSENT, MAYBE, ROPES, TOGETHER, VALUES, values_of
 from tools.tiny_models import LONG, SHORT, SIZES, VOCAB, WINDOW, tiny_config, tiny_model
 
-_TEXTS = [np.random.RandomState(n).randint(20, VOCAB, (2, n)) for n in (SHORT, LONG)]
+_TEXTS = [np.random.RandomState(n).randint(0, VOCAB - 20, (2, n)) for n in (SHORT, LONG)]
 
 
 @dataclasses.dataclass

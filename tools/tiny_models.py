@@ -99,7 +99,10 @@ EXTRA: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": _LATENT,
     "gpt_bigcode": {"n_inner": 128},
     "gpt_neox": {"intermediate_size": 128},
-    "granitemoehybrid": {"mamba_n_heads": 8},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "helium": {"head_dim": 8},
     "internlm3": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1},
@@ -115,7 +118,6 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mixtral": _WIDTH_BY_HEADS,
     "phimoe": {**_WIDTH_BY_HEADS, "attention_bias": True, "lm_head_bias": True},
     "qwen2_5_vl": {"rope_parameters": _MROPE},
-    "qwen2_vl": {"rope_parameters": _MROPE},
     "recurrent_gemma": {"num_key_value_heads": 1, "head_dim": 8},
 }
 
@@ -135,7 +137,7 @@ def tiny_config(kind: str) -> Any:
         small = {key: value for key, value in _VISION.items() if key in vision}
         settings["vision_config"] = small | {"model_type": vision["model_type"]}
     for number, name in enumerate(name for name in _TOKENS if name in defaults):
-        settings[name] = 10 + number
+        settings[name] = VOCAB - 1 - number  # in no text
     return AutoConfig.for_model(kind, **settings)
 
 

@@ -163,6 +163,8 @@ def _respelled(kind: str, config: dict[str, Any]) -> dict[str, Any]:
             extra[ours] = config[theirs]
     if kind in _HEAD_DIM and config.get("head_dim") is None:
         extra |= {key: value for key, value in _derived(config).items() if key == "head_dim"}
+    if kind == "granitemoehybrid" and config.get("position_embedding_type") is None:
+        extra["position_embedding_type"] = "nope"
     extra |= _layers(kind, config)
     rope = scaling_of(config)
     scaling = rope_type(rope, kind)

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+_YARN = ("YarnRoPE", "DeepseekV2YarnRotaryEmbedding")  # classes of mlx-lm's
 _ORIGINAL = "original_max_position_embeddings"
 
 # Architectures in which transformers takes that length from beside the rotary settings, and what it
@@ -61,14 +62,14 @@ def correct_rotary(model: nn.Module, kind: str, config: dict[str, Any]) -> None:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.children().items()
-        if type(child).__name__ in ("YarnRoPE", "SuScaledRoPE")
+        if type(child).__name__ in (*_YARN, "SuScaledRoPE")
     ]
     if not found:
         return
     rope = scaling_of(config)
     inner = [each for each in rope.values() if isinstance(each, dict)]
     for parent, name, child in found:
-        names = ("yarn",) if type(child).__name__ == "YarnRoPE" else ("longrope", "su")
+        names = ("yarn",) if type(child).__name__ in _YARN else ("longrope", "su")
         settings = next((each for each in inner if rope_type(each) in names), rope)
         settings = {"rope_theta": config.get("rope_theta"), **settings}
         positions = int(config.get("max_position_embeddings") or 0)
@@ -142,7 +143,7 @@ def _long_rope(module: Any, settings: dict[str, Any], positions: int, original: 
 def _set_yarn(
     module: Any, settings: dict[str, Any], positions: int, original: int, *, truncate: bool
 ) -> None:
-    dims, base = int(module.dims), float(settings["rope_theta"] or 10_000.0)
+    dims, base = 2 * int(module._freqs.size), float(settings["rope_theta"] or 10_000.0)
     factor = settings.get("factor") or positions / original
     fast, slow = settings.get("beta_fast") or 32, settings.get("beta_slow") or 1
 
