@@ -283,7 +283,7 @@ def _try_without(bench: Bench, row: _Row, name: str) -> None:
     if not outcome.known or outcome.right:
         return
     value = outcome.resolved.get(name)
-    if name in SIZES and name not in DERIVED:
+    if outcome.failed and name in SIZES and name not in DERIVED:
         return  # the shapes of the weights tell
     ours = deepcopy(config)
     language_config(ours)[name] = value

@@ -45,7 +45,7 @@ def test_an_architecture_that_computes_something_else_is_found_out() -> None:
 def test_doctor_compares_a_model_with_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_with_transformers("phi3:longrope", tmp_path / "model")
+    save_with_transformers("qwen3:yarn with an attention factor", tmp_path / "model")
     outcome = forward_pass(str(tmp_path / "model"))
     assert outcome.verdict == OK
     assert "transformers beside MLX on 128 tokens of text" in outcome.value
