@@ -29,7 +29,7 @@ from mlx_dpo.convert.course.checkpoint import (
 )
 from mlx_dpo.convert.course.params import params_to_mlx
 from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
-from mlx_dpo.convert.hf.names import listed
+from mlx_dpo.convert.hf.names import RULES, listed
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip
 from mlx_dpo.convert.verify import check_course_logits, check_logits, check_same, check_weights
@@ -48,8 +48,9 @@ from mlx_dpo.convert.weights import (
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
 from mlx_dpo.models.export import copy_companions, left_behind
-from mlx_dpo.models.hub import load_tokenizer, read_json
+from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.models.verified import statement
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]
@@ -156,6 +157,28 @@ def kind_of(folder: Path) -> Kind:
     return Kind.HUGGING_FACE
 
 
+def closed_way_back(folder: Path) -> str | None:
+    """Why what is trained from a folder can't be converted to PyTorch; None where it can.
+
+    Adapters of quantised models are converted by themselves.
+
+    Args:
+        folder: A model folder that MLX reads.
+
+    Raises:
+        UsageError: If its config.json or convert.json can't be read.
+    """
+    config = read_config(folder)
+    if is_quantised(config) or kind_of(folder) not in (Kind.HUGGING_FACE, Kind.MLX):
+        return None
+    if records.source_kind(folder) == "huggingface":
+        left_out = records.read_record(folder).left_out
+        return f"mlx-lm's model leaves out {listed(left_out)}" if left_out else None
+    if config.get("model_type") in RULES:
+        return None
+    return f"how mlx-lm changed the tensors of {config.get('model_type')} is not recorded"
+
+
 def check_destination(
     source: Path, destination: Path, overwrite: bool, is_ours: Callable[[Path], bool]
 ) -> None:
@@ -206,7 +229,7 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
         files = {"config": read_json(source / CONFIG), "manifest": read_json(source / MANIFEST)}
         record = replace(record, course=files)
     notes = [*model.notes, *([] if kind is Kind.MLX else _way_back(record))]
-    _describe(model, [*notes, *_left_behind(weights)], say)
+    _describe(model, source, [*notes, *_left_behind(weights)], say)
     with new_folder(destination, replace=options.overwrite) as folder:
         _write(model, folder, "mlx", options)
         for origin in dict.fromkeys((weights, tokenizer)):
@@ -223,7 +246,7 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
 
 def _to_torch(source: Path, destination: Path, options: Options, say: Say) -> None:
     model = torch_model(source)
-    _describe(model, [*model.notes, *_left_behind(source)], say)
+    _describe(model, source, [*model.notes, *_left_behind(source)], say)
     with new_folder(destination, replace=options.overwrite) as folder:
         weights, tokenizer = folder, folder
         if model.record and model.record.course:
@@ -258,9 +281,10 @@ def _score(
     return check_logits(torch_side, mlx_side, tokenizer, exact=exact, written=written)
 
 
-def _describe(model: Model, notes: list[str], say: Say) -> None:
+def _describe(model: Model, source: Path, notes: list[str], say: Say) -> None:
     dtypes = " and ".join(dtype_names(model.arrays))
     say(f"{model.config['model_type']}, {dtypes}, {num_parameters(model.arrays):,} parameters")
+    say(statement(model.config, str(source)))
     for note in notes:
         say(f"note: {note}")
 

@@ -20,9 +20,9 @@ from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
 from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.models.course import CourseArgs, CourseModel
-from mlx_dpo.models.dialects import window_note
 from mlx_dpo.models.hub import load_tokenizer
 from mlx_dpo.models.parameters import same_bits
+from mlx_dpo.models.verified import exact_up_to, language_config
 
 Logits = npt.NDArray[np.float32]
 
@@ -200,10 +200,10 @@ def token_batch(tokenizer: Any, config: dict[str, Any]) -> npt.NDArray[np.int64]
     Returns:
         int64 (2, T), T at most 64 and what the model's positions and window allow.
     """
-    vocab = int(config["vocab_size"])
-    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
-    if window_note(config):
-        limits.append(config.get("sliding_window"))
+    language = language_config(config)
+    vocab = int(language["vocab_size"])
+    limits = [language.get(key) for key in ("max_position_embeddings", "n_positions")]
+    limits.append(exact_up_to(config))
     length = min([_LENGTH, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
     rows = []
     for start, text in enumerate(_TEXT):
@@ -235,7 +235,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
     """Logits of the folder as transformers loads it, in float32.
 
     Raises:
-        UsageError: If transformers does not know the architecture.
+        UsageError: If transformers does not know the architecture, or can't run the model.
         MlxDpoError: If it can't load the folder, or finds tensors missing or superfluous.
     """
     import torch
@@ -249,7 +249,7 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
         except Exception as error:  # a config can be wrong in any way
             raise UsageError(f"transformers: {one_line(error)}") from None
         try:
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = _auto_class(transformers, config).from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -265,9 +265,23 @@ def torch_logits(folder: Path, ids: npt.NDArray[np.int64]) -> Logits:
             if names:
                 what = kind.replace("_", " ")
                 raise MlxDpoError(f"transformers reports {what}: {listed(sorted(names))}")
-        with torch.no_grad():
-            logits: Logits = model.eval()(torch.from_numpy(ids)).logits.float().numpy()
+        try:
+            with torch.no_grad():
+                output = model.eval()(torch.from_numpy(ids), use_cache=False)
+        except Exception as error:  # and for a config it can load and not compute
+            raise UsageError(f"transformers can't run the model: {one_line(error)}") from None
+    logits: Logits = output.logits.float().numpy()
     return logits
+
+
+def _auto_class(transformers: Any, config: Any) -> Any:
+    """The class that loads a whole folder: a multimodal model's has the images' layers too."""
+    tables = transformers.models.auto.modeling_auto
+    whole = tables.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    alone = tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if whole and (alone is None or whole in (config.architectures or ())):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def course_torch_logits(file: Path, ids: npt.NDArray[np.int64]) -> Logits:

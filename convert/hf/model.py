@@ -27,7 +27,6 @@ from mlx_dpo.models.dialects import (
     is_head,
     tied_entry,
     twin,
-    window_note,
 )
 from mlx_dpo.models.hub import checked_config, is_quantised
 from mlx_dpo.models.parameters import check_finite, named_arrays
@@ -108,7 +107,8 @@ def torch_model(folder: Path) -> Model:
     if kind not in RULES:
         raise UsageError(
             f"{folder}: how mlx-lm renamed the tensors of {kind!r} is not known, and no "
-            f"{records.FILE} records it; convert from the original Hugging Face folder first"
+            f"{records.FILE} records it; converting the original Hugging Face folder writes one, "
+            "unless mlx-lm leaves out tensors or computes them anew"
         )
     rule = RULES[kind]
     arrays = {
@@ -129,8 +129,7 @@ def _notes(config: dict[str, Any]) -> list[str]:
     notes = []
     if "auto_map" in config:
         notes.append("auto_map in config.json names code of the model's own; it was not run")
-    window = window_note(config)
-    return [*notes, window] if window else notes
+    return notes
 
 
 def _account(

@@ -8,11 +8,14 @@ from types import TracebackType
 from rich.console import Console
 
 from mlx_dpo.cli.screen import Bar, about_template, clock, counted, printable
+from mlx_dpo.convert.conversion import closed_way_back
 from mlx_dpo.insight import words
 from mlx_dpo.models.adapters import describe
 from mlx_dpo.models.device import TF32_SWITCH
 from mlx_dpo.models.export import left_behind
+from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.packed import num_parameters, packed_bits
+from mlx_dpo.models.verified import statement
 from mlx_dpo.preferences.schema import ERROR, Problems, by_code
 from mlx_dpo.preferences.store import length_bias
 from mlx_dpo.runs.callbacks import Screen
@@ -90,6 +93,9 @@ class TerminalScreen(Screen):
         held_out = f", {len(job.held_out.examples) or 'none'} held out"
         length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
         self._line("model", f"{config.model}  ({_about_model(job)})")
+        self._print(statement(read_config(job.source), str(config.model)))
+        if (why := closed_way_back(job.source)) is not None:
+            self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")
         self._line(
             "data",
             f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",

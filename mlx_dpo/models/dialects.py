@@ -5,46 +5,67 @@ either library. They were found by comparing logits (see docs/conversion.md).
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.corrections import corrected, corrections_of, slides_everywhere
 from mlx_dpo.models.course import MODEL_TYPE, CourseArgs, CourseModel
 from mlx_dpo.models.parameters import same_bits
-
-Activation = Callable[[mx.array], mx.array]
-Correction = Callable[[nn.Module], None]
-
-_EXACT = ("gelu", "gelu_python")
-_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate")
-
-# The config's key of the activation, transformers' default, and what mlx-lm always computes.
-_ACTIVATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    **{
-        name: ("hidden_act", "silu", ("silu", "swish"))
-        for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3")
-    },
-    "gemma": ("hidden_act", "gelu_pytorch_tanh", _EXACT),
-    "gemma2": ("hidden_activation", "gelu_pytorch_tanh", _TANH),
-    "gemma3_text": ("hidden_activation", "gelu_pytorch_tanh", _TANH),
-    "phi": ("hidden_act", "gelu_new", _TANH),
-    "gpt2": ("activation_function", "gelu_new", _TANH),
-    "gpt_neox": ("hidden_act", "gelu", _TANH),
-    "starcoder2": ("hidden_act", "gelu_pytorch_tanh", _EXACT),
-}
+from mlx_dpo.models.rotary import rope_type, scaling_of
+from mlx_dpo.models.verified import (
+    DERIVED,
+    ROTARY,
+    check,
+    language_config,
+    row_of,
+    width_of_head,
+)
 
 # mlx-lm's name of a setting and transformers 5's.
-_RENAMED = {
+RENAMED = {
+    "exaone": {"num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps"},
     "gpt2": {"n_ctx": "n_positions"},
     "gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
+    "lfm2": {"block_dim": "hidden_size"},
+    "mellum": {"num_experts": "num_local_experts"},
     "qwen3_moe": {"num_experts": "num_local_experts"},
+    "qwen3_vl_moe": {"num_experts": "num_local_experts"},
 }
 
+# Settings that mlx-lm asks for and transformers 5 has no more, as it computes them.
+_FIXED: dict[str, dict[str, Any]] = {
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "ernie4_5_moe": {"moe_use_aux_free": True},
+    "exaone4": {"rope_scaling": None},
+    "glm4_moe": {"rope_scaling": None},
+    "qwen3_vl_moe": {"norm_topk_prob": True},
+    "solar_open": {"intermediate_size": 0, "first_k_dense_replace": 0, "partial_rotary_factor": 1},
+}
+
+# Architectures of which mlx-lm asks for the size of a head; without, it is the width by the heads.
+_HEAD_DIM = ("exaone4", "glm4_moe", "qwen3_moe")
+
+# Architectures whose first layers have no experts, which transformers 5 writes as a list.
+_DENSE_FIRST = ("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
+
+# What transformers 5 calls kinds of layers that mlx-lm knows by another name.
+_LAYER_TYPES = {
+    "granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"},
+}
+
+# Multimodal architectures of which mlx-lm reads the size of the vocabulary beside text_config.
+_VOCABULARY_OUTSIDE = ("gemma3", "gemma4", "gemma4_unified")
+
+# The language model inside a multimodal one.
+_INSIDE = {"gemma3": "gemma3_text", "qwen3_vl_moe": "qwen3_vl_moe"}
+
+_FULL = "full_attention"
+_LENGTH, _ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
+_RELATIVE = ("llama3", "yarn", "longrope")  # to an original length, by default the model's
 _BASES = ("rope_theta", "rotary_emb_base", "rope_local_base_freq")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = (
@@ -55,9 +76,6 @@ _SIZES = (
 )
 
 _MOST_LAYERS, _LARGEST_SIZE = 1000, 10_000_000  # of a model without its weights
-
-# Architectures that have a sliding window in transformers and none in mlx-lm.
-_WINDOWLESS = ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "smollm3", "starcoder2")
 
 # Whether the output layer is the table of embeddings. Where config.json does not say, mlx-lm and
 # transformers fall back to different defaults; a model whose own output layer is replaced by its
@@ -73,19 +91,111 @@ def for_mlx(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: If mlx-lm can't compute what the config says.
     """
-    kind = config.get("model_type")
-    extra = normalised(config)
-    merged = {**config, **extra}
-    for ours, theirs in _RENAMED.get(str(kind), {}).items():
-        if ours not in config and theirs in merged:
-            extra[ours] = merged[theirs]
-    if kind == "gemma3_text" and "sliding_window_pattern" not in config:
-        extra |= _window_pattern(config.get("layer_types"))
-    if kind == "phi3" and isinstance(extra.get("rope_scaling"), dict):
-        scaling = extra["rope_scaling"]
-        extra["rope_scaling"] = {"type": scaling.get("rope_type"), **scaling}
-    _check_bases(config | extra)
-    return config | extra
+    check(config)
+    config = _plain(config)  # some of mlx-lm's models write into what they are given
+    language_config(config).update(_left_out(config))
+    merged = {**config, **normalised(config)}
+    text = merged.get("text_config")
+    if isinstance(text, dict):
+        text = {**text, **_respelled(language_kind(config), text)}
+        if TIED in config:
+            text[TIED] = config[TIED]
+        if config.get("model_type") in _VOCABULARY_OUTSIDE and "vocab_size" in text:
+            merged["vocab_size"] = text["vocab_size"]
+        merged["text_config"] = text
+    else:
+        merged |= _respelled(language_kind(config), merged)
+    _check_bases(merged)
+    return merged
+
+
+def _left_out(config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers takes for settings that a config leaves out, where mlx-lm would not."""
+    row, language, extra = row_of(config) or {}, language_config(config), dict[str, Any]()
+    for name, value in row.get("absent", {}).items():
+        if name in language and not (name in DERIVED and language[name] is None):
+            continue
+        if name != "rope_parameters" or not ROTARY & language.keys():
+            extra[name] = value
+        elif "rope_theta" in value and "rope_theta" not in scaling_of(language) | language:
+            extra["rope_theta"] = value["rope_theta"]
+    derived = _derived(language)
+    extra |= {name: None for name in DERIVED if name in language and language[name] is None}
+    return {k: derived.get(k) if v is None and k in DERIVED else v for k, v in extra.items()}
+
+
+def _derived(config: dict[str, Any]) -> dict[str, int]:
+    """Sizes that follow from the width and the number of heads, where both are there."""
+    width = width_of_head(config)
+    if width is None:
+        return {}
+    return {"num_key_value_heads": config["num_attention_heads"], "head_dim": width}
+
+
+def _plain(value: Any) -> Any:
+    """JSON's content with transformers' ``{"__float__": "Infinity"}`` as numbers."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity"):
+            return float(value["__float__"])
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def language_kind(config: dict[str, Any]) -> str:
+    """The architecture of the language model, as mlx-lm names it."""
+    kind = str(config.get("model_type"))
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return kind
+    return _INSIDE.get(kind) or str(text.get("model_type"))
+
+
+def _respelled(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What has to be added to a language model's config."""
+    extra = {key: value for key, value in _FIXED.get(kind, {}).items() if key not in config}
+    for ours, theirs in RENAMED.get(kind, {}).items():
+        if ours in config and theirs in config and config[ours] != config[theirs]:
+            raise UsageError(
+                f"config.json: {ours} is {config[ours]} and {theirs} is {config[theirs]}, and both "
+                "mean the same; take out the wrong one"
+            )
+        if theirs in config:
+            extra[ours] = config[theirs]
+    if kind in _HEAD_DIM and config.get("head_dim") is None:
+        extra |= {key: value for key, value in _derived(config).items() if key == "head_dim"}
+    if kind == "granitemoehybrid" and config.get("position_embedding_type") is None:
+        extra["position_embedding_type"] = "nope"
+    extra |= _layers(kind, config)
+    rope = scaling_of(config)
+    scaling = rope_type(rope, kind)
+    if scaling != "default":
+        is_relative = scaling in _RELATIVE and _LENGTH in config
+        original = {_ORIGINAL: config[_LENGTH]} if is_relative else {}
+        given = {key: value for key, value in rope.items() if value is not None}
+        extra["rope_scaling"] = {**original, **given, "type": scaling, "rope_type": scaling}
+    elif isinstance(config.get("rope_scaling"), dict):
+        extra["rope_scaling"] = None
+    return extra
+
+
+def _layers(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers in the words of mlx-lm."""
+    layers, pattern = config.get("layer_types"), config.get("sliding_window_pattern")
+    extra: dict[str, Any] = {}
+    if kind in ("gemma3_text", "cohere2") and layers is not None:
+        extra |= _window_pattern(layers)
+    if kind == "exaone4" and isinstance(layers, list):
+        extra["sliding_window_pattern"] = "".join("LG"[each == _FULL] for each in layers)
+    elif kind == "exaone4" and isinstance(pattern, int) and 0 < pattern <= _MOST_LAYERS:
+        extra["sliding_window_pattern"] = "L" * (pattern - 1) + "G"
+    if kind in _DENSE_FIRST and isinstance(config.get("mlp_layer_types"), list):
+        extra["first_k_dense_replace"] = _num_dense(config["mlp_layer_types"])
+    if kind in _LAYER_TYPES and isinstance(layers, list):
+        names = _LAYER_TYPES[kind]
+        extra["layer_types"] = [names.get(str(each), each) for each in layers]
+    if kind == "mistral" and slides_everywhere(config):
+        extra["layer_types"] = None  # mlx-lm's llama wants a full one
+    return extra
 
 
 def _check_bases(config: dict[str, Any]) -> None:
@@ -152,14 +262,9 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model, arguments = _get_classes(config)
     except (ValueError, AttributeError, SystemExit):  # one module of mlx-lm exits the program
         raise UsageError(f"config.json: mlx-lm has no architecture {kind!r}") from None
-    corrections: list[Correction] = []
-    activation = _other_activation(kind, config)
-    if activation is not None:
-        corrections.append(partial(_set_activation, activation=activation))
-    if kind == "gemma3_text":
-        corrections.append(_scale_embeddings_exactly)
+    corrections = corrections_of(language_kind(config), language_config(config))
     if kind == "gpt2" or corrections:
-        model = _corrected(model, corrections, "transformer." if kind == "gpt2" else "")
+        model = corrected(model, corrections, "transformer." if kind == "gpt2" else "")
     return model, arguments
 
 
@@ -203,17 +308,6 @@ def check_sizes_alone(config: dict[str, Any]) -> None:
             most = _MOST_LAYERS if key in _LAYERS else _LARGEST_SIZE
             if isinstance(size := holder.get(key), int | float) and not 0 <= size <= most:
                 raise UsageError(f"config.json: {key} is {size}; at most {most} is looked at")
-
-
-def window_note(config: dict[str, Any]) -> str | None:
-    """A sentence where mlx-lm leaves out the sliding window a config asks for."""
-    window = config.get("sliding_window")
-    kind = config.get("model_type")
-    if not window or kind not in _WINDOWLESS:
-        return None
-    if "use_sliding_window" in config and not config["use_sliding_window"]:
-        return None
-    return f"mlx-lm computes {kind} without its sliding window: exact up to {window} tokens"
 
 
 def is_head(name: str) -> bool:
@@ -260,7 +354,7 @@ def _window_pattern(layer_types: Any) -> dict[str, int]:
     """n, where every n-th layer has full attention; transformers 5 writes a list instead."""
     if not isinstance(layer_types, list):
         return {}
-    is_full = [kind == "full_attention" for kind in layer_types]
+    is_full = [kind == _FULL for kind in layer_types]
     for every in range(1, len(is_full) + 1):
         if is_full == [(i + 1) % every == 0 for i in range(len(is_full))]:
             return {"sliding_window_pattern": every}
@@ -270,70 +364,11 @@ def _window_pattern(layer_types: Any) -> dict[str, int]:
     )
 
 
-def _other_activation(kind: str, config: dict[str, Any]) -> Activation | None:
-    """The activation a config names, where mlx-lm would compute another."""
-    if kind not in _ACTIVATIONS:
-        return None
-    key, default, computed = _ACTIVATIONS[kind]
-    named = config.get(key) or default
-    if named in computed:
-        return None
-    if named in _EXACT and computed is _TANH:
-        return nn.gelu
-    if named in _TANH and computed is _EXACT:
-        return nn.gelu_approx
-    raise UsageError(
-        f"config.json: {key} is {named!r}, and mlx-lm computes {computed[0]!r} for {kind}"
-    )
-
-
-def _corrected(model: type[nn.Module], corrections: list[Correction], prefix: str) -> type:
-    class Corrected(model):  # type: ignore[misc, valid-type]
-        def __init__(self, arguments: Any) -> None:
-            super().__init__(arguments)
-            for correct in corrections:
-                correct(self)
-
-        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
-
-    Corrected.__name__ = Corrected.__qualname__ = model.__name__
-    Corrected.__module__ = model.__module__
-    return Corrected
-
-
-def _set_activation(model: nn.Module, activation: Activation) -> None:
-    """Make each MLP of a model compute `activation` between its layers."""
-    classes: dict[type, type] = {}
-    for module in model.modules():
-        if type(module).__name__ == "MLP":
-            classes.setdefault(type(module), _mlp_class(type(module), activation))
-            module.__class__ = classes[type(module)]
-
-
-def _mlp_class(base: type, activation: Activation) -> type:
-    class MLP(base):  # type: ignore[misc]
-        def __call__(self, x: mx.array) -> mx.array:
-            if "gate_proj" in self:
-                y: mx.array = self.down_proj(activation(self.gate_proj(x)) * self.up_proj(x))
-            else:
-                inner, outer = self.children().values()
-                y = outer(activation(inner(x)))
-            return y
-
-    return MLP
-
-
-def _scale_embeddings_exactly(model: Any) -> None:
-    """Undo the rounding of Gemma 3's embedding scale to bfloat16, unless that is the dtype."""
-    scale = model.args.hidden_size**0.5
-    ratio = scale / mx.array(scale, mx.bfloat16).astype(mx.float32).item()
-    embedding = model.model.embed_tokens
-
-    class Embedding(type(embedding)):  # type: ignore[misc]
-        def __call__(self, x: mx.array) -> mx.array:
-            value: mx.array = super().__call__(x)
-            return value if value.dtype == mx.bfloat16 else value * ratio
-
-    embedding.__class__ = Embedding
+def _num_dense(layer_types: list[Any]) -> int:
+    """Layers without experts, which have to be the first ones."""
+    number = layer_types.count("dense")
+    if layer_types[:number] != ["dense"] * number:
+        raise UsageError(
+            "config.json: mlx-lm computes only mlp_layer_types where the dense layers are the first"
+        )
+    return number

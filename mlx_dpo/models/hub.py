@@ -19,10 +19,17 @@ from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, inside, text_of
 from mlx_dpo.models.adapters import wrapped_module
 from mlx_dpo.models.course import MODEL_TYPE
-from mlx_dpo.models.dialects import check_sizes, for_mlx, model_classes, tied_entry_of_folder
+from mlx_dpo.models.dialects import (
+    check_sizes,
+    for_mlx,
+    model_classes,
+    tied_entry_of_folder,
+)
 from mlx_dpo.models.packed import multiply_dense
 from mlx_dpo.models.parameters import check_finite, has_weights, named_arrays, tensor_shapes
 from mlx_dpo.models.parts import is_embedding
+from mlx_dpo.models.rotary import longest_short_text
+from mlx_dpo.models.verified import exact_up_to
 
 MAX_CONFIG = 4_000_000  # bytes
 MAX_JSON = 64 * 2**20  # bytes
@@ -346,6 +353,7 @@ def check_ids(model: nn.Module, folder: Path, *, largest_id: int, longest: int) 
         UsageError: If the model can't embed them.
     """
     positions, tokens = num_positions(model), _num_rows(model, _TOKENS)
+    _check_exact(model, folder, longest)
     if positions is not None and longest > positions:
         raise UsageError(
             f"{folder}: has {positions} positions, and the longest row needs {longest}; "
@@ -355,6 +363,21 @@ def check_ids(model: nn.Module, folder: Path, *, largest_id: int, longest: int) 
         raise UsageError(
             f"{folder}: its tokenizer gives id {largest_id}, and its embedding ends at "
             f"{tokens - 1}: the tokenizer is not this model's"
+        )
+
+
+def _check_exact(model: nn.Module, folder: Path, longest: int) -> None:
+    """Refuse rows beyond the length up to which the model is computed as transformers does."""
+    limit, short = exact_up_to(read_config(folder)), longest_short_text(model)
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"{folder}: mlx-lm computes what transformers does up to {limit} tokens (it leaves out "
+            f"the window), and the longest row needs {longest}; pass --max-length {limit}"
+        )
+    if short is not None and longest > short:
+        raise UsageError(
+            f"{folder}: its longrope positions have other factors in batches beyond {short} "
+            f"tokens, and the longest row needs {longest}; pass --max-length {short}"
         )
 
 

@@ -146,6 +146,9 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     assert exit_code(*args) == 0
     shown = capsys.readouterr()
     assert "loss 0.6931 = log 2; gradient norm" in shown.err
+    known = "forward pass: llama, every setting of config.json verified against transformers"
+    assert known in shown.err
+    assert "way back" not in shown.err  # it is open
     assert "<|end|> closes 28 of 28 answers; 14 pairs read, 0 dropped, 0 cut" in shown.err
     assert "chosen longer in" in shown.err
     for part in ("step 2/4", "loss", "margin", "accuracy", "pairs/s", "ETA", "peak"):
@@ -155,9 +158,11 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     assert "mlx_dpo generate --model out" in shown.out
 
 
-def test_an_unusual_beta_and_lopsided_lengths_are_warned_about(
-    capsys: pytest.CaptureFixture[str],
+def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    reason = "mlx-lm's model leaves out vision_tower.patch.weight"
+    monkeypatch.setattr("mlx_dpo.cli.run_screen.closed_way_back", lambda folder: reason)
     rows = [dict(row, user=f"{row['user']} {n}", rejected="No.") for n in range(3) for row in ROWS]
     Path("long.json").write_text(json.dumps(rows))
     args = ["train", "--model", MODEL, "--data", "long.json", "--beta", "0.9", "--dry-run"]
@@ -165,6 +170,7 @@ def test_an_unusual_beta_and_lopsided_lengths_are_warned_about(
     shown = capsys.readouterr().err
     assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
     assert "warning: the chosen answer is the longer one in 100% of the pairs that differ" in shown
+    assert f"way back   closed: {reason}, so that convert can't make it PyTorch's again" in shown
 
 
 def test_a_run_that_ends_within_its_warm_up_is_warned_about(

@@ -22,8 +22,10 @@ def test_both_ways_are_found_and_told(make_source: MakeSource, tmp_path: Path) -
     lines = result.stdout.splitlines()
     assert lines[0] == f"{source}: Hugging Face folder, to MLX"
     assert lines[1] == "gpt2, float32, 45,952 parameters"
-    assert lines[2] == "weights: there and back is bit-identical, all 28 tensors"
-    assert lines[3].startswith("logits")
+    known = "forward pass: gpt2, every setting of config.json verified against transformers"
+    assert lines[2].startswith(known)
+    assert lines[3] == "weights: there and back is bit-identical, all 28 tensors"
+    assert lines[4].startswith("logits")
     assert lines[-1] == f"wrote {there}"
     result = invoke(there, back)
     assert result.stdout.splitlines()[0] == f"{there}: MLX folder, to PyTorch"

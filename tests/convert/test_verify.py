@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert import verify
+from mlx_dpo.convert.conversion import closed_way_back
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import check_logits, check_weights, compare, free_memory, token_batch
 from mlx_dpo.errors import MlxDpoError, UsageError
@@ -175,9 +176,10 @@ def test_a_folder_without_tokenizer_is_scored_on_ids(
     assert "likeliest token equal at 128 of 128 positions" in said
 
 
-def test_a_window_mlx_lm_leaves_out_is_told(make_source: MakeSource, tmp_path: Path) -> None:
-    said = run(make_source("mistral", sliding_window=16), tmp_path / "out")
-    assert "note: mlx-lm computes mistral without its sliding window: exact up to 16 tokens" in said
+def test_what_is_known_of_the_config_is_told(make_source: MakeSource, tmp_path: Path) -> None:
+    said = run(make_source("phi3", sliding_window=16), tmp_path / "out")
+    assert "\nforward pass: phi3, every setting of config.json verified against tr" in said
+    assert ", up to 16 tokens (docs/conversion.md)\n" in said
 
 
 def test_tensors_the_model_does_not_use_close_the_way_back(
@@ -199,6 +201,9 @@ def test_tensors_the_model_does_not_use_close_the_way_back(
     mx.save_safetensors(str(source / "model.safetensors"), tensors)
     said = run(source, tmp_path / "out")
     assert "the way back is closed: vision_tower.patch.weight" in said
+    assert closed_way_back(source) == "how mlx-lm changed the tensors of mistral3 is not recorded"
+    reason = "mlx-lm's model leaves out vision_tower.patch.weight"
+    assert closed_way_back(tmp_path / "out") == reason
     with pytest.raises(UsageError, match=r"not stored: vision_tower\.patch\.weight"):
         run(tmp_path / "out", tmp_path / "back")
 

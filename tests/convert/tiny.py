@@ -89,6 +89,75 @@ CASES: dict[str, dict[str, Any]] = {
     "starcoder2": {**_LLAMA, "tie_word_embeddings": True, "use_bias": True},
 }
 
+_YARN = {**_ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_LONGROPE = {
+    **_ROPE,
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 4.0, 16.0, 60.0],
+    "original_max_position_embeddings": 32,
+}
+_LAYERED = {
+    **_GEMMA,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 16,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+
+# Models that mlx-lm alone computes otherwise, read right here: their texts are longer than windows
+# and original lengths, and shorter.
+CORRECTED: dict[str, dict[str, Any]] = {
+    "phi3:longrope": {
+        **_LLAMA,
+        "original_max_position_embeddings": 32,
+        "rope_parameters": _LONGROPE,
+    },
+    "llama:longrope": {**_LLAMA, "rope_parameters": {**_LONGROPE, "attention_factor": 1.2}},
+    "qwen3:yarn with an attention factor": {
+        **_LLAMA,
+        "head_dim": 8,
+        "rope_parameters": {**_YARN, "attention_factor": 1.0},
+    },
+    "llama:yarn not truncated": {
+        **_LLAMA,
+        "rope_parameters": {**_YARN, "truncate": False, "beta_fast": 8.0, "mscale": 0.7},
+    },
+    "glm": {**_LLAMA, "head_dim": 16, "rope_parameters": _HALF_ROPE},
+    "mistral:a window": {**_LLAMA, "sliding_window": 16},
+    "gemma3:every second layer": {
+        "text_config": {**_LAYERED, "model_type": "gemma3_text"},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": 5,
+        "boi_token_index": 6,
+        "eoi_token_index": 7,
+    },
+    "deepseek_v3:groups": {
+        **{k: v for k, v in _LLAMA.items() if k != "rope_parameters"},
+        "num_key_value_heads": 4,
+        "rope_parameters": _ROPE,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 24,
+    },
+}
+
 
 def model_type(case: str) -> str:
     """The architecture of a case."""
@@ -107,6 +176,7 @@ def made_up(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     else:
         values *= 0.2
         values += float(name.endswith("weight"))
+        values -= float(name.endswith("correction_bias"))  # an expert's score may be negative
     return values.astype(np.float32)
 
 
@@ -144,7 +214,7 @@ def save_with_transformers(case: str, folder: Path, **options: Any) -> Any:
     """Let transformers make a model of a case and save it; needs torch.
 
     Args:
-        case: A key of `CASES`.
+        case: A key of `CASES` or `CORRECTED`.
         folder: The new folder.
         options: For `save_pretrained`.
 
@@ -154,7 +224,7 @@ def save_with_transformers(case: str, folder: Path, **options: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = deepcopy(CASES[case])  # transformers writes into what it is given
+    settings = deepcopy((CASES | CORRECTED)[case])  # transformers writes into what it is given
     config = AutoConfig.for_model(model_type(case), **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -25,6 +25,7 @@ from mlx_dpo.insight.doctor.bench import (
     random_llama,
     without_paths,
 )
+from mlx_dpo.insight.doctor.forward import forward_pass
 from mlx_dpo.insight.doctor.hardware import backend
 from mlx_dpo.models.limits import limited_memory
 
@@ -87,12 +88,17 @@ def standard_specimens() -> tuple[list[Specimen], list[CheckResult]]:
 
 
 def own_specimens(name: str) -> tuple[list[Specimen], list[CheckResult]]:
-    """A model of the user's, as `standard_specimens` returns them.
+    """A model of the user's, and whether its forward pass is its own.
 
     Raises:
         UsageError: If it is not there or can't be loaded.
     """
-    return [model_of_folder(name)], []
+    specimen = model_of_folder(name)
+    begin = time.perf_counter()
+    outcome = _outcome(partial(forward_pass, name))
+    return [specimen], [
+        CheckResult(specimen.name, "forward pass", outcome, time.perf_counter() - begin)
+    ]
 
 
 def examine(
