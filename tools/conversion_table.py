@@ -91,6 +91,7 @@ def conversions(kinds: Iterable[str], rows: dict[str, Any]) -> str:
 
 def settings(rows: dict[str, Any]) -> str:
     """The table of settings: a line an architecture."""
+    harmless = harmless_in(rows)
     lines = [
         "| architecture | verified | no effect | only with these values | positions | up to |",
         "|---|---|---|---|---|---|",
@@ -107,7 +108,7 @@ def settings(rows: dict[str, Any]) -> str:
         only = "; ".join(filter(None, (only, but, null, required and f"not left out: {required}")))
         ropes = ", ".join(row.get("rope", {})) or "none"
         up_to = ", ".join(f"`{name}`" for name in row.get("up_to", ()))
-        counts = f"{len(row.get('any', ()))} | {len(row.get('idle', ()))}"
+        counts = f"{len(row.get('any', ()))} | {len(set(row.get('idle', ())) - harmless)}"
         lines.append(f"| {kind} | {counts} | {only} | {ropes} | {up_to} |")
     return "\n".join(lines)
 
@@ -120,8 +121,8 @@ def _values(accepted: Any) -> str:
     return ", ".join(each if isinstance(each, str) else json.dumps(each) for each in accepted)
 
 
-def write_rows(rows: dict[str, Any]) -> None:
-    """Write verified.json; what has no effect anywhere is listed once."""
+def harmless_in(rows: dict[str, Any]) -> set[str]:
+    """Settings that have no effect anywhere."""
     idle = {name for row in rows.values() for name in row.get("idle", ())}
     used = {
         name
@@ -129,7 +130,12 @@ def write_rows(rows: dict[str, Any]) -> None:
         for key in ("any", "only", "but", "up_to", "not_null", "absent")
         for name in row.get(key, ())
     }
-    harmless = sorted((idle | set(verified.table()["harmless"])) - used)
+    return (idle | set(verified.table()["harmless"])) - used
+
+
+def write_rows(rows: dict[str, Any]) -> None:
+    """Write verified.json; what has no effect anywhere is listed once."""
+    harmless = sorted(harmless_in(rows))
     lines = []
     for kind, row in sorted(rows.items()):
         row = {k: [n for n in v if n not in harmless] if k in _NAMES else v for k, v in row.items()}

@@ -35,6 +35,9 @@ from mlx_dpo.models.verified import (
 from tools.config_values import ABSENT, MAYBE, ROPES, TOGETHER, VALUES, values_of
 from tools.tiny_models import LONG, SHORT, SIZES, VOCAB, WINDOW, tiny_config, tiny_model
 
+# Times the tolerance, where rounding alone goes beyond it: of a gated delta rule, transformers' own
+# logits in float32 are 1.4e-3 of 8 away from those in float64.
+_SLACK = {"qwen3_5": 5.0, "qwen3_next": 5.0}
 _TEXTS = [np.random.RandomState(n).randint(0, VOCAB - 20, (2, n)) for n in (SHORT, LONG)]
 
 
@@ -125,10 +128,10 @@ class Bench:
         except (Exception, SystemExit):  # mlx-lm, too
             outcome.failed = True
             return outcome
-        outcome.short, outcome.long = map(_agree, found, expected)
-        outcome.near = all(
-            _agree(*each, 10 * TOLERANCE) for each in zip(found, expected, strict=True)
-        )
+        allowed = TOLERANCE * _SLACK.get(self.kind, 1)
+        both = list(zip(found, expected, strict=True))
+        outcome.short, outcome.long = (_agree(*each, allowed) for each in both)
+        outcome.near = all(_agree(*each, 10 * allowed) for each in both)
         return outcome
 
     def _torch(self, config: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -238,7 +241,11 @@ class _Row:
         row["inside"] = bench.defaults.get("model_type") if "text_config" in bench.config else None
         row["null"] = sorted(name for name, right in self.null.items() if right)
         row["not_null"] = sorted(name for name, right in self.null.items() if not right)
-        row |= {"absent": self.absent, "required": self.required, "rope": self.ropes}
+        row |= {
+            "absent": dict(sorted(self.absent.items())),
+            "required": self.required,
+            "rope": self.ropes,
+        }
         return {key: value for key, value in row.items() if value or key == "only"}
 
 
