@@ -170,7 +170,8 @@ def main() -> None:
     rows = dict(verified.table()["architectures"])
     harmless = verified.table()["harmless"]
     for kind, row in rows.items():
-        rows[kind] = row | {"idle": sorted({*row.get("idle", ()), *harmless})}
+        if not row.get("wrong"):
+            rows[kind] = row | {"idle": sorted({*row.get("idle", ()), *harmless})}
     for kind in names or EXTRA:
         print(kind, file=sys.stderr)
         rows[kind] = examine(kind)

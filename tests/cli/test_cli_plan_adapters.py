@@ -26,33 +26,21 @@ def without_weights(name: str, **changes: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "millions", "most", "verdicts"),
-    [
-        ("qwen3-4b-4bit", "4039.0", 3, ["fits", "fits", "fits", "fits"]),
-        ("llama-3.1-8b-4bit", "8051.2", 5, ["tight", "fits", "fits", "fits"]),
-    ],
-)
 def test_a_quantised_model_is_planned_without_its_weights(
-    name: str,
-    millions: str,
-    most: int,
-    verdicts: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = without_weights(name)
+    folder = without_weights("llama-3.1-8b-4bit")
     args = ["--model", str(folder), *DATA, "--lora-rank", "8", "--checkpoint-layers"]
     code, out, _ = run(capsys, "plan", *args)
     assert code == 0
-    assert f"({millions} M parameters" in out
-    assert re.search(r"weights +[24]\.\d\d GiB  frozen", out)
+    assert "(8051.2 M parameters" in out
+    assert re.search(r"weights +4\.\d\d GiB  frozen", out)
     assert re.search(r"adapters +\d\d\.\d MiB  rank 8, all, all blocks, float32", out)
-    peak = re.search(r"on a GPU +(\d\.\d\d) GiB", out) or re.search(r"peak +(\S+) GiB", out)
+    peak = re.search(r"on a GPU +(\d\.\d\d) GiB", out)
     assert peak is not None
-    assert float(peak[1]) < most
-    assert [line.split()[-1] for line in out.splitlines() if re.match(r" +\d+ GB ", line)] == [
-        verdict.split()[-1] for verdict in verdicts
-    ]
+    assert float(peak[1]) < 5
+    verdicts = [line.split()[-1] for line in out.splitlines() if re.match(r" +\d+ GB ", line)]
+    assert verdicts == ["tight", "fits", "fits", "fits"]
     assert not list(folder.glob("*.safetensors"))
 
 
@@ -72,5 +60,5 @@ def test_only_config_and_tokenizer_of_a_hub_model_are_asked_for(
     found = json.loads(out)
     assert found["settings"]["method"] == "lora"
     assert found["settings"]["dtype"] == "bfloat16"
-    assert "tokenizer.model" in asked
+    assert "*.model" in asked
     assert not any("safetensors" in pattern or "bin" in pattern for pattern in asked)

@@ -11,7 +11,7 @@ from mlx_dpo.models.parameters import fingerprint
 from tools.experiments import commands, length_bias, malformed_row, ranking, reference_drift
 from tools.experiments.by_hand import new_run
 
-FEW_STEPS = (*commands.EMBEDDED, "--steps", "50", "--learning-rate", "1e-3")
+FEW_STEPS = (*commands.EMBEDDED, "--steps", "30", "--learning-rate", "1e-3")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_lengthening_touches_the_share_it_is_told_and_only_chosen_answers() -> N
 
 def test_length_injected_into_chosen_answers_is_stopped_by_audit_and_seen_by_eval() -> None:
     line = dict(
-        zip(length_bias.HEAD, length_bias.measure(1.0, FEW_STEPS, num_prompts=10), strict=True)
+        zip(length_bias.HEAD, length_bias.measure(1.0, FEW_STEPS, num_prompts=5), strict=True)
     )
     assert line["audit: length bias"] == "stop"
     assert float(line["answer, tokens"]) > float(line["reference"]) + 2

@@ -175,6 +175,6 @@ def test_sgd_follows_float64_and_ends_at_its_weights(name: str) -> None:
 
 def test_two_batches_a_step_follow_float64_over_two_epochs(name: str) -> None:
     truth = oracle.read(f"{name}/bs4_ga2.json")["steps"]
-    metrics = follow(make_trainer(name, accumulation=2), name, num_pairs=8)
+    metrics = follow(make_trainer(name, accumulation=2, path=FAST), name, num_pairs=8)
     np.testing.assert_allclose(column(metrics, "loss"), column(truth, "loss"), rtol=0, atol=1e-4)
     np.testing.assert_allclose(column(metrics, "grad_norm"), column(truth, "grad_norm"), rtol=2e-4)
