@@ -58,10 +58,12 @@ class ModelFiles(NamedTuple):
     Attributes:
         config: Of config.json.
         companions: As from `read_companions`.
+        weights: Size and time of each weight file, by which a change is noticed.
     """
 
     config: dict[str, Any]
     companions: Companions
+    weights: dict[str, tuple[int, int]]
 
 
 def read_files(source: Path) -> ModelFiles:
@@ -70,7 +72,13 @@ def read_files(source: Path) -> ModelFiles:
     Raises:
         UsageError: As for `companions`, or if one can't be read.
     """
-    return ModelFiles(read_config(source), read_companions(source))
+    return ModelFiles(read_config(source), read_companions(source), weight_stamps(source))
+
+
+def weight_stamps(source: Path) -> dict[str, tuple[int, int]]:
+    """Size and time (ns) of each weight file of a folder, by name."""
+    stats = {file.name: file.stat() for file in source.glob("*.safetensors")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items())}
 
 
 def read_companions(source: Path) -> Companions:

@@ -24,7 +24,7 @@ from mlx_dpo.runs.folder import (
 )
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
-from tests.runs.conftest import ORACLE, StopAfter, digest, finished, settings
+from tests.runs.conftest import ORACLE, StopAfter, WarningScreen, digest, finished, settings
 
 ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
 NO_PROCESS = 999_999_999  # above every process id
@@ -277,6 +277,18 @@ def test_a_model_folder_that_is_edited_meanwhile_does_not_change_the_result(
         assert (
             config["rope_theta"] == json.loads((ORACLE / "config.json").read_text())["rope_theta"]
         )
+
+
+def test_an_adapter_whose_base_is_replaced_meanwhile_is_warned_about(workplace: Path) -> None:
+    class Replaces(WarningScreen):
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            weights = Path("model/model.safetensors")
+            weights.write_bytes(weights.read_bytes() + b" ")
+
+    shutil.copytree(ORACLE, "model")
+    screen = Replaces()
+    train(settings(model="model", out="out", method="lora", steps=1), screen=screen)
+    assert "its weights were changed while the run trained" in " ".join(screen.warnings)
 
 
 def test_a_run_killed_while_it_wrote_its_settings_begins_again(workplace: Path) -> None:
