@@ -24,6 +24,7 @@ from mlx_dpo.errors import DiskError, MlxDpoError, UsageError
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # of a rename onto a folder
 _LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.(?:tmp|old)")  # as `_unnamed` names them
 
 
@@ -477,13 +478,19 @@ def _unnamed(path: Path, suffix: str) -> Path:
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
     old = _unnamed(path, "old")
-    if replace and path.exists():
-        disk.rename(path, old)
-    try:
-        disk.rename(temporary, path)
-    except BaseException:
-        if old.exists():
-            disk.rename(old, path)
-        raise
+    while True:
+        if replace and path.exists():
+            with suppress(FileNotFoundError):  # another writer has just moved it aside
+                disk.rename(path, old)
+        try:
+            disk.rename(temporary, path)
+            break
+        except BaseException as error:
+            if replace and isinstance(error, OSError) and error.errno in _TAKEN:
+                disk.remove(old)  # another writer has put its own there meanwhile
+                continue
+            if old.exists():
+                disk.rename(old, path)
+            raise
     disk.flush_folder(path.parent)
     disk.remove(old)

@@ -185,3 +185,26 @@ def test_a_writer_first_removes_what_dead_writers_of_the_same_name_left(
     with write(tmp_path / "model"):
         names = {entry.name for entry in tmp_path.iterdir()}
         assert names == {living.name, other.name, f".model.{os.getpid()}.tmp"}
+
+
+def test_of_two_writers_that_replace_a_folder_at_once_the_last_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+
+    class Racing(files.Disk):
+        raced = False
+
+        def rename(self, old: Path, new: Path) -> None:
+            if new == model and not self.raced:
+                self.raced = True
+                model.mkdir()  # another writer's, in the moment between two renames
+                (model / "weights").write_text("theirs")
+            super().rename(old, new)
+
+    model.mkdir()
+    monkeypatch.setattr(files, "disk", Racing())
+    with new_folder(model, replace=True) as folder:
+        (folder / "weights").write_text("ours")
+    assert (model / "weights").read_text() == "ours"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -22,7 +22,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo import __version__
-from mlx_dpo.convert.sources import CONVERTED, find, name_of, read_record
+from mlx_dpo.convert.sources import find, name_of, read_record
+from mlx_dpo.convert.store import CONVERTED
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import (
     append,
@@ -256,14 +257,15 @@ def prune_caches(source: Path) -> None:
     half done.
 
     Args:
-        source: The run's model; it stays, even if it is an entry that was named by its path.
+        source: The run's model; it stays, even if it lies in an entry that was named by its path.
     """
-    oldest = time.time() - MAX_UNUSED
+    oldest, used = time.time() - MAX_UNUSED, source.resolve()
     for cache in filter(Path.is_dir, CACHES):
         remove_abandoned(cache)
         for entry in cache.iterdir():
             with suppress(OSError):  # as above, or another run has deleted it
-                if entry.stat().st_mtime < oldest and not entry.samefile(source):
+                is_used = entry.resolve() in (used, *used.parents)
+                if entry.stat().st_mtime < oldest and not is_used:
                     remove_folder(entry) if entry.is_dir() else entry.unlink()
 
 

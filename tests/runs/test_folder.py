@@ -191,7 +191,7 @@ def test_a_run_keeps_the_entries_that_it_uses_and_deletes_the_others(workplace: 
 def test_a_converted_model_that_is_used_again_is_kept(workplace: Path) -> None:
     shutil.copytree(ARTIFACTS, "artifacts")
     converted = find_mlx("artifacts/models/StoryLM-1M-SFT")
-    age(converted)
+    age(converted.parent)
     assert find_mlx("artifacts/models/StoryLM-1M-SFT") == converted
     prune_caches(ORACLE)
     assert converted.is_dir()
