@@ -99,7 +99,7 @@ def judge(
     if not contests:
         decided = all(row.is_pair for row in rows)
         raise DataError(
-            f"{candidates}: its rows are pairs already, with `chosen` and `rejected`"
+            f"{candidates}: all rows are finished pairs (`chosen`, `rejected`)"
             if decided
             else f"{candidates}: no prompt has two different answers to choose between"
         )

@@ -36,8 +36,8 @@ def label(
 
     Keys: 1 and 2 choose, t is a tie, b says that both are bad, s skips, d marks the differences,
     e edits the answers until Esc, u takes the last decision back, w writes a pair from scratch,
-    ? shows all keys. Where a file has prompts and no answers, you write both. Rows that are pairs
-    already are counted and left alone.
+    ? shows all keys. Where a file has prompts and no answers, you write both. Finished pairs in a
+    file are counted and left alone.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
     any time, and give the same command again to go on. The page is seen by this computer alone.
@@ -89,13 +89,13 @@ def _tasks(files: tuple[str, ...]) -> "list[Task]":
     tasks = tasks_of(row for rows in by_file.values() for row in rows)
     if found and not tasks:
         raise UsageError(
-            f"{', '.join(found)}: nothing to decide, the rows are pairs already, with `chosen` and "
-            "`rejected`; give candidates or prompts (new pairs go to --out)"
+            f"{', '.join(found)}: nothing to decide, all rows are finished pairs (`chosen`, "
+            "`rejected`); give candidates or prompts; new pairs go to --out"
         )
     for file, number in found.items():
         click.echo(
-            f"{file}: {counted(number, 'row')} left alone, for they are pairs already, with "
-            "`chosen` and `rejected`; new pairs go to --out",
+            f"{file}: {counted(number, 'finished pair')} left alone, rows with `chosen` and "
+            "`rejected`; new pairs go to --out",
             err=True,
         )
     return tasks
@@ -121,11 +121,12 @@ def _next_commands(out: str) -> tuple[str, ...]:
 def _announce(book: "Book", address: str, open_it: bool) -> None:
     from mlx_dpo.workshop.label.book import PAIR
 
-    left = counted(len(book.tasks) - book.num_done(), "task")
-    to_write = sum(not task.is_choice for task in book.tasks)
-    written = f" ({to_write} of {len(book.tasks)} with answers to write)" if to_write else ""
+    left = book.left()
+    to_write = sum(not task.is_choice for task in left)
+    of_them = f" ({to_write} of them without two answers: you write them)" if to_write else ""
+    pairs = counted(book.counts[PAIR], "pair")
     click.echo(
-        f"{left} to do{written}, {counted(book.counts[PAIR], 'pair')} in {book.out}. "
+        f"{counted(len(left), 'task')} to do{of_them}, {pairs} in {book.out}. "
         f"Open this page; Ctrl-C here ends it:\n  {address}"
     )
     if open_it and sys.stdout.isatty():

@@ -151,10 +151,14 @@ class Book:
         """Decisions that stand, by event."""
         return Counter(decision.event for decision in self.decisions)
 
+    def left(self) -> list[Task]:
+        """The tasks without a decision; one that was skipped in this session has one."""
+        done = {decision.task for decision in self.decisions}
+        return [task for task in self.tasks if task.id not in done]
+
     def next_task(self) -> Task | None:
         """The task whose decision was undone last, or else the first that is not decided."""
-        done = {decision.task for decision in self.decisions}
-        left = {task.id: task for task in self.tasks if task.id not in done}
+        left = {task.id: task for task in self.left()}
         undone = (left[name] for name in reversed(self._undone) if name in left)
         return next(undone, next(iter(left.values()), None))
 

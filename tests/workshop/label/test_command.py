@@ -51,7 +51,7 @@ def test_files_of_pairs_alone_are_refused(capsys: pytest.CaptureFixture[str]) ->
     Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
     assert label("pairs.jsonl") == 2
     said = capsys.readouterr().err
-    assert "pairs.jsonl: nothing to decide, the rows are pairs already" in said
+    assert "pairs.jsonl: nothing to decide, all rows are finished pairs" in said
     assert [file.name for file in Path().iterdir()] == ["pairs.jsonl"]
 
 
@@ -63,7 +63,7 @@ def test_pairs_among_the_tasks_are_counted_and_left_alone(
     Path("mixed.jsonl").write_text(pairs + '{"prompt": "a", "answers": ["b", "c"]}\n')
     assert label("mixed.jsonl") == 0
     said = capsys.readouterr()
-    assert "mixed.jsonl: 2 rows left alone, for they are pairs already" in said.err
+    assert "mixed.jsonl: 2 finished pairs left alone" in said.err
     assert "0 pairs in preferences.jsonl; 1 task to do." in said.out
 
 
