@@ -18,7 +18,7 @@ from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.checkpoint import Checkpoints
 from mlx_dpo.runs.folder import RunFolder
-from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.guards import Stop, keep_locked
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
 from mlx_dpo.training.callback import Callback
@@ -286,9 +286,10 @@ class Save(Callback):
         )
 
     def _save(self, trainer: DPOTrainer) -> None:
+        keep_locked(self._folder.path)
         self._folder.flush()
         try:
-            self._checkpoints.save(trainer, self._job.identity())
+            self._checkpoints.save(trainer, self._job.identity(), self._folder.checks())
         except DiskError as error:
             raise DiskError(
                 f"{error}; the checkpoints before are untouched: make room, then continue with: "

@@ -39,6 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     Newest,
     check_identity,
     check_room,
+    checks_of,
     restore,
     run_needs,
 )
@@ -49,6 +50,7 @@ from mlx_dpo.runs.finished import adapter_bytes, write_finished
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
+    changed_environment,
     check_folders,
     check_ours,
     environment,
@@ -57,7 +59,7 @@ from mlx_dpo.runs.folder import (
     new_run_dir,
     prune_caches,
 )
-from mlx_dpo.runs.guards import Stop, locked, stop_on_signal
+from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
 from mlx_dpo.runs.nonfinite import SkipNonFinite
@@ -155,6 +157,8 @@ def train(
         folder = _open_folder(job, path, is_new=newest.path is None)
         if resume:
             screen.resumed(trainer.step)
+            if newest.path is not None:
+                _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
         if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
@@ -223,6 +227,17 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
             with new_file(path / "problems.jsonl", replace=True) as file:
                 file.write(job.data.log)
     return folder
+
+
+def _warn_of_changes(folder: RunFolder, checkpoint: Path, screen: Screen) -> None:
+    """Warn of what a resumed run finds otherwise than it was left, and goes on with."""
+    for change in changed_environment(folder.path):
+        screen.warned(
+            f"{change}: from here on the last bits differ from those of a run that was never "
+            "stopped"
+        )
+    for damage in folder.damaged_lines(checks_of(checkpoint)):
+        screen.warned(f"{damage}; the training is whole, the report and --keep best may be wrong")
 
 
 def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
@@ -332,6 +347,7 @@ def _finish(
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
     verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
         write_finished(job, kept, policy, reference)
