@@ -4,19 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_dpo.insight import charts
 from mlx_dpo.insight.audit.bias import Lengths, histogram
+from mlx_dpo.insight.axes import HEIGHT, axes, dot, line, nice_ticks, text
 from mlx_dpo.insight.calibration import Reliability
-from mlx_dpo.insight.charts import (
-    HEIGHT,
-    Bars,
-    Drawing,
-    Point,
-    Series,
-    bar_chart,
-    line_chart,
-    nice_ticks,
-)
+from mlx_dpo.insight.charts import Bars, Drawing, Point, Series, bar_chart, hit, line_chart
 from mlx_dpo.insight.report.record import Rows, RunRecord
 from mlx_dpo.insight.sweep import BetaOutcome
 from mlx_dpo.runs.scores import GroupScore, wilson_interval
@@ -49,25 +40,32 @@ def run_curves(run: RunRecord) -> list[Drawing]:
     ]
 
 
-def curves_together(runs: Sequence[RunRecord]) -> list[Drawing]:
+def curves_together(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Drawing]:
     """The curves of several runs in one picture each; a run has one colour in all of them.
 
     Rewards are in units of beta. For runs with different betas the log-ratios are drawn instead,
-    which can be compared. Held-out accuracy is drawn where a run was evaluated more than once.
+    which can be compared. Held-out loss and accuracy are drawn where a run was evaluated more than
+    once, over all steps of the training curves.
     """
+    steps = (1.0, max([1.0, *(row["step"] + 1.0 for run in runs for row in run.steps)]))
     is_one_beta = len({run.config.beta for run in runs}) == 1
     word, unit = ("reward", _REWARD_UNIT) if is_one_beta else ("log-ratio", "nats")
 
     def together(title: str, unit: str, lines: Sequence[Series], **options: Any) -> Drawing:
-        return line_chart(title, lines, x_label=_STEP, y_label=unit, has_legend=False, **options)
+        options |= {"x_label": _STEP, "x_range": steps, "has_legend": False}
+        return line_chart(title, lines, y_label=unit, **options)
 
     def training(key: str, *, of_rewards: bool = False) -> list[Series]:
         lines = []
-        for run in runs:
+        for run, name in zip(runs, names, strict=True):
             scale = run.config.beta if of_rewards and not is_one_beta else 1.0
             points = [(step, y / scale) for step, y in _smooth("", run.steps, key).points]
-            lines.append(Series(run.folder.name, points))
+            lines.append(Series(name, points))
         return lines
+
+    def held_out(key: str) -> list[Series]:
+        named = zip(runs, names, strict=True)
+        return [Series(name, _points(run.held_out, key), (), True) for run, name in named]
 
     drawings = [together("Loss, training", "nats", training("loss"), levels=_UNTRAINED)]
     for title, key in (
@@ -77,9 +75,13 @@ def curves_together(runs: Sequence[RunRecord]) -> list[Drawing]:
     ):
         drawings.append(together(title, unit, training(key, of_rewards=True)))
     if any(len(run.held_out) > 1 for run in runs):  # a dot a run says less than the tables do
-        title, unit = "Reward accuracy, held out", "share of pairs"
-        lines = [Series(r.folder.name, _points(r.held_out, "accuracy"), (), True) for r in runs]
-        drawings.append(together(title, unit, lines, y_range=(0.0, 1.0)))
+        drawings += [
+            together("Loss, held out", "nats", held_out("loss"), levels=_UNTRAINED),
+            together(
+                *("Reward accuracy, held out", "share of pairs", held_out("accuracy")),
+                y_range=(0.0, 1.0),
+            ),
+        ]
     return [*drawings, together("Gradient norm, before clipping", "L2", training("grad_norm"))]
 
 
@@ -106,12 +108,18 @@ def against_beta(outcomes: Sequence[BetaOutcome]) -> list[Drawing]:
 
 def accuracy_by_kind(groups: Sequence[GroupScore]) -> Drawing:
     """Log-prob accuracy of each group before and after."""
+
+    def bars(name: str, shares: Sequence[float]) -> Bars:
+        counts = [group.num_pairs for group in groups]
+        intervals = [wilson_interval(s * n, n) for s, n in zip(shares, counts, strict=True)]
+        return Bars(name, shares, intervals)
+
     return bar_chart(
-        "Log-prob accuracy by kind, held out",
+        "Log-prob accuracy by kind, held out (95 % intervals)",
         [group.name for group in groups],
         [
-            Bars("SFT", [group.logprob_accuracy_before for group in groups]),
-            Bars("DPO", [group.logprob_accuracy_after for group in groups]),
+            bars("SFT", [group.logprob_accuracy_before for group in groups]),
+            bars("DPO", [group.logprob_accuracy_after for group in groups]),
         ],
         label="share with log p(chosen) > log p(rejected)",
         x_range=(0.0, 1.0),
@@ -120,7 +128,7 @@ def accuracy_by_kind(groups: Sequence[GroupScore]) -> Drawing:
 
 def calibration_diagram(calibration: Reliability) -> Drawing:
     """How sure a policy is of its picks against how often they are right, with the diagonal."""
-    area = charts.axes(
+    area = axes(
         nice_ticks(0.5, 1.0),
         nice_ticks(0.0, 1.0),
         x_label="predicted: \u03c3(|margin|)",
@@ -129,14 +137,17 @@ def calibration_diagram(calibration: Reliability) -> Drawing:
     x, y = area.x, area.y
     marks = [
         *area.marks,
-        charts.line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
-        charts.text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
+        line(x(0.5), y(0.5), x(1.0), y(1.0), "level"),
+        text(x(0.97), y(0.97) + 26, "calibrated", anchor="end"),
     ]
     for each in calibration.bins:
         at = x(each.confidence)
         low, high = wilson_interval(each.right, each.num_pairs)
-        marks.append(charts.line(at, y(low), at, y(high), "whisker"))
-        marks.append(charts.dot(at, y(each.right / each.num_pairs), "f1"))
+        marks.append(line(at, y(low), at, y(high), "whisker"))
+        marks.append(dot(at, y(each.right / each.num_pairs), "f1"))
+        told = f"right {each.right} of {each.num_pairs} ({low:.2f} to {high:.2f})"
+        around = (at - 6, y.end, 12.0, y.start - y.end)
+        marks.append(hit(around, [f"predicted {each.confidence:.2f}", told]))
     y_label = "share of picks that are right (95 % interval)"
     return Drawing("Calibration, held out", y_label, HEIGHT, marks)
 
