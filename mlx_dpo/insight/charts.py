@@ -120,13 +120,15 @@ class Drawing:
 class Series:
     """Points (x, y) joined by a line; one that is not finite leaves a gap.
 
-    `behind` are the points before smoothing, drawn faintly. Where points are few, they have dots.
+    `behind` are the points before smoothing, drawn faintly. Where points are few, they have dots,
+    and may have an interval of y each.
     """
 
     name: str
     points: Sequence[Point]
     behind: Sequence[Point] = ()
     has_dots: bool = False
+    intervals: Sequence[Interval] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def line_chart(
         return _nothing(title, y_label)
     xs = [x for x, _ in points] + list(x_range or ())
     ys = [y for _, y in points] + [value for value, _ in levels] + list(y_range or ())
+    ys += [bound for each in series for interval in each.intervals for bound in interval]
     y_ticks = nice_ticks(min(ys), max(ys))
     low, high = min(xs), max(xs)
     if is_log:
@@ -179,6 +182,8 @@ def line_chart(
         if each.has_dots or len(each.points) == 1:
             finite = filter(_is_finite, each.points)
             marks += [dot(area.x(x), area.y(y), f"f{number}") for x, y in finite]
+        for (x, _), (low, top) in zip(each.points, each.intervals, strict=False):
+            marks.append(line(area.x(x), area.y(low), area.x(x), area.y(top), "whisker"))
     marks += _hits(area, series, re.split("[,;]", x_label)[0])
     return Drawing(title, y_label, HEIGHT, marks)
 

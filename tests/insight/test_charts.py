@@ -149,6 +149,16 @@ def test_a_pointer_is_told_step_and_values_side_by_side_over_the_whole_plot() ->
         assert x + width == pytest.approx(next_x, abs=0.11)
 
 
+def test_a_dot_may_have_an_interval_and_the_axis_holds_it() -> None:
+    series = Series("", [(1, 0.5), (2, 0.75)], has_dots=True, intervals=[(0.25, 1.5), (0.5, 1.0)])
+    svg = line_chart("t", [series], x_label="x", y_label="y")
+    ((left, middle),) = lines(svg, "line s1")
+    one, two = lines(svg, "whisker")
+    assert (one[0][0], two[0][0]) == (left[0], middle[0])
+    assert one[1][1] < two[1][1] < middle[1] < left[1] == two[0][1] < one[0][1]
+    assert "1.5" in texts(svg)
+
+
 def test_of_many_points_some_are_told_and_every_dot() -> None:
     many = Series("a", [(n, 1.0) for n in range(1000)])
     dots = Series("b", [(3, 2.0), (501, 2.0)], has_dots=True)

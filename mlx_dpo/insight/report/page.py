@@ -30,7 +30,7 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.plan import gigabytes
-from mlx_dpo.runs.scores import margins, score_groups, wilson_interval
+from mlx_dpo.runs.scores import GroupScore, margins, score_groups, wilson_interval
 from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, SAME, WORSE
 
 NAME = "report.html"
@@ -82,7 +82,7 @@ def write_report(
         for data in {_data_of(run) for run in runs} - measured.keys():  # each file is read once
             measured[data] = _measure(*data)
         about = _of_runs(runs, measured, program) | _of_sweep(sweep, failed)
-        page = fill_template(refresh=refresh, **about)
+        page = fill_template(program=program, refresh=refresh, **about)
     except (*_WRONG_TYPES, TemplateError) as error:
         raise UsageError(
             f"{', '.join(map(str, folders))}: a file of the run is not as runs write it "
@@ -96,7 +96,8 @@ def fill_template(**parts: Any) -> str:
     """A page as text. Whatever comes from data or a model is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"word_changes": word_changes, "share": _share, "of_mark": _OF_MARK}
-    environment.globals |= {"bad": _BAD, "care": _CARE, "same": SAME, "bytes": gigabytes}
+    environment.globals |= {"bad": _BAD, "care": _CARE, "same": SAME}
+    environment.globals |= {"bytes": gigabytes, "duration": _duration, "wilson": _interval}
     script = _resource("hover.js")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.from_string(_resource("page.html")).render(
@@ -211,6 +212,7 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
         "sign": _OF_OUTCOME.get(run.verdict.get("outcome", ""), _CARE),
         "when": _when(cost) if cost else "",
         "left": _time_left(run, cost) if cost else "",
+        "resume": shlex.join(["train", "--resume", "--run-dir", str(run.folder)]),
         "warnings": _warnings(run),
         "cost": cost,
     }
@@ -235,6 +237,11 @@ def _share(value: float, num_pairs: int) -> str:
     return Markup(f"{value:.2f} <small>{low:.2f}\u2013{high:.2f}</small>")
 
 
+def _interval(score: GroupScore) -> tuple[float, float]:
+    """The 95 % interval of a reward accuracy."""
+    return wilson_interval(score.reward_accuracy * score.num_pairs, score.num_pairs)
+
+
 def _when(cost: RunCost) -> str:
     """`2026-11-30, 14:12 to 14:13 UTC`; empty for a run that did not note the time."""
     if not (cost.began and cost.ended):
@@ -244,6 +251,10 @@ def _when(cost: RunCost) -> str:
     return f"{begin:%Y-%m-%d, %H:%M} to {last}"
 
 
+def _duration(seconds: float) -> str:
+    """`10.2 s`, or `1:02:05` from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
 def _time_left(run: RunRecord, cost: RunCost) -> str:
-    seconds = cost.seconds / cost.steps * max(0, run.planned_steps - len(run.steps))
-    return str(timedelta(seconds=round(seconds)))
+    return _duration(cost.seconds / cost.steps * max(0, run.planned_steps - len(run.steps)))

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mlx_dpo.insight.audit.bias import Lengths, histogram
-from mlx_dpo.insight.axes import HEIGHT, axes, dot, line, nice_ticks, text
+from mlx_dpo.insight.axes import HEIGHT, Interval, axes, dot, line, nice_ticks, text
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.charts import Bars, Drawing, Point, Series, bar_chart, hit, line_chart
 from mlx_dpo.insight.report.record import Rows, RunRecord
@@ -19,23 +21,30 @@ _UNTRAINED = [(math.log(2), "log 2: untrained")]
 
 
 def run_curves(run: RunRecord) -> list[Drawing]:
-    """Loss, rewards, margin, accuracy, learning rate and gradient norm over the steps."""
+    """Loss, rewards, margin, accuracy, learning rate and gradient norm over the steps.
+
+    Of a run that is not finished the steps to come have their place.
+    """
     steps = run.steps
+    place: dict[str, Any] = {
+        "x_label": _STEP,
+        "x_range": None if run.is_finished else (1.0, run.planned_steps),
+    }
 
     def chart(title: str, unit: str, key: str, *, evaluated: bool, **options: Any) -> Drawing:
         lines = [_smooth("training", steps, key)]
         if evaluated and run.held_out:
             lines.append(Series("held out", _points(run.held_out, key), has_dots=True))
-        return line_chart(title, lines, x_label=_STEP, y_label=unit, **options)
+        return line_chart(title, lines, y_label=unit, **place, **options)
 
     rewards = [_smooth(side, steps, f"{side}_reward") for side in ("chosen", "rejected")]
     rate = Series("lr", _thinned(_points(steps, "lr")))
     return [
         chart("Loss", "nats", "loss", evaluated=True, levels=_UNTRAINED),
-        line_chart("Rewards, training pairs", rewards, x_label=_STEP, y_label=_REWARD_UNIT),
+        line_chart("Rewards, training pairs", rewards, y_label=_REWARD_UNIT, **place),
         chart("Reward margin", _REWARD_UNIT, "reward_margin", evaluated=True),
         chart("Reward accuracy", "share of pairs", "accuracy", evaluated=True, y_range=(0.0, 1.0)),
-        line_chart("Learning rate", [rate], x_label=_STEP, y_label="a step"),
+        line_chart("Learning rate", [rate], y_label="a step", **place),
         chart("Gradient norm, before clipping", "L2", "grad_norm", evaluated=False),
     ]
 
@@ -90,17 +99,27 @@ def against_beta(outcomes: Sequence[BetaOutcome]) -> list[Drawing]:
     by_beta = sorted(outcomes, key=lambda outcome: outcome.beta)
     sft_length = by_beta[0].drift.reference_length
 
-    def chart(title: str, unit: str, values: list[float], **options: Any) -> Drawing:
+    def chart(
+        title: str,
+        unit: str,
+        values: list[float],
+        intervals: Sequence[Interval] = (),
+        **options: Any,
+    ) -> Drawing:
         points = [(o.beta, value) for o, value in zip(by_beta, values, strict=True)]
-        lines = [Series("", points, has_dots=True)]
+        lines = [Series("", points, has_dots=True, intervals=intervals)]
         x_label = "\u03b2, logarithmic"
         return line_chart(title, lines, x_label=x_label, y_label=unit, is_log=True, **options)
 
     accuracy = [o.score.reward_accuracy for o in by_beta]
+    sure = [wilson_interval(o.is_right.sum(), o.is_right.size) for o in by_beta]
     length = [o.drift.policy_length for o in by_beta]
     return [
         chart("Log-ratio margin, held out", "nats", [o.score.margin / o.beta for o in by_beta]),
-        chart("Reward accuracy, held out", "share of pairs", accuracy, y_range=(0.0, 1.0)),
+        chart(
+            *("Reward accuracy, held out", "share of pairs (95 % interval)", accuracy, sure),
+            y_range=(0.0, 1.0),
+        ),
         chart("Drift: KL a token", "nats", [o.drift.kl_per_token for o in by_beta]),
         chart("Answer length", "tokens", length, levels=[(sft_length, "SFT")]),
     ]
@@ -173,11 +192,17 @@ def _smooth(name: str, rows: Rows, key: str) -> Series:
     reach = len(points) // 40
     if not reach:
         return Series(name, points)
-    means = []
-    for index, (step, _) in enumerate(points):
-        near = [y for _, y in points[max(0, index - reach) : index + reach + 1]]
-        means.append((step, sum(near) / len(near)))
-    return Series(name, _thinned(means), behind=_thinned(points))
+    values = np.array([y for _, y in points])
+    is_finite = np.isfinite(values)
+    at = np.arange(len(points))
+    low, high = np.maximum(0, at - reach), np.minimum(len(points), at + reach + 1)
+    # Differences of running sums: a window for each point would take time with the square of them.
+    sums = np.concatenate([[0.0], np.cumsum(np.where(is_finite, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(is_finite)])
+    is_whole = count[high] - count[low] == high - low
+    means = np.where(is_whole, (sums[high] - sums[low]) / (high - low), math.nan).tolist()
+    smooth = [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+    return Series(name, _thinned(smooth), behind=_thinned(points))
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:

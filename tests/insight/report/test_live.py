@@ -80,7 +80,7 @@ def test_a_run_that_stopped_ends_it_after_three_looks(unfinished: Path) -> None:
     page = clock.follow(unfinished)
     assert clock.acts == []
     assert not reloads(page)
-    assert "Not finished: 60 of 60 steps" in page.read_text()
+    assert "Not finished: 60 of 60 steps." in page.read_text()
 
 
 def test_ctrl_c_leaves_a_page_that_does_not_reload(unfinished: Path) -> None:

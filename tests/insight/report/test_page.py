@@ -136,7 +136,16 @@ def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
     for name in ("result.json", "held_out.json"):
         (run / name).unlink()
     page = write_report([run]).read_text()
-    assert "Not finished: 60 of 60 steps are recorded." in page
+    assert "Not finished: 60 of 60 steps." in page
+    assert f"mlx_dpo train --resume --run-dir {run} goes on." in page
+    assert "<h2>Answers after step 30</h2>" in page
+    config = RunConfig(model="m", data="pairs.json", steps=1000)
+    (run / "config.toml").write_text(config.to_toml())
+    page = write_report([run]).read_text()
+    assert "Not finished: 60 of 1000 steps." in page
+    (curve,) = re.findall("<svg[^<]*<[^<]*>Learning rate<.*?</svg>", page, re.DOTALL)
+    assert ">1000</text>" in curve  # there is room for the steps to come
+    assert "halfway" in page
     assert "no pair was held out" not in page  # it is only not measured yet
     (run / "split.json").write_text('{"train": ["1", "2"], "held_out": []}')
     assert "no pair was held out" in write_report([run]).read_text()
