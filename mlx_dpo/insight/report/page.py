@@ -7,11 +7,12 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateError
+from jinja2 import Environment, Template, TemplateError
 from markupsafe import Markup
 
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
@@ -59,14 +60,11 @@ def write_report(
 ) -> Path:
     """Write the page of one run, or of some one after the other; returns its path.
 
-    By default the page is `report.html` in the first folder. Where the runs are a sweep, `sweep`
-    holds the results of each beta, and `failed` the betas without a finished run.
-
     Args:
         folders: Of the runs.
-        out: The page.
-        sweep: As above.
-        failed: As above.
+        out: The page; by default `report.html` in the first folder.
+        sweep: Results of each beta, where the runs are a sweep; in the order of the runs.
+        failed: Betas of the sweep without a finished run.
         program: What to type for this program, in the command for the same run.
         refresh: Seconds after which the page loads itself again; 0 for a page that does not.
         measured: Lengths of data files that were read earlier; those read now are added.
@@ -94,21 +92,26 @@ def write_report(
 
 def fill_template(**parts: Any) -> str:
     """A page as text. Whatever comes from data or a model is escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"word_changes": word_changes, "share": _share, "of_mark": _OF_MARK}
-    environment.globals |= {"bad": _BAD, "care": _CARE, "same": SAME}
-    environment.globals |= {"bytes": gigabytes, "duration": _duration, "wilson": _interval}
-    script = _resource("hover.js")
-    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.from_string(_resource("page.html")).render(
-        style=Markup(_resource("page.css") + STYLE),
-        script=Markup(script),
-        script_digest=digest,
-        **parts,
-    )
+    page = _template().render(parts)
     # JSON may hold a lone surrogate, which UTF-8 can't encode, and characters that control screens.
     page = page.encode("utf-8", "replace").decode().replace("\r\n", "\n")
     return _CONTROL.sub("\ufffd", page)
+
+
+@cache
+def _template() -> Template:
+    """The page's template, with its style sheet, its script and the script's digest."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    script = _resource("hover.js")
+    environment.globals |= {
+        "style": Markup(_resource("page.css") + STYLE),
+        "script": Markup(script),
+        "script_digest": b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "word_changes": word_changes,
+        **{"share": _share, "wilson": _interval, "bytes": gigabytes, "duration": _duration},
+        **{"of_mark": _OF_MARK, "bad": _BAD, "care": _CARE, "same": SAME},
+    }
+    return environment.from_string(_resource("page.html"))
 
 
 def command(config: RunConfig, program: str = "mlx_dpo") -> str:

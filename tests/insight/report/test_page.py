@@ -6,25 +6,30 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_dpo.cli import options
+from mlx_dpo.cli.train import train
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.charts import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
 from mlx_dpo.preferences import reader
 from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import RunConfig, resolve
+from mlx_dpo.runs.defaults import decided
 from tests.cli.test_cli import exit_code
 from tests.insight.report.conftest import HOSTILE
+from tests.runs.conftest import ORACLE
 
 
 def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
@@ -223,6 +228,29 @@ def test_runs_stand_on_one_page_and_a_folder_without_a_run_is_refused(run: Path)
     assert exit_code("report", str(run)) == 0
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta": 0.3, "plain": True, "drop_bad": True, "steps": 7, "grad_clip": 0.0},
+        {"method": "lora", "lora_modules": "attention", "lora_layers": 1, "adapter_format": "both"},
+        {"adapter": "earlier", "adapter_reference": "base", "reference": "adapters-off"},
+        {"eval_data": "-valid pairs.jsonl", "memory_budget": "4GB", "date": "2026-01-31"},
+        {"run_dir": "x", "out": "y", "overwrite": True, "warmup_steps": 3},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_command_is_understood_and_means_the_same_settings(
+    run: Path, settings: dict[str, Any]
+) -> None:
+    Path("earlier").mkdir()
+    config = decided(RunConfig(model=str(ORACLE), data="pairs.json", **settings))
+    words = shlex.split(command(config))
+    typed = train.make_context("train", words[2:]).params
+    given = options.typed({field.name: typed[field.name] for field in fields(RunConfig)})
+    free: dict[str, Any] = {"run_dir": None, "out": None, "overwrite": False}
+    assert decided(resolve(None, given)) == replace(config, **free)
+
+
 def test_the_command_names_what_is_not_the_default() -> None:
     config = RunConfig(model="my model", data="d", beta=0.3, plain=True, run_dir="x")
     assert command(config) == "mlx_dpo train --model 'my model' --data d --beta 0.3 --plain"
@@ -315,9 +343,9 @@ def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
     ("file", "key"),
     [
         *(("metrics.jsonl", key) for key in ("step", "loss", "lr", "held_out")),
-        *(("timings.jsonl", key) for key in ("seconds", "peak_bytes")),
+        *(("timings.jsonl", key) for key in ("seconds", "peak_bytes", "ended")),
         *(("samples.jsonl", key) for key in ("step", "answers")),
-        *(("result.json", key) for key in ("answers", "adapter")),
+        *(("result.json", key) for key in ("answers", "adapter", "verdict", "kept")),
         *(("held_out.json", key) for key in ("kinds", "policy", "reference")),
         *(("environment.json", "mlx"), ("split.json", "train")),
     ],
