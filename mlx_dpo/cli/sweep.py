@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program, progress, table
+from mlx_dpo.cli.screen import program, progress, screen_width, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
@@ -194,7 +195,8 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
         for warning in outcome.warnings:
             click.echo(f"warning: beta {outcome.beta:g}: {warning}")
     advice = advise(outcomes)
-    click.echo(f"\n{click.style(advice.sentence, bold=True)}\n{advice.reason}\n")
+    reason = textwrap.fill(advice.reason, screen_width(), break_on_hyphens=False)
+    click.echo(f"\n{click.style(advice.sentence, bold=True)}\n{reason}\n")
     runs = [of_beta / "run" for of_beta in finished]
     page = folder / "report.html"
     click.echo(f"The report is {write_report(runs, page, outcomes, failed, program=program())}.")

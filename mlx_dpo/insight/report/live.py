@@ -29,7 +29,7 @@ def follow(
         folder: The run's.
         out: The page; by default ``report.html`` in the folder.
         wait: Waits so many seconds.
-        say: Told once where the page is.
+        say: Told where the page is, and before that, once, if the run does not train yet.
         program: What to type for this program.
 
     Returns:
@@ -41,13 +41,18 @@ def follow(
     """
     measured: DataMeasures = {}
     seen: list[int] | None = None
+    is_told = False
     idle = _PATIENCE
     try:
         while not (folder / "result.json").is_file():
             idle = 0 if _is_held(folder) else idle + 1
             if idle >= _PATIENCE:
                 break
-            if (folder / "split.json").is_file() and (now := _sizes(folder)) != seen:
+            has_begun = (folder / "split.json").is_file()
+            if not (has_begun or is_told):
+                say(f"{folder}: not training yet; the page comes with the first step")
+                is_told = True
+            if has_begun and (now := _sizes(folder)) != seen:
                 path = write_report(
                     [folder], out, program=program, refresh=REFRESH, measured=measured
                 )

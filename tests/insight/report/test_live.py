@@ -90,8 +90,10 @@ def test_ctrl_c_leaves_a_page_that_does_not_reload(unfinished: Path) -> None:
     with locked(unfinished):
         assert not reloads(Clock(interrupt).follow(unfinished))
         (unfinished / "split.json").unlink()  # before the first step there is no page to leave
+        clock = Clock(lambda: None, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            Clock(interrupt).follow(unfinished)
+            clock.follow(unfinished)
+    assert clock.said == [f"{unfinished}: not training yet; the page comes with the first step"]
 
 
 def test_a_run_that_is_over_is_written_at_once(run: Path, tmp_path: Path) -> None:
