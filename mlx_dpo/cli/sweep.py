@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import progress, table
+from mlx_dpo.cli.screen import program, progress, screen_width, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
@@ -151,9 +152,11 @@ def _is_finished(settings: RunConfig) -> bool:
     run = Path(str(settings.run_dir))
     if not (run / "result.json").is_file():
         return False
-    from mlx_dpo.runs.defaults import decided
+    from mlx_dpo.insight.report.record import read_run
+    from mlx_dpo.runs.defaults import decided, decided_by_steps
 
-    if decided(resolve(run / "config.toml", {})) != settings:
+    asked = decided_by_steps(settings, read_run(run).planned_steps)
+    if decided(resolve(run / "config.toml", {})) != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
     return True
 
@@ -174,7 +177,7 @@ def _train(settings: RunConfig, folder: Path) -> None:
 
 def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
     from mlx_dpo.insight.report.page import write_report
-    from mlx_dpo.insight.sweep import sweep_outcomes
+    from mlx_dpo.insight.sweep import advise, sweep_outcomes
 
     def begin(of_beta: Path, count: int) -> None:
         click.echo(f"{of_beta.name}: answers to {count} held-out prompts", err=True)
@@ -191,8 +194,12 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
     for outcome in outcomes:
         for warning in outcome.warnings:
             click.echo(f"warning: beta {outcome.beta:g}: {warning}")
+    advice = advise(outcomes)
+    reason = textwrap.fill(advice.reason, screen_width(), break_on_hyphens=False)
+    click.echo(f"\n{click.style(advice.sentence, bold=True)}\n{reason}\n")
     runs = [of_beta / "run" for of_beta in finished]
-    click.echo(f"The report is {write_report(runs, folder / 'report.html', outcomes, failed)}.")
+    page = folder / "report.html"
+    click.echo(f"The report is {write_report(runs, page, outcomes, failed, program=program())}.")
 
 
 def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:

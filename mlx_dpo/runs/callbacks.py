@@ -4,6 +4,7 @@ For the moments of a callback see `training.callback.Callback`. What is due afte
 after a step that was left out.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -129,7 +130,7 @@ class MetricsLog(Callback):
         }
         self.totals.update(sums)
         follow_peak()
-        timing = {**sums, "peak_bytes": mx.get_peak_memory()}
+        timing = {**sums, "peak_bytes": mx.get_peak_memory(), "ended": round(time.time())}
         timing |= {"slept_seconds": slept} if slept else {}
         self._folder.append("metrics.jsonl", {"step": step, **metrics})
         self._folder.append("timings.jsonl", {"step": step, **timing})
