@@ -153,10 +153,14 @@ def _is_finished(settings: RunConfig) -> bool:
     if not (run / "result.json").is_file():
         return False
     from mlx_dpo.insight.report.record import read_run
-    from mlx_dpo.runs.defaults import decided, decided_by_steps
+    from mlx_dpo.runs.defaults import decided, decided_by_pairs
 
-    asked = decided_by_steps(settings, read_run(run).planned_steps)
-    if decided(resolve(run / "config.toml", {})) != asked:
+    num_pairs = len(read_run(run).split["train"])
+    made, asked = (
+        decided_by_pairs(each, num_pairs)[0]
+        for each in (decided(resolve(run / "config.toml", {})), settings)
+    )
+    if made != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
     return True
 
