@@ -38,9 +38,15 @@ def report(runs: tuple[Path, ...], out: Path | None, live: bool) -> None:
     """
     from mlx_dpo.insight.report.live import follow
     from mlx_dpo.insight.report.page import write_report
+    from mlx_dpo.runs.folder import RESULT, changed_record
 
     if not live:
         click.echo(f"written: {write_report(runs, out, program=program())}")
+        for run in runs:
+            if not (run / RESULT).is_file():
+                click.echo(f"warning: {run}: the run has not finished (no {RESULT})", err=True)
+            for file in changed_record(run):
+                click.echo(f"warning: {file}; what the page says of it may be wrong", err=True)
     elif len(runs) > 1:
         raise UsageError("--live follows one run; without it, several stand on one page")
     else:

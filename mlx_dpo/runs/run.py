@@ -345,7 +345,6 @@ def _finish(
     }
     if (adapter := describe(job.policy)) is not None:
         result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
-    # Last: a run with this file is finished.
-    folder.write_json("result.json", result)
+    folder.finish(result)
     totals, peak = trained.totals, mx.get_peak_memory()
     return RunResult(job, folder.path, policy, reference, answers, verdict, kept, totals, peak)

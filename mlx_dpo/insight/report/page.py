@@ -231,7 +231,7 @@ def _warnings(run: RunRecord) -> list[str]:
         )
     if not run.split["held_out"]:
         warnings.append("no pair was held out: nothing here says how it does on unseen pairs")
-    return warnings
+    return [*warnings, *(f"{file}; what stands here may be wrong" for file in run.changed)]
 
 
 def _share(value: float, num_pairs: int) -> str:

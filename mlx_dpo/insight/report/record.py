@@ -14,6 +14,7 @@ from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
 from mlx_dpo.runs.config import RunConfig, read_toml
 from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.folder import changed_record
 from mlx_dpo.runs.scores import Logprobs
 
 Rows = list[dict[str, Any]]
@@ -63,7 +64,8 @@ class RunRecord:
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
-    `step` whose weights it kept, and what `by`, where these are not the last ones.
+    `step` whose weights it kept, and what `by`, where these are not the last ones. `changed` names
+    files that are not as the run left them.
     """
 
     folder: Path
@@ -82,13 +84,15 @@ class RunRecord:
     is_finished: bool
     adapter: dict[str, Any]
     kept: dict[str, Any]
+    changed: list[str]
 
     @property
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
         config = self.config
         pairs_per_step = config.batch_size * config.grad_accumulation
-        return config.steps or config.epochs * -(-len(self.split["train"]) // pairs_per_step)
+        epochs = config.epochs or 1  # which runs of earlier versions did not write down
+        return config.steps or epochs * -(-len(self.split["train"]) // pairs_per_step)
 
     @property
     def method(self) -> str:
@@ -173,6 +177,7 @@ def read_run(folder: Path) -> RunRecord:
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
             kept=dict(result.get("kept") or {}),
+            changed=changed_record(folder),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None

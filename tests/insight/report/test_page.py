@@ -27,6 +27,7 @@ from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.runs.defaults import decided
+from mlx_dpo.runs.folder import RESULT, SEALED, RunFolder
 from tests.cli.test_cli import exit_code
 from tests.insight.report.conftest import HOSTILE
 from tests.runs.conftest import ORACLE
@@ -135,6 +136,28 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
     assert [str(file) for file in files] == ["pairs.json"]
     assert len(alive) == 20
     assert max(alive) <= 1
+
+
+def test_files_that_were_changed_since_the_run_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        assert exit_code("report", str(run)) == 0
+        return capsys.readouterr().err
+
+    assert not told()  # a run of an earlier version, which knew no digests
+    RunFolder(run).finish({"out": "o 1", "answers": []})
+    assert not told()
+    for name in (*SEALED, RESULT):
+        text = (run / name).read_text()
+        (run / name).write_text(text.replace("1", "2", 1).replace(HOSTILE, "other"))
+        assert f"warning: {run / name}: changed since the run" in told(), name
+        assert f"{run.name}/{name}: changed" in (run / "report.html").read_text()
+        (run / name).write_text(text)
+    (run / "samples.jsonl").unlink()
+    assert "samples.jsonl: gone since the run" in told()
+    (run / RESULT).unlink()
+    assert "has not finished (no result.json)" in told()
 
 
 def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
