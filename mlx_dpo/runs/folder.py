@@ -36,7 +36,7 @@ from mlx_dpo.files import (
     remove_folder,
     write_file,
 )
-from mlx_dpo.manifest import canonical, digest
+from mlx_dpo.manifest import digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig
@@ -45,8 +45,9 @@ from mlx_dpo.runs.supervise import CRASHES
 
 CHECKED = ("metrics.jsonl", "samples.jsonl")  # logs that follow from the seed
 LOGS = (*CHECKED, "timings.jsonl")
-RESULT = "result.json"  # a run that has it is finished; it has the digests of the others
-SEALED = ("config.toml", "environment.json", "split.json", "held_out.json", *LOGS)
+RESULT = "result.json"  # a run that has it is finished
+DIGESTS = "digests.json"  # of the files that tell of a finished run
+SEALED = (RESULT, "config.toml", "environment.json", "split.json", "held_out.json", *LOGS)
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
 PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
 CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
@@ -70,16 +71,17 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file of the folder whole."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, _json_text(value))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder whole."""
         write_file(self.path / name, text)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result of a run, its last file, with the digests of all that tell of it."""
-        whole = {**result, "files": _digests(self.path)}
-        self.write_json(RESULT, {**whole, "sha256": digest(canonical(whole))})
+        """Write the result of a run, its last file, and before it the digests of all the others."""
+        text = _json_text(result)
+        self.write_json(DIGESTS, {**_digests(self.path), RESULT: digest(text.encode())})
+        self.write_text(RESULT, text)
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
@@ -148,6 +150,10 @@ def _lines_before(lines: Iterable[str], step: int) -> Iterable[str]:
                 yield line
 
 
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def _digests(run: Path) -> dict[str, str]:
     return {name: digest((run / name).read_bytes()) for name in SEALED if (run / name).is_file()}
 
@@ -157,18 +163,14 @@ def changed_record(run: Path) -> list[str]:
 
     Nothing is known of runs that did not finish, and of those of earlier versions.
     """
-    if not (run / RESULT).is_file():
+    if not ((run / RESULT).is_file() and (run / DIGESTS).is_file()):
         return []
     now = _digests(run)
     try:
-        result = json.loads((run / RESULT).read_bytes())
-        if "out" in result and not result.keys() & {"files", "sha256"}:
-            return []  # of an earlier version
-        of_all = result.pop("sha256")
-        changed = [name for name in SEALED if result["files"].get(name) != now.get(name)]
-        changed += [] if of_all == digest(canonical(result)) else [RESULT]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        changed = [RESULT]
+        then = json.loads((run / DIGESTS).read_bytes())
+        changed = [name for name in SEALED if then.get(name) != now.get(name)]
+    except (ValueError, AttributeError, RecursionError):
+        changed = [DIGESTS]
     files = [run / name for name in changed]
     return [f"{file}: {'changed' if file.exists() else 'gone'} since the run" for file in files]
 

@@ -27,7 +27,7 @@ from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.runs.defaults import decided
-from mlx_dpo.runs.folder import RESULT, SEALED, RunFolder
+from mlx_dpo.runs.folder import DIGESTS, RESULT, SEALED, RunFolder
 from tests.cli.test_cli import exit_code
 from tests.insight.report.conftest import HOSTILE
 from tests.runs.conftest import ORACLE
@@ -148,12 +148,15 @@ def test_files_that_were_changed_since_the_run_are_named(
     assert not told()  # a run of an earlier version, which knew no digests
     RunFolder(run).finish({"out": "o 1", "answers": []})
     assert not told()
-    for name in (*SEALED, RESULT):
+    for name in SEALED:
         text = (run / name).read_text()
         (run / name).write_text(text.replace("1", "2", 1).replace(HOSTILE, "other"))
         assert f"warning: {run / name}: changed since the run" in told(), name
         assert f"{run.name}/{name}: changed" in (run / "report.html").read_text()
         (run / name).write_text(text)
+    (run / DIGESTS).write_text("{")
+    assert f"{DIGESTS}: changed since the run" in told()
+    RunFolder(run).finish({"out": "o 1", "answers": []})
     (run / "samples.jsonl").unlink()
     assert "samples.jsonl: gone since the run" in told()
     (run / RESULT).unlink()
