@@ -47,7 +47,7 @@ test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch
 
 notebook: $(VENV)/.notebook
-	@MLX_DPO_FAST=1 $(FAST) $(BIN)/jupyter execute notebooks/dpo.ipynb
+	@MLX_DPO_FAST=$(if $(FULL),,1) $(FAST) $(BIN)/python -m tools.notebook
 
 scaffold: dev
 	@$(BIN)/python -m tools.scaffold "$(OUT)"
