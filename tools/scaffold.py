@@ -8,6 +8,7 @@ it is written.
 """
 
 import ast
+import shlex
 import shutil
 import sys
 import textwrap
@@ -165,9 +166,10 @@ def main() -> None:
     print(f"{out} is a copy of the project. These bodies are yours to write:")
     for file, exercises in EXERCISES.items():
         print(f"  {file:32} {', '.join(exercises)}")
-    print(f"Each group of tests fails until its functions are written:\n  cd {out}")
+    print("Each group of tests fails until its functions are written:")
+    print(f"  cd {shlex.quote(str(out))}")
     for group in GROUPS:
-        print(f"  {sys.executable} -m pytest -q tests/test_dpo.py -k {group}")
+        print(f"  {shlex.quote(sys.executable)} -m pytest -q tests/test_dpo.py -k {group}")
 
 
 if __name__ == "__main__":

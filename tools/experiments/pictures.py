@@ -27,7 +27,7 @@ _CELL = "text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0"
 _MOST_BINS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Picture:
     """HTML that a notebook shows where a cell ends in it."""
 
