@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
+import numpy as np
 
 from mlx_dpo.cli.screen import counted, printable, program, share, table
 from mlx_dpo.convert.sources import find
@@ -33,8 +34,17 @@ def show_result(result: RunResult) -> None:
     click.echo()
     if result.policy.size:
         kinds = [kind or "-" for kind in job.held_out.kinds]
-        groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
-        _print_scores(groups, result.verdict)
+        is_apart = np.isin(kinds, job.data.untaught)
+        groups, apart = (
+            score_groups(
+                result.policy[:, rows],
+                result.reference[:, rows],
+                np.array(kinds)[rows].tolist(),
+                beta=job.config.beta,
+            )
+            for rows in (~is_apart, is_apart)
+        )
+        _print_scores(groups, apart if is_apart.any() else [], result.verdict)
     click.echo()
     for shown in result.answers:
         click.echo(f"  {click.style(printable(shown.prompt), bold=True)}  ({shown.mark})")
@@ -82,12 +92,16 @@ def _print_verdict(verdict: Verdict) -> None:
     click.echo(f"{verdict.advice}\n" if verdict.advice else "")
 
 
-def _print_scores(groups: Sequence[GroupScore], verdict: Verdict) -> None:
-    rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in groups]
+def _print_scores(
+    groups: Sequence[GroupScore], apart: Sequence[GroupScore], verdict: Verdict
+) -> None:
+    """What held-out pairs gained; last and `apart` the kinds that no training pair is of."""
+    shown = [*groups, *(replace(g, name="not trained on") for g in apart[:1]), *apart[1:]]
+    rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in shown]
     header, *lines = table([[*_COLUMNS, "ranking"], *rows]).split("\n")
     click.echo(f"Held-out pairs, before -> after\n{header}")
-    for group, line in zip(groups, lines, strict=True):
-        click.secho(line, bold=group.name == "all")
+    for number, line in enumerate(lines):
+        click.secho(line, bold=number in (0, len(groups)))
     click.echo(f"\n{_READING}")
     for change in ("better", "worse"):
         names = [printable(g.name) for g in groups[1:] if g.verdict == change]

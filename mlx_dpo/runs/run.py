@@ -308,7 +308,10 @@ def _finish(
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
     answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
     rows = folder.last_rows("metrics.jsonl", 0)
-    verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    evidence = Evidence(
+        policy, reference, job.held_out, answers, rows, job.config, job.data.untaught
+    )
+    verdict = judge(evidence)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
         write_finished(job, trainer.step, policy, reference)
@@ -316,6 +319,7 @@ def _finish(
     held_out = {
         "ids": job.held_out.ids,
         "kinds": job.held_out.kinds,
+        "untaught": job.data.untaught,
         "reference": reference.tolist(),
         "policy": policy.tolist(),
     }

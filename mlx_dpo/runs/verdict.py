@@ -6,10 +6,11 @@ are tried in order, from what makes everything else meaningless to what is good 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.collapse import reward_signs
@@ -78,7 +79,7 @@ def marked(
     after: Sequence[str],
     margin_of: Mapping[str, float],
 ) -> list[BeforeAfter]:
-    """Answers to the prompts of some pairs: what became better first, what did not change last.
+    """Answers to the prompts of some pairs: what gained most first, what did not change last.
 
     Args:
         shown: The pairs.
@@ -99,7 +100,9 @@ def marked(
         BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
         for pair, sft, dpo in zip(shown, before, after, strict=True)
     ]
-    return sorted(answers, key=lambda answer: MARKS.index(answer.mark))
+    gains = [margin_of.get(pair.id, 0.0) for pair in shown]
+    order = sorted(range(len(answers)), key=lambda i: (MARKS.index(answers[i].mark), -gains[i]))
+    return [answers[i] for i in order]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Evidence:
         answers: Answers to the prompts that are shown.
         rows: Of metrics.jsonl: a step's metrics, or a step's ``held_out`` metrics.
         settings: Of the run.
+        untaught: Kinds of held-out pairs that no training pair is of, as `untaught_kinds` finds.
     """
 
     policy: Logprobs
@@ -120,6 +124,7 @@ class Evidence:
     answers: Sequence[BeforeAfter]
     rows: Sequence[Mapping[str, Any]]
     settings: RunConfig
+    untaught: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -142,7 +147,42 @@ def _repetition(text: str) -> float:
 
 
 def judge(run: Evidence) -> Verdict:
-    """The verdict on a finished run."""
+    """The verdict on a finished run, by the kinds it trained on; others are told apart."""
+    taught, apart = _parted(run)
+    verdict = _judge_taught(taught)
+    if verdict.outcome in (COLLAPSED, UNCHANGED, UNMEASURED) or not apart.held_out.kinds:
+        return verdict
+    before, after = (int((logps[0] > logps[1]).sum()) for logps in (apart.reference, apart.policy))
+    return replace(
+        verdict,
+        sentence=f"{verdict.sentence} Not trained on {', '.join(run.untaught)}: the chosen answer "
+        f"is the likelier one in {before} of {len(apart.held_out.kinds)} pairs before, {after} "
+        "after.",
+    )
+
+
+def _parted(run: Evidence) -> tuple[Evidence, Evidence]:
+    """The evidence of pairs whose kind was trained on, and of the others."""
+    is_apart = np.isin(run.held_out.kinds, run.untaught)
+
+    def of(chosen: npt.NDArray[np.bool_]) -> Evidence:
+        rows = np.flatnonzero(chosen).tolist()
+        pairs = Pairs(
+            [run.held_out.examples[row] for row in rows],
+            [run.held_out.ids[row] for row in rows],
+            [run.held_out.kinds[row] for row in rows],
+        )
+        return replace(
+            run,
+            policy=run.policy[:, chosen],
+            reference=run.reference[:, chosen],
+            held_out=pairs,
+        )
+
+    return of(~is_apart), of(is_apart)
+
+
+def _judge_taught(run: Evidence) -> Verdict:
     for rule in (_collapsed, _unchanged, _unmeasured, _overfitted, _by_length, _by_kind):
         if (verdict := rule(run)) is not None:
             return verdict

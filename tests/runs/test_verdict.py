@@ -136,6 +136,17 @@ def test_kinds_that_gained_and_kinds_that_lost_are_both_named() -> None:
     assert "right on tone (20 of 20); wrong on sums (0 of 20)" in found.sentence
 
 
+def test_kinds_that_no_pair_was_trained_on_are_told_apart_and_not_judged() -> None:
+    run = evidence(20, 40, kinds=["tone"] * 20 + ["sums"] * 20)
+    found = judge(replace(run, untaught=("sums",)))
+    assert found.outcome == verdict.BETTER
+    assert "20 of 20 right" in found.sentence
+    assert found.sentence.endswith(
+        "Not trained on sums: the chosen answer is the likelier one in 0 of 20 pairs before, 0 "
+        "after."
+    )
+
+
 def test_without_held_out_pairs_nothing_is_claimed() -> None:
     found = judge(evidence(0, 0))
     assert found.outcome == verdict.UNMEASURED
@@ -154,6 +165,8 @@ def test_what_improved_is_shown_first_and_what_stayed_last() -> None:
         ("Q1", "worse"),
         ("Q0", "same"),
     ]
+    found = marked(pairs, ["a"] * 4, ["b"] * 4, {"0": 1.0, "1": -1.0, "2": 3.0, "3": -2.0})
+    assert [answer.prompt for answer in found] == ["Q2", "Q0", "Q1", "Q3"]
 
 
 def test_a_run_keeps_its_verdict(workplace: Path) -> None:

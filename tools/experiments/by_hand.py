@@ -82,7 +82,7 @@ class Run:
 
 def new_run(steps: int | None = None) -> Run:
     """A run on the embedded model, fresh from disk."""
-    config = resolve(Path(EMBEDDED[0]), {})
+    config = resolve(Path(EMBEDDED[0]), {"data": str(PAIRS)})
     config = replace(config, steps=steps)
     policy, tokenizer = load(MODEL)
     sft, _ = load(MODEL)
