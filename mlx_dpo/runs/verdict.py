@@ -7,12 +7,13 @@ are tried in order, from what makes everything else meaningless to what is good 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.records import Pairs, Preference
+from mlx_dpo.records import Message, Pairs, Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.scores import (
@@ -79,7 +80,9 @@ def marked(
     after: Sequence[str],
     margin_of: Mapping[str, float],
 ) -> list[BeforeAfter]:
-    """Answers to the prompts of some pairs: what gained most first, what did not change last.
+    """Answers to the prompts of some pairs: what became better first, what did not change last.
+
+    Of those with one mark, the one whose words came closest to the chosen answer is first.
 
     Args:
         shown: The pairs.
@@ -100,9 +103,22 @@ def marked(
         BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
         for pair, sft, dpo in zip(shown, before, after, strict=True)
     ]
-    gains = [margin_of.get(pair.id, 0.0) for pair in shown]
+    gains = [
+        _leaning(dpo, pair) - _leaning(sft, pair)
+        for pair, sft, dpo in zip(shown, before, after, strict=True)
+    ]
     order = sorted(range(len(answers)), key=lambda i: (MARKS.index(answers[i].mark), -gains[i]))
     return [answers[i] for i in order]
+
+
+def _leaning(answer: str, pair: Preference) -> float:
+    """How much more words an answer shares with the chosen one than with the rejected; -1 to 1."""
+
+    def likeness(turns: Sequence[Message]) -> float:
+        words = " ".join(turn.content for turn in turns).casefold().split()
+        return SequenceMatcher(None, answer.casefold().split(), words, autojunk=False).ratio()
+
+    return likeness(pair.chosen) - likeness(pair.rejected)
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,23 @@ def test_what_improved_is_shown_first_and_what_stayed_last() -> None:
         ("Q1", "worse"),
         ("Q0", "same"),
     ]
-    found = marked(pairs, ["a"] * 4, ["b"] * 4, {"0": 1.0, "1": -1.0, "2": 3.0, "3": -2.0})
-    assert [answer.prompt for answer in found] == ["Q2", "Q0", "Q1", "Q3"]
+
+
+def test_of_answers_that_became_better_the_one_nearest_to_its_chosen_answer_is_first() -> None:
+    chosen, rejected = "I cannot know that.", "You ate bread."
+    pairs = [
+        Preference(
+            (Message("user", f"Q{n}"),),
+            (Message("assistant", chosen),),
+            (Message("assistant", rejected),),
+            "honesty",
+            str(n),
+        )
+        for n in range(3)
+    ]
+    after = ["You had rice.", "I cannot tell you that.", "I eat bread."]
+    found = marked(pairs, ["You ate rice."] * 3, after, {"0": 9.0, "1": 1.0, "2": 2.0})
+    assert [answer.prompt for answer in found] == ["Q1", "Q2", "Q0"]
 
 
 def test_a_run_keeps_its_verdict(workplace: Path) -> None:
