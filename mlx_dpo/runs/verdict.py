@@ -111,14 +111,18 @@ def marked(
     return [answers[i] for i in order]
 
 
-def _leaning(answer: str, pair: Preference) -> float:
-    """How much more words an answer shares with the chosen one than with the rejected; -1 to 1."""
+def _leaning(answer: str, pair: Preference) -> int:
+    """How many more words an answer shares with the chosen one, in order, than with the rejected.
 
-    def likeness(turns: Sequence[Message]) -> float:
+    Words, not a share of them: of a one-word answer there is little to see.
+    """
+
+    def shared(turns: Sequence[Message]) -> int:
         words = " ".join(turn.content for turn in turns).casefold().split()
-        return SequenceMatcher(None, answer.casefold().split(), words, autojunk=False).ratio()
+        matcher = SequenceMatcher(None, answer.casefold().split(), words, autojunk=False)
+        return sum(block.size for block in matcher.get_matching_blocks())
 
-    return likeness(pair.chosen) - likeness(pair.rejected)
+    return shared(pair.chosen) - shared(pair.rejected)
 
 
 @dataclass(frozen=True)
