@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.cli.screen import counted, printable, program, share, table
 from mlx_dpo.convert.sources import find
@@ -33,18 +34,9 @@ def show_result(result: RunResult) -> None:
     job = result.job
     click.echo()
     if result.policy.size:
-        kinds = [kind or "-" for kind in job.held_out.kinds]
-        is_apart = np.isin(kinds, job.data.untaught)
-        groups, apart = (
-            score_groups(
-                result.policy[:, rows],
-                result.reference[:, rows],
-                np.array(kinds)[rows].tolist(),
-                beta=job.config.beta,
-            )
-            for rows in (~is_apart, is_apart)
-        )
-        _print_scores(groups, apart if is_apart.any() else [], result.verdict)
+        is_apart = np.isin(job.held_out.kinds, job.data.untaught)
+        apart = _groups(result, is_apart) if is_apart.any() else []
+        _print_scores(_groups(result, ~is_apart), apart, result.verdict)
     click.echo()
     for shown in result.answers:
         click.echo(f"  {click.style(printable(shown.prompt), bold=True)}  ({shown.mark})")
@@ -90,6 +82,12 @@ def _print_verdict(verdict: Verdict) -> None:
     colour = _COLOURS.get(verdict.outcome, "yellow")
     click.secho(f"\n{printable(verdict.sentence)}", bold=True, fg=colour)
     click.echo(f"{verdict.advice}\n" if verdict.advice else "")
+
+
+def _groups(result: RunResult, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
+    kinds = [result.job.held_out.kinds[row] or "-" for row in np.flatnonzero(rows)]
+    beta = result.job.config.beta
+    return score_groups(result.policy[:, rows], result.reference[:, rows], kinds, beta=beta)
 
 
 def _print_scores(

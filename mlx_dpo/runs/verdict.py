@@ -168,9 +168,11 @@ def _repetition(text: str) -> float:
 
 def judge(run: Evidence) -> Verdict:
     """The verdict on a finished run, by the kinds it trained on; others are told apart."""
+    if not run.untaught:
+        return _judge_taught(run)
     taught, apart = _parted(run)
     verdict = _judge_taught(taught)
-    if verdict.outcome in (COLLAPSED, UNCHANGED, UNMEASURED) or not apart.held_out.kinds:
+    if verdict.outcome in (COLLAPSED, UNCHANGED, UNMEASURED):
         return verdict
     before, after = (int((logps[0] > logps[1]).sum()) for logps in (apart.reference, apart.policy))
     return replace(
