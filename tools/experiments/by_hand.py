@@ -127,7 +127,7 @@ def new_run(
         every: 4 trains on every fourth of the training pairs.
         settings: Of `RunConfig`, by name.
     """
-    config = replace(resolve(Path(EMBEDDED[0]), {}), steps=steps, **settings)
+    config = replace(resolve(Path(EMBEDDED[0]), {"data": str(PAIRS)}), steps=steps, **settings)
     policy, tokenizer = load(model)
     sft, _ = load(model)
     chat = chat_format(tokenizer)

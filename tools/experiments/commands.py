@@ -13,8 +13,8 @@ from mlx_dpo.preferences.split import held_out
 from mlx_dpo.records import Message, Preference
 
 MODEL = "checkpoints/tiny-sft"
-EMBEDDED = (f"{MODEL}/train.toml",)
-PAIRS = Path("data/dpo/preferences.json")
+PAIRS = Path("data/dpo/preferences.json")  # of all kinds, unlike those of the demo
+EMBEDDED = (f"{MODEL}/train.toml", "--data", str(PAIRS))
 PLACE = Path("runs/experiments")
 SHOWN_ON: TextIO | None = None  # where commands are shown; None is stderr, red in a notebook
 HELD_OUT_SHARE = 0.2  # the default of `mlx_dpo train`, so that the same pairs stay out
