@@ -92,6 +92,11 @@ def score_groups(
     return groups
 
 
+def is_taught(kinds: Sequence[str], untaught: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Bool (N,): of which pairs the kind was trained on; see `untaught_kinds`."""
+    return ~np.isin(np.array(kinds, dtype=str), np.array(untaught, dtype=str))
+
+
 def untaught_kinds(trained: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
     """Kinds of held-out pairs that no training pair is of: what training does to them by the way.
 

@@ -19,6 +19,7 @@ from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.scores import (
     Logprobs,
     group_by_length,
+    is_taught,
     margins,
     score_groups,
     wilson_interval,
@@ -185,7 +186,7 @@ def judge(run: Evidence) -> Verdict:
 
 def _parted(run: Evidence) -> tuple[Evidence, Evidence]:
     """The evidence of pairs whose kind was trained on, and of the others."""
-    is_apart = np.isin(run.held_out.kinds, run.untaught)
+    taught = is_taught(run.held_out.kinds, run.untaught)
 
     def of(chosen: npt.NDArray[np.bool_]) -> Evidence:
         rows = np.flatnonzero(chosen).tolist()
@@ -201,7 +202,7 @@ def _parted(run: Evidence) -> tuple[Evidence, Evidence]:
             held_out=pairs,
         )
 
-    return of(~is_apart), of(is_apart)
+    return of(taught), of(~taught)
 
 
 def _judge_taught(run: Evidence) -> Verdict:
