@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import shown_pairs
-from mlx_dpo.cli.screen import table
+from mlx_dpo.cli.screen import say, show_json, table
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.runs.config import RunConfig, resolve
 
@@ -86,14 +86,15 @@ def profile(
     else:
         from mlx_dpo.runs.profile import profile as measure
 
-        result = measure(settings, steps=steps)
+        result = measure(settings, steps=steps, working=footer.doing)
         measured = result.as_json()
         text, verdict = _phase_table(measured), _verdict(measured)
         charts = memory_page.profile_charts(measured, result.meter.samples) if out else []
     if as_json:
-        click.echo(json.dumps(measured, indent=2))
+        show_json(measured)
     else:
-        click.echo(f"{text}\n\n{textwrap.fill(verdict, 100)}")
+        say(f"{text}\n")
+        say(verdict, bold=True)
     for file in out:
         memory_page.write_picture(file, charts, text, verdict)
 
@@ -112,7 +113,7 @@ def _compare(settings: RunConfig, steps: int, name: str) -> dict[str, Any]:
             option = option if value else f"without {option}"
         else:
             option = f"{option} {value}"
-        click.echo(f"measuring {option} ...", err=True)
+        footer.doing(f"measuring {option}", log=True)
         code, rows[option] = _in_process(replace(settings, **{key: value}), steps)
         codes.append(code)
     if all(codes):

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import say
 
 
 @click.command()
@@ -28,4 +29,4 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """
     from mlx_dpo.insight.report.page import write_report
 
-    click.echo(f"written: {write_report(runs, out)}")
+    say(f"written: {write_report(runs, out)}")

@@ -56,6 +56,7 @@ LEVELS = {
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level
+FIRST = 5  # of each code
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
 # Columns that other tools write beside a prompt, and that belong to it.
@@ -118,6 +119,7 @@ class Problems:
         self.cut_short = False
         self._log = log
         self._first: dict[str, list[Problem]] = {ERROR: [], LEFT_OUT: [], WARNING: []}
+        self._of_code: dict[str, list[Problem]] = {}
 
     def add(self, problem: Problem) -> None:
         """Count a problem, keep it if it is among the first, and log it."""
@@ -125,6 +127,9 @@ class Problems:
         first = self._first[problem.level]
         if len(first) < SHOWN:
             first.append(problem)
+        of_code = self._of_code.setdefault(problem.code, [])
+        if len(of_code) < FIRST:
+            of_code.append(problem)
         if self._log is not None:
             line = {**problem._asdict(), "level": problem.level}
             self._log.write(json.dumps(line) + "\n")
@@ -151,6 +156,11 @@ class Problems:
     def num_errors(self) -> int:
         """Problems for which a file is refused."""
         return self.errors.total()
+
+    def by_code(self) -> list[tuple[int, list[Problem]]]:
+        """How many problems there are of each code, and the first five; most serious code first."""
+        codes = [code for code in CODES if self.counts[code]]
+        return [(self.counts[code], self._of_code[code]) for code in codes]
 
     def shown(self) -> list[Problem]:
         """The first twenty: errors, then rows left out, then warnings."""

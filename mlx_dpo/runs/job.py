@@ -37,6 +37,8 @@ from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.defaults import FULL, LORA, decided, decided_by_steps
 from mlx_dpo.runs.folder import out_of
 
+FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
+
 
 @dataclass(frozen=True)
 class Job:
@@ -126,6 +128,7 @@ def prepare(
     *,
     data: Data | None = None,
     keep: bool = True,
+    working: Callable[[str], None] = lambda what: None,
     tokenizing: BytesDone | None = None,
     problems: Callable[[Problems], None] | None = None,
 ) -> Job:
@@ -135,6 +138,7 @@ def prepare(
         config: The settings.
         data: The pairs, where they have been read already.
         keep: Whether token ids are kept on disk for later runs.
+        working: Called with what begins, where that may take seconds.
         tokenizing: Called with the bytes of the file tokenized so far, and all of them.
         problems: Called with what is wrong with the data, before the data is refused.
 
@@ -147,11 +151,14 @@ def prepare(
     assert config.data is not None
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
+    working(FINDING)
     source = find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
+        working("reading the pairs")
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
+    working("loading the model")
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)

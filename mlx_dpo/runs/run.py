@@ -139,10 +139,11 @@ def train(
             screen.warned(f"{problem}; going on from {newest.path}, which is whole")
         trainer = _trainer(job, screen, stop, keep=not dry_run)
         check_room(run_needs(trainer, path or Path("runs"), job.out))
-        sft_answers = [] if dry_run else shown_answers(job, stop)
+        sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
         if newest.path is not None:
             restore(newest.path, trainer)
         else:
+            screen.working("self-check: scoring the largest batch")
             _check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
@@ -151,7 +152,12 @@ def train(
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
         log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
-        return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
+        return _finish(job, trainer, folder, screen, stop, log, evaluate, sft_answers)
+
+
+def _answers(job: Job, stop: Stop, screen: Screen, when: str) -> list[str]:
+    screen.working(f"answering {len(job.data.shown)} prompts {when}")
+    return shown_answers(job, stop)
 
 
 def _with_its_date(config: RunConfig) -> RunConfig:
@@ -177,6 +183,7 @@ def _prepared(
                 config,
                 data=data,
                 keep=not dry_run,
+                working=screen.working,
                 tokenizing=screen.tokenizing,
                 problems=screen.data_checked,
             )
@@ -215,9 +222,11 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
 
 
 def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
+    screen.working("choosing the fastest way to score")
     choice = path_of(job)
     screen.path_chosen(choice)
     if job.config.reference == "copy":
+        screen.working("loading the reference")
         return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
     if job.config.reference == "adapters-off":
         score = reference_path(choice.path, float32=job.config.dtype == "float32")
@@ -254,6 +263,7 @@ def _train(
         Pressure(PressureWatch(probe), screen),
         Clock(log),
     ]
+    screen.working("making the first step")
     with stop.deferred():
         try:
             trainer.train(callbacks=callbacks)
@@ -285,6 +295,7 @@ def _finish(
     job: Job,
     trainer: DPOTrainer,
     folder: RunFolder,
+    screen: Screen,
     stop: Stop,
     log: MetricsLog,
     evaluate: Evaluate,
@@ -303,12 +314,15 @@ def _finish(
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
+        screen.working("scoring the held-out pairs")
         policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
     gaps = margins(policy, reference, beta=job.config.beta).tolist()
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
-    answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
+    dpo_answers = _answers(job, stop, screen, "after training")
+    answers = marked(job.data.shown, sft_answers, dpo_answers, margin_of)
     rows = folder.last_rows("metrics.jsonl", 0)
     verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    screen.working("writing the model")
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
         write_finished(job, trainer.step, policy, reference)

@@ -4,10 +4,8 @@ import io
 
 from rich.console import Console
 
-from mlx_dpo.cli.run_screen import TerminalScreen
-from mlx_dpo.cli.screen import Bar, clock, printable, table
-from mlx_dpo.preferences.schema import Problems
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.cli.footer import Footer
+from mlx_dpo.cli.screen import clock, printable, table
 from mlx_dpo.runs.plan import gigabytes
 
 
@@ -17,33 +15,16 @@ def test_control_characters_of_a_model_are_not_sent_to_the_terminal() -> None:
 
 def test_the_bar_shows_every_figure_in_80_columns() -> None:
     screen = io.StringIO()
-    bar = Bar(Console(file=screen, force_terminal=True, width=80, legacy_windows=False))
+    footer = Footer(Console(file=screen, force_terminal=True, width=80, legacy_windows=False))
     figures = "loss 0.6612  margin +0.069  chosen +0.031  rejected -0.038  accuracy 0.75"
     pace = "24.3 pairs/s  ETA 1:00:10  peak 12.41 GiB"
-    bar.update("step 1200/5300", 1200, 5300, pace=pace, figures=figures)
-    bar.stop()
+    footer.bar("step 1200/5300", 1200, 5300, pace=pace, figures=figures)
+    footer.clear()
     shown = screen.getvalue()
     assert figures in shown
     assert pace in shown
     assert "step 1200/5300" in shown
-    assert "…" not in shown
-
-
-def test_that_a_run_is_stopping_stays_on_the_screen() -> None:
-    """A line beside the bar was painted over within a third of a second."""
-    screen = TerminalScreen(RunConfig(), is_terminal=True)
-    shown = io.StringIO()
-    screen.console = Console(file=shown, force_terminal=True, width=80, legacy_windows=False)
-    with screen:
-        screen.tokenizing(1, 4)
-        assert screen.bar is not None
-        screen.stopping()
-        screen.tokenizing(2, 4)
-        screen.bar.stop()
-        assert "stopping after this batch" in shown.getvalue()
-        screen.data_checked(Problems())  # ends this bar
-        screen.tokenizing(3, 4)
-        assert "stopping after this batch" in screen.bar.note
+    assert "\u2026" not in shown
 
 
 def test_figures_are_for_people() -> None:

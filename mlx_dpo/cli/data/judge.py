@@ -80,7 +80,8 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge path/to/instruct-model
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
-    from mlx_dpo.cli.screen import counted, progress
+    from mlx_dpo.cli.footer import footer, progress
+    from mlx_dpo.cli.screen import counted, say
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
     from mlx_dpo.workshop.candidates import contests_of, load_candidates
@@ -98,6 +99,7 @@ def judge(
     contests = [contest for of_row in by_row for contest in of_row]
     if not contests:
         raise DataError(f"{candidates}: no prompt has two different answers to choose between")
+    footer.doing("reading candidates and judge")
     with (
         open_judge(
             judge_name,
@@ -115,7 +117,7 @@ def judge(
             chosen, contests, after_contest=lambda more: done("pairs", len(contests), more)
         )
     won = [decision.preference for decision in decisions if decision.outcome == "won"]
-    click.echo(
+    say(
         f"read       {counted(len(rows), 'prompt')}, {by_row.count([])} of them without "
         "two different answers"
     )
@@ -125,45 +127,47 @@ def judge(
     if not won and path.exists():
         raise DataError(f"{out}: left as it was: no pair has a winner")
     write_file(path, "".join(map(preference_line, won)))
-    click.echo(f"wrote      {out}  ({counted(len(won), 'pair')})")
+    say(f"wrote      {out}  ({counted(len(won), 'pair')})")
 
 
 def _show(summary: "JudgeSummary") -> None:
-    from mlx_dpo.cli.screen import counted, share
+    from mlx_dpo.cli.screen import counted, say, share
 
     counts = summary.outcomes
     won = counts["won"]
-    click.echo(
+    say(
         f"judged     {counted(sum(counts.values()), 'pair')} of answers: {won} kept, "
         f"{counts['flip']} flipped with the order, {counts['tie']} tied, {counts['abstain']} "
         f"abstained, {counts['failed']} failed"
     )
-    click.echo(f"flip rate  {share(counts['flip'], won + counts['flip'])}")
-    click.echo(
+    say(f"flip rate  {share(counts['flip'], won + counts['flip'])}")
+    say(
         f"length     the longer answer won {share(summary.longer_winners, won)}, "
         f"the shorter {share(summary.shorter_winners, won)}"
     )
 
 
 def _warn(summary: "JudgeSummary", judge: "Judge") -> None:
+    from mlx_dpo.cli.screen import say
+
     counts = summary.outcomes
     decided = counts["won"] + counts["flip"]
     if decided and counts["flip"] > decided / 3:
-        click.echo(
+        say(
             "warning: the verdict often follows the order and not the answers; this judge can "
             "hardly tell them apart",
             err=True,
         )
     if summary.own_answers:
         against = summary.own_wins + summary.own_losses
-        click.echo(
+        say(
             f"warning: {judge.model} wrote answers of {summary.own_answers} of these pairs itself, "
             "and models like their own answers best"
             + (f"; it won {summary.own_wins} of {against} against others" if against else ""),
             err=True,
         )
     if counts["failed"]:
-        click.echo(
+        say(
             f"warning: {counts['failed']} got no verdict ({judge.last_failure}); the same command "
             "with --overwrite asks again for those alone",
             err=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import counted, program
+from mlx_dpo.cli.screen import counted, program, say
 from mlx_dpo.errors import UsageError
 
 
@@ -53,7 +53,7 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
 
     def announce(address: str) -> None:
         left = len(tasks) - book.num_done()
-        click.echo(
+        say(
             f"{counted(left, 'task')} to do, {counted(book.counts[PAIR], 'pair')} in {out}. "
             f"Open this page; Ctrl-C here ends it:\n  {address}"
         )
@@ -67,9 +67,9 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
     left = len(tasks) - book.num_done()
     pairs, skipped = book.counts[PAIR], book.counts[SKIP]
     of_them = f", {skipped} of them skipped" if skipped else ""
-    click.echo(f"\n{counted(pairs, 'pair')} in {out}; {counted(left, 'task')} to do{of_them}.")
+    say(f"\n{counted(pairs, 'pair')} in {out}; {counted(left, 'task')} to do{of_them}.")
     if left:
-        click.echo(f"Go on:\n  {command}")
+        say(f"Go on:\n  {command}")
     if pairs:
-        click.echo(f"Next:\n  {shlex.join([program(), 'data', 'check', out])}")
-        click.echo(f"  {shlex.join([program(), 'train', '--data', out])}")
+        say(f"Next:\n  {shlex.join([program(), 'data', 'check', out])}")
+        say(f"  {shlex.join([program(), 'train', '--data', out])}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import share_progress, show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_written
 
 if TYPE_CHECKING:
     from mlx_dpo.workshop.collection import PairFilter

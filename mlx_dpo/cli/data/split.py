@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import share_progress, show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_written
 from mlx_dpo.errors import DataError
 
 
