@@ -171,7 +171,7 @@ def _print_habits(compared: "list[Compared]") -> None:
                     f"{habit.num_different}/{len(members)}",
                 ]
             )
-    say(table(rows, left=2, spare=("answers", "tokens")))
+    say(table(rows, left=2, spare=(("answers",), ("tokens",))))
     same = sum(pair.greedy[0].text == pair.greedy[1].text for pair in compared)
     say(
         "repetition: share of word triples that came before in the same answer; ended: before "

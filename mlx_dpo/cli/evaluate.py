@@ -116,6 +116,7 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
     show_problems(
         problems,
         err=True,
+        drop_bad=True,
         errors_only=True,
         rest=f"mlx_dpo data check {data} --log FILE lists all.",
     )

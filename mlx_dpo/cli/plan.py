@@ -57,7 +57,7 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
     given = options.typed(given)
     settings = decided(resolve(config, given), weights=calibrate)
     refuse_foreign(settings.data, settings.eval_data)
-    footer.doing("reading the pairs", log=True)
+    footer.doing("reading the pairs")
     made = make_plan(
         settings,
         progress=lambda done, total: footer.bar("reading the pairs", done, total),

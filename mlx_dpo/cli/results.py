@@ -19,7 +19,7 @@ from mlx_dpo.runs.scores import GroupScore, LengthGroup, score_groups, wilson_in
 from mlx_dpo.runs.verdict import BETTER, COLLAPSED, WORSE, Verdict
 
 _COLUMNS = ["kind", "pairs", "right", "likelier", "margin", "chosen", "rejected"]
-_SPARE = ("chosen", "rejected", "likelier", "margin")  # left out first where a terminal is narrow
+_SPARE = (("chosen", "rejected"), ("likelier",), ("margin",))  # left out where it is narrow
 _COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red"}
 _MARK_COLOURS = {BETTER: "green", WORSE: "red"}
 _READING = """\
@@ -174,10 +174,10 @@ def print_assessment(names: dict[str, Any], which: str, assessment: Assessment) 
     pairs, num = assessment.pairs, len(assessment.pairs.examples)
     dropped = f"; {pairs.read - num} dropped" if pairs.read > num else ""
     cut = f"; {pairs.num_cut} cut" if pairs.num_cut else ""
-    say(f"policy      {names['model']}\nreference   {names['reference']}")
-    say(f"data        {names['data']}: {counted(num, 'pair')}, {which}{dropped}{cut}")
-    say(f"settings    beta {names['beta']:g}, max-length {names['max_length']}")
-    say(f"loss        {assessment.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
+    say(f"policy     {names['model']}\nreference  {names['reference']}")
+    say(f"data       {names['data']}: {counted(num, 'pair')}, {which}{dropped}{cut}")
+    say(f"settings   beta {names['beta']:g}, max-length {names['max_length']}")
+    say(f"loss       {assessment.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
     _print_groups(assessment.groups)
     say()
     _print_lengths(assessment.lengths)
@@ -227,16 +227,16 @@ def _print_calibration(calibration: Reliability) -> None:
 
 def _print_drift(drift: Drift | None) -> None:
     if drift is None:
-        say("drift       not measured (--num-prompts 0)")
+        say("drift      not measured (--num-prompts 0)")
         return
     cut = drift.policy_cut + drift.reference_cut
     limit = f"; cut at --max-tokens: {drift.policy_cut} and {drift.reference_cut}" if cut else ""
     say(
-        f"drift       KL(policy || reference) {drift.kl_per_token:.4f} nats a token, "
+        f"drift      KL(policy || reference) {drift.kl_per_token:.4f} nats a token, "
         f"{drift.kl_per_answer:.3f} an answer\n"
-        f"length      policy {drift.policy_length:.1f}, reference {drift.reference_length:.1f} "
+        f"length     policy {drift.policy_length:.1f}, reference {drift.reference_length:.1f} "
         f"tokens an answer{limit}\n"
-        f"repetition  policy {drift.policy_repetition:.3f}, reference "
+        f"repeats    policy {drift.policy_repetition:.3f}, reference "
         f"{drift.reference_repetition:.3f} of word triples came before in the answer\n"
         f"over {drift.num_prompts} prompts, answers sampled at temperature 1; KL on the policy's "
         f"own {drift.num_tokens} tokens."

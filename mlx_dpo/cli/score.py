@@ -174,7 +174,7 @@ def _print_pairs(
         name = f"{row.id} {row.kind}".strip()
         figures = (f"{each:+.3f}" for each in (margin, chosen.reward, rejected.reward))
         cells.append([" ".join(printable(name).split()), *figures, trained_on])
-    say(table(cells, spare=("trained on",)))
+    say(table(cells, spare=(("trained on",),)))
 
 
 def _summarize(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlx_dpo.workshop.collection import Collection
 
 _PLACES = 3  # of errors of one code that are shown
+_REASONS = 4  # why rows of one code are left out, where that differs
 _LEVEL_COLOURS = {ERROR: "red", LEFT_OUT: "yellow", WARNING: "yellow"}
 VERDICT_COLOURS = {"ok": None, "not checked": None, "look": "yellow", "stop": "red"}
 _USUAL_WIDTH, _WIDEST = 80, 100  # columns: of a terminal that does not tell; of a line of text
@@ -165,21 +166,23 @@ def _broken(line: str, width: int) -> str:
     return "\n".join([*lines, now.rstrip()])
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1, *, spare: Sequence[str] = ()) -> str:
+def table(
+    rows: Sequence[Sequence[str]], left: int = 1, *, spare: Sequence[Sequence[str]] = ()
+) -> str:
     """Rows of one-line cells as aligned text that fits the terminal.
 
     Args:
         rows: The first is the header.
         left: So many columns are flush left, the others right.
-        spare: Headers of columns that a narrow terminal leaves out, one after the other. Where
-            that is not enough, the first column is cut.
+        spare: Headers of columns that a narrow terminal leaves out, one group after the other.
+            Where that is not enough, the first column is cut.
     """
     most = terminal_width()
     columns = list(zip(*rows, strict=True))
-    for name in spare:
+    for names in spare:
         if most is None or _total(columns) <= most:
             break
-        columns = [column for column in columns if column[0] != name]
+        columns = [column for column in columns if column[0] not in names]
     if most is not None and (excess := _total(columns) - most) > 0:
         columns[0] = tuple(_cut(cell, max(map(_width, columns[0])) - excess) for cell in columns[0])
     widths = [max(map(_width, column)) for column in columns]
@@ -231,36 +234,46 @@ def show_account(collection: "Collection", name: str) -> None:
 
 
 def show_problems(
-    problems: "Problems", *, err: bool = False, errors_only: bool = False, rest: str = ""
+    problems: "Problems",
+    *,
+    err: bool = False,
+    drop_bad: bool = False,
+    errors_only: bool = False,
+    rest: str = "",
 ) -> None:
-    """A line for each code, with the first rows; of errors the first places, to mend them.
+    """A line for each code, with its first rows; of errors the first places, to correct them.
 
     Args:
         problems: Of a file.
         err: Whether to write to stderr.
-        errors_only: Whether to leave warnings out, and rows that are always left out.
-        rest: Where all are listed; the last line, if some were not shown.
+        drop_bad: Whether rows with errors are left out like others.
+        errors_only: Whether to be silent about all but errors.
+        rest: Where all are listed; the last line, where some were not shown.
     """
     is_whole = True
-    for count, first in problems.by_code():
-        level = first[0].level
-        if errors_only and level != ERROR:
+    for count, first in problems.of_each_code():
+        if errors_only and first[0].level != ERROR:
             continue
+        level = LEFT_OUT if drop_bad and first[0].level == ERROR else first[0].level
         places = first[: _PLACES if level == ERROR else 1]
-        if count <= len(places) or level == ERROR:
-            for problem in places:
-                say(f"{level}: {problem}", err=err, colour=_LEVEL_COLOURS[level])
-            if count > len(places):
-                rows = _rows(first[len(places) :], count - len(places))
-                line = f"{level}: and {counted(count - len(places), 'row')} more with"
-                say(f"{line} {first[0].code} ({rows})", err=err, colour=_LEVEL_COLOURS[level])
-        else:
-            line = f"{level}: {first[0].file}: {count} x {first[0].code} ({_rows(first, count)})"
-            hint = f"; {first[0].hint}" if first[0].hint else ""
-            say(f"{line}: {first[0].reason}{hint}", err=err, colour=_LEVEL_COLOURS[level])
+        for line in _lines_of_code(level, count, first, places):
+            say(f"{level}: {line}", err=err, colour=_LEVEL_COLOURS[level])
         is_whole &= count <= len(places)
     if rest and not is_whole:
         say(rest, err=err)
+
+
+def _lines_of_code(
+    level: str, count: int, first: "Sequence[Problem]", places: "Sequence[Problem]"
+) -> list[str]:
+    code, more = first[0].code, count - len(places)
+    if more <= 0 or level == ERROR:
+        lines = [str(problem) for problem in places]
+        return [*lines, f"{more} more {code} ({_rows(first[len(places) :], more)})"][:count]
+    reasons = list(dict.fromkeys(problem.reason for problem in first))
+    reason = " / ".join(reasons[: _REASONS if level == LEFT_OUT else 1])
+    hint = f"; {first[0].hint}" if first[0].hint else ""
+    return [f"{first[0].file}: {count} x {code} ({_rows(first, count)}): {reason}{hint}"]
 
 
 def _rows(first: "Sequence[Problem]", count: int) -> str:

@@ -29,7 +29,12 @@ _COLUMNS = (
     *("beta", "right", "likelier", "margin", "log-ratio", "chosen", "rejected"),
     *("KL/token", "length", "SFT"),
 )
-_SPARE = ("chosen", "rejected", "margin", "likelier", "SFT")  # left out first where it is narrow
+_SPARE = (
+    ("chosen", "rejected"),
+    ("margin",),
+    ("likelier",),
+    ("SFT",),
+)
 
 
 @click.command()

@@ -157,9 +157,10 @@ class Problems:
         """Problems for which a file is refused."""
         return self.errors.total()
 
-    def by_code(self) -> list[tuple[int, list[Problem]]]:
-        """How many problems there are of each code, and the first five; most serious code first."""
-        codes = [code for code in CODES if self.counts[code]]
+    def of_each_code(self) -> list[tuple[int, list[Problem]]]:
+        """How many problems there are of each code, and the first five; errors first."""
+        levels = list(self._first)
+        codes = sorted(self._of_code, key=lambda code: levels.index(LEVELS[code]))
         return [(self.counts[code], self._of_code[code]) for code in codes]
 
     def shown(self) -> list[Problem]:

@@ -38,6 +38,7 @@ from mlx_dpo.runs.defaults import FULL, LORA, decided, decided_by_steps
 from mlx_dpo.runs.folder import out_of
 
 FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
+READING = "reading the pairs"
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def prepare(
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
-        working("reading the pairs")
+        working(READING)
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     working("loading the model")
     policy = load_model(source, config.dtype)

@@ -81,7 +81,7 @@ def test_options_are_called_as_everywhere() -> None:
         },
         "score": {
             *("--model", "--reference", "--prompt", "--response", "--data", "--per-token"),
-            *("--beta", "--max-length", "--drop-bad", "--adapter"),
+            *("--beta", "--max-length", "--drop-bad", "--adapter", "--json"),
         },
         "compare": {
             *("a", "b", "--prompts", "--max-tokens", "--temperature", "--seed", "--blind"),
@@ -107,7 +107,7 @@ def test_a_file_that_training_accepts_with_drop_bad_is_accepted_with_it(
     assert exit_code(*command) == 3
     assert "bad.json:1:" in capsys.readouterr().err
     assert exit_code(*command, "--drop-bad") == 0
-    assert "bad.json: rows with errors left out: 2 missing-key" in capsys.readouterr().err
+    assert "left out: bad.json: 2 x missing-key (row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "score"])
