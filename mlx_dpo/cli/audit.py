@@ -22,14 +22,14 @@ _BAR_WIDTH = 40
 
 @click.command()
 @click.argument("data", metavar="DATA", type=options.Name())
-@options.model("Whose tokens to count; only its tokenizer loads.", required=False)
+@options.model("Count its tokens instead of words; only the tokenizer is loaded.", required=False)
 @options.path(
     "--eval-data",
     "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
 @options.max_length
 @options.drop_bad
-@click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
+@click.option("--strict", is_flag=True, help="Exit with code 3 if a check says stop.")
 @options.as_json
 def audit(
     data: str,
@@ -149,7 +149,7 @@ def _print_conclusion(checks: "list[Check]") -> None:
     stopped, looks = _named(checks, "stop"), _named(checks, "look")
     say("")
     if stopped:
-        text = f"stop: fix {', '.join(stopped)} before training, or have a reason not to."
+        text = f"stop: fix {', '.join(stopped)} before training, unless you mean it so."
         say(text, colour="red", bold=True)
     if looks:
         say(f"look: {', '.join(looks)}.", colour="yellow", bold=True)

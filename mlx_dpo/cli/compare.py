@@ -28,7 +28,7 @@ _TWO_COLUMNS = 80  # of the terminal, from which answers stand side by side
 @options.adapter("An adapter, mlx-lm's or PEFT's, to put onto B.")
 @options.path(
     "--prompts",
-    "A prompt a line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
+    "One prompt per line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
     "embedded pairs, unseen, and off-topic.",
     type=options.Name(path_type=Path),
 )
@@ -38,7 +38,7 @@ _TWO_COLUMNS = 80  # of the terminal, from which answers stand side by side
     type=click.FloatRange(min=0, min_open=True),
     default=0.7,
     show_default=True,
-    help="Of the sampled answers.",
+    help="Temperature of the sampled answers.",
 )
 @options.seed("Decides what is sampled, the same for both.")
 @click.option(
@@ -59,7 +59,7 @@ def compare(
 ) -> None:
     """Show the answers of models A and B side by side, greedy and sampled with one seed.
 
-    Mean length and repetition follow, in which a collapse shows. The two models are in memory one
+    Then their mean length and repetition, which reveal a collapse. The two models are in memory one
     after the other. Each may be a trained adapter, by its folder.
 
     \b
@@ -68,7 +68,7 @@ def compare(
       mlx_dpo compare checkpoints/tiny-sft checkpoints/tiny-sft-dpo --blind
     """
     if blind and not sys.stdin.isatty():
-        raise UsageError("--blind asks a person, and there is no terminal to ask at")
+        raise UsageError("--blind asks a person, and stdin is not a terminal")
     from mlx_dpo.insight import comparison
     from mlx_dpo.insight.scoring import Named
 

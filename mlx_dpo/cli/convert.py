@@ -41,7 +41,7 @@ def convert(
     """Convert a model between PyTorch and MLX, either way, and prove it.
 
     SRC is a Hugging Face folder, a hub id, an MLX folder (as `train` writes it) or a course
-    artifact. What it is decides the direction: PyTorch's formats become an MLX folder, an MLX
+    artifact. The kind of SRC decides the direction: PyTorch's formats become an MLX folder, an MLX
     folder becomes what it was made from. DST appears complete or not at all.
 
     \b

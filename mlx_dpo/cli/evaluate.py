@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @options.reference
 @options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
 @options.drop_bad
-@click.option(
-    "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
-)
+@click.option("--all-pairs", is_flag=True, help="Also use the pairs it was trained on.")
 @options.beta_of_run
 @options.max_length_of_run
 @options.count(

@@ -41,9 +41,11 @@ _BITS = ("2", "3", "4", "6", "8")
     type=click.Choice(_BITS),
     help=f"Pack the new weights in so many bits: {', '.join(_BITS)}.",
 )
-@options.path("--data", "The file with the run's held-out pairs, where it has moved.")
+@options.path("--data", "The file with the run's held-out pairs, if it has moved.")
 @click.option(
-    "--force", is_flag=True, help="Write it whatever it keeps, and where that is unknown."
+    "--force",
+    is_flag=True,
+    help="Write OUT even if too little is kept, or if that is unknown.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if an earlier export made it.")
 @options.keeps_awake

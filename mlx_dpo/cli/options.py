@@ -166,9 +166,11 @@ verbose = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 drop_bad = click.option(
-    "--drop-bad", is_flag=True, help="Leave rows with errors out, as train does with it."
+    "--drop-bad",
+    is_flag=True,
+    help="Skip and count rows with errors, as train --drop-bad does.",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 policy = model("The trained model (policy), or adapter.")
 reference = path(
     "--reference",
@@ -195,7 +197,7 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
         DiskError: If it can't be written.
     """
     if file.exists() and not overwrite:
-        raise UsageError(f"{file}: is there already; give another --out, or --overwrite")
+        raise UsageError(f"{file}: already exists; give another --out, or --overwrite")
     check_writable(file)
 
 

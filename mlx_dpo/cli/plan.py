@@ -36,14 +36,14 @@ _WHY = {
 )
 @options.as_json
 def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> None:
-    """Say what memory a training run will need, before it.
+    """Predict how much memory a training run will need.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
     weights: a training step is traced, and the arrays it would hold are counted. The figure is that
     of mx.get_peak_memory(). With --memory-budget, settings that were not given are chosen so that
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
-    layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 where nothing
-    fits. Of a model on the hub only config and tokenizer are downloaded. With --calibrate, a
+    layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 if nothing
+    fits. From the hub, only the config and tokenizer are downloaded. With --calibrate, a
     few steps under those settings are run and thrown away.
 
     \b

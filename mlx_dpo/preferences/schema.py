@@ -246,7 +246,7 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
         findings.append(Finding("duplicate-key", "user", reason, "keep one"))
     for key in unknown[:UNKNOWN_KEYS]:
         known.add(key)
-        reason = f"{key!r:.60} is no key of a pair, and is not used, here and in later rows"
+        reason = f"{key!r:.60} is not a key of a pair; it is not used, here or in later rows"
         findings.append(Finding("unknown-key", key, reason, f"known: {', '.join(KEYS)}"))
     if more := unknown[UNKNOWN_KEYS:]:
         reason = f"{len(more)} more keys of the row are not used, {more[0]!r:.60} first"

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.command(short_help="All problems of a file, in one pass.")
 @click.argument("file", metavar="FILE", type=options.Name(path_type=Path))
 @options.model(
-    "Whose tokenizer and template: checks lengths and special tokens too.", required=False
+    "Check lengths and special tokens too, for this model.",
+    required=False,
 )
 @options.max_length
 @options.path("--log", "Write every problem, as JSONL.", type=options.Name(path_type=Path))
@@ -38,7 +39,8 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     """Check a preference file as `train` does, and show all its problems.
 
     Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md lists
-    the codes. The first twenty are shown. Exit code 3 if there are errors.
+    the codes. Problems of one code are shown together, with their first rows. The verdict of
+    `audit` on the lengths follows. Exit code 3 if there are errors.
 
     \b
     Examples:
@@ -71,7 +73,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
         _show_length_bias(file, ingested, is_in_tokens=model is not None)
     if candidates:
         raise DataError(
-            f"{file}: holds candidates, which nobody has chosen between yet: "
+            f"{file}: holds candidates, and no choice has been made yet: "
             "`mlx_dpo data label` or `mlx_dpo data judge` makes pairs of them"
         )
     if problems.num_errors:

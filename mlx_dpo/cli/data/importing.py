@@ -33,7 +33,7 @@ _SHOWN_COLUMNS = 12
     metavar="FORMAT",
     default="auto",
     show_default=True,
-    help="Shape of the rows; auto tells each row's by itself, and says which it found.",
+    help="Format of the rows; auto detects it for each row and reports what it found.",
 )
 @click.option(
     "--columns",
@@ -45,7 +45,7 @@ _SHOWN_COLUMNS = 12
     type=click.Choice(("best-worst", "all")),
     default="best-worst",
     show_default=True,
-    help="What a ranking or scores become.",
+    help="How a ranking or scores become pairs.",
 )
 @click.option("--files", metavar="PATTERN", help="Which files of a folder or hub data set.")
 @options.overwrite

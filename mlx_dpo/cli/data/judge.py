@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     metavar="JUDGE",
     help="rule:NAME, a model's folder or hub id, a trained adapter, or http://HOST/v1.",
 )
-@options.out("Where pairs go.", default="preferences.jsonl")
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @options.overwrite
 @options.adapter("An adapter, mlx-lm's or PEFT's, to put onto the model that judges.")
-@click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
+@click.option("--model", default="", metavar="NAME", help="The name of the model at the endpoint.")
 @options.path(
     "--rubrics",
-    "What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
+    "What makes an answer better: a file KIND.txt for each kind, created if missing.",
     metavar="FOLDER",
 )
 @click.option(
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="Pairs an endpoint is asked about at a time.",
+    help="How many pairs to send to an endpoint at once.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds an endpoint has for a reply.",
+    help="Seconds to wait for a reply of an endpoint.",
 )
 @options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
 @options.keeps_awake
@@ -62,7 +62,7 @@ def judge(
 
     Each two answers are shown in both orders. Only where the same answer wins both times do they
     become a pair; flips, ties and abstentions are counted and dropped. Of more than two answers
-    to a prompt, every two meet.
+    to a prompt, every two are compared.
 
     A model's replies are kept in OUT.replies.jsonl: the same command goes on after a stop. A key
     for an endpoint is read from the environment variable MLX_DPO_JUDGE_KEY.
@@ -90,7 +90,7 @@ def judge(
 
     path = Path(out)
     if path.exists() and not overwrite:
-        raise UsageError(f"{out}: is there already; --overwrite replaces it")
+        raise UsageError(f"{out}: already exists; --overwrite replaces it")
     if path.exists() and path.samefile(candidates):
         raise UsageError(f"{out}: holds the candidates; --out takes another file")
     check_writable(path)

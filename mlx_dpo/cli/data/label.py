@@ -10,11 +10,12 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import counted, program, say
 from mlx_dpo.errors import UsageError
+from mlx_dpo.extras import to_install
 
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
 @click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=options.Name())
-@options.out("Where pairs go.", default="preferences.jsonl")
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -29,7 +30,7 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
     back, w writes a pair from scratch. Where a file has prompts and no answers, you write both.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
-    any time, and give the same command again to go on. The page is seen by this computer alone.
+    any time, and run the same command again to go on. Only this computer can open the page.
 
     \b
     Examples:
@@ -37,10 +38,7 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
       mlx_dpo data label --out mine.jsonl
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise UsageError(
-            "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
-            "pip install -e '.[label]'"
-        )
+        raise UsageError(f"`data label` needs starlette and uvicorn: {to_install('label')}")
     from mlx_dpo.workshop.candidates import load_candidates
     from mlx_dpo.workshop.label.book import PAIR, SKIP, Book, tasks_of
     from mlx_dpo.workshop.label.server import serve

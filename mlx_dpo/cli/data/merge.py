@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
     """Put files of pairs together.
 
-    A pair that comes again is left out. Of two pairs that prefer opposite ways, both are left out.
-    The name of its file is put in front of each id.
+    Repeated pairs are left out. Two pairs that contradict each other are both left out. Each id
+    begins with the name of its file.
 
     \b
     Example:

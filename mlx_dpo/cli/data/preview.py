@@ -9,7 +9,7 @@ from mlx_dpo.errors import DataError
 
 @click.command(short_help="One pair as the model sees it.")
 @click.argument("file", metavar="FILE", type=options.Name())
-@options.model("Whose tokenizer and template.")
+@options.model("The model whose tokenizer and template are used.")
 @options.count("--row", about="Which pair.", default=1)
 @options.max_length
 def preview(file: str, model: str, row: int, max_length: int) -> None:

@@ -14,7 +14,7 @@ from mlx_dpo.cli.screen import counted, say
 @options.adapter()
 @options.path(
     "--prompts",
-    "A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
+    "One prompt per line (.txt), or JSON rows with 'prompt'; a file of pairs works too.",
     required=True,
 )
 @options.out("The file of candidates.", default="candidates.jsonl")
@@ -26,11 +26,11 @@ from mlx_dpo.cli.screen import counted, say
     multiple=True,
     default=(1.0,),
     show_default=True,
-    help="Given several times: of the first answer, the second ...",
+    help="May be repeated: of the first answer, of the second ...",
 )
 @options.seed()
 @options.max_tokens(256)
-@options.count("--batch-size", about="Answers made at once; less needs less memory.", default=16)
+@options.count("--batch-size", about="Answers made at once; fewer need less memory.", default=16)
 @options.keeps_awake
 def sample(
     model: str,

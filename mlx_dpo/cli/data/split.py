@@ -30,7 +30,7 @@ from mlx_dpo.errors import DataError
 def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
     """Split a file of pairs so that no prompt is in both parts.
 
-    Of each kind its share of prompts goes to the test pairs, at least one; a kind with a single
+    The test pairs get the same share of each kind's prompts, at least one; a kind with a single
     prompt stays in training.
 
     \b
