@@ -314,7 +314,8 @@ def _finish(
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
-        screen.working("scoring the held-out pairs")
+        if evaluate.scores is None:
+            screen.working("scoring the held-out pairs")
         policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
     gaps = margins(policy, reference, beta=job.config.beta).tolist()
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
