@@ -33,7 +33,8 @@ _LABEL = re.compile(r" *(?:\S{1,32}(?: \S{1,24}){0,2}(?: {2,})|[\w-]{1,12}(?: [\
 _WIDE = "\u2e80-\uffef"  # scripts that are written without spaces
 _PIECE = re.compile(rf"[{_WIDE}]\s*|[^\s{_WIDE}]+\s*")
 _COMMAND = re.compile(r" +(?:\S*/)?mlx_(?:dpo|lm)\S* ")
-_ARGUMENT = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+\s*|\S+\s*""")
+_WORD = r"""(?:[^\s'"]|'[^']*'|"[^"]*")+"""
+_ARGUMENT = re.compile(rf"(?:-\S+ (?!-))?{_WORD}\s*|\S+\s*")  # an option with its value
 
 
 def printable(text: str) -> str:

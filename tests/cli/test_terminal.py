@@ -130,8 +130,8 @@ def test_text_that_goes_on_stands_below_the_text_after_its_label() -> None:
         "one",
     ]
     assert fitted("  a/mlx_dpo generate --model x --prompt 'Who is there?'", 44).split("\n") == [
-        "  a/mlx_dpo generate --model x --prompt \\",
-        "    'Who is there?'",
+        "  a/mlx_dpo generate --model x \\",
+        "    --prompt 'Who is there?'",
     ]
     assert fitted("x " + "y" * 50, 40).split("\n") == ["x", "y" * 50]
 
