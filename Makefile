@@ -28,7 +28,8 @@ PIP := set -o pipefail; PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disabl
 	--progress-bar off
 SHOWN := | awk '/^Collecting/ {n++; next} \
 	/^ *(Downloading|Using cached)/ {sub(/^ */, ""); print "  " n "  " $$0} \
-	/^(Installing|Building|Preparing|Getting|Successfully installed)/ {print "  " substr($$0, 1, 76)} \
+	/^ *(Installing|Building|Preparing|Getting|Successfully installed)/ \
+	{sub(/^ */, ""); print "  " substr($$0, 1, 76)} \
 	{fflush()}'
 
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
@@ -100,6 +101,7 @@ $(VENV)/.made:
 	fi
 	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3 python; do \
 		if $$python -c '$(FITS)' 2>/dev/null; then \
+			echo "Making $(VENV) with $$python ..."; \
 			$$python -m venv $(VENV) || { \
 				echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv"; \
 				exit 1; }; \
