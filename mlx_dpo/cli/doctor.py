@@ -8,7 +8,7 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
-from mlx_dpo.cli.screen import say, show_json, table
+from mlx_dpo.cli.screen import say, show_json
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.doctor.examination import CheckResult
@@ -95,7 +95,8 @@ def _machine_table(machine: Mapping[str, Any]) -> str:
         ["TF32", f"MLX_ENABLE_TF32 {tf32}{by_user}"],
         *([["BLAS", machine["blas"]]] if machine["blas"] else []),
     ]
-    return table([[name, str(value)] for name, value in rows], left=2)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _versions(machine: Mapping[str, Any]) -> str:
@@ -125,7 +126,11 @@ def _block(
     machine: Mapping[str, Any], results: Sequence["CheckResult"], about: Mapping[str, str]
 ) -> str:
     """Machine and figures as plain text: what an issue needs."""
-    rows = [[r.outcome.verdict, f"{r.model}: {r.check}", r.outcome.value] for r in results]
+    names = [f"{result.model}: {result.check}" for result in results]
+    width = max(map(len, names))
     models = "\n".join(f"{name}: {text}" for name, text in about.items())
-    checks = table(rows, left=3)
+    checks = "\n".join(
+        f"{result.outcome.verdict:<4}  {name:<{width}}  {result.outcome.value}"
+        for name, result in zip(names, results, strict=True)
+    )
     return f"mlx_dpo doctor\n{_machine_table(machine)}\n{models}\n{checks}"

@@ -182,6 +182,8 @@ def show_at_once(text: str, is_terminal: bool) -> None:
 
     A terminal gets its cursor back: a second signal ends the process at once.
     """
-    footer.note = text
+    line = f"{text}\n"
+    if footer.is_shown:
+        footer.note, line = text, ""
     show_cursor = "\x1b[?25h" if is_terminal else ""
-    os.write(2, (show_cursor if footer.is_shown else f"{show_cursor}{text}\n").encode())
+    os.write(2, f"{show_cursor}{line}".encode())

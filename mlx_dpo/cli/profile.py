@@ -26,6 +26,7 @@ _COMPARED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "optimizer": ("optimizer", ("adamw", "lion", "adafactor")),
     "dtype": ("dtype", ("float32", "bfloat16")),
 }
+_BAR = 16  # columns
 _DOMINATES = {
     "weights": "The weights dominate",
     "adapters": "The adapters dominate",
@@ -158,7 +159,7 @@ def _phase_table(measured: Mapping[str, Any]) -> str:
             "  " + ("rest, as activations" if name == "rest" else name),
             gigabytes(count),
             f"{count / step:.1%}",
-            f" {'█' * round(40 * count / step):40}",
+            f" {'█' * round(_BAR * count / step):{_BAR}}",
         ]
         for name, count in held.items()
     ]
@@ -169,7 +170,7 @@ def _phase_table(measured: Mapping[str, Any]) -> str:
             f"measured  {measured['steps']} steps, {measured['path']} path, on "
             + _machine(measured),
             "",
-            table(rows),
+            table(rows, spare=(("cache",), ("process",))),
             f"predicted peak {gigabytes(measured['predicted_peak_bytes'])}: measured / predicted "
             f"{measured['measured_over_predicted']:.2f}",
             "forward: the policy's scores alone, once more before each step; no part of a run.",
@@ -243,7 +244,7 @@ def _compared_table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"model     {first['model']}, {_memory_settings(first['settings'], without=name)}",
             f"measured  {first['steps']} steps of each, on {_machine(first)}",
             "",
-            table(cells),
+            table(cells, spare=(("of plan",), ("optimizer",), ("rest",))),
             *(f"{o}: {m['error'][:70]}" for o, m in rows.items() if "error" in m),
             "rest: gradients, activations, logits. of plan: measured / predicted peak.",
         ]

@@ -116,6 +116,7 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
     if sys.platform == "darwin":
         # macOS ends long GPU work while the display is on; this defers it (mlx #3267).
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    footer.clear()  # the child has its own
     return supervise(run_dir, command, warn=warn)
 
 

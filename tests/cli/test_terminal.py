@@ -62,10 +62,13 @@ def all_commands(command: click.Command, name: str = "mlx_dpo") -> Iterator[tupl
 
 
 def too_wide(lines: list[str], width: int) -> list[str]:
-    """Lines that do not fit, but for those of one long word, as of a path or a broken model."""
-    return [
-        line for line in lines if len(line) > width and max(map(len, line.split())) < width // 2
-    ]
+    """Lines that do not fit, but for those of one long word, as of a path or a quoted prompt."""
+    return [line for line in lines if len(line) > width and longest_word(line) < width // 2]
+
+
+def longest_word(line: str) -> int:
+    whole = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace(" ", "_"), line)
+    return max(map(len, whole.split()))
 
 
 def words(text: str) -> list[str]:

@@ -71,8 +71,7 @@ def judge(
     Rules
       rule:shorter, rule:longer   by characters
       rule:regex:PATTERN          an answer in which the pattern is found
-      rule:exact:FILE             an answer that equals the right one; FILE has a JSON object a
-                                  line, {"prompt": ..., "answer": ...}
+      rule:exact:FILE             an answer that equals FILE's: JSON lines of prompt and answer
 
     \b
     Examples:
