@@ -1,5 +1,6 @@
 """What a person types and what comes back: text, one-line errors, exit codes."""
 
+import io
 import json
 import os
 import signal
@@ -320,3 +321,16 @@ def test_an_interrupt_before_the_first_step_ends_without_a_traceback(
     monkeypatch.setattr("mlx_dpo.runs.run.train", interrupted)
     assert exit_code(*TRAIN) == 75
     assert capsys.readouterr().err.strip() == "mlx_dpo: interrupted"
+
+
+def test_generate_reads_its_prompt_from_stdin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ["generate", "--model", MODEL, "--max-tokens", "3", "--prompt"]
+    assert exit_code(*ask, "Who is\nthere?") == 0
+    typed = capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who is\nthere?\n"))
+    assert exit_code(*ask, "-") == 0
+    assert capsys.readouterr() == typed
+    assert exit_code(*ask, "-") == 2  # there is no more
+    assert "--prompt -: nothing came on stdin" in capsys.readouterr().err

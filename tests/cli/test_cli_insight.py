@@ -51,7 +51,7 @@ def files(workplace: Path) -> None:
         (["compare", MODEL, MODEL, "--prompts", "absent"], 2, "absent: not readable"),
         (["compare", MODEL, MODEL, "--prompts", "empty.txt"], 3, "empty.txt: no prompts in it"),
         (["compare", MODEL, "absent"], 2, "absent: no such model folder"),
-        (["compare", "x", "y", "--blind"], 2, "there is no terminal to ask at"),
+        (["compare", "x", "y", "--blind"], 2, "stdin is not a terminal"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(

@@ -33,7 +33,6 @@ COMMANDS = [
 ]
 SLOW = [
     ["score", "--model", "out", *DATA],
-    ["profile", *MODEL, *DATA, "--steps", "1"],
     ["sweep", *MODEL, *DATA, "--steps=1", "--run-dir=s", "--num-prompts=1", "--beta=0.1"],
 ]
 # Runs all commands in one process, since each would import for seconds.
@@ -96,7 +95,7 @@ def test_every_screen_fits_and_bars_leave_nothing(workplace: Path) -> None:
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in screen_of(written)]
     assert code == 0, lines[-3:]
     codes = [line.split()[2] for line in lines if line.startswith("@@@ ended")]
-    assert codes == ["0"] * 9 + ["2"] + ["0"] * 8, lines
+    assert codes == ["0"] * 9 + ["2"] + ["0"] * 7, lines
     width, seen = 0, set()
     for line in lines:
         if begun := re.match(r"@@@ (\d+) ", line):
