@@ -62,7 +62,10 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
         settings,
         progress=lambda done, total: footer.bar("reading the pairs", done, total),
         problems=lambda found: show_problems(
-            found, err=True, rest=f"mlx_dpo data check {settings.data} --log FILE lists all."
+            found,
+            err=True,
+            drop_bad=settings.drop_bad,
+            rest=f"mlx_dpo data check {settings.data} --log FILE lists all.",
         ),
     )
     chosen, budget = None, None

@@ -22,7 +22,7 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.data import RowCounts
-from mlx_dpo.runs.job import FINDING, READING, Job
+from mlx_dpo.runs.job import FINDING, READ_FIRST, Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
@@ -63,7 +63,7 @@ class TerminalScreen(Screen):
         if what == FINDING and not is_at_hand(str(self.config.model)):
             footer.clear()  # a download shows bars of its own
         else:
-            footer.doing(what, log=what not in (FINDING, READING))
+            footer.doing(what, log=what not in READ_FIRST)
 
     def tokenizing(self, done: int, total: int) -> None:
         footer.bar("reading the pairs", done, total, pace=f"{done / max(total, 1):.0%}")
@@ -71,7 +71,9 @@ class TerminalScreen(Screen):
     def data_checked(self, problems: Problems) -> None:
         if problems.num_errors == 1 and not self.config.drop_bad:
             return  # the run ends with it
-        rest = "problems.jsonl in the run's folder lists all."
+        # A refusal says itself where all are, and leaves no folder of a run.
+        refused = problems.num_errors and not self.config.drop_bad
+        rest = "" if refused else "problems.jsonl in the run's folder lists all."
         show_problems(problems, err=True, drop_bad=self.config.drop_bad, rest=rest)
 
     def planning(self) -> None:

@@ -38,7 +38,8 @@ from mlx_dpo.runs.defaults import FULL, LORA, decided, decided_by_steps
 from mlx_dpo.runs.folder import out_of
 
 FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
-READING = "reading the pairs"
+READING, LOADING = "reading the pairs", "loading the model"
+READ_FIRST = (FINDING, READING, LOADING)  # what may yet be refused
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def prepare(
     if data is None:
         working(READING)
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
-    working("loading the model")
+    working(LOADING)
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)
