@@ -156,7 +156,7 @@ def _side_by_side(name: str, left: str, right: str) -> str:
 def _print_habits(compared: "list[Compared]") -> None:
     from mlx_dpo.insight.comparison import habits, signs
 
-    rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "changed"]]
+    rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "distinct"]]
     for kind, members in _groups(compared):
         for side, name in enumerate("AB"):
             habit = habits(members, side)
@@ -175,7 +175,7 @@ def _print_habits(compared: "list[Compared]") -> None:
     same = sum(pair.greedy[0].text == pair.greedy[1].text for pair in compared)
     say(
         "repetition: share of word triples that came before in the same answer; ended: before "
-        "--max-tokens; changed: prompts whose greedy answers differ.\n"
+        "--max-tokens; distinct: greedy answers that differ from each other.\n"
         f"The greedy answers are the same in {same} of {len(compared)} prompts."
     )
     for sign in signs(compared):

@@ -26,7 +26,7 @@ _PLACES = 3  # of errors of one code that are shown
 _REASONS = 4  # why rows of one code are left out, where that differs
 _LEVEL_COLOURS = {ERROR: "red", LEFT_OUT: "yellow", WARNING: "yellow"}
 VERDICT_COLOURS = {"ok": None, "not checked": None, "look": "yellow", "stop": "red"}
-_USUAL_WIDTH, _WIDEST = 80, 100  # columns: of a terminal that does not tell; of a line of text
+_USUAL_WIDTH, _WIDEST = 80, 120  # columns: of a terminal that does not tell; of a line of text
 _LEAST = 24  # columns that a text beside its label has
 # What stands before the text of a line: white space, and `model      ` or `warning: `.
 _LABEL = re.compile(r" *(?:\S{1,32}(?: \S{1,24}){0,2}(?: {2,})|[\w-]{1,12}(?: [\w-]{1,6})?: +)?")
@@ -94,7 +94,7 @@ def say(
         colour = "yellow"
     if width is not None:
         text = fitted(text, min(width, _WIDEST))
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         colour = None
     if colour or bold:
         text = "\n".join(
@@ -178,7 +178,8 @@ def table(
         spare: Headers of columns that a narrow terminal leaves out, one group after the other.
             Where that is not enough, the first column is cut.
     """
-    most = terminal_width()
+    full = terminal_width()
+    most = None if full is None else min(full, _WIDEST)
     columns = list(zip(*rows, strict=True))
     for names in spare:
         if most is None or _total(columns) <= most:
