@@ -75,6 +75,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
             except (ValueError, RecursionError):
                 entry = None
             if not isinstance(entry, dict):
-                raise DataError(f"{path}:{number}: not a line of this journal; mend or remove it")
+                raise DataError(
+                    f"{path}:{number}: not a line of this journal; correct or remove it"
+                )
             entries.append(entry)
     return entries
