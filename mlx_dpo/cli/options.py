@@ -24,7 +24,7 @@ _SETTINGS: "dict[str, Field[Any]]" = {setting.name: setting for setting in field
 # Settings without a meaning for a command that throws its steps away.
 OF_A_SAVED_RUN = (
     *("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every"),
-    *("allow_sleep", "skip_nonfinite", "adapter_format"),
+    *("allow_sleep", "skip_nonfinite", "adapter_format", "keep", "best_by", "patience"),
 )
 
 

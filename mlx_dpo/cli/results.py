@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
 from mlx_dpo.insight.evaluation import Assessment
 from mlx_dpo.models.packed import packed_bits
+from mlx_dpo.runs.best import Kept
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.plan import gigabytes
@@ -45,8 +47,21 @@ def show_result(result: RunResult) -> None:
         f"{result.totals['seconds']:.1f} s of training, "
         f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}."
     )
+    _print_kept(result.kept, result.folder)
     _print_verdict(result.verdict)
     _print_next(job, printable(result.answers[0].prompt) if result.answers else "Hello")
+
+
+def _print_kept(kept: Kept, folder: Path) -> None:
+    """Which step was written, where held-out pairs selected it, and what that means."""
+    if not kept.is_selected:
+        return
+    last = f"; the last step stays in {folder / f'step-{kept.made:06d}'}"
+    click.echo(
+        f"Kept step {kept.step} of {kept.made}, with the best held-out {kept.by} "
+        f"({kept.value:.4f}){last if kept.step < kept.made else ''}.\n"
+        "The step was selected by these held-out pairs, so their figures are a little too good."
+    )
 
 
 def _print_next(job: Job, question: str) -> None:

@@ -92,6 +92,7 @@ class TerminalScreen(Screen):
         config, bias = job.config, length_bias(job.train.examples)
         held_out = f", {len(job.held_out.examples) or 'none'} held out"
         length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
+        few = config.epochs > 1 and self.config.epochs is None and not config.steps
         self._line("model", f"{config.model}  ({_about_model(job)})")
         self._print(statement(read_config(job.source), str(config.model)))
         if (why := closed_way_back(job.source)) is not None:
@@ -108,6 +109,12 @@ class TerminalScreen(Screen):
             + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
             f"reference {_about_reference(config)}, seed {config.seed}",
         )
+        if few:
+            self._line(
+                "epochs",
+                f"{config.epochs}, because {counted(len(job.train.examples), 'pair')} make too few "
+                "steps in one; --epochs or --steps sets another length",
+            )
         if template := about_template(job.chat):
             self._line("template", printable(template))
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
@@ -182,6 +189,9 @@ class TerminalScreen(Screen):
             f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
             f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
         )
+
+    def ended_early(self, text: str) -> None:
+        self._print(text)
 
     def resumed(self, step: int) -> None:
         self._line(

@@ -1,6 +1,6 @@
 """Callbacks of a run (record, evaluate, sample, save, watch), and the screen they report to.
 
-For the moments of a callback see `training.trainer.Callback`. What is due after a step is also due
+For the moments of a callback see `training.callback.Callback`. What is due after a step is also due
 after a step that was left out.
 """
 
@@ -21,9 +21,10 @@ from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
+from mlx_dpo.training.callback import Callback
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
-from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores
+from mlx_dpo.training.trainer import DPOTrainer, Scores
 
 # Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
 # Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
@@ -74,6 +75,9 @@ class Screen:
     def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
         """A few held-out prompts were answered; each with its answer."""
 
+    def ended_early(self, text: str) -> None:
+        """No step follows the present one; `text` says why."""
+
     def stopping(self) -> None:
         """A signal came, and the current batch is finished first; called in the handler."""
 
@@ -83,8 +87,7 @@ class Screen:
 
 def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
     """Whether something done every so many steps (0: never) is due; the last step counts."""
-    done = step + 1
-    return every > 0 and (done % every == 0 or done == trainer.max_steps)
+    return every > 0 and ((step + 1) % every == 0 or trainer.is_done)
 
 
 class MetricsLog(Callback):
@@ -177,18 +180,22 @@ class Evaluate(Callback):
 
     Attributes:
         scores: Of the last evaluation: log-probs of policy and reference, each float32 (2, N).
+        history: Each evaluation of the run: its step, counted from 0, and its metrics.
     """
 
     def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
         self.scores: tuple[Scores, Scores] | None = None
+        self.history: list[tuple[int, Metrics]] = []
         self._job, self._folder, self._screen = job, folder, screen
 
     def at_start(self, trainer: DPOTrainer) -> None:
         """Evaluate, if the run was stopped before the evaluation that followed its last step."""
-        step = trainer.step - 1
-        rows = self._folder.last_rows("metrics.jsonl", step) if trainer.step else []
-        if trainer.step and not any("held_out" in row for row in rows):
-            self.after_step(trainer, step, None)
+        if not trainer.step:
+            return
+        rows = self._folder.last_rows("metrics.jsonl", 0)
+        self.history = [(row["step"], row["held_out"]) for row in rows if "held_out" in row]
+        if not self.history or self.history[-1][0] < trainer.step - 1:
+            self.after_step(trainer, trainer.step - 1, None)
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """Score, if it is due."""
@@ -197,6 +204,7 @@ class Evaluate(Callback):
             return
         self.scores = trainer.score_pairs(job.held_out.examples)
         held_out = pair_metrics(*self.scores, beta=job.config.beta)
+        self.history.append((step, held_out))
         self._folder.append("metrics.jsonl", {"step": step, "held_out": held_out})
         self._screen.evaluated(step, held_out)
 
@@ -253,7 +261,8 @@ class Save(Callback):
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """Save, if it is due; after the last step too, in case the export fails."""
-        if is_due(trainer, step, self._job.config.save_every):
+        is_best = self._checkpoints.best == trainer.step
+        if is_best or is_due(trainer, step, self._job.config.save_every):
             self._save(trainer)
 
     def at_end(self, trainer: DPOTrainer) -> None:

@@ -48,10 +48,14 @@ class Checkpoints:
 
     Args:
         run: The folder.
+
+    Attributes:
+        best: Steps after which the best evaluation was made; that checkpoint is kept as well.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
+        self.best: int | None = None
         self._whole: set[Path] = set()  # every byte was read since this process began
 
     def newest_whole(self) -> Newest:
@@ -76,7 +80,7 @@ class Checkpoints:
         return Newest(None, [])
 
     def save(self, trainer: DPOTrainer, identity: dict[str, Any]) -> Path:
-        """Write ``step-000123/``, read it back, and only then delete all but the newest two.
+        """Write ``step-000123/``, read it back, and only then delete all but newest two and best.
 
         Args:
             trainer: Its weights, optimizer, step and data cursor are saved, and MLX's random state.
@@ -110,6 +114,13 @@ class Checkpoints:
         self._delete_old(step)
         return path
 
+    def of_best(self) -> Path | None:
+        """The checkpoint of the best evaluation; None where it is missing or damaged."""
+        if self.best is None:
+            return None
+        path = self.run / f"step-{self.best:06d}"
+        return path if self._find_damage(path, None) is None else None
+
     def _find_damage(self, path: Path, latest: dict[str, Any] | None) -> str | None:
         step = _step(path)
         if (damage := find_damage(path, step=step)) is not None:
@@ -140,7 +151,7 @@ class Checkpoints:
             is_candidate = _step(path) <= step and num_kept < NUM_KEPT
             if is_candidate and (path in self._whole or self._find_damage(path, None) is None):
                 num_kept += 1
-            else:
+            elif _step(path) != self.best:
                 self._whole.discard(path)
                 with suppress(OSError):  # one that can't be deleted only takes room
                     remove_folder(path)
@@ -204,13 +215,23 @@ def restore(checkpoint: Path, trainer: DPOTrainer) -> None:
         UsageError: If the checkpoint is damaged.
     """
     state = _read_state(checkpoint)
-    weights = _read_arrays(checkpoint, "weights", trainer.model.trainable_parameters())
     optimizer = _read_arrays(checkpoint, "optimizer", trainer.optimizer.state)
-    trainer.model.load_weights(list(weights.items()), strict=False)
+    restore_weights(checkpoint, trainer)
     trainer.optimizer.state = tree_unflatten(list(optimizer.items()))
     mx.eval(trainer.model.parameters(), trainer.optimizer.state)
     mx.random.seed(state["random"])
     trainer.restore(state["trainer"])
+
+
+def restore_weights(checkpoint: Path, trainer: DPOTrainer) -> None:
+    """Set the weights of a trainer's policy to those of a checkpoint, and nothing else.
+
+    Raises:
+        UsageError: If the checkpoint is damaged.
+    """
+    weights = _read_arrays(checkpoint, "weights", trainer.model.trainable_parameters())
+    trainer.model.load_weights(list(weights.items()), strict=False)
+    mx.eval(trainer.model.parameters())
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
@@ -251,18 +272,21 @@ def _damaged(checkpoint: Path, problem: str) -> UsageError:
     )
 
 
-def run_needs(trainer: DPOTrainer, run: Path, out: Path) -> list[tuple[str, Path, int]]:
+def run_needs(
+    trainer: DPOTrainer, run: Path, out: Path, *, keeps_best: bool = False
+) -> list[tuple[str, Path, int]]:
     """What a run will write, as `check_room` takes it.
 
     The checkpoints that are kept and the one being written beside them, less those that are there
     already; and the finished model.
     """
+    num_kept = NUM_KEPT + keeps_best
     trees = (trainer.model.trainable_parameters(), trainer.optimizer.state)
     checkpoint = sum(map(num_bytes, trees))
     finished = adapter_parameters(trainer.model) or trainer.model.parameters()
     present = sum(file.stat().st_size for file in run.glob("step-*/*.safetensors"))
     return [
-        ("checkpoints", run, max(checkpoint, (NUM_KEPT + 1) * checkpoint - present)),
+        ("checkpoints", run, max(checkpoint, (num_kept + 1) * checkpoint - present)),
         ("the finished model", out, num_bytes(finished)),
     ]
 

@@ -24,6 +24,8 @@ EMBEDDED_CONFIG = Path("checkpoints/tiny-sft/train.toml")
 EMBEDDED_DATA = Path("data/dpo/preferences.json")
 OF_LORA = ("lora_rank", "lora_scale", "lora_layers", "lora_modules", "adapter_reference")
 REFERENCES = ("cached", "copy", "adapters-off")
+KEEPS = (LAST, BEST) = ("last", "best")
+MEASURES = ("loss", "accuracy")
 # Settings of other trainers that people bring along, and why there is no such one here.
 REFUSED = {
     "lora_dropout": "adapters train without dropout: in the policy alone it would start the loss "
@@ -104,7 +106,12 @@ class RunConfig:
     )
     batch_size: int = _option(4, "Pairs per forward and backward pass.", at_least=1)
     grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
-    epochs: int = _option(1, "Times each pair is seen.", at_least=1)
+    epochs: int = _option(
+        None,
+        "Times each pair is seen. Default: 1; of few pairs so many that the run makes about 50 "
+        "steps, 25 at most.",
+        at_least=1,
+    )
     steps: int | None = _option(None, "Optimizer steps, instead of --epochs.", at_least=1)
     max_length: int = _option(512, "Longest prompt + response in tokens.", at_least=2)
     seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
@@ -114,7 +121,27 @@ class RunConfig:
         "began; it stays that.",
         is_date=True,
     )
-    eval_every: int = _option(100, "Steps between evaluations on the held-out pairs.", at_least=1)
+    eval_every: int = _option(
+        None,
+        "Steps between evaluations on the held-out pairs. Default: 100; with --keep best or "
+        "--patience a tenth of all steps, where that is less.",
+        at_least=1,
+    )
+    keep: str = _option(
+        "last",
+        "Which weights become the finished checkpoint: those of the last step, or of the "
+        "evaluation with the best result (best). The others stay in --run-dir.",
+        choices=KEEPS,
+    )
+    best_by: str = _option(
+        None,
+        "What --keep best and --patience look at: the loss or the accuracy on the held-out pairs. "
+        "Default: loss.",
+        choices=MEASURES,
+    )
+    patience: int | None = _option(
+        None, "Stop after so many evaluations in a row without a better result.", at_least=1
+    )
     save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
     sample_every: int = _option(
         0,
@@ -184,11 +211,16 @@ class RunConfig:
         False, "Compute log-probs by the plain definition: the slowest path, and the reference."
     )
 
+    @property
+    def selects(self) -> bool:
+        """Whether the held-out pairs decide which step is kept, or when to stop."""
+        return self.keep == BEST or self.patience is not None
+
     def to_toml(self) -> str:
         """The settings as TOML, to be read by `read_toml`; those that are unset are left out."""
         settings = {key: value for key, value in asdict(self).items() if value is not None}
         if self.steps is not None:
-            del settings["epochs"]
+            settings.pop("epochs", None)
         # JSON's spelling of text, numbers and booleans is TOML's as well.
         lines = [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in settings.items()]
         return "\n".join(lines) + "\n"
@@ -200,7 +232,12 @@ NOT_IN_IDENTITY = frozenset(
     {"out", "overwrite", "run_dir", "model", "data", "memory_budget", "date"}
     | {"adapter", "adapter_format"}
     | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
+    | {"keep", "best_by", "patience"}
 )
+# Their defaults depend on the number of training pairs.
+OF_PAIRS = ("epochs", "warmup_steps", "eval_every")
+# Of a run whose held-out pairs select a step, these decide which one: they belong to its identity.
+OF_SELECTION = ("keep", "best_by", "patience", "eval_every")
 
 
 def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:

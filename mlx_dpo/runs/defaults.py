@@ -8,7 +8,7 @@ from mlx_dpo.convert.sources import base_of, find, is_adapter
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import asks_for_date, is_quantised, own_dtype, read_config
 from mlx_dpo.preferences.chat import today
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import BEST, MEASURES, RunConfig
 
 FULL, LORA = "full", "lora"
 
@@ -16,6 +16,8 @@ FULL, LORA = "full", "lora"
 # docs/results.md has the trial on SmolLM2-135M that it was confirmed by.
 _LEARNING_RATE = {FULL: 1e-5, LORA: 1e-4}
 _MOST_WARMUP = 10  # steps
+_EVAL_EVERY = 100  # steps
+_FEWEST_STEPS, _MOST_EPOCHS = 50, 25  # of a run whose length was not given
 LORA_SETTINGS: dict[str, Any] = {
     "lora_rank": 16,
     "lora_scale": 2.0,
@@ -36,6 +38,8 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
         UsageError: If there is no such model, or a setting contradicts the model or another one.
     """
     assert config.model is not None
+    if config.best_by is not None and not config.selects:
+        raise UsageError("--best-by takes --keep best or --patience")
     folder = find(config.model, weights=weights)
     if is_adapter(folder):
         raise UsageError(
@@ -53,15 +57,46 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
             chosen |= dict.fromkeys(_OF_ADAPTER) | {"adapter_reference": "start"}
     if asks_for_date(folder):
         chosen["date"] = today()
+    if config.selects:
+        chosen["best_by"] = MEASURES[0]
+    return _filled(config, chosen)
+
+
+def decided_by_pairs(config: RunConfig, num_pairs: int) -> tuple[RunConfig, int]:
+    """The settings with those that depend on the number of training pairs, and the run's steps.
+
+    Few pairs are seen several times: after the two steps that ten pairs make, no model has changed.
+    """
+    per_epoch = -(-num_pairs // (config.batch_size * config.grad_accumulation))
+    proposed = 1 if config.steps else min(_MOST_EPOCHS, -(-_FEWEST_STEPS // per_epoch))
+    epochs = config.epochs or proposed
+    max_steps = config.steps or epochs * per_epoch
+    tenth = max(1, max_steps // 10)
+    chosen = {
+        "epochs": epochs,
+        "warmup_steps": min(_MOST_WARMUP, max_steps // 10),
+        "eval_every": min(_EVAL_EVERY, tenth) if config.selects else _EVAL_EVERY,
+    }
+    return _filled(config, chosen), max_steps
+
+
+def _filled(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:
     unset = {name: value for name, value in chosen.items() if getattr(config, name) is None}
     return replace(config, **unset)
 
 
-def decided_by_steps(config: RunConfig, max_steps: int) -> RunConfig:
-    """The settings with those that depend on the number of steps."""
-    if config.warmup_steps is not None:
-        return config
-    return replace(config, warmup_steps=min(_MOST_WARMUP, max_steps // 10))
+def check_selection(config: RunConfig, num_held_out: int) -> None:
+    """Refuse to select a step by held-out pairs where there are none.
+
+    Raises:
+        UsageError: If so.
+    """
+    if config.selects and not num_held_out:
+        option = "--keep best" if config.keep == BEST else "--patience"
+        raise UsageError(
+            f"{option} looks at held-out pairs, and this run holds out none: raise --eval-fraction "
+            "or name some with --eval-data"
+        )
 
 
 def _check(config: RunConfig, method: str, *, packed: bool) -> None:

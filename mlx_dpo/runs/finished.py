@@ -14,6 +14,8 @@ from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.models.adapters import parts_of
 from mlx_dpo.models.export import copy_companions, export_folder
 from mlx_dpo.models.hub import is_hub_id
+from mlx_dpo.runs.best import Kept
+from mlx_dpo.runs.config import LAST
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import environment
 from mlx_dpo.runs.job import Job
@@ -49,12 +51,12 @@ _OTHER = {
 }
 
 
-def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> None:
+def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> None:
     """Write the policy, or its adapter, to the job's output folder; whole or not at all.
 
     Args:
         job: Its policy is trained.
-        steps: Optimizer steps taken.
+        kept: Which step its weights are of.
         policy: float32 (2, N), log-probs of the held-out pairs after training.
         reference: float32 (2, N), before it.
 
@@ -68,7 +70,8 @@ def write_finished(job: Job, steps: int, policy: Scores, reference: Scores) -> N
         "trained_from": origin,
         "data": {"file": str(config.data), "digest": job.data.digest, "split": job.split()},
         "settings": asdict(config),
-        "steps": steps,
+        "steps": kept.step,
+        "kept": asdict(kept),
         "held_out": results,
         "environment": environment(),
     }
@@ -119,6 +122,8 @@ def _card(job: Job, record: dict[str, Any]) -> str:
             f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (log 2 = 0.6931), accuracy "
             f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
         )
+        if record["kept"]["by"] != LAST:
+            held_out += "; the step was selected by these pairs"
     library = "peft" if config.adapter_format == "peft" else "mlx"
     return _CARD.format(
         library=library,

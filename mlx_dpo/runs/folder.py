@@ -35,7 +35,7 @@ from mlx_dpo.files import (
 )
 from mlx_dpo.models.device import architecture, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import OF_PAIRS, RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
 
@@ -159,6 +159,8 @@ def is_result_of(config: RunConfig, out: Path) -> bool:
     if not isinstance(settings, dict):
         return False
     ignored = {"run_dir": None}  # the same folder, however it was spelled then
+    # Not decided yet, where the caller left them open: the pairs have not been read.
+    ignored |= {name: None for name in OF_PAIRS if getattr(config, name) is None}
     return {**settings, **ignored} == {**asdict(config), **ignored}
 
 

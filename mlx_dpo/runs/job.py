@@ -32,9 +32,9 @@ from mlx_dpo.preferences.json_text import check_readable
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, JoinedExamples, lengths
 from mlx_dpo.records import Pairs
-from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, RunConfig
+from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, OF_SELECTION, RunConfig
 from mlx_dpo.runs.data import Data, load_data
-from mlx_dpo.runs.defaults import FULL, LORA, decided, decided_by_steps
+from mlx_dpo.runs.defaults import FULL, LORA, check_selection, decided, decided_by_pairs
 from mlx_dpo.runs.folder import out_of
 
 
@@ -112,6 +112,8 @@ class Job:
         if self.config.method == FULL:
             del settings["method"]  # as it was before there was another
         settings |= {"epochs": None, "steps": self.max_steps, "order_of_pairs": ORDER}
+        if self.config.selects:
+            settings |= {name: getattr(self.config, name) for name in OF_SELECTION}
         if self.adapter_digest is not None:
             settings["adapter"] = self.adapter_digest
         return {**settings, "model": self.model_digest, "data": self.data.digest}
@@ -147,11 +149,13 @@ def prepare(
     assert config.data is not None
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
-    source = find_mlx(config.model)
+    name, source = name_of(config.model), find_mlx(config.model)
     companions(source)  # refused now, and not when the finished model is written
     chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
+    check_selection(config, len(data.held_out.examples))
+    config, max_steps = decided_by_pairs(config, len(data.train.examples))
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)
@@ -162,12 +166,9 @@ def prepare(
         if config.adapter_reference == "start":
             both = f"{reference_digest} {start_digest}".encode()
             reference_digest = hashlib.sha256(both).hexdigest()
-    pairs_per_step = config.batch_size * config.grad_accumulation
-    steps_per_epoch = -(-len(data.train.examples) // pairs_per_step)
-    max_steps = config.steps or config.epochs * steps_per_epoch
     job = Job(
-        config=decided_by_steps(config, max_steps),
-        name=name_of(config.model),
+        config=config,
+        name=name,
         source=source,
         out=out_of(config),
         policy=policy,

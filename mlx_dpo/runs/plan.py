@@ -29,7 +29,7 @@ from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, lengths
 from mlx_dpo.runs.config import RunConfig, parse_size
 from mlx_dpo.runs.data import Data, load_data
-from mlx_dpo.runs.defaults import LORA, LORA_SETTINGS, decided
+from mlx_dpo.runs.defaults import LORA, LORA_SETTINGS, decided, decided_by_pairs
 from mlx_dpo.runs.folder import PLANS
 
 _VERSION = "2"  # changes whenever the same plan and budget may be solved otherwise
@@ -98,6 +98,7 @@ def make_plan(
     source = find_mlx(config.model, weights=False)
     chat = chat_format(load_tokenizer(source), config.date)
     data = load_data(config, chat, keep=keep, progress=progress, report=problems)
+    config, _ = decided_by_pairs(config, len(data.train.examples))
 
     def make_shell(dtype: str) -> nn.Module:
         return shell(source, getattr(mx, dtype))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +21,7 @@ from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
 from mlx_dpo.preferences.store import lengths
+from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
     Clock,
     Evaluate,
@@ -39,7 +41,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import BEST, RunConfig, read_toml
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -80,6 +82,7 @@ class RunResult:
         reference: float32 (2, N), before training.
         answers: Some prompts, answered before and after training.
         verdict: What the run has achieved.
+        kept: Which step's weights it wrote.
         totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
         peak_bytes: Peak of MLX's memory.
     """
@@ -90,6 +93,7 @@ class RunResult:
     reference: Scores
     answers: list[BeforeAfter]
     verdict: Verdict
+    kept: Kept
     totals: Mapping[str, float]
     peak_bytes: int
 
@@ -138,7 +142,8 @@ def train(
         for problem in newest.problems:
             screen.warned(f"{problem}; going on from {newest.path}, which is whole")
         trainer = _trainer(job, screen, stop, keep=not dry_run)
-        check_room(run_needs(trainer, path or Path("runs"), job.out))
+        keeps_best = job.config.keep == BEST
+        check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
         sft_answers = [] if dry_run else shown_answers(job, stop)
         if newest.path is not None:
             restore(newest.path, trainer)
@@ -150,8 +155,8 @@ def train(
         if resume:
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
-        log, evaluate = _train(job, trainer, folder, screen, stop, checkpoints, probe)
-        return _finish(job, trainer, folder, stop, log, evaluate, sft_answers)
+        trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+        return _finish(job, trainer, folder, stop, trained, sft_answers)
 
 
 def _with_its_date(config: RunConfig) -> RunConfig:
@@ -226,6 +231,14 @@ def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
     return make_trainer(job, choice.path, reference=reference)
 
 
+class _Trained(NamedTuple):
+    """Sums over the steps; which step was kept; its scores of the held-out pairs, where known."""
+
+    totals: Mapping[str, float]
+    kept: Kept
+    scores: tuple[Scores, Scores] | None
+
+
 def _train(
     job: Job,
     trainer: DPOTrainer,
@@ -234,8 +247,8 @@ def _train(
     stop: Stop,
     checkpoints: Checkpoints,
     probe: Probe,
-) -> tuple[MetricsLog, Evaluate]:
-    """Train to the last step; a run that is stopped earlier is saved.
+) -> "_Trained":
+    """Train to the last step, and take the weights to keep; a run that is stopped is saved.
 
     Raises:
         StoppedError: If a signal came, or the machine runs out of memory.
@@ -243,11 +256,13 @@ def _train(
         DiskError: If something can't be written.
     """
     log, evaluate = MetricsLog(folder, screen), Evaluate(job, folder, screen)
+    best = BestStep(job.config, evaluate, checkpoints, screen)
     save = Save(job, folder, checkpoints, stop)
     callbacks = [
         log,
         RewardWatch(screen),
         evaluate,
+        best,
         Sample(job, folder, screen, stop),
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
@@ -259,7 +274,9 @@ def _train(
             trainer.train(callbacks=callbacks)
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
-    return log, evaluate
+    kept = best.kept(trainer)
+    is_last = kept.step == trainer.step
+    return _Trained(log.totals, kept, evaluate.scores if is_last else None)
 
 
 def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
@@ -286,8 +303,7 @@ def _finish(
     trainer: DPOTrainer,
     folder: RunFolder,
     stop: Stop,
-    log: MetricsLog,
-    evaluate: Evaluate,
+    trained: _Trained,
     sft_answers: list[str],
 ) -> RunResult:
     """Score the held-out pairs, answer once more, and write checkpoint and results.
@@ -303,15 +319,16 @@ def _finish(
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
-        policy, reference = evaluate.scores or trainer.score_pairs(job.held_out.examples)
+        policy, reference = trained.scores or trainer.score_pairs(job.held_out.examples)
     gaps = margins(policy, reference, beta=job.config.beta).tolist()
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
     answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
-    rows = folder.last_rows("metrics.jsonl", 0)
+    kept = trained.kept
+    rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
     verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
-        write_finished(job, trainer.step, policy, reference)
+        write_finished(job, kept, policy, reference)
     remove_abandoned(job.out.parent, job.out.name)  # and what a killed export moved aside for it
     held_out = {
         "ids": job.held_out.ids,
@@ -323,15 +340,15 @@ def _finish(
     result: dict[str, object] = {
         "out": str(job.out),
         "verdict": asdict(verdict),
+        "kept": asdict(kept),
         "answers": [asdict(answer) for answer in answers],
     }
     if (adapter := describe(job.policy)) is not None:
         result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
     # Last: a run with this file is finished.
     folder.write_json("result.json", result)
-    return RunResult(
-        job, folder.path, policy, reference, answers, verdict, log.totals, mx.get_peak_memory()
-    )
+    totals, peak = trained.totals, mx.get_peak_memory()
+    return RunResult(job, folder.path, policy, reference, answers, verdict, kept, totals, peak)
 
 
 def path_of(job: Job) -> Choice:

@@ -203,7 +203,7 @@ def _overfitted(run: Evidence) -> Verdict | None:
         OVERFITTED,
         f"Overfitted: the held-out loss was lowest at step {step + 1} ({lowest:.3f}) and is "
         f"{last:.3f} at the end.",
-        f"Stop there: --steps {step + 1}.",
+        "Keep that step: --keep best.",
     )
 
 

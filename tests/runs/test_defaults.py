@@ -9,7 +9,7 @@ import pytest
 from mlx_dpo.errors import UsageError
 from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.defaults import decided, decided_by_steps
+from mlx_dpo.runs.defaults import decided, decided_by_pairs
 from tests.packed import pack
 from tests.runs.conftest import ORACLE, dated_model, workplace
 
@@ -52,8 +52,35 @@ def test_an_adapter_to_start_from_brings_rank_scale_and_layers(tmp_path: Path) -
 
 @pytest.mark.parametrize(("steps", "warmup"), [(2, 0), (53, 5), (100, 10), (5000, 10)])
 def test_the_warm_up_is_a_tenth_of_the_steps_and_ten_at_most(steps: int, warmup: int) -> None:
-    assert decided_by_steps(RunConfig(), steps).warmup_steps == warmup
-    assert decided_by_steps(RunConfig(warmup_steps=0), steps).warmup_steps == 0
+    assert decided_by_pairs(RunConfig(steps=steps), 100)[0].warmup_steps == warmup
+    assert decided_by_pairs(RunConfig(steps=steps, warmup_steps=0), 100)[0].warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "epochs", "steps"),
+    [(1, 25, 25), (8, 25, 50), (40, 5, 50), (197, 1, 50), (900, 1, 225)],
+)
+def test_few_pairs_are_seen_several_times_and_many_once(
+    pairs: int, epochs: int, steps: int
+) -> None:
+    config, max_steps = decided_by_pairs(RunConfig(), pairs)
+    assert (config.epochs, max_steps) == (epochs, steps)
+    assert decided_by_pairs(RunConfig(epochs=2), pairs)[1] == 2 * -(-pairs // 4)
+    assert decided_by_pairs(RunConfig(steps=7), pairs)[1] == 7
+
+
+def test_a_run_that_selects_a_step_looks_ten_times() -> None:
+    assert decided_by_pairs(RunConfig(steps=53), 100)[0].eval_every == 100
+    for selects in ({"keep": "best"}, {"patience": 2}):
+        for steps, every in ((5, 1), (53, 5), (5000, 100)):
+            config = RunConfig(steps=steps, **selects)
+            assert decided_by_pairs(config, 100)[0].eval_every == every
+
+
+def test_a_measure_without_a_selection_is_refused() -> None:
+    assert decided(RunConfig(model=str(ORACLE), keep="best")).best_by == "loss"
+    with pytest.raises(UsageError, match="--best-by takes --keep best or --patience"):
+        decided(RunConfig(model=str(ORACLE), best_by="accuracy"))
 
 
 def test_the_date_is_decided_once_and_only_where_the_template_asks(workplace: Path) -> None:

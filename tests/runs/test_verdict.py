@@ -15,7 +15,7 @@ from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from tests.runs.conftest import finished
 
-SETTINGS = RunConfig(model="m", data="d", learning_rate=1e-5, beta=0.1)
+SETTINGS = RunConfig(model="m", data="d", learning_rate=1e-5, beta=0.1, epochs=1)
 LOOP = "the fruit of the tree, " * 6
 
 
@@ -106,7 +106,7 @@ def test_a_held_out_loss_that_turned_names_the_step_to_stop_at() -> None:
     found = judge(evidence(45, 50, losses=(0.66, 0.61, 0.7)))
     assert found.outcome == verdict.OVERFITTED
     assert "lowest at step 20 (0.610) and is 0.700 at the end" in found.sentence
-    assert found.advice == "Stop there: --steps 20."
+    assert found.advice == "Keep that step: --keep best."
     assert judge(evidence(45, 50, losses=(0.66, 0.61, 0.62))).outcome == verdict.BETTER
     # A loss that never fell has nothing to stop at.
     assert judge(evidence(30, 58, losses=(0.694, 0.73))).outcome == verdict.TOO_FEW
