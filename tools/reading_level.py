@@ -24,6 +24,7 @@ LONGEST = 35  # words of a sentence
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.M | re.S)
 NOT_PROSE = (
     FENCE,
+    re.compile(r"<!-- begin .*?<!-- end [\w ]+-->", re.S),  # what benchmarks write
     re.compile(r"<!--.*?-->", re.S),
     re.compile(r"\$\$.*?\$\$", re.S),
     re.compile(r"^ *\|.*$", re.M),  # tables
