@@ -47,7 +47,7 @@ from mlx_dpo.convert.weights import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.export import copy_companions, left_behind
+from mlx_dpo.models.export import left_behind, read_companions, write_companions
 from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.verified import statement
@@ -233,7 +233,7 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
     with new_folder(destination, replace=options.overwrite) as folder:
         _write(model, folder, "mlx", options)
         for origin in dict.fromkeys((weights, tokenizer)):
-            copy_companions(origin, folder, records.FILE)
+            write_companions(read_companions(origin), folder, records.FILE)
         if record:
             record.write(folder)
         if (source / "dpo.json").is_file():
@@ -256,7 +256,7 @@ def _to_torch(source: Path, destination: Path, options: Options, say: Say) -> No
             run = read_json(source / "dpo.json") if (source / "dpo.json").exists() else None
             write_hf_records(folder, **model.record.course, run=run)
         _write(model, weights, "pt", options)
-        copy_companions(source, tokenizer, records.FILE)
+        write_companions(read_companions(source), tokenizer, records.FILE)
         if weights != tokenizer and (tokenizer / "generation_config.json").exists():
             (tokenizer / "generation_config.json").replace(weights / "generation_config.json")
         if options.verify:

@@ -3,28 +3,20 @@
 Checkpoints in PyTorch's own formats are converted when they are first asked for, and kept.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
-from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
+from mlx_dpo.convert.conversion import Kind, kind_of
 from mlx_dpo.convert.course.checkpoint import is_course_folder, read_course_folder
 from mlx_dpo.convert.hf.names import RULES
+from mlx_dpo.convert.store import CONVERTED, converted_once
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_links, check_ordinary, entries_of, mark_used
-from mlx_dpo.models.hub import (
-    NAMED_TEMPLATES,
-    download,
-    is_hub_id,
-    is_quantised,
-    read_config,
-    read_json,
-)
+from mlx_dpo.files import check_links, check_ordinary, entries_of
+from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
 from mlx_dpo.preferences.chat import is_date
 
 if TYPE_CHECKING:
@@ -35,13 +27,11 @@ if TYPE_CHECKING:
 RECORD = (
     "dpo.json"  # in a folder that a run made: from what model, on which data, with which settings
 )
-CONVERTED = Path("runs/.converted")  # converted checkpoints, for the runs that start from them
 
 _WITHOUT_WEIGHTS = [
     *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*"),
 ]
 _HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors", "adapter*.safetensors"]
-_SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 
 
 def load(path: str | Path) -> "tuple[nn.Module, Any]":
@@ -345,37 +335,3 @@ def needs_conversion(folder: Path) -> bool:
             return True
     has_safetensors = any(folder.glob("model*.safetensors"))
     return not has_safetensors and weight_files(folder)[1] != "safetensors"
-
-
-def converted_once(folder: Path, store: Path) -> Path:
-    """The MLX folder of a checkpoint inside `store`; changed files make another entry.
-
-    Args:
-        folder: A folder for which `needs_conversion` holds; only read.
-        store: A folder of converted checkpoints, made if it is not there.
-
-    Raises:
-        UsageError: If the checkpoint can't be converted.
-        DiskError: If the result can't be written.
-    """
-    digest = hashlib.sha256()
-    for file in _content(folder):
-        digest.update(file.name.encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    out = store / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
-    if (out / "config.json").is_file():
-        mark_used(out)
-    else:
-        convert(folder, out, Options(to="mlx", verify=False), lambda line: None)
-    return out
-
-
-def _content(folder: Path) -> Iterator[Path]:
-    """The files that decide what a conversion makes of a folder."""
-    folders = (folder, folder / "hf_model", folder / "hf_tokenizer")
-    for part in (*folders, *(each / NAMED_TEMPLATES for each in folders)):
-        if part.is_dir():
-            yield from sorted(f for f in entries_of(part) if f.suffix in _SUFFIXES and f.is_file())
-    if kind_of(folder) is Kind.COURSE:
-        yield tokenizer_file(folder, read_json(folder / MANIFEST))

@@ -24,6 +24,7 @@ from mlx_dpo.errors import DiskError, MlxDpoError, UsageError
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # of a rename onto a folder
 _LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.(?:tmp|old)")  # as `_unnamed` names them
 
 
@@ -158,6 +159,7 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
+        remove_abandoned(path.parent, path.name)
         with NewFile(temporary) as file:
             yield cast("BinaryIO", file)
             file.flush_to_disk()
@@ -215,10 +217,15 @@ def entries_of(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not is_system_file(entry.name)]
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a writer of this project gave this name to what was not whole yet."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what writers that were killed left half done in a folder nobody writes to now."""
     for entry in folder.iterdir():
-        if entry.name.startswith(".") and entry.suffix in (".tmp", ".old"):
+        if is_leftover(entry.name):
             if entry.is_dir():
                 disk.remove(entry)
             else:
@@ -228,19 +235,21 @@ def remove_leftovers(folder: Path) -> None:
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Delete what writers that were killed left half done in a folder others may write to now.
 
-    What was moved aside to be replaced stays until something has its name.
+    What was moved aside to be replaced stays until something has its name. What can't be deleted
+    only takes room, and stays.
 
     Args:
         folder: The folder; nothing happens where there is none.
         name: Of the file or folder that they wrote; None for all of them.
     """
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        match = _LEFTOVER.fullmatch(entry.name)
-        if not match or name not in (None, match[1]) or _is_alive(int(match[2])):
-            continue
-        # A writer killed between the two renames of a replacement leaves the only copy aside.
-        if entry.suffix == ".tmp" or (folder / match[1]).exists():
-            disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            match = _LEFTOVER.fullmatch(entry.name)
+            if not match or name not in (None, match[1]) or _is_alive(int(match[2])):
+                continue
+            # A writer killed between the two renames of a replacement leaves the only copy aside.
+            if entry.suffix == ".tmp" or (folder / match[1]).exists():
+                disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def mark_used(entry: Path) -> None:
@@ -439,6 +448,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     try:
+        remove_abandoned(path.parent, path.name)
         temporary.mkdir(parents=True)
         yield temporary
         for entry in sorted(temporary.rglob("*")):
@@ -450,6 +460,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if path.exists() and not replace:
             raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
         _put_in_place(temporary, path, replace=replace)
+        remove_abandoned(path.parent, path.name)  # what a killed writer had moved aside
     except OSError as error:
         raise DiskError(f"{path}: not written: {error.strerror or error}") from None
     finally:
@@ -467,13 +478,19 @@ def _unnamed(path: Path, suffix: str) -> Path:
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
     old = _unnamed(path, "old")
-    if replace and path.exists():
-        disk.rename(path, old)
-    try:
-        disk.rename(temporary, path)
-    except BaseException:
-        if old.exists():
-            disk.rename(old, path)
-        raise
+    while True:
+        if replace and path.exists():
+            with suppress(FileNotFoundError):  # another writer has just moved it aside
+                disk.rename(path, old)
+        try:
+            disk.rename(temporary, path)
+            break
+        except BaseException as error:
+            if replace and isinstance(error, OSError) and error.errno in _TAKEN:
+                disk.remove(old)  # another writer has put its own there meanwhile
+                continue
+            if old.exists():
+                disk.rename(old, path)
+            raise
     disk.flush_folder(path.parent)
     disk.remove(old)

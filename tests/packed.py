@@ -5,7 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
-from mlx_dpo.models.export import copy_companions
+from mlx_dpo.models.export import read_companions, write_companions
 
 
 def pack(
@@ -38,5 +38,5 @@ def pack(
     model, config = quantize_model(model, config, group_size, bits, mode)
     save_model(folder, model)
     save_config(config, folder / "config.json")
-    copy_companions(source, folder)
+    write_companions(read_companions(source), folder)
     return folder

@@ -48,12 +48,9 @@ def test_a_documented_file_is_there(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_section_that_is_linked_to_is_there(page: Path) -> None:
     for target, section in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
-        headings = re.findall(
-            r"^#+ (.*)", (page.parent / target if target else page).read_text(), re.M
-        )
-        anchors = [
-            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
-        ]
+        text = (page.parent / target if target else page).read_text()
+        headings = [heading.lower() for heading in re.findall(r"^#+ (.*)", text, re.M)]
+        anchors = [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
         assert section in anchors, f"{target}#{section}"
 
 

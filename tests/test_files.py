@@ -3,8 +3,11 @@
 import errno
 import os
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -166,3 +169,42 @@ def test_text_in_another_encoding_is_named_with_its_line(
     (tmp_path / "a.txt").write_text("One.\nA café.\n", encoding=encoding)
     with pytest.raises(DataError, match=reason):
         text_of(tmp_path / "a.txt", DataError)
+
+
+@pytest.mark.parametrize("write", [new_file, new_folder])
+def test_a_writer_first_removes_what_dead_writers_of_the_same_name_left(
+    tmp_path: Path, write: Callable[..., AbstractContextManager[Any]]
+) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / f".model.{process.pid}.tmp").write_text("half")
+    living = tmp_path / f".model.{os.getppid()}.tmp"
+    other = tmp_path / f".other.{process.pid}.tmp"
+    for kept in (living, other):
+        kept.write_text("half")
+    with write(tmp_path / "model"):
+        names = {entry.name for entry in tmp_path.iterdir()}
+        assert names == {living.name, other.name, f".model.{os.getpid()}.tmp"}
+
+
+def test_of_two_writers_that_replace_a_folder_at_once_the_last_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+
+    class Racing(files.Disk):
+        raced = False
+
+        def rename(self, old: Path, new: Path) -> None:
+            if new == model and not self.raced:
+                self.raced = True
+                model.mkdir()  # another writer's, in the moment between two renames
+                (model / "weights").write_text("theirs")
+            super().rename(old, new)
+
+    model.mkdir()
+    monkeypatch.setattr(files, "disk", Racing())
+    with new_folder(model, replace=True) as folder:
+        (folder / "weights").write_text("ours")
+    assert (model / "weights").read_text() == "ours"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

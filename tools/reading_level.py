@@ -1,16 +1,16 @@
 """How hard the prose of the documents is to read.
 
-    python -m tools.reading_level             # every page: grade, words a sentence, longest sentence
+    python -m tools.reading_level             # a line for every page
     python -m tools.reading_level README.md   # and the sentences of a page that are too long
 
 The grade is Flesch and Kincaid's, the school year (US) in which such a text is read with ease:
 
     0.39 * words / sentences + 11.8 * syllables / words - 15.59
 
-Counted is running text: no code blocks, tables, headings or comments; the text of a link. A code
-span, a formula and a number are each one word of a sentence, and do not count for syllables a word.
-A blank line, a list item and one of . ! ? end a sentence. Syllables are groups of vowels, less those
-that are usually silent.
+Counted is running text: no code blocks, tables, headings or comments, and not what benchmarks write
+between marks; of a link its text. A code span, a formula and a number are each one word of a
+sentence, and do not count for syllables a word. A blank line, a list item and one of . ! ? end a
+sentence. Syllables are groups of vowels, less those that are usually silent.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CODE = re.compile(r"`[^`\n]+(?:\n[^`\n]+)?`|\$[^$\n]+\$")
 ITEM = re.compile(r"^ *(?:[-*]|\d+\.) ", re.M)
 # Not after initials and "e.g.", and only where the next word begins like a sentence.
 END = re.compile(r"(?<![ .][A-Za-z])[.!?][\"')*_]*\s+(?=[\"'(*_]*[A-Z0-9])|\n\s*\n")
-WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*|\d[\d.,]*")
+WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*|\d[\d.,]*")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mlx_dpo.convert.verify import Logits, compare
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links, inside, new_folder
 from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
-from mlx_dpo.models.export import copy_companions
+from mlx_dpo.models.export import read_companions, write_companions
 from mlx_dpo.models.hub import load_model, read_json
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
@@ -68,7 +68,7 @@ def convert_adapter(
             write_mlx(new, adapter, model)
         else:
             write_peft(new, adapter, model, name_of(name) if Path(name).is_dir() else name)
-        copy_companions(source, new)
+        write_companions(read_companions(source), new)
         for file in files:
             shutil.copyfile(file, new / file.name)
         say(_proof(before, _logits(model, read_adapter(new, model)), is_float32(model)))

@@ -1,10 +1,10 @@
 """Write a trained model as a folder that mlx-lm and this project load."""
 
+import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -47,17 +47,59 @@ def companions(source: Path) -> list[Path]:
     return [inside(file.parent, file.name) for file in files]
 
 
-def copy_companions(source: Path, folder: Path, *left_out: str) -> None:
-    """Copy the companions of a model folder but for some names.
+Companions = dict[Path, bytes]  # content of each, by its path below the model folder
+
+
+class ModelFiles(NamedTuple):
+    """What a model folder holds beside its weights, as it was at one moment.
+
+    A run that trains for hours writes what it began with, whatever happens to the folder meanwhile.
+
+    Attributes:
+        config: Of config.json.
+        companions: As from `read_companions`.
+        weights: Size and time of each weight file, by which a change is noticed.
+    """
+
+    config: dict[str, Any]
+    companions: Companions
+    weights: dict[str, tuple[int, int]]
+
+
+def read_files(source: Path) -> ModelFiles:
+    """Read config.json and the companions of a model folder.
 
     Raises:
-        UsageError: As for `companions`.
+        UsageError: As for `companions`, or if one can't be read.
     """
-    for file in companions(source):
-        if file.name not in left_out:
-            target = folder / file.relative_to(source)
+    return ModelFiles(read_config(source), read_companions(source), weight_stamps(source))
+
+
+def weight_stamps(source: Path) -> dict[str, tuple[int, int]]:
+    """Size and time (ns) of each weight file of a folder, by name."""
+    stats = {file.name: file.stat() for file in source.glob("*.safetensors")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items())}
+
+
+def read_companions(source: Path) -> Companions:
+    """Read the companions of a model folder.
+
+    Raises:
+        UsageError: As for `companions`, or if one can't be read.
+    """
+    try:
+        return {file.relative_to(source): file.read_bytes() for file in companions(source)}
+    except OSError as error:
+        raise UsageError(f"{error.filename}: not readable: {error.strerror}") from None
+
+
+def write_companions(contents: Companions, folder: Path, *left_out: str) -> None:
+    """Write companions into another folder but for some names."""
+    for path, content in contents.items():
+        if path.name not in left_out:
+            target = folder / path
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+            target.write_bytes(content)
 
 
 def left_behind(source: Path) -> list[str]:
@@ -74,13 +116,18 @@ def left_behind(source: Path) -> list[str]:
 
 
 def export_folder(
-    model: nn.Module, source: Path, out: Path, record: dict[str, Any], *, replace: bool = False
+    model: nn.Module,
+    files: ModelFiles,
+    out: Path,
+    record: dict[str, Any],
+    *,
+    replace: bool = False,
 ) -> None:
     """Save `model` with the tokenizer and config of the folder it came from.
 
     Args:
         model: Trained weights, all of one dtype.
-        source: The folder it was loaded from; only read.
+        files: Of the folder it was loaded from.
         out: The new folder; it appears complete or not at all.
         record: The model's source and settings, written as ``dpo.json``.
         replace: Whether `out` may exist.
@@ -89,10 +136,9 @@ def export_folder(
         DiskError: If it can't be written, or exists and may not.
     """
     dtype = next(iter(named_arrays(model.parameters()).values())).dtype
-    config = config_of(source, dtype)
     with new_folder(out, replace=replace) as folder:
-        copy_companions(source, folder)
-        write_json(folder / "config.json", config)
+        write_companions(files.companions, folder)
+        write_json(folder / "config.json", config_of(files.config, dtype))
         write_json(folder / "dpo.json", record)
         save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})
 
@@ -134,25 +180,25 @@ def write_fused(
         progress("tensors", total, 1)
 
     # The record of a conversion leads back from dense weights only.
-    copy_companions(source, folder, *([] if packing is None else [CONVERSION]))
-    write_json(folder / "config.json", config_of(source, dtype, packing))
+    files = read_files(source)
+    write_companions(files.companions, folder, *([] if packing is None else [CONVERSION]))
+    write_json(folder / "config.json", config_of(files.config, dtype, packing))
     save_shards(folder, arrays, {"format": "mlx"}, max_bytes=SHARD_BYTES, after_array=check)
     return packing
 
 
 def config_of(
-    source: Path, dtype: mx.Dtype, packing: dict[str, Any] | None = None
+    config: dict[str, Any], dtype: mx.Dtype, packing: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The config.json for new weights of a model.
 
     Args:
-        source: The folder of the model.
+        config: That of the model.
         dtype: Of the new weights.
         packing: How they are quantised, as mlx-lm writes it; None where they are not.
     """
-    config = read_config(source)
     # Both spellings, because mlx-lm reads one and transformers 5 the other.
-    config |= normalised(config)
+    config = copy.deepcopy(config) | normalised(config)
     name = str(dtype).removeprefix("mlx.core.")
     config |= {key: name for key in ("torch_dtype", "dtype") if key in config}
     text = config.get("text_config")

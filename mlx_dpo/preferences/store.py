@@ -287,6 +287,8 @@ def open_store(folder: Path, key: str) -> TokenStore | None:
     """A store as it was written; None where it is missing, damaged or another one."""
     try:
         record = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        if record.pop("sha256") != _digest_of(record):
+            return None
         files = {name: _file_record(folder / name) for name in _FILES}
         if record["key"] != key or {n: f[0] for n, f in files.items()} != record["files"]:
             return None
@@ -333,7 +335,12 @@ def seal(folder: Path, key: str, account: Ingested, *, cut_short: bool) -> None:
         "cut_short": cut_short,
         "files": {name: _file_record(folder / name)[0] for name in _FILES},
     }
+    record["sha256"] = _digest_of(record)
     (folder / "store.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

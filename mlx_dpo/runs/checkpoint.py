@@ -17,9 +17,9 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import NewFile, new_folder, remove_folder, write_file
+from mlx_dpo.manifest import MANIFEST, canonical, digest, find_damage, write_manifest
 from mlx_dpo.models.adapters import adapter_parameters
 from mlx_dpo.models.parameters import load_arrays, named_arrays, num_bytes, save_arrays
-from mlx_dpo.runs.manifest import MANIFEST, canonical, digest, find_damage, write_manifest
 from mlx_dpo.training.trainer import DPOTrainer
 
 NUM_KEPT = 2  # checkpoints

@@ -12,7 +12,7 @@ from mlx_dpo.convert.adapters import write_mlx, write_peft
 from mlx_dpo.convert.sources import RECORD
 from mlx_dpo.files import make_folder, new_folder
 from mlx_dpo.models.adapters import parts_of
-from mlx_dpo.models.export import copy_companions, export_folder
+from mlx_dpo.models.export import export_folder, write_companions
 from mlx_dpo.models.hub import is_hub_id
 from mlx_dpo.runs.best import Kept
 from mlx_dpo.runs.config import LAST
@@ -76,7 +76,7 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
         "environment": environment(),
     }
     if config.method != LORA:
-        export_folder(job.policy, job.source, job.out, record, replace=config.overwrite)
+        export_folder(job.policy, job.files, job.out, record, replace=config.overwrite)
         return
     assert job.stored_digest is not None
     origin["sha256"] = job.stored_digest
@@ -89,7 +89,7 @@ def _write_adapter(job: Job, record: dict[str, Any]) -> None:
     """The adapter's files, its record and card, and the tokenizer and chat template of the base."""
     config, adapter = job.config, parts_of(job.policy)
     with new_folder(job.out, replace=config.overwrite) as folder:
-        copy_companions(job.source, folder)
+        write_companions(job.files.companions, folder)
         if config.adapter_format != "peft":
             write_mlx(folder, adapter, job.policy)
         if config.adapter_format != "mlx":

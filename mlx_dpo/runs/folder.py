@@ -22,12 +22,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_dpo import __version__
-from mlx_dpo.convert.sources import CONVERTED, find, name_of, read_record
+from mlx_dpo.convert.sources import find, name_of, read_record
+from mlx_dpo.convert.store import CONVERTED
 from mlx_dpo.errors import DiskError, UsageError
 from mlx_dpo.files import (
     append,
     entries_of,
     flush_file,
+    is_leftover,
     make_folder,
     remove_abandoned,
     remove_folder,
@@ -240,9 +242,10 @@ def check_ours(path: Path, *, resume: bool) -> None:
     """
     if (path / "config.toml").exists() and not resume:
         raise UsageError(f"{path}: holds a run; pass --resume to continue it, or another one")
-    # A supervised run may have crashed before it wrote anything else.
+    # A supervised run may have crashed, or been killed, before it wrote anything else.
     ours = (LOCK, HOLDER, CRASHES)
-    others = path.is_dir() and any(entry.name not in ours for entry in entries_of(path))
+    names = [entry.name for entry in entries_of(path)] if path.is_dir() else []
+    others = any(name not in ours and not is_leftover(name) for name in names)
     if others and not (path / "config.toml").exists():
         raise UsageError(f"{path}: is not empty, and no run made it; choose another --run-dir")
 
@@ -254,15 +257,15 @@ def prune_caches(source: Path) -> None:
     half done.
 
     Args:
-        source: The run's model; it stays, even if it is an entry that was named by its path.
+        source: The run's model; it stays, even if it lies in an entry that was named by its path.
     """
-    oldest = time.time() - MAX_UNUSED
+    oldest, used = time.time() - MAX_UNUSED, source.resolve()
     for cache in filter(Path.is_dir, CACHES):
-        with suppress(OSError):  # what can't be deleted only takes room
-            remove_abandoned(cache)
+        remove_abandoned(cache)
         for entry in cache.iterdir():
             with suppress(OSError):  # as above, or another run has deleted it
-                if entry.stat().st_mtime < oldest and not entry.samefile(source):
+                is_used = entry.resolve() in (used, *used.parents)
+                if entry.stat().st_mtime < oldest and not is_used:
                     remove_folder(entry) if entry.is_dir() else entry.unlink()
 
 

@@ -23,7 +23,7 @@ from mlx_dpo.models.adapters import (
     new_adapter,
     without_adapter,
 )
-from mlx_dpo.models.export import companions
+from mlx_dpo.models.export import ModelFiles, read_files
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint, stored_digest
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
@@ -46,6 +46,7 @@ class Job:
         config: The settings.
         name: The model's name.
         source: Folder of the SFT model; only read.
+        files: What it held beside the weights when the run began.
         out: Folder of the finished model.
         policy: The model that trains.
         weights_digest: `fingerprint` of the model before training, without an adapter; the
@@ -63,6 +64,7 @@ class Job:
     config: RunConfig
     name: str
     source: Path
+    files: ModelFiles
     out: Path
     policy: nn.Module
     weights_digest: str
@@ -150,7 +152,7 @@ def prepare(
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
     name, source = name_of(config.model), find_mlx(config.model)
-    companions(source)  # refused now, and not when the finished model is written
+    files = read_files(source)
     chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
@@ -170,6 +172,7 @@ def prepare(
         config=config,
         name=name,
         source=source,
+        files=files,
         out=out_of(config),
         policy=policy,
         weights_digest=weights_digest,

@@ -17,6 +17,7 @@ from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
 from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.device import on_gpu, tf32_enabled
+from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.preferences.chat import pad_id_of
@@ -156,6 +157,11 @@ def train(
             screen.resumed(trainer.step)
         folder.cut_to(trainer.step)
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
+        if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
+            screen.warned(
+                f"{job.source}: its weights were changed while the run trained: the adapter "
+                "belongs to those before, and on the new ones it means nothing"
+            )
         return _finish(job, trainer, folder, stop, trained, sft_answers)
 
 

@@ -6,7 +6,8 @@
      "sampling": {"batch": 8, "max_tokens": 128, "mlx": "0.32.4", ...}}
 
 ``prompt`` is plain text or a list of messages. Only ``prompt`` is required: a file of prompts is
-a file of candidates without answers, and an answer may be plain text.
+a file of candidates without answers, and an answer may be plain text. A row with ``chosen`` and
+``rejected`` is a pair: a prompt to sample from, with nothing left to choose.
 """
 
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Candidates:
     kind: str = ""  # what a choice among the answers teaches
     answers: tuple[Candidate, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)  # the settings of all answers
+    is_pair: bool = False  # the row is a preference pair, whose answers are not read
 
     def different(self) -> list[Candidate]:
         """The answers that are not blank, each text once."""
@@ -105,7 +107,8 @@ def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates
         row = None if _has_errors(findings) else _parse(raw, findings)
         if row is not None:
             rows.append(row)
-            same_id = ids.setdefault(row.id, raw.number)
+            # Several pairs may be of one prompt; an id follows from it.
+            same_id = raw.number if row.is_pair else ids.setdefault(row.id, raw.number)
             if unique and same_id != raw.number:
                 reason = f"id {row.id!r:.60} is that of row {same_id} too"
                 hint = "merge the two, or remove one"
@@ -163,7 +166,8 @@ def _parse(raw: RawRow, findings: list[Finding]) -> Candidates | None:
         return None
     own_id = row.get("id", prompt_id(prompt))
     name = read_text(str(own_id) if type(own_id) is int else own_id, "id", findings)
-    return None if name is None else Candidates(name, prompt, kind, answers, sampling)
+    is_pair = not answers and {"chosen", "rejected"} <= row.keys()
+    return None if name is None else Candidates(name, prompt, kind, answers, sampling, is_pair)
 
 
 def _parse_answers(value: Any, findings: list[Finding]) -> tuple[Candidate, ...] | None:

@@ -14,7 +14,8 @@ import pytest
 from mlx_dpo.convert.conversion import Kind, kind_of
 from mlx_dpo.convert.course.checkpoint import is_course_folder, read_artifact
 from mlx_dpo.convert.course.params import params_to_torch, slots
-from mlx_dpo.convert.sources import converted_once, load_folder, needs_conversion
+from mlx_dpo.convert.sources import load_folder, needs_conversion
+from mlx_dpo.convert.store import converted_once
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.convert.torch_zip.tensors import BFloat16
 from mlx_dpo.errors import UsageError

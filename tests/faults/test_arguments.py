@@ -150,6 +150,11 @@ ROWS_OF: dict[str, Row] = {
         [],
     ),
     "data label files": (["data", "label"], NO_FILE, []),
+    "data label guidelines": (
+        ["data", "label", "candidates.jsonl", "--guidelines"],
+        NO_FILE,
+        [],
+    ),
     "data label out": (["data", "label", "candidates.jsonl", "--out"], NO_NEW_FILE, []),
 }
 CASES = [

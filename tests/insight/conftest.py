@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_dpo.convert.sources import load_folder
-from mlx_dpo.models.export import export_folder
+from mlx_dpo.models.export import export_folder, read_files
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.records import Message, Preference
 from tests.runs.conftest import ORACLE
@@ -41,7 +41,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "settings": {"beta": 0.3, "max_length": 96},
     }
-    export_folder(nudge(model), ORACLE, folder, record)
+    export_folder(nudge(model), read_files(ORACLE), folder, record)
     return folder
 
 

@@ -14,7 +14,7 @@ from mlx_dpo.cli import main
 from mlx_dpo.cli.screen import about_template
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary
-from mlx_dpo.models.export import copy_companions
+from mlx_dpo.models.export import read_companions
 from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.preferences.chat import chat_format
@@ -81,7 +81,7 @@ def test_a_pipe_among_the_named_templates_is_not_waited_for(folder: Path, tmp_pa
     with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
         load_tokenizer(folder)
     with pytest.raises(UsageError, match=r"rag.jinja: is a pipe"):
-        copy_companions(folder, tmp_path)
+        read_companions(folder)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ def test_one_damaged_byte_and_nothing_is_believed(tmp_path: Path, name: str, dam
     assert open_store(tmp_path, "key") is None
 
 
+def test_a_changed_name_of_a_kind_is_not_believed(tmp_path: Path) -> None:
+    write(tmp_path)
+    record = tmp_path / "store.json"
+    changed = {**json.loads(record.read_text()), "read": 41}
+    record.write_text(json.dumps(changed))
+    assert open_store(tmp_path, "key") is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "key"}', "{", "[" * 100_000])
 def test_a_broken_record_is_no_store(tmp_path: Path, text: str) -> None:
     write(tmp_path)

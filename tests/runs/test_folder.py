@@ -24,7 +24,7 @@ from mlx_dpo.runs.folder import (
 )
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
-from tests.runs.conftest import ORACLE, StopAfter, digest, finished, settings
+from tests.runs.conftest import ORACLE, StopAfter, WarningScreen, digest, finished, settings
 
 ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
 NO_PROCESS = 999_999_999  # above every process id
@@ -191,7 +191,7 @@ def test_a_run_keeps_the_entries_that_it_uses_and_deletes_the_others(workplace: 
 def test_a_converted_model_that_is_used_again_is_kept(workplace: Path) -> None:
     shutil.copytree(ARTIFACTS, "artifacts")
     converted = find_mlx("artifacts/models/StoryLM-1M-SFT")
-    age(converted)
+    age(converted.parent)
     assert find_mlx("artifacts/models/StoryLM-1M-SFT") == converted
     prune_caches(ORACLE)
     assert converted.is_dir()
@@ -251,3 +251,50 @@ def test_files_that_finder_strews_are_no_part_of_a_run(workplace: Path) -> None:
     straight = {**options, "run_dir": "straight", "out": "straight-out"}
     assert train(settings(**straight)) is not None
     assert digest(Path("out/model.safetensors")) == digest(Path("straight-out/model.safetensors"))
+
+
+class EditsModel(Screen):
+    """Edits the files of the model folder once the first step is done."""
+
+    def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+        config = json.loads(Path("model/config.json").read_text())
+        Path("model/config.json").write_text(json.dumps({**config, "rope_theta": 77.0}))
+        Path("model/chat_template.jinja").write_text("{{ 'other' }}")
+        Path("model/tokenizer.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_folder_that_is_edited_meanwhile_does_not_change_the_result(
+    workplace: Path, method: str
+) -> None:
+    shutil.copytree(ORACLE, "model")
+    names = ["chat_template.jinja", "tokenizer.json"]
+    before = {name: digest(Path("model", name)) for name in names}
+    train(settings(model="model", out="out", method=method, steps=2), screen=EditsModel())
+    assert {name: digest(Path("out", name)) for name in names} == before
+    if method == "full":
+        config = json.loads(Path("out/config.json").read_text())
+        assert (
+            config["rope_theta"] == json.loads((ORACLE / "config.json").read_text())["rope_theta"]
+        )
+
+
+def test_an_adapter_whose_base_is_replaced_meanwhile_is_warned_about(workplace: Path) -> None:
+    class Replaces(WarningScreen):
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            weights = Path("model/model.safetensors")
+            weights.write_bytes(weights.read_bytes() + b" ")
+
+    shutil.copytree(ORACLE, "model")
+    screen = Replaces()
+    train(settings(model="model", out="out", method="lora", steps=1), screen=screen)
+    assert "its weights were changed while the run trained" in " ".join(screen.warnings)
+
+
+def test_a_run_killed_while_it_wrote_its_settings_begins_again(workplace: Path) -> None:
+    Path("run").mkdir()
+    half = Path(f"run/.config.toml.{NO_PROCESS}.tmp")
+    half.write_text("mod")
+    train(settings(run_dir="run", steps=1))
+    assert not half.exists()
+    assert Path("run/result.json").is_file()

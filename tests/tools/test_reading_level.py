@@ -15,9 +15,11 @@ SHORT_ANSWER = 150  # words
 
 @pytest.mark.parametrize(
     ("word", "count"),
-    [("take", 1), ("used", 1), ("table", 2), ("added", 2), ("boxes", 2), ("model", 2)]
-    + [("gradient", 3), ("memory", 3), ("dialogue", 3), ("evaluated", 5), ("rule", 1)]
-    + [("equal", 2), ("being", 2), ("preference", 3), ("trained", 1), ("various", 3)],
+    [
+        *(("take", 1), ("used", 1), ("table", 2), ("added", 2), ("boxes", 2), ("model", 2)),
+        *(("gradient", 3), ("memory", 3), ("dialogue", 3), ("evaluated", 5), ("rule", 1)),
+        *(("equal", 2), ("being", 2), ("preference", 3), ("trained", 1), ("various", 3)),
+    ],
 )
 def test_syllables_are_counted(word: str, count: int) -> None:
     assert syllables(word) == count
@@ -36,9 +38,8 @@ def test_only_running_text_is_counted() -> None:
 
 
 def test_items_of_a_list_are_sentences_of_their_own() -> None:
-    assert level("- one two\n- three\n\nfour e.g. five").sentences == (
-        *("one two", "three", "four e.g. five"),
-    )
+    found = level("- one two\n- three\n\nfour e.g. five")
+    assert found.sentences == ("one two", "three", "four e.g. five")
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))

@@ -54,6 +54,13 @@ def test_a_file_of_prompts_is_one_of_candidates_without_answers(tmp_path: Path) 
     assert third.id == "7"
 
 
+def test_a_row_that_is_a_pair_is_known_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.jsonl"
+    pair = '{"prompt": "a", "chosen": "b", "rejected": "c"%s}\n'
+    file.write_text(pair % "" + pair % "" + pair % ', "answers": ["b", "c"]')
+    assert [row.is_pair for row in load_candidates(file)] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo import load
-from mlx_dpo.models.export import export_folder
+from mlx_dpo.models.export import export_folder, read_files
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
@@ -75,7 +75,7 @@ class Run:
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         record = {"trained_from": {"model": MODEL}, "settings": asdict(self.config)}
-        export_folder(self.policy, Path(MODEL), out, record)
+        export_folder(self.policy, read_files(Path(MODEL)), out, record)
         data = write("held-out.jsonl", split()[1])
         return figures("eval", "--model", out, "--data", data, "--num-prompts", str(num_prompts))
 

@@ -97,7 +97,12 @@ def judge(
     by_row = [contests_of(row) for row in rows]
     contests = [contest for of_row in by_row for contest in of_row]
     if not contests:
-        raise DataError(f"{candidates}: no prompt has two different answers to choose between")
+        decided = all(row.is_pair for row in rows)
+        raise DataError(
+            f"{candidates}: all rows are finished pairs (`chosen`, `rejected`)"
+            if decided
+            else f"{candidates}: no prompt has two different answers to choose between"
+        )
     with (
         open_judge(
             judge_name,

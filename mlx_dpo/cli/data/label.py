@@ -4,6 +4,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,10 +12,16 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.screen import counted, program
 from mlx_dpo.errors import UsageError
 
+if TYPE_CHECKING:
+    from mlx_dpo.workshop.label.book import Book, Task
+
+_PACKAGES = ("starlette", "uvicorn", "markdown_it", "nh3")
+
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
 @click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=options.Name())
 @options.out("Where pairs go.", default="preferences.jsonl")
+@options.path("--guidelines", "What makes an answer better, in Markdown; the page shows it.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -22,11 +29,15 @@ from mlx_dpo.errors import UsageError
     help="Port of the page on 127.0.0.1. [default: any that is free]",
 )
 @click.option("--open/--no-open", "open_it", default=True, help="Whether to open the browser.")
-def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
+def label(
+    files: tuple[str, ...], out: str, guidelines: str | None, port: int, open_it: bool
+) -> None:
     """Label pairs in the browser: which of two answers is better?
 
-    Keys: 1 and 2 choose, t is a tie, s skips, e edits the answers until Esc, u takes the last one
-    back, w writes a pair from scratch. Where a file has prompts and no answers, you write both.
+    Keys: 1 and 2 choose, t is a tie, b says that both are bad, s skips, d marks the differences,
+    e edits the answers until Esc, u takes the last decision back, w writes a pair from scratch,
+    ? shows all keys. Where a file has prompts and no answers, you write both. Finished pairs in a
+    file are counted and left alone.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
     any time, and give the same command again to go on. The page is seen by this computer alone.
@@ -34,42 +45,107 @@ def label(files: tuple[str, ...], out: str, port: int, open_it: bool) -> None:
     \b
     Examples:
       mlx_dpo data label candidates.jsonl
+      mlx_dpo data label candidates.jsonl --guidelines guidelines.md
       mlx_dpo data label --out mine.jsonl
     """
-    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+    if any(find_spec(name) is None for name in _PACKAGES):
         raise UsageError(
-            "`data label` needs starlette and uvicorn: pip install 'mlx-dpo[label]', in a clone "
-            "pip install -e '.[label]'"
+            "`data label` needs starlette, uvicorn, markdown-it-py and nh3: pip install "
+            "'mlx-dpo[label]', in a clone pip install -e '.[label]'"
         )
-    from mlx_dpo.workshop.candidates import load_candidates
-    from mlx_dpo.workshop.label.book import PAIR, SKIP, Book, tasks_of
-    from mlx_dpo.workshop.label.server import serve
+    from mlx_dpo.workshop.label.book import Book
+    from mlx_dpo.workshop.label.server import Session, serve
 
-    tasks = tasks_of(row for file in files for row in load_candidates(file))
+    tasks = _tasks(files)
+    text = _guidelines(guidelines) if guidelines else ""
     book = Book(Path(out), tasks)
     command = shlex.join(
-        [program(), "data", "label", *files, "--out", out, *(["--port", str(port)] if port else [])]
+        [
+            *(program(), "data", "label", *files, "--out", out),
+            *(["--guidelines", guidelines] if guidelines else []),
+            *(["--port", str(port)] if port else []),
+        ]
     )
-
-    def announce(address: str) -> None:
-        left = len(tasks) - book.num_done()
-        click.echo(
-            f"{counted(left, 'task')} to do, {counted(book.counts[PAIR], 'pair')} in {out}. "
-            f"Open this page; Ctrl-C here ends it:\n  {address}"
-        )
-        if open_it and sys.stdout.isatty():
-            click.launch(address)
-
+    session = Session(command, _next_commands(out), text)
     try:
-        serve(book, port=port, command=command, announce=announce)
+        serve(book, session, port=port, announce=lambda page: _announce(book, page, open_it))
     finally:
         book.close()
-    left = len(tasks) - book.num_done()
-    pairs, skipped = book.counts[PAIR], book.counts[SKIP]
+    _say_what_is_left(book, session.command, session.next_commands)
+
+
+def _tasks(files: tuple[str, ...]) -> "list[Task]":
+    """The tasks of all files.
+
+    Raises:
+        UsageError: If files are given and hold nothing but pairs.
+    """
+    from mlx_dpo.workshop.candidates import load_candidates
+    from mlx_dpo.workshop.label.book import tasks_of
+
+    by_file = {file: load_candidates(file) for file in files}
+    pairs = {file: sum(row.is_pair for row in rows) for file, rows in by_file.items()}
+    found = {file: number for file, number in pairs.items() if number}
+    tasks = tasks_of(row for rows in by_file.values() for row in rows)
+    if found and not tasks:
+        raise UsageError(
+            f"{', '.join(found)}: nothing to decide, all rows are finished pairs (`chosen`, "
+            "`rejected`); give candidates or prompts; new pairs go to --out"
+        )
+    for file, number in found.items():
+        click.echo(
+            f"{file}: {counted(number, 'finished pair')} left alone, rows with `chosen` and "
+            "`rejected`; new pairs go to --out",
+            err=True,
+        )
+    return tasks
+
+
+def _guidelines(file: str) -> str:
+    from mlx_dpo.files import text_of
+
+    try:
+        text = text_of(Path(file))
+    except OSError as error:
+        raise UsageError(f"--guidelines {file}: {error.strerror}; give a text file") from None
+    if not text.strip():
+        raise UsageError(f"--guidelines {file}: is empty; write there what makes an answer better")
+    return text
+
+
+def _next_commands(out: str) -> tuple[str, ...]:
+    check = shlex.join([program(), "data", "check", out])
+    return check, shlex.join([program(), "train", "--data", out])
+
+
+def _announce(book: "Book", address: str, open_it: bool) -> None:
+    from mlx_dpo.workshop.label.book import PAIR
+
+    left = book.left()
+    to_write = sum(not task.is_choice for task in left)
+    of_them = f" ({to_write} of them without two answers: you write them)" if to_write else ""
+    pairs = counted(book.counts[PAIR], "pair")
+    click.echo(
+        f"{counted(len(left), 'task')} to do{of_them}, {pairs} in {book.out}. "
+        f"Open this page; Ctrl-C here ends it:\n  {address}"
+    )
+    if open_it and sys.stdout.isatty():
+        click.launch(address)
+
+
+def _say_what_is_left(book: "Book", command: str, next_commands: tuple[str, ...]) -> None:
+    from mlx_dpo.workshop.label.book import BAD, PAIR, SKIP
+
+    left = len(book.tasks) - book.num_done()
+    pairs, skipped, bad = (book.counts[event] for event in (PAIR, SKIP, BAD))
     of_them = f", {skipped} of them skipped" if skipped else ""
-    click.echo(f"\n{counted(pairs, 'pair')} in {out}; {counted(left, 'task')} to do{of_them}.")
+    click.echo(f"\n{counted(pairs, 'pair')} in {book.out}; {counted(left, 'task')} to do{of_them}.")
+    if bad:
+        click.echo(
+            f"Both answers bad: {bad}. They make no pair; sample other answers to these prompts, "
+            "or write better ones (w)."
+        )
     if left:
         click.echo(f"Go on:\n  {command}")
     if pairs:
-        click.echo(f"Next:\n  {shlex.join([program(), 'data', 'check', out])}")
-        click.echo(f"  {shlex.join([program(), 'train', '--data', out])}")
+        click.echo("Next:\n" + "\n".join(f"  {line}" for line in next_commands))

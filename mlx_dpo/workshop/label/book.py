@@ -1,7 +1,8 @@
 """A person's decisions: the tasks to decide, a journal on the disk, and the pairs that follow.
 
 A task is to choose between two answers, or to write them. The journal (``OUT.labels.jsonl``) is
-authoritative; the preference file OUT is written anew from it after each decision.
+authoritative; the preference file OUT is written anew from it after each decision. Of a decision
+that two answers are both bad, the journal keeps the prompt: better answers are to be found for it.
 """
 
 import secrets
@@ -21,7 +22,8 @@ from mlx_dpo.records import Message, Preference
 from mlx_dpo.workshop.candidates import Candidates, contests_of
 from mlx_dpo.workshop.journal import Journal
 
-PAIR, TIE, SKIP, UNDO, BEGIN = "pair", "tie", "skip", "undo", "begin"  # events of the journal
+# Events of the journal.
+PAIR, TIE, BAD, SKIP, UNDO, BEGIN = "pair", "tie", "bad", "skip", "undo", "begin"
 
 
 class Task(NamedTuple):
@@ -51,10 +53,12 @@ def tasks_of(rows: Iterable[Candidates]) -> list[Task]:
     """All tasks of some rows, each once, whatever files they come from.
 
     Every two different answers of a row are a task. A row with fewer has one task, in which the
-    missing answers are to be written.
+    missing answers are to be written. A row that is a pair already has none.
     """
     tasks: dict[str, Task] = {}
     for row in rows:
+        if row.is_pair:
+            continue
         pairs = [(contest.first.text, contest.second.text) for contest in contests_of(row)]
         if not pairs:
             pairs = [("".join(answer.text for answer in row.different()), "")]
@@ -67,8 +71,9 @@ def tasks_of(rows: Iterable[Candidates]) -> list[Task]:
 
 @dataclass(frozen=True, slots=True)
 class LabelDecision:
-    """An entry of the journal that is not undone: a pair, tie or skip."""
+    """An entry of the journal that is not undone: a pair, tie or skip, or that both are bad."""
 
+    number: int  # of the entry, from 1
     event: str
     task: str  # its id; "" for a pair that was written from scratch
     pair: Preference | None = None
@@ -146,10 +151,14 @@ class Book:
         """Decisions that stand, by event."""
         return Counter(decision.event for decision in self.decisions)
 
+    def left(self) -> list[Task]:
+        """The tasks without a decision; one that was skipped in this session has one."""
+        done = {decision.task for decision in self.decisions}
+        return [task for task in self.tasks if task.id not in done]
+
     def next_task(self) -> Task | None:
         """The task whose decision was undone last, or else the first that is not decided."""
-        done = {decision.task for decision in self.decisions}
-        left = {task.id: task for task in self.tasks if task.id not in done}
+        left = {task.id: task for task in self.left()}
         undone = (left[name] for name in reversed(self._undone) if name in left)
         return next(undone, next(iter(left.values()), None))
 
@@ -161,8 +170,8 @@ class Book:
     def shares(self) -> dict[str, int]:
         """Counts of the decisions that stand, by origin.
 
-        ``pairs`` and ``ties`` are those of the tasks at hand and add up to the tasks done; other
-        pairs were written ``by_hand``, or decided ``elsewhere``: in files not given now.
+        ``pairs``, ``ties`` and ``bad`` are those of the tasks at hand and add up to the tasks done;
+        other pairs were written ``by_hand``, or decided ``elsewhere``: in files not given now.
         """
         known = {task.id for task in self.tasks}
         here = Counter(entry.event for entry in self.decisions if entry.task in known)
@@ -171,6 +180,7 @@ class Book:
         return {
             "pairs": here[PAIR],
             "ties": here[TIE],
+            "bad": here[BAD],
             "by_hand": by_hand,
             "elsewhere": len(pairs) - here[PAIR] - by_hand,
         }
@@ -189,19 +199,34 @@ class Book:
         self._check(_read_pair(entry, self.revision + 1))
         self._add(entry)
 
-    def add(self, event: str, task: str) -> None:
-        """Record that a task was tied or skipped."""
-        assert event in (TIE, SKIP)
-        self._add({"event": event, "task": task})
+    def add(self, event: str, task: Task) -> None:
+        """Record that a task was tied or skipped, or that both answers are bad."""
+        assert event in (TIE, BAD, SKIP)
+        entry: dict[str, Any] = {"event": event, "task": task.id}
+        if event == BAD:
+            entry |= {"prompt": plain(task.prompt, "user"), "kind": task.kind}
+        self._add(entry)
 
-    def undo(self) -> str | None:
-        """Take back the last decision; returns its event, None if there is none."""
-        if not self.decisions:
-            return None
-        last = self.decisions[-1]
-        self._add({"event": UNDO})
-        self._undone.append(last.task)
-        return last.event
+    def undo(self, number: int | None = None) -> str | None:
+        """Take back a decision, the last if no `number` of an entry is given.
+
+        Returns:
+            Its event; None if there is no decision.
+
+        Raises:
+            DataError: If that entry is no decision that stands.
+        """
+        if number is None:
+            if not self.decisions:
+                return None
+            number = self.decisions[-1].number
+        taken = next((entry for entry in self.decisions if entry.number == number), None)
+        if taken is None:
+            raise DataError("that decision has been taken back already")
+        # Named, for a later session knows of skips that this one has forgotten.
+        self._add({"event": UNDO, "of": number})
+        self._undone.append(taken.task)
+        return taken.event
 
     def close(self) -> None:
         """Let another session open the journal."""
@@ -248,12 +273,14 @@ def _apply(entry: dict[str, Any], number: int, decisions: list[LabelDecision]) -
     """Change the decisions as the entry of this number (counted from 1) says."""
     event = entry["event"]
     if event == UNDO:
-        decisions.pop()
+        # Journals of earlier versions don't name the decision: it is the last.
+        of = entry["of"] if "of" in entry else decisions[-1].number
+        del decisions[[decision.number for decision in decisions].index(of)]
     elif event == PAIR:
         pair = _read_pair(entry, number)
-        decisions.append(LabelDecision(PAIR, str(entry["task"]), pair))
-    elif event in (TIE, SKIP):
-        decisions.append(LabelDecision(event, str(entry["task"])))
+        decisions.append(LabelDecision(number, PAIR, str(entry["task"]), pair))
+    elif event in (TIE, BAD, SKIP):
+        decisions.append(LabelDecision(number, event, str(entry["task"])))
     elif event != BEGIN:
         raise ValueError(f"line {number}: no such event: {event!r:.40}")
 

@@ -6,13 +6,14 @@ would pass (DNS rebinding). The ``Origin``, if there is one, must be this page's
 that holds data asks for a token in a header, which no other page knows and no form can send.
 """
 
+import re
 import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
 from json import JSONDecodeError
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,19 +24,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_dpo.errors import DataError, DiskError, UsageError
-from mlx_dpo.preferences.store import LOPSIDED
-from mlx_dpo.records import Preference
-from mlx_dpo.workshop.label.book import SKIP, TIE, Book, Task
+from mlx_dpo.workshop.label.book import BAD, SKIP, TIE, Book
+from mlx_dpo.workshop.label.rendering import differences, render
+from mlx_dpo.workshop.label.view import view
 
 PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types rendered",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -43,18 +45,26 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_WITHOUT_PAIR = {TIE: "Tie.", BAD: "Both bad: no pair.", SKIP: "Skipped."}
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: no text in UTF-8
 MAX_BODY = 2_000_000  # bytes; two answers and a prompt are far below
-ENOUGH_PAIRS = 20  # that differ in length; with fewer, a lopsided share is often chance
-ENOUGH_TO_SHOW = 10  # the same; with fewer, one decision moves the mark by a tenth or more
 
 
-def serve(book: Book, *, port: int, command: str, announce: Callable[[str], None]) -> None:
+class Session(NamedTuple):
+    """What the page shows beside the book, the same from begin to end."""
+
+    command: str  # starts the same again; shown when the program gives no answer
+    next_commands: tuple[str, ...] = ()  # shown at the end, if there are pairs
+    guidelines: str = ""  # Markdown
+
+
+def serve(book: Book, session: Session, *, port: int, announce: Callable[[str], None]) -> None:
     """Serve until Ctrl-C.
 
     Args:
         book: The tasks and decisions.
+        session: What else the page shows.
         port: 0 for any that is free.
-        command: Starts the same again; the page shows it when it gets no answer.
         announce: Called with the page's address, token included, when it can be opened.
 
     Raises:
@@ -69,21 +79,25 @@ def serve(book: Book, *, port: int, command: str, announce: Callable[[str], None
         listener.listen()
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(24)
-        server = make_server(book, port=port, token=token, command=command)
+        server = make_server(book, session, port=port, token=token)
         with suppress(KeyboardInterrupt):  # uvicorn shuts down first, then raises it again
             # The part after # never leaves the browser: not in a request, a log or a Referer.
             announce(f"http://127.0.0.1:{port}/#{token}")
             server.run(sockets=[listener])
 
 
-def make_server(book: Book, *, port: int, token: str, command: str) -> uvicorn.Server:
+def make_server(book: Book, session: Session, *, port: int, token: str) -> uvicorn.Server:
     """The server, not yet running. No handler waits for anything, so the book needs no lock."""
+    constant = {**session._asdict(), "guidelines": render(session.guidelines)}
+    if not session.guidelines.strip():
+        constant["guidelines"] = ""
 
     async def state(request: Request) -> Response:
-        return JSONResponse({**view(book), "command": command})
+        return JSONResponse({**view(book), **constant})
 
     routes = [Route(path, _page_file(*file)) for path, file in PAGE_FILES.items()]
     routes.append(Route("/api/state", state))
+    routes.append(Route("/api/show", _show, methods=["POST"]))
     for name, act in {"label": _label, "write": _write, "undo": _undo}.items():
         routes.append(Route(f"/api/{name}", _action(book, act), methods=["POST"]))
     config = uvicorn.Config(
@@ -169,11 +183,8 @@ def _action(book: Book, act: Callable[[Book, dict[str, Any]], str]) -> Any:
     """An endpoint that changes the book, unless the page has missed a change."""
 
     async def respond(request: Request) -> Response:
-        try:
-            body = await request.json()
-        except (JSONDecodeError, UnicodeDecodeError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
+        body = await _body(request)
+        if body is None:
             return JSONResponse({"error": "expected a JSON object"}, 400)
         if body.get("revision") != book.revision:
             error = "the page was out of date and has been renewed; nothing was written"
@@ -189,20 +200,40 @@ def _action(book: Book, act: Callable[[Book, dict[str, Any]], str]) -> Any:
     return respond
 
 
+async def _body(request: Request) -> dict[str, Any] | None:
+    try:
+        body = await request.json()
+    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+async def _show(request: Request) -> Response:
+    """Two answers as they read now: as HTML, and in pieces that are equal or different."""
+    body = await _body(request) or {}
+    a, b = body.get("a"), body.get("b")
+    if not (isinstance(a, str) and isinstance(b, str)) or _HALF.search(a + b):
+        return JSONResponse({"error": "expected two texts, a and b"}, 400)
+    of_a, of_b = differences(a, b)
+    return JSONResponse(
+        {"html": {"a": render(a), "b": render(b)}, "pieces": {"a": of_a, "b": of_b}}
+    )
+
+
 def _label(book: Book, body: dict[str, Any]) -> str:
-    """A verdict on the task shown: a, b, tie or skip; with the answers as they were edited."""
+    """A verdict on the task shown: a, b, tie, bad or skip; with the answers as edited."""
     task = book.next_task()
-    verdict = body.get("verdict")
+    verdict = str(body.get("verdict"))
     if task is None or body.get("task") != task.id:
         raise DataError("that is not the task at hand")
-    if verdict in (TIE, SKIP):
-        book.add(str(verdict), task.id)
-        return {TIE: "Tie.", SKIP: "Skipped."}[str(verdict)]
+    if verdict in _WITHOUT_PAIR:
+        book.add(verdict, task)
+        return _WITHOUT_PAIR[verdict]
     if verdict not in ("a", "b"):
-        raise DataError("a verdict is a, b, tie or skip")
+        raise DataError("a verdict is a, b, tie, bad or skip")
     other = "b" if verdict == "a" else "a"
     pair = task.as_pair(body.get(verdict, ""), body.get(other, ""))
-    book.add_pair(pair, task=task.id, shown=str(verdict))
+    book.add_pair(pair, task=task.id, shown=verdict)
     if not task.is_choice:
         return "Saved: your answers."
     return f"Saved: {'first' if verdict == 'a' else 'second'} is better."
@@ -215,48 +246,11 @@ def _write(book: Book, body: dict[str, Any]) -> str:
 
 
 def _undo(book: Book, body: dict[str, Any]) -> str:
-    undone = book.undo()
-    return f"Undone: a {undone}." if undone else "There is nothing to undo."
-
-
-def view(book: Book) -> dict[str, Any]:
-    """The state of a book, as JSON for the page."""
-    task = book.next_task()
-    return {
-        "revision": book.revision,
-        "task": None if task is None else _task_view(task, book.salt),
-        "done": book.num_done(),
-        "total": len(book.tasks),
-        **book.shares(),
-        "skipped": book.counts[SKIP],
-        "can_undo": bool(book.decisions),
-        "lengths": length_meter(book.pairs),
-        "out": str(book.out),
-    }
-
-
-def _task_view(task: Task, salt: str) -> dict[str, Any]:
-    a, b = reversed(task.texts) if task.is_shown_swapped(salt) else task.texts
-    prompt = [turn._asdict() for turn in task.prompt]
-    shown = {"id": task.id, "kind": task.kind, "prompt": prompt, "is_choice": task.is_choice}
-    return {**shown, "a": a, "b": b}
-
-
-def length_meter(pairs: list[Preference]) -> dict[str, Any]:
-    """How often the chosen answer is the longer one, in characters, and whether it leans."""
-    gaps = [_length(pair.chosen) - _length(pair.rejected) for pair in pairs]
-    longer, shorter = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
-    share = longer / (longer + shorter) if longer + shorter else 0.5
-    low, high = LOPSIDED
-    leans = longer + shorter >= ENOUGH_PAIRS and not low <= share <= high
-    return {
-        "longer": longer,
-        "shorter": shorter,
-        "share": share,
-        "enough": ENOUGH_TO_SHOW,
-        "leans": ("longer" if share > 0.5 else "shorter") if leans else "",
-    }
-
-
-def _length(turns: tuple[Any, ...]) -> int:
-    return sum(len(turn.content.strip()) for turn in turns)
+    """The last decision, or that of the entry `number`, is taken back."""
+    number = body.get("number")
+    if number is not None and type(number) is not int:
+        raise DataError("a number must be whole")
+    undone = book.undo(number)
+    if undone is None:
+        return "There is nothing to undo."
+    return "Undone: both bad." if undone == BAD else f"Undone: a {undone}."

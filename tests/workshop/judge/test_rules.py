@@ -101,3 +101,7 @@ def test_no_file_is_replaced_where_no_pair_has_a_winner(
     assert Path("pairs.jsonl").read_text() == "earlier"
     assert exit_code(*command, "--out", "candidates.jsonl") == 2
     assert "holds the candidates" in capsys.readouterr().err
+    pair = {"prompt": "Ho", "chosen": "one", "rejected": "two"}
+    Path("candidates.jsonl").write_text(json.dumps(pair) + "\n")
+    assert exit_code(*command) == 3
+    assert "candidates.jsonl: all rows are finished pairs" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.workshop.label.page import Page, set_media
 from tests.workshop.label.served import Served
 
 
@@ -54,3 +55,13 @@ def browser() -> Iterator[Any]:
     started = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield started
     started.quit()
+
+
+@pytest.fixture
+def page(browser: Any) -> Page:
+    """An empty page, its logs forgotten."""
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get_log("browser")
+    set_media(browser)
+    return Page(browser)

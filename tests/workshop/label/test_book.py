@@ -13,6 +13,7 @@ from mlx_dpo.records import Message
 from mlx_dpo.workshop import journal
 from mlx_dpo.workshop.candidates import Candidate, Candidates
 from mlx_dpo.workshop.label.book import (
+    BAD,
     PAIR,
     SKIP,
     TIE,
@@ -21,7 +22,7 @@ from mlx_dpo.workshop.label.book import (
     journal_path,
     tasks_of,
 )
-from mlx_dpo.workshop.label.server import length_meter, view
+from mlx_dpo.workshop.label.view import length_meter, view
 
 
 def tasks(number: int = 4) -> list[Task]:
@@ -51,7 +52,7 @@ def test_each_decision_is_in_both_files_at_once(out: Path) -> None:
     book = Book(out, tasks())
     choose(book)
     assert [pair.chosen[0].content for pair in read_preferences(out)] == ["Yes"]
-    book.add(TIE, book.tasks[1].id)
+    book.add(TIE, book.tasks[1])
     events = [json.loads(line)["event"] for line in journal_path(out).read_text().splitlines()]
     assert events == ["begin", PAIR, TIE]
     assert book.next_task() == book.tasks[2]
@@ -61,8 +62,8 @@ def test_each_decision_is_in_both_files_at_once(out: Path) -> None:
 def test_a_later_session_goes_on_and_asks_again_what_was_skipped(out: Path) -> None:
     book = Book(out, tasks())
     choose(book)
-    book.add(SKIP, book.tasks[1].id)
-    book.add(TIE, book.tasks[2].id)
+    book.add(SKIP, book.tasks[1])
+    book.add(TIE, book.tasks[2])
     assert book.next_task() == book.tasks[3]
     assert book.num_done() == 2
     salt = book.salt
@@ -90,7 +91,7 @@ def test_undo_takes_back_one_after_the_other_and_survives_a_restart(out: Path) -
 
 def test_what_was_undone_is_shown_before_what_was_skipped(out: Path) -> None:
     book = Book(out, tasks())
-    book.add(SKIP, book.tasks[0].id)
+    book.add(SKIP, book.tasks[0])
     choose(book)
     book.close()
     book = Book(out, tasks())
@@ -102,15 +103,92 @@ def test_what_was_undone_is_shown_before_what_was_skipped(out: Path) -> None:
     book.close()
 
 
+def test_an_undo_after_a_restart_takes_back_what_the_page_showed_as_last(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    book.add(SKIP, book.tasks[1])
+    book.close()
+    book = Book(out, tasks())  # the skip is forgotten, and the pair the last decision
+    assert book.undo() == PAIR
+    book.close()
+    book = Book(out, tasks())
+    assert (book.pairs, out.read_text()) == ([], "")
+    book.close()
+
+
+def test_any_decision_can_be_taken_back_and_the_others_stay(out: Path) -> None:
+    book = Book(out, tasks())
+    choose(book)
+    choose(book, "No", "Yes")
+    book.add(TIE, book.tasks[2])
+    first = book.decisions[0].number
+    assert book.undo(first) == PAIR
+    assert book.next_task() == book.tasks[0]
+    with pytest.raises(DataError, match="taken back already"):
+        book.undo(first)
+    book.close()
+    book = Book(out, tasks())
+    assert [pair.chosen[0].content for pair in read_preferences(out)] == ["No"]
+    assert [decision.event for decision in book.decisions] == [PAIR, TIE]
+    book.close()
+
+
+def test_both_bad_is_decided_makes_no_pair_and_keeps_the_prompt(out: Path) -> None:
+    book = Book(out, tasks(2))
+    book.add(BAD, book.tasks[0])
+    assert (book.pairs, book.num_done(), book.next_task()) == ([], 1, book.tasks[1])
+    kept = json.loads(journal_path(out).read_text().splitlines()[-1])
+    assert (kept["event"], kept["prompt"], kept["kind"]) == (BAD, "Question 0", "tone")
+    book.close()
+    book = Book(out, tasks(2))
+    assert book.shares()["bad"] == 1
+    assert book.undo() == BAD
+    assert book.next_task() == book.tasks[0]
+    book.close()
+
+
+def test_a_journal_of_an_earlier_version_still_reads(out: Path) -> None:
+    task = tasks()[1].id
+    pair = {"prompt": "Question 1", "chosen": "Yes", "rejected": "No", "kind": "tone"}
+    entries = [
+        {"event": "begin", "salt": "5a17"},
+        {"event": "pair", "task": task, "shown": "a", **pair},
+        {"event": "tie", "task": tasks()[0].id},
+        {"event": "undo"},
+        {"event": "skip", "task": tasks()[2].id},
+    ]
+    journal_path(out).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    book = Book(out, tasks())
+    assert [(each.event, each.task) for each in book.decisions] == [(PAIR, task)]
+    assert (book.salt, len(read_preferences(out))) == ("5a17", 1)
+    assert book.undo() == PAIR
+    book.close()
+
+
+def test_the_page_gets_the_last_ten_decisions_with_their_texts(out: Path) -> None:
+    book = Book(out, tasks(11))
+    for _ in range(9):
+        choose(book, "No", "Yes")
+    book.add(BAD, book.tasks[9])
+    book.add_pair({"prompt": "Is it far?", "chosen": "x" * 5000, "rejected": "Yes", "kind": ""})
+    last = view(book)["last"]
+    assert len(last) == 10
+    assert [each["question"] for each in last[:3]] == ["Is it far?", "Question 9", "Question 8"]
+    assert (last[0]["has_task"], len(last[0]["texts"][0])) == (False, 1000)
+    assert (last[1]["event"], last[1]["texts"]) == (BAD, ["Yes", "No"])
+    assert (last[2]["has_task"], last[2]["texts"]) == (True, ["No", "Yes"])
+    book.close()
+
+
 def test_pairs_by_hand_and_of_other_files_are_counted_apart(out: Path) -> None:
     book = Book(out, tasks(2))
     choose(book)
-    book.add(TIE, book.tasks[1].id)
+    book.add(TIE, book.tasks[1])
     book.add_pair({"prompt": "Is it far?", "chosen": "No", "rejected": "Yes", "kind": ""})
-    assert book.shares() == {"pairs": 1, "ties": 1, "by_hand": 1, "elsewhere": 0}
+    assert book.shares() == {"pairs": 1, "ties": 1, "bad": 0, "by_hand": 1, "elsewhere": 0}
     book.close()
     book = Book(out, [])
-    assert book.shares() == {"pairs": 0, "ties": 0, "by_hand": 1, "elsewhere": 1}
+    assert book.shares() == {"pairs": 0, "ties": 0, "bad": 0, "by_hand": 1, "elsewhere": 1}
     book.close()
 
 
@@ -191,7 +269,11 @@ def test_a_full_disk_leaves_the_book_as_it_was(out: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "line", ["nonsense", "[]", '{"event": "dance"}', '{"event": "undo"}', "{}"]
+    "line",
+    [
+        *("nonsense", "[]", "{}", '{"event": "dance"}', '{"event": "undo"}'),
+        *('{"event": "undo", "of": 1}', '{"event": "undo", "of": null}'),
+    ],
 )
 def test_a_damaged_journal_is_named_and_left_alone(out: Path, line: str) -> None:
     Book(out, tasks()).close()
@@ -238,6 +320,7 @@ def test_the_same_answers_are_one_task_whatever_their_order_and_file() -> None:
         ("No", "Perhaps"),
         ("Yes", "Perhaps"),
     ]
+    assert tasks_of([Candidates("p", prompt, is_pair=True)]) == []
     written = tasks_of([Candidates("z", prompt), Candidates("u", prompt, "", (Candidate("One"),))])
     assert [(task.texts, task.is_choice) for task in written] == [
         (("", ""), False),

@@ -2,78 +2,21 @@
 
 import json
 from collections.abc import Callable
+from html import unescape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.workshop.label.rendering import TAGS
+from tests.workshop.label.page import Page, set_media
 from tests.workshop.label.served import Served
 from tests.workshop.label.xss import ATTACKS
 
 Serve = Callable[..., Served]
 Write = Callable[..., Path]
-
-
-class Page:
-    """What a person can do with the page, and see of it."""
-
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-
-    def open(self, served: Served) -> None:
-        """Go to the page; a page that is open is left first, for addresses differ after # alone."""
-        self.browser.get("about:blank")
-        self.browser.get(served.address)
-        self.wait(lambda: not self.text("progress-text").startswith("Loading"))
-
-    def wait(self, seen: Callable[[], bool]) -> None:
-        """Until something is seen."""
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        WebDriverWait(self.browser, 20, poll_frequency=0.01).until(lambda _: seen())
-
-    def text(self, element: str) -> str:
-        """What an element says, hidden or not."""
-        found: str = self.browser.execute_script(
-            "return document.getElementById(arguments[0]).textContent", element
-        )
-        return found
-
-    def press(self, *keys: str) -> None:
-        """Keys, wherever the focus is."""
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.browser, duration=0).send_keys(*keys).perform()
-
-    def decide(self, key: str) -> None:
-        """Press a key that ends in a new state, and wait for it."""
-        revision = self.revision()
-        self.press(key)
-        self.wait(lambda: self.revision() > revision)
-
-    def revision(self) -> int:
-        """Of the state shown."""
-        found: int = self.browser.execute_script("return busy ? -1 : state.revision")
-        return found
-
-    def hints(self) -> list[str]:
-        """The keys that buttons name."""
-        keys = self.browser.find_elements("css selector", "nav kbd")
-        return [key.text for key in keys if key.is_displayed()]
-
-    def focused(self) -> str:
-        """Id of what has the focus."""
-        found: str = self.browser.execute_script("return document.activeElement.id")
-        return found
-
-
-@pytest.fixture
-def page(browser: Any) -> Page:
-    browser.get("about:blank")
-    browser.get_log("performance")
-    browser.get_log("browser")
-    return Page(browser)
 
 
 def candidates(number: int) -> list[dict[str, Any]]:
@@ -178,7 +121,148 @@ def test_a_pair_is_written_from_scratch_and_answers_to_a_prompt(
     ]
 
 
+def test_markdown_differences_and_edits_are_shown(
+    page: Page, serve: Serve, write_candidates: Write
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    code = "Use **this**:\n\n```\nsorted(x)\n```\n[a](http://evil.example) ![](http://evil.example)"
+    write_candidates([{"prompt": "*How?*", "answers": [code, "Use that:"]}])
+    served = serve("candidates.jsonl", "--no-open")
+    page.open(served)
+    side, other = ("a", "b") if page.run("texts.a").startswith("Use **") else ("b", "a")
+    assert page.run("$('conversation').querySelector('em').textContent") == "How?"
+    assert page.run(f"$('{side}-text').querySelector('strong').textContent") == "this"
+    assert page.run(f"$('{side}-text').querySelector('pre code').textContent") == "sorted(x)\n"
+    assert page.run("document.querySelectorAll('main a, main img').length") == 0
+
+    page.press("d")
+    page.wait(lambda: page.run("document.querySelectorAll('mark').length") > 0)
+    assert page.text(f"{side}-text") == code  # the source, sign by sign
+    assert page.run(f"$('{other}-text').querySelector('mark').textContent") == "that"
+    page.press("d")
+    assert page.run("document.querySelectorAll('mark').length") == 0
+
+    page.press("e")
+    page.run(f"$('{other}-editor').focus()")
+    page.hold(Keys.CONTROL, Keys.END)
+    page.press("?")
+    page.hold(Keys.CONTROL, "z")  # the browser's own: what was typed is taken back
+    page.press(" *then*", Keys.ESCAPE)
+    page.wait(lambda: page.run(f"$('{other}-text').querySelector('em') !== null"))
+    assert page.text(f"{other}-text").strip() == "Use that: then"
+    _only_asked(page, {served.port})
+
+
+def test_a_click_on_a_card_chooses_and_one_that_selects_does_not(
+    page: Page, serve: Serve, write_candidates: Write, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    write_candidates(candidates(2))
+    page.open(serve("candidates.jsonl", "--no-open"))
+    good = page.text("b-text")
+    page.click("b-text", times=2)
+    assert page.run("getSelection().isCollapsed") is False
+    assert page.run("clicked") is None
+    page.click("a-card")  # clears the selection
+    assert page.run("[clicked, getSelection().isCollapsed]") == [None, True]
+    page.click("a-card")
+    assert page.run("$('a-card').matches('.chosen')") is True
+    page.press("?")  # any key takes a click back that is not sent yet
+    page.press("?")
+    assert page.run("[clicked, state.revision]") == [None, 1]
+    page.click("b-card")
+    page.wait(lambda: page.revision() == 2)
+    assert page.run("document.querySelector('.chosen')") is None
+    pair = read_preferences(tmp_path / "preferences.jsonl")[0]
+    assert pair.chosen[0].content == good.strip()
+    page.hold(Keys.CONTROL, "z")
+    page.wait(lambda: page.revision() == 3)
+    assert (page.text("status"), page.text("b-text")) == ("Undone: a pair.", good)
+
+
+def test_guidelines_keys_both_bad_the_last_decisions_and_the_next_commands(
+    page: Page, serve: Serve, write_candidates: Write, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    write_candidates(candidates(3))
+    (tmp_path / "g.md").write_text("Be **brief**. <script>window.pwned=1</script>")
+    command = ("candidates.jsonl", "--no-open", "--guidelines", "g.md")
+    served = serve(*command)
+    page.open(served)
+    page.wait(lambda: bool(page.run("$('guidelines').open")))  # at the first start
+    assert page.text("guidelines-text").strip() == "Be brief. <script>window.pwned=1</script>"
+    page.press("1")
+    page.press("g")
+    assert page.run("[$('guidelines').open, state.revision]") == [False, 1]
+    page.press("?")
+    assert page.run("$('keys').open") is True
+    page.press("2", Keys.ESCAPE)
+    assert page.run("[$('keys').open, state.revision]") == [False, 1]
+
+    page.decide("1")
+    page.decide("b")
+    assert page.text("status") == "Both bad: no pair."
+    page.decide("2")
+    assert page.text("progress-text") == "3 of 3 done, 2 pairs saved, 1 both bad"
+    commands = page.text("next-commands").splitlines()
+    assert [line.split(" ", 1)[1] for line in commands] == [
+        "data check preferences.jsonl",
+        "train --data preferences.jsonl",
+    ]
+    assert page.run("$('next').hidden") is False
+    assert page.run(
+        "[...document.querySelectorAll('#last summary b')].map(e => e.textContent)"
+    ) == [*("Pair", "Both bad", "Pair")]
+    page.run("document.querySelectorAll('#last button')[2].click()")
+    page.wait(lambda: page.text("status") == "Undone: a pair.")
+    assert page.text("conversation") == "userQuestion 0\n"
+    page.decide("1")
+    assert page.text("progress-text") == "3 of 3 done, 2 pairs saved, 1 both bad"
+    page.open(served)
+    assert page.run("$('guidelines').open") is False
+    _only_asked(page, {served.port})
+
+
+def test_the_time_left_follows_the_median_without_idle_gaps(page: Page) -> None:
+    script = resources.files("mlx_dpo.workshop.label").joinpath("page", "draw.js").read_text()
+    cases = {
+        "[10, 10, 10, 10], 60": "",  # too few to say
+        "[10, 10, 10, 10, 9000], 60": "",
+        "[10, 12, 10, 10, 250, 9000], 60": "about 10 minutes left",
+        "[99, 99, 99, ...Array(20).fill(3)], 20": "about 1 minute left",
+        "[20, 20, 20, 20, 20], 1": "less than a minute left",
+        "[30, 30, 30, 30, 30], 150": "about 1 h 15 min left",
+        "[30, 30, 30, 30, 30], 0": "",
+    }
+    asked = f"{script}; return [{', '.join(f'timeLeft({case})' for case in cases)}]"
+    assert page.browser.execute_script(asked) == list(cases.values())
+
+
+def test_the_verdicts_are_next_to_the_answers(
+    page: Page, serve: Serve, write_candidates: Write
+) -> None:
+    write_candidates(
+        [{"prompt": "short", "answers": ["Yes", "No"]},
+         {"prompt": "long", "answers": ["Yes. " * 3000, "No. " * 3000]}]
+    )  # fmt: skip
+    page.open(serve("candidates.jsonl", "--no-open"))
+    edges = "[$('a-card'), $('do-a')].map((e) => e.getBoundingClientRect())"
+    card, button = page.run(edges)
+    assert 0 <= button["top"] - card["bottom"] < 30
+    page.decide("1")
+    card, button = page.run(edges)
+    height = page.run("innerHeight")
+    assert card["bottom"] > height
+    assert button["bottom"] <= height
+
+
 def test_a_hundred_attacks_are_text(page: Page, serve: Serve, write_candidates: Write) -> None:
+    def joined(text: str) -> str:
+        return "".join(text.split())
+
     triples = [ATTACKS[i : i + 3] for i in range(0, 100, 3)]
     write_candidates(
         [
@@ -188,14 +272,18 @@ def test_a_hundred_attacks_are_text(page: Page, serve: Serve, write_candidates: 
     )
     served = serve("candidates.jsonl", "--no-open")
     page.open(served)
-    before = page.browser.execute_script("return document.querySelectorAll('*').length")
     for number, attacks in enumerate(triples[:-1]):
-        shown = page.browser.execute_script(
-            """return [...document.querySelectorAll('#choose .text, #choose .role')].map(
-                 (e) => [e.textContent, e.children.length])"""
+        tags, attributes, texts = page.browser.execute_script(
+            """const texts = [...document.querySelectorAll('#choose .text, #choose .role')];
+               const inside = texts.flatMap((e) => [...e.querySelectorAll('*')]);
+               return [inside.map((e) => e.localName), inside.flatMap((e) => e.getAttributeNames()),
+                 texts.map((e) => e.textContent)]"""
         )
-        assert all(children == 0 for _, children in shown)
-        assert sorted({text for text, _ in shown}) == sorted(attacks)
+        assert set(tags) <= TAGS
+        assert attributes == []
+        known = {joined(text) for attack in attacks for text in (attack, unescape(attack))}
+        assert {joined(text) for text in texts} <= known
+        assert len({text.strip() for text in texts}) >= 3
         if number % 4 == 0:  # some go through the editor too
             page.press("e", "1")
             page.browser.execute_script("toggleEditing()")
@@ -203,9 +291,8 @@ def test_a_hundred_attacks_are_text(page: Page, serve: Serve, write_candidates: 
         assert page.browser.execute_script("return window.pwned || document.title") == (
             "Which answer is better?"
         )
-    assert page.text("write-conversation") == ATTACKS[-1] * 2
-    after = page.browser.execute_script("return document.querySelectorAll('*').length")
-    assert after - before <= 3  # the turn of the last prompt, in the form
+    assert unescape(ATTACKS[-1]) in page.text("write-conversation")
+    assert page.run("document.querySelectorAll('script, [onload], [onerror], a, img').length") == 2
     from selenium.webdriver.support.expected_conditions import alert_is_present
 
     assert not alert_is_present()(page.browser)
@@ -246,18 +333,23 @@ def test_it_can_be_read_reached_and_held_in_a_hand(
     rows[0]["prompt"] = "long" * 400
     write_candidates(rows)
     command = page.browser.execute_cdp_cmd
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    command("Emulation.setEmulatedMedia", {"features": features})
+    set_media(page.browser, scheme)
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     command("Emulation.setDeviceMetricsOverride", phone)
     page.open(serve("candidates.jsonl", "--no-open"))
     script = (Path(__file__).parent / "accessibility.js").read_text()
-    for key in ("", "e", "w"):
+    page.decide("1")
+    page.run("$('last').open = true")
+    page.decide("u")
+    page.decide("1")
+    for key in ("", "d", "e", "?", "w"):
         page.press(*([key] if key else []))
+        if key == "d":
+            page.wait(lambda: bool(page.run("texts.pieces")))
         found = page.browser.execute_script(script)
         assert found == {"unnamed": [], "pale": [], "small": [], "sideways": 0}
-        if key == "e":
-            page.browser.execute_script("toggleEditing()")
+        if key in ("e", "?"):
+            page.browser.execute_script("editing ? toggleEditing() : $('keys').close()")
     command("Emulation.clearDeviceMetricsOverride", {})
 
 

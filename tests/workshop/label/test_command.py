@@ -13,7 +13,7 @@ import pytest
 
 from mlx_dpo.workshop.candidates import load_candidates
 from mlx_dpo.workshop.journal import Journal
-from mlx_dpo.workshop.label.book import SKIP, Book, journal_path, tasks_of
+from mlx_dpo.workshop.label.book import BAD, SKIP, Book, journal_path, tasks_of
 from tests.cli.test_cli import exit_code
 from tests.workshop.label.served import Served
 
@@ -47,6 +47,50 @@ def test_files_are_checked_before_anything_is_made(capsys: pytest.CaptureFixture
     assert [file.name for file in Path().iterdir()] == ["bad.jsonl"]
 
 
+def test_files_of_pairs_alone_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
+    assert label("pairs.jsonl") == 2
+    said = capsys.readouterr().err
+    assert "pairs.jsonl: nothing to decide, all rows are finished pairs" in said
+    assert [file.name for file in Path().iterdir()] == ["pairs.jsonl"]
+
+
+def test_pairs_among_the_tasks_are_counted_and_left_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_dpo.workshop.label.server.serve", lambda book, *_, **__: None)
+    pairs = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2
+    Path("mixed.jsonl").write_text(pairs + '{"prompt": "a", "answers": ["b", "c"]}\n')
+    assert label("mixed.jsonl") == 0
+    said = capsys.readouterr()
+    assert "mixed.jsonl: 2 finished pairs left alone" in said.err
+    assert "0 pairs in preferences.jsonl; 1 task to do." in said.out
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"  \n", "is empty"),
+        (b"caf\xe9", "byte 0xe9 is not UTF-8"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_guidelines_that_cannot_be_read_are_refused_before_anything_is_made(
+    content: bytes | str | None, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("g.md")
+    if content == "folder":
+        file.mkdir()
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    assert label("--guidelines", "g.md") == 2
+    said = capsys.readouterr().err
+    assert "g.md" in said
+    assert reason in said
+    assert not journal_path(Path("preferences.jsonl")).exists()
+
+
 def test_a_port_that_is_taken_and_a_book_that_is_open_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -67,15 +111,18 @@ def test_ctrl_c_says_what_is_left_and_which_commands_come_next(
     Path("my rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     book = Book(Path("mine.jsonl"), tasks_of(load_candidates("my rows.jsonl")))
     book.add_pair({"prompt": "Is it far?", "chosen": "No", "rejected": "Yes", "kind": ""})
-    book.add(SKIP, book.tasks[0].id)
+    book.add(SKIP, book.tasks[0])
+    book.add(BAD, book.tasks[1])
     book.close()
-    served = serve("my rows.jsonl", "--no-open", "--out", "mine.jsonl")
+    Path("g.md").write_text("Be *kind*.")
+    served = serve(*("my rows.jsonl", "--no-open", "--out", "mine.jsonl", "--guidelines", "g.md"))
     with urlopen(f"http://127.0.0.1:{served.port}/"):  # it has begun to answer
         pass
     served.process.send_signal(signal.SIGINT)
     assert served.process.stdout is not None
     said = served.process.stdout.read()
-    assert "1 pair in mine.jsonl; 3 tasks to do.\n" in said
-    assert "data label 'my rows.jsonl' --out mine.jsonl\n" in said
+    assert "1 pair in mine.jsonl; 2 tasks to do.\n" in said
+    assert "Both answers bad: 1. They make no pair; " in said
+    assert "data label 'my rows.jsonl' --out mine.jsonl --guidelines g.md\n" in said
     assert "data check mine.jsonl\n" in said
     assert "train --data mine.jsonl\n" in said

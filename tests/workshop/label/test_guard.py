@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.workshop.label.book import Book
-from mlx_dpo.workshop.label.server import make_server
+from mlx_dpo.workshop.label.server import Session, make_server
 
 TOKEN = "a-token-for-tests"
 
@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     book = Book(tmp_path_factory.mktemp("guard") / "pairs.jsonl", [])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = make_server(book, port=port, token=TOKEN, command="mlx_dpo data label")
+        server = make_server(book, Session("mlx_dpo data label"), port=port, token=TOKEN)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield Client(port, book)
@@ -68,12 +68,13 @@ def own_pair(client: Client, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_page_itself_is_served_with_its_rules(client: Client) -> None:
-    for path in ("/", "/page.css", "/page.js"):
+    for path in ("/", "/page.css", "/draw.js", "/page.js"):
         status, headers, body = client("GET", path, authorization=None)
         assert (status, bool(body)) == (200, True)
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
+        assert "require-trusted-types-for 'script'; trusted-types rendered" in policy
         assert headers["x-content-type-options"] == "nosniff"
     assert client("GET", "/../book.py")[0] == 404
     assert client("GET", "/page/page.html")[0] == 404
@@ -112,6 +113,7 @@ def test_without_the_token_nothing_is_told_or_written(
 ) -> None:
     assert client("GET", "/api/state", **headers)[0] == 401
     assert client("POST", "/api/write", own_pair(client), **headers)[0] == 401
+    assert client("POST", "/api/show", {"a": "", "b": ""}, **headers)[0] == 401
     assert client.book.pairs == []
 
 
@@ -137,6 +139,12 @@ def test_bodies_that_are_too_long_or_nonsense_are_refused(client: Client) -> Non
         assert client("POST", "/api/write", body)[0] == 400
     assert client("POST", "/api/write", own_pair(client, chosen=5))[0] == 422
     assert client("POST", "/api/label", own_pair(client, task="x", verdict="a"))[0] == 422
+    assert client("POST", "/api/label", own_pair(client, task="x", verdict=[]))[0] == 422
+    for number in (1, 99, "1", True, [2]):
+        undo = {"revision": client.book.revision, "number": number}
+        assert client("POST", "/api/undo", undo)[0] == 422
+    for texts in ({}, {"a": "x"}, {"a": "x", "b": 1}, {"a": "half \ud800", "b": "x"}):
+        assert client("POST", "/api/show", texts)[0] == 400
     assert client("GET", "/api/write")[0] == 405
     assert client.book.pairs == []
 

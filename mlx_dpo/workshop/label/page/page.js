@@ -1,15 +1,20 @@
-// The labelling page. All that matters lives in the server: this shows its state and sends decisions.
-// Texts of prompts and answers only ever go through textContent and value, never into HTML.
+// The labelling page. All that matters lives in the server: this shows its state (draw.js) and sends
+// decisions.
 "use strict";
 
-const $ = (id) => document.getElementById(id);
 const token = location.hash.slice(1);
+const PAUSE = { key: 150, click: 300 };  // ms in which the chosen card is seen; a second click cancels
 let state = null;     // what the server said last
-let command = "mlx_dpo data label";  // what starts the program again
-let texts = null;     // the two answers as they read now
+let session = { command: "mlx_dpo data label", next_commands: [], guidelines: "" };
+let texts = null;     // the two answers as they read now, as HTML, and in pieces (null: not asked yet)
 let editing = false;
+let comparing = false;  // whether differences are marked
 let writing = false;  // whether the person asked to write a pair from scratch
 let busy = false;     // a second key press must not decide the next pair unseen
+let clicked = null;   // timer of a card that was clicked and is not sent yet
+let hadSelection = false;  // whether text was selected before a click
+let shownAt = null;   // when the task was shown; null if the page was hidden since then
+let times = [];       // seconds that decisions took
 
 async function ask(path, body) {
   const options = { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
@@ -23,20 +28,26 @@ async function ask(path, body) {
     response = await fetch(path, options);
     found = await response.json();
   } catch {
-    const lost = path === "api/undo" ? "Nothing was undone. " : "This decision was not saved. ";
-    throw new Error(`${body ? lost : ""}The program does not answer. Start it again: \`${command}\` ` +
-      "and open the address it prints. All that was saved is still there.");
+    const lost = { "api/undo": "Nothing was undone. ", "api/show": "", "api/state": "" }[path];
+    throw new Error(`${lost ?? "This decision was not saved. "}The program does not answer. ` +
+      `Start it again: \`${session.command}\` and open the address it prints. ` +
+      "All that was saved is still there.");
   }
   if (response.status === 409) show(found);
   if (!response.ok) throw new Error(found.error);
   return found;
 }
 
-async function send(path, body) {
+async function send(path, body, pause = 0) {
   if (busy || !state) return;
   busy = true;
+  const task = state.task;
+  const took = shownAt === null ? Infinity : (performance.now() - shownAt) / 1000;
   try {
-    const found = await ask(path, body);
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const seen = new Promise((resolve) => { setTimeout(resolve, calm ? 0 : pause); });
+    const [found] = await Promise.all([ask(path, body), seen]);
+    if (path === "api/label" && task.is_choice) times.push(took);
     writing = false;
     $("writing").reset();
     show(found);
@@ -46,106 +57,20 @@ async function send(path, body) {
     $("status").textContent = "";
     $("error").textContent = error.message;
   } finally {
+    mark(null);
     busy = false;
   }
 }
 
 function show(found) {
   state = found;
-  editing = false;
+  editing = comparing = false;
   const task = state.task;
-  texts = task && { a: task.a, b: task.b };
-  $("progress").max = Math.max(1, state.total);
-  $("progress").value = state.total ? state.done : 1;
-  const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-  $("progress-text").textContent = [
-    state.total && `${state.done} of ${state.total} done`,
-    state.total && `${counted(state.pairs, "pair")} saved`,
-    state.ties && counted(state.ties, "tie"),
-    state.skipped && `${state.skipped} skipped`,
-    (state.by_hand || !state.total) && `${counted(state.by_hand, "pair")} written by hand`,
-    state.elsewhere && `${counted(state.elsewhere, "pair")} from other files`,
-  ].filter(Boolean).join(", ");
-  showLengths(state.lengths);
+  texts = task && { a: task.a, b: task.b, html: task.html, pieces: null };
+  shownAt = document.hidden ? null : performance.now();
+  drawLengths(state.lengths);
   draw();
   focusTask();
-}
-
-function showLengths(lengths) {
-  const decided = lengths.longer + lengths.shorter;
-  const enough = decided >= lengths.enough;
-  let text = enough
-    ? `Length in characters: the better answer is longer in ${lengths.longer} of ${decided}`
-    : `Length in characters: shown from ${lengths.enough} pairs that differ, ${decided} so far`;
-  if (lengths.leans) text += `. A model would learn “${lengths.leans}” from this`;
-  $("lengths-text").textContent = text;
-  const percent = enough ? Math.round(100 * lengths.share) : 50;
-  $("lengths").setAttribute("aria-valuenow", percent);
-  $("lengths-mark").hidden = !enough;
-  $("lengths-mark").style.left = `${percent}%`;
-  $("lengths").parentElement.classList.toggle("leans", Boolean(lengths.leans));
-}
-
-function draw() {
-  const task = state.task;
-  const choosing = Boolean(task && task.is_choice && !writing);
-  const writeTask = Boolean(task && !task.is_choice && !writing);
-  const onForm = writing || writeTask;
-  $("choose").hidden = !choosing;
-  $("write").hidden = !onForm;
-  $("finished").hidden = onForm || choosing;
-  $("actions").hidden = writing;
-  $("actions").classList.toggle("only-write", !choosing);
-  for (const button of document.querySelectorAll(".choice")) button.hidden = !choosing;
-  $("do-undo").disabled = !state.can_undo;
-  if (choosing) drawChoice(task);
-  if (onForm) drawForm(writeTask ? task : null);
-  $("finished-text").textContent = state.total
-    ? `You have been through all ${state.total}. Your pairs are in ${state.out}; you may close ` +
-      "this page, or write pairs of your own." +
-      (state.skipped ? " What was skipped comes again when the program is started again." : "")
-    : `Write a pair of your own: press w. Pairs go to ${state.out}.`;
-  $("finished-title").textContent = state.total ? "Nothing left to choose" : "No file was given";
-}
-
-function drawChoice(task) {
-  drawConversation($("conversation"), task.prompt);
-  $("actions").classList.toggle("editing", editing);
-  $("do-edit").setAttribute("aria-pressed", String(editing));
-  $("do-edit").setAttribute("aria-keyshortcuts", editing ? "Escape" : "e");
-  $("do-edit-name").textContent = editing ? "Done editing:" : "Edit";
-  $("do-edit-key").textContent = editing ? "Esc" : "e";
-  for (const side of ["a", "b"]) {
-    $(`${side}-text`).textContent = texts[side];
-    $(`${side}-text`).hidden = editing;
-    $(`${side}-editor`).hidden = !editing;
-    $(`${side}-editor`).value = texts[side];
-    $(`${side}-edited`).hidden = texts[side] === task[side];
-  }
-}
-
-function drawConversation(place, turns) {
-  place.replaceChildren(...turns.map((turn) => {
-    const box = document.createElement("div");
-    const role = document.createElement("div");
-    const text = document.createElement("div");
-    box.className = "turn";
-    role.className = "role";
-    text.className = "text";
-    text.dir = "auto";
-    role.textContent = turn.role;
-    text.textContent = turn.content;
-    box.append(role, text);
-    return box;
-  }));
-}
-
-function drawForm(task) {
-  drawConversation($("write-conversation"), task ? task.prompt : []);
-  $("write-title").textContent = task ? "Write a better and a worse answer" : "Write a pair";
-  $("write-own").hidden = $("write-kinds").hidden = $("write-cancel").hidden = Boolean(task);
-  $("write-skip").hidden = !task;
-  if (task && !$("write-rejected").value) $("write-rejected").value = task.a || task.b;
 }
 
 function focusTask() {
@@ -154,8 +79,28 @@ function focusTask() {
   else $("conversation").focus();
 }
 
+function mark(side) {
+  clearTimeout(clicked);
+  clicked = null;
+  for (const each of ["a", "b"]) $(`${each}-card`).classList.toggle("chosen", each === side);
+}
+
 function keepEdits() {
-  if (editing) for (const side of ["a", "b"]) texts[side] = $(`${side}-editor`).value;
+  if (!editing) return;
+  const [a, b] = [$("a-editor").value, $("b-editor").value];
+  if (a !== texts.a || b !== texts.b) texts = { a, b, html: null, pieces: null };
+}
+
+async function askTexts() {
+  const mine = texts;
+  try {
+    const found = await ask("api/show", { a: mine.a, b: mine.b });
+    if (texts !== mine) return;
+    Object.assign(mine, found);
+    if (!editing) draw();
+  } catch (error) {
+    $("error").textContent = error.message;
+  }
 }
 
 function toggleEditing() {
@@ -164,11 +109,30 @@ function toggleEditing() {
   draw();
   if (editing) $("a-editor").focus();
   else $("conversation").focus();
+  if (!editing && !texts.html) askTexts();
 }
 
-function decide(verdict) {
+function toggleDifferences() {
+  comparing = !comparing;
+  draw();
+  if (comparing && !texts.pieces) askTexts();
+}
+
+function decide(verdict, pause = PAUSE.key) {
+  if (busy) return;
   keepEdits();
-  send("api/label", { task: state.task.id, verdict, ...texts });
+  if (state.task.is_choice) mark(verdict);
+  send("api/label", { task: state.task.id, verdict, a: texts.a, b: texts.b },
+    "ab".includes(verdict) && state.task.is_choice ? pause : 0);
+}
+
+// A click chooses, and is seen to; one that selects text, clears a selection or begins a double
+// click does not.
+function onCard(side, event) {
+  const selected = hadSelection || !getSelection().isCollapsed;
+  if (busy || editing || selected || event.detail > 1) return;
+  mark(side);
+  clicked = setTimeout(() => decide(side, 0), PAUSE.click);
 }
 
 function startWriting() {
@@ -199,27 +163,40 @@ function saveWriting(event) {
 }
 
 const keys = {
-  1: "do-a", 2: "do-b", t: "do-tie", s: "do-skip", e: "do-edit", u: "do-undo", w: "do-write" };
+  1: "do-a", 2: "do-b", t: "do-tie", b: "do-bad", s: "do-skip", d: "do-differences", e: "do-edit",
+  u: "do-undo", w: "do-write", g: "do-guidelines", "?": "do-keys" };
+
+function press(name) {
+  const button = name && $(name);
+  if (!button || button.offsetParent === null || button.disabled) return false;
+  button.click();
+  return true;
+}
 
 function onKey(event) {
   if (event.isComposing || event.repeat) return;
+  if (!busy) mark(null);
+  const dialog = document.querySelector("dialog[open]");
+  const key = event.key.toLowerCase();
+  if (dialog) {
+    if (keys[key] === `do-${dialog.id}`) dialog.close();
+    return;
+  }
   if (event.key === "Escape") {
     if (editing) toggleEditing();
     else if (!$("write").hidden) stopWriting();
     return;
   }
   const typing = event.target.matches("textarea, input");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key === "Enter" && command) {
     if (editing) toggleEditing();
     else if (!$("write").hidden) $("writing").requestSubmit();
     return;
   }
-  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const button = keys[event.key.toLowerCase()] && $(keys[event.key.toLowerCase()]);
-  if (button && button.offsetParent !== null && !button.disabled) {
-    event.preventDefault();
-    button.click();
-  }
+  if (typing || event.altKey) return;
+  const isUndo = command && key === "z" && !event.shiftKey;
+  if (isUndo ? press("do-undo") : !command && press(keys[key])) event.preventDefault();
 }
 
 function hasUnsaved() {
@@ -231,10 +208,22 @@ function hasUnsaved() {
   return Boolean(edited || typed);
 }
 
-$("do-a").addEventListener("click", () => decide("a"));
-$("do-b").addEventListener("click", () => decide("b"));
-$("do-tie").addEventListener("click", () => decide("tie"));
-$("do-skip").addEventListener("click", () => decide("skip"));
+for (const side of ["a", "b"]) {
+  $(`${side}-card`).addEventListener("click", (event) => onCard(side, event));
+  $(`do-${side}`).addEventListener("click", () => decide(side));
+}
+document.addEventListener("pointerdown", () => {
+  hadSelection = !getSelection().isCollapsed;
+  if (!busy) mark(null);
+});
+for (const verdict of ["tie", "bad", "skip"]) {
+  $(`do-${verdict}`).addEventListener("click", () => decide(verdict));
+}
+for (const name of ["guidelines", "keys"]) {
+  $(`do-${name}`).addEventListener("click", () => $(name).showModal());
+  $(name).addEventListener("close", focusTask);
+}
+$("do-differences").addEventListener("click", toggleDifferences);
 $("do-edit").addEventListener("click", toggleEditing);
 $("do-undo").addEventListener("click", () => send("api/undo", {}));
 $("do-write").addEventListener("click", startWriting);
@@ -242,11 +231,14 @@ $("writing").addEventListener("submit", saveWriting);
 $("write-cancel").addEventListener("click", stopWriting);
 $("write-skip").addEventListener("click", () => decide("skip"));
 document.addEventListener("keydown", onKey);
+document.addEventListener("visibilitychange", () => { if (document.hidden) shownAt = null; });
 window.addEventListener("beforeunload", (event) => { if (hasUnsaved()) event.preventDefault(); });
 window.addEventListener("hashchange", () => location.reload());
 ask("api/state").then((found) => {
-  command = found.command;
+  session = found;
+  drawHtml($("guidelines-text"), session.guidelines);
   show(found);
+  if (session.guidelines && state.revision === 1) $("guidelines").showModal();
 }, (error) => {
   $("progress-text").textContent = "Not connected";
   $("error").textContent = error.message;

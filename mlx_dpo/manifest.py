@@ -47,6 +47,26 @@ def write_manifest(folder: Path, files: dict[str, NewFile], **facts: Any) -> byt
     return text
 
 
+def write_manifest_of(folder: Path, **facts: Any) -> None:
+    """Write the manifest of a folder whose files were written by others, as they are on disk.
+
+    Raises:
+        OSError: If one can't be read, or it can't be written.
+    """
+    entries = {name: _entry(folder / name) for name in _names(folder)}
+    with NewFile(folder / MANIFEST) as file:
+        file.write(canonical({**facts, "files": entries, "format": FORMAT}))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest says beside its files; empty where it has none that is sound."""
+    try:
+        value = json.loads((folder / MANIFEST).read_bytes())
+        return {k: v for k, v in value.items() if k not in ("files", "format")}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
 def find_damage(folder: Path, **facts: Any) -> str | None:
     """What is wrong with a folder that has a manifest, in words; None if nothing is.
 
@@ -70,7 +90,7 @@ def _compare(folder: Path, facts: dict[str, Any]) -> str | None:
         entries = _parse(file.read(MAX_BYTES), facts)
     if entries is None:
         return f"{MANIFEST} is not as it was written"
-    present = {entry.name for entry in entries_of(folder)} - {MANIFEST}
+    present = _names(folder)
     for name in sorted(entries.keys() | present):
         if name not in present:
             return f"{name} is missing"
@@ -94,13 +114,27 @@ def _parse(text: bytes, facts: dict[str, Any]) -> dict[str, Any] | None:
     return dict(entries) if is_ours else None
 
 
+def _names(folder: Path) -> set[str]:
+    """Files of a folder and of those below it, and folders without files, but for the manifest."""
+    names = set()
+    for entry in entries_of(folder):
+        below = _names(entry) if entry.is_dir() and not entry.is_symlink() else set()
+        names |= {f"{entry.name}/{name}" for name in below} or {entry.name}
+    return names - {MANIFEST}
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": sha256}
+
+
 def _difference(file: Path, entry: dict[str, Any]) -> str | None:
     if file.is_symlink() or not file.is_file():
         return "is not a file"
     size = file.stat().st_size
     if size != entry["bytes"]:
         return f"has {size} bytes, and {entry['bytes']} were written"
-    with file.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != entry["sha256"]:
-            return "does not hold what was written (sha256 differs)"
+    if _entry(file) != entry:
+        return "does not hold what was written (sha256 differs)"
     return None
