@@ -64,6 +64,7 @@ def commands() -> Iterator[Command]:
 
 
 COMMANDS = list(commands())
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 class UnderstoodError(Exception):
@@ -184,3 +185,12 @@ def test_every_command_of_the_pages_runs(clone: Path, capsys: pytest.CaptureFixt
     for line in (*first, *(line for line in to_run if line not in first)):
         wrong = run(to_run[line], capsys)
         assert not wrong, f"{to_run[line].where}: {line}\n{wrong}"
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S))
+@pytest.mark.usefixtures("clone")
+def test_the_library_works_as_the_readme_shows_it(
+    block: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("0.6931")
