@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 35  # words of a sentence
+FOLDERS = ("benchmarks", "checkpoints", "data/dpo")
 
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.M | re.S)
 NOT_PROSE = (
@@ -103,8 +104,8 @@ def words(markdown: str) -> int:
 
 
 def pages() -> list[Path]:
-    """The pages for users: README, docs, how to contribute, the cards of checkpoints and data."""
-    others = ("README.md", "CONTRIBUTING.md", "checkpoints/README.md", "data/dpo/README.md")
+    """The pages for users: all but those about the tests' own files."""
+    others = ("README.md", "CONTRIBUTING.md", *(f"{p}/README.md" for p in FOLDERS))
     return [*(ROOT / name for name in others), *sorted(ROOT.glob("docs/*.md"))]
 
 
