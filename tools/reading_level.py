@@ -14,6 +14,7 @@ sentence. Syllables are groups of vowels, less those that are usually silent.
 """
 
 import argparse
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +116,11 @@ def main() -> None:
     parser.add_argument("page", nargs="*", type=Path)
     named = parser.parse_args().page
     for page in named or pages():
-        found = level(page.read_text("utf-8"))
+        text = page.read_text("utf-8")
+        found = level(text)
         print(
             f"{found.grade:5.1f}  {found.words_a_sentence:5.1f} words a sentence, "
-            f"longest {found.longest:3d}, {words(page.read_text('utf-8')):5d} words  {page.name}"
+            f"longest {found.longest:3d}, {words(text):5d} words  {os.path.relpath(page)}"
         )
         for sentence in found.sentences if named else ():
             if len(WORD.findall(sentence)) > LONGEST:
