@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mlx_dpo.errors import DataError, DiskError, LockedError
+from mlx_dpo.errors import DataError, DiskError, LockedError, disk_error
 from mlx_dpo.files import append, check_ordinary, cut_torn_line, make_folder
 from mlx_dpo.preferences.reader import json_line
 
@@ -35,7 +35,7 @@ class Journal:
         try:
             self._locked = path.open("ab")
         except OSError as error:
-            raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+            raise disk_error(path, error) from None
         try:
             fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
             cut_torn_line(path)
