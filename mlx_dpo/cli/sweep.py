@@ -12,7 +12,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import say, share, table
+from mlx_dpo.cli.screen import program, say, share, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
