@@ -194,7 +194,9 @@ def _action(book: Book, act: Callable[[Book, dict[str, Any]], str]) -> Any:
         except DataError as error:
             return JSONResponse({"error": str(error)}, 422)
         except DiskError as error:
-            return JSONResponse({"error": str(error)}, 507)
+            if book.revision == body["revision"]:
+                return JSONResponse({"error": str(error)}, 507)
+            return JSONResponse({**view(book), "error": str(error)}, 409)  # the decision counts
         return JSONResponse({**view(book), "saved": saved})
 
     return respond

@@ -1,14 +1,17 @@
 """Who may talk to the page's server, asked over a real socket."""
 
+import errno
 import http.client
 import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_dpo import files
 from mlx_dpo.workshop.label.book import Book
 from mlx_dpo.workshop.label.server import Session, make_server
 
@@ -158,3 +161,19 @@ def test_the_page_may_write_and_a_page_that_missed_it_may_not(client: Client) ->
     assert len(client.book.pairs) == 1
     client.book.undo()
     assert client.book.pairs == []
+
+
+def test_a_decision_whose_pairs_could_not_be_written_is_shown_as_taken(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(files.Disk):
+        def rename(self, old: Path, new: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "disk", Refusing())
+    status, _, body = client("POST", "/api/write", own_pair(client))
+    found = json.loads(body)
+    assert (status, found["by_hand"], found["revision"]) == (409, 1, client.book.revision)
+    assert "No space left on device; the decision is kept in pairs.jsonl.lab" in found["error"]
+    monkeypatch.undo()
+    client.book.undo()
