@@ -1,0 +1,105 @@
+"""Programs that connect to the labelling page and say little: the page goes on, they are let go."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_dpo.workshop.label import connections
+from tests.workshop.label.client import Client, serving
+
+POST = b"POST /api/undo HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+HEAD = POST + b"Authorization: Bearer a-token-for-tests\r\nContent-Length: 20\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serving(tmp_path_factory.mktemp("connections")) as client:
+        assert client("GET", "/")[0] == 200
+        yield client
+
+
+def connect(client: Client, said: bytes) -> socket.socket:
+    found = socket.create_connection(("127.0.0.1", client.port), timeout=20)
+    found.sendall(said % client.port if b"%d" in said else said)
+    return found
+
+
+SAID = {"nothing": b"", "half a line": b"GET / HT", "half a head": POST, "no body": HEAD}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_many_idle_connections_do_not_keep_the_page_from_its_user(
+    client: Client, said: bytes
+) -> None:
+    idle = []
+    for _ in range(3 * connections.MAX_CONNECTIONS):
+        idle.append(connect(client, said))
+        if len(idle) % connections.BACKLOG == 0:
+            assert client("GET", "/api/state")[0] == 200
+    assert client("GET", "/api/state")[0] == 200
+    assert len(client.server.server_state.connections) <= connections.MAX_CONNECTIONS
+    for connection in idle:
+        connection.close()
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_a_request_that_does_not_end_is_ended(
+    client: Client, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(connections, "DEADLINE", 0.02)
+    with connect(client, said) as slow:
+        assert slow.recv(1000)[:12] == (b"HTTP/1.1 408" if said else b"")
+
+
+def test_more_bytes_of_a_request_do_not_move_its_deadline(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "DEADLINE", 0.05)
+    with connect(client, b"GET / HTTP/1.1\r\n") as slow:
+        slow.settimeout(0.01)
+        answer, drops = b"", 0
+        while not answer and drops < 1000:
+            slow.sendall(b"x")
+            drops += 1
+            try:
+                answer = slow.recv(1000)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_reply_that_is_never_read_is_dropped(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "DEADLINE", 0.02)
+    page = b"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port
+    before = set(client.server.server_state.connections)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", client.port))
+        deaf.sendall(page * 400)
+        mine = set(client.server.server_state.connections) - before
+        for _ in range(2000):
+            if not mine & set(client.server.server_state.connections):
+                break
+            assert client("GET", "/")[0] == 200
+        assert not mine & set(client.server.server_state.connections)
+
+
+def test_a_connection_that_is_kept_open_serves_again_and_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "DEADLINE", 0.05)
+    page = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % client.port
+    with connect(client, page) as kept:
+        for _ in range(3):
+            answer = kept.recv(100_000)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            while not answer.endswith(b"</html>\n"):
+                answer += kept.recv(100_000)
+            kept.settimeout(0.1)
+            with pytest.raises(TimeoutError):  # longer than the deadline, and still open
+                kept.recv(1)
+            kept.settimeout(20)
+            kept.sendall(page)
