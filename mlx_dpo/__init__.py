@@ -10,10 +10,23 @@ import os
 # the variable at the first product of the process.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
+import resource
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+if 0 <= _OPEN_FILES < 4096:
+    # mlx-lm asks for 4096 when it is imported, and fails where the system allows fewer.
+    _set_limit = resource.setrlimit
+
+    def _set_allowed(kind: int, limits: tuple[int, int]) -> None:
+        if kind == resource.RLIMIT_NOFILE:
+            limits = (min(limits[0], _OPEN_FILES), _OPEN_FILES)
+        _set_limit(kind, limits)
+
+    resource.setrlimit = _set_allowed
 
 if TYPE_CHECKING:
     from mlx_dpo.convert.sources import load

@@ -3,6 +3,8 @@
 A message is one line: what is wrong, where, and what to do. Nothing else reaches the screen.
 """
 
+import errno
+
 
 class MlxDpoError(Exception):
     """A run failed for a reason that can be named. The base of all errors below."""
@@ -61,6 +63,34 @@ class DeviceFaultError(MlxDpoError):
     """The GPU failed in the middle of a computation; what was saved before is whole."""
 
     exit_code = 8
+
+
+_DISK_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room: your share of this disk is used up",
+    errno.EROFS: "the volume is read-only: choose a folder on another one",
+    errno.EIO: "the disk reports errors: check its cable, then the disk",
+    errno.ENXIO: "the disk is gone: connect it again",
+    errno.ENODEV: "the disk is gone: connect it again",
+    errno.ESTALE: "the network volume is gone: connect it again",
+    errno.ENOENT: "its folder was removed or renamed meanwhile",
+    errno.EACCES: "you may not write there: choose another folder",
+    errno.EPERM: "you may not write there: choose another folder",
+    errno.EMFILE: "too many files are open: raise the limit with ulimit -n",
+}
+
+
+def disk_error(path: object, error: OSError, what: str = "not written") -> DiskError:
+    """The error for a call of the system that failed, with what helps."""
+    advice = _DISK_ADVICE.get(error.errno or 0)
+    reason = error.strerror or str(error)
+    return DiskError(f"{path}: {what}: {reason}{f'; {advice}' if advice else ''}")
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether a disk failed, and not what was asked of it: full, read-only, broken or gone."""
+    faults = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV)
+    return isinstance(error, OSError) and error.errno in (*faults, errno.ESTALE, errno.EMFILE)
 
 
 class StoppedError(MlxDpoError):

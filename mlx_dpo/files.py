@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
-from mlx_dpo.errors import DiskError, MlxDpoError, UsageError
+from mlx_dpo.errors import DiskError, MlxDpoError, UsageError, disk_error
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
@@ -168,7 +168,7 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
         disk.rename(temporary, path)
         disk.flush_folder(path.parent)
     except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        raise disk_error(path, error) from None
     finally:
         with suppress(OSError):  # a name that is too long can't even be looked for
             temporary.unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def append(path: Path, text: str) -> None:
         with NewFile(path, append=True) as file:
             file.write(text.encode())
     except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        raise disk_error(path, error) from None
 
 
 def flush_file(path: Path) -> None:
@@ -201,7 +201,7 @@ def flush_file(path: Path) -> None:
         with path.open("rb") as file:
             disk.flush(file.fileno())
     except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        raise disk_error(path, error) from None
 
 
 def is_system_file(name: str) -> bool:
@@ -390,7 +390,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"{path}: cannot be made: {error.strerror or error}") from None
+        raise disk_error(path, error, "cannot be made") from None
 
 
 def check_writable(path: Path) -> None:
@@ -404,7 +404,7 @@ def check_writable(path: Path) -> None:
         with TemporaryDirectory(prefix=".", dir=path.parent), suppress(FileNotFoundError):
             os.lstat(_temporary(path))  # raises where its name would be too long
     except OSError as error:
-        raise DiskError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise disk_error(path, error, "cannot be written") from None
 
 
 @contextmanager
@@ -435,7 +435,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         _put_in_place(temporary, path, replace=replace)
         remove_abandoned(path.parent, path.name)  # what a killed writer had moved aside
     except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        raise disk_error(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

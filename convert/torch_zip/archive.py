@@ -27,7 +27,7 @@ from mlx_dpo.convert.torch_zip.tensors import (
     num_bytes,
     view,
 )
-from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.errors import UsageError, disk_error
 from mlx_dpo.files import check_ordinary
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def write_torch_zip(path: Path, content: Any) -> None:
                 _add(archive, f"data/{number}", values.tobytes())
             _add(archive, "version", b"3\n")
     except OSError as error:
-        raise DiskError(f"{path}: not written: {error.strerror or error}") from None
+        raise disk_error(path, error) from None
 
 
 class _RefusedZipError(ValueError):

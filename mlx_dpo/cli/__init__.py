@@ -27,7 +27,9 @@ from mlx_dpo.errors import (
     MlxDpoError,
     UsageError,
     device_fault,
+    disk_error,
     is_device_fault,
+    is_disk_fault,
     is_shortage,
 )
 
@@ -81,17 +83,23 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
     except Exception as error:  # one that nothing above expects
-        if is_shortage(error):
-            code = _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
-        elif is_device_fault(error):
-            code = _fail(str(device_fault(error)), DeviceFaultError.exit_code)
-        else:
-            code = _fail(f"{type(error).__name__}: {error}", 1)
+        code = _unexpected(error)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of Rust, in tokenizers and safetensors
             raise
         code = _fail(f"a library failed: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: Exception) -> int:
+    if is_shortage(error):
+        return _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
+    if is_device_fault(error):
+        return _fail(str(device_fault(error)), DeviceFaultError.exit_code)
+    if isinstance(error, OSError) and is_disk_fault(error):
+        what = disk_error(error.filename or "a file", error, "failed")
+        return _fail(str(what), what.exit_code)
+    return _fail(f"{type(error).__name__}: {error}", 1)
 
 
 def _check_encoding(args: list[str]) -> None:

@@ -1,10 +1,13 @@
 """`mlx_dpo report`."""
 
+import time
 from pathlib import Path
 
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.screen import program
+from mlx_dpo.errors import UsageError
 
 
 @click.command()
@@ -16,16 +19,30 @@ from mlx_dpo.cli import options
     "The page. Default: report.html in the first run's folder.",
     type=options.Name(path_type=Path, dir_okay=False),
 )
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Write the page again while the run trains; open it, and it keeps itself up to date.",
+)
+def report(runs: tuple[Path, ...], out: Path | None, live: bool) -> None:
     """Write what runs did as one HTML page that opens from disk.
 
-    Curves, accuracy by kind before and after, calibration, lengths, answers, cost, warnings and the
-    command to reproduce. `train` writes it at the end of every run.
+    Verdict, answers before and after, curves, accuracy by kind, calibration, lengths, cost,
+    warnings and the command to reproduce. `train` writes it at the end of every run. With --live,
+    in a second terminal, it is there from the first step on.
 
     \b
-    Example:
+    Examples:
       mlx_dpo report runs/tiny-sft-1
+      mlx_dpo report runs/tiny-sft-1 --live
     """
+    from mlx_dpo.insight.report.live import follow
     from mlx_dpo.insight.report.page import write_report
 
-    click.echo(f"written: {write_report(runs, out)}")
+    if not live:
+        click.echo(f"written: {write_report(runs, out, program=program())}")
+    elif len(runs) > 1:
+        raise UsageError("--live follows one run; without it, several stand on one page")
+    else:
+        page = follow(runs[0], out, wait=time.sleep, say=click.echo, program=program())
+        click.echo(f"written: {page}")

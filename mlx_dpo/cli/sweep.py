@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import progress, table
+from mlx_dpo.cli.screen import program, progress, screen_width, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
@@ -151,9 +152,15 @@ def _is_finished(settings: RunConfig) -> bool:
     run = Path(str(settings.run_dir))
     if not (run / "result.json").is_file():
         return False
-    from mlx_dpo.runs.defaults import decided
+    from mlx_dpo.insight.report.record import read_run
+    from mlx_dpo.runs.defaults import decided, decided_by_pairs
 
-    if decided(resolve(run / "config.toml", {})) != settings:
+    num_pairs = len(read_run(run).split["train"])
+    made, asked = (
+        decided_by_pairs(each, num_pairs)[0]
+        for each in (decided(resolve(run / "config.toml", {})), settings)
+    )
+    if made != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
     return True
 
@@ -174,7 +181,7 @@ def _train(settings: RunConfig, folder: Path) -> None:
 
 def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
     from mlx_dpo.insight.report.page import write_report
-    from mlx_dpo.insight.sweep import sweep_outcomes
+    from mlx_dpo.insight.sweep import advise, sweep_outcomes
 
     def begin(of_beta: Path, count: int) -> None:
         click.echo(f"{of_beta.name}: answers to {count} held-out prompts", err=True)
@@ -191,8 +198,12 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
     for outcome in outcomes:
         for warning in outcome.warnings:
             click.echo(f"warning: beta {outcome.beta:g}: {warning}")
+    advice = advise(outcomes)
+    reason = textwrap.fill(advice.reason, screen_width(), break_on_hyphens=False)
+    click.echo(f"\n{click.style(advice.sentence, bold=True)}\n{reason}\n")
     runs = [of_beta / "run" for of_beta in finished]
-    click.echo(f"The report is {write_report(runs, folder / 'report.html', outcomes, failed)}.")
+    page = folder / "report.html"
+    click.echo(f"The report is {write_report(runs, page, outcomes, failed, program=program())}.")
 
 
 def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:

@@ -11,6 +11,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
+from mlx_dpo.cli.screen import program
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
@@ -143,6 +144,6 @@ def _write_report(folder: Path) -> None:
     from mlx_dpo.insight.report.page import write_report
 
     try:
-        click.echo(f"The report is {write_report([folder])}.")
+        click.echo(f"The report is {write_report([folder], program=program())}.")
     except MlxDpoError as error:
         click.echo(f"warning: no report: {error}", err=True)

@@ -1,22 +1,47 @@
-"""Line charts and bar charts as SVG text, and what they are drawn with: axes, ticks, a style sheet.
+"""Line charts and bar charts as SVG text, with a style sheet.
 
 Sizes are pixels of a drawing 350 wide, which a phone shows unscaled, so that no letter of it is
-under 12 pixels; wider places scale it.
+under 12 pixels; wider places scale it. A browser shows the values below the pointer, by ``<title>``
+and better by the script of a report: every element of class ``hit`` has them.
 """
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from textwrap import wrap
 from xml.sax.saxutils import escape, quoteattr
 
-Point = tuple[float, float]
-Interval = tuple[float, float]
+from mlx_dpo.insight.axes import (
+    BOTTOM,
+    CHARACTER,
+    HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axes,
+    Interval,
+    Scale,
+    axes,
+    dot,
+    line,
+    log_ticks,
+    nice_ticks,
+    printable,
+    rectangle,
+    text,
+    tick_labels,
+)
 
-WIDTH, HEIGHT = 350, 230
-TOP, BOTTOM, RIGHT = 48, 40, 14  # margins around the plotting area; the left one is measured
+Point = tuple[float, float]
+
 MOST_COLOURS = 5  # classes s1 to s5 of lines and f1 to f5 of areas, by number of the series
-_CHARACTER = 6.6  # mean width of a character of the 12-pixel text, a little too much
-_FACTORS = (1, 2, 5, 10, 20)  # of a power of ten: steps between ticks
+_TITLE_LINE = 46  # characters of the 13-pixel title
+_NAME = 28  # characters of a bar's name
+_MOST_HITS = 80  # places of a chart that tell their values; so many a pointer can tell apart
+_LINE = 16  # pixels from one line of a title to the next
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; lighter ones on dark ground.
 # A second difference, dashes or position, always stands beside the colour.
@@ -53,6 +78,7 @@ STYLE = """
 .plot .f3 { fill: var(--c3) }
 .plot .f4 { fill: var(--c4) }
 .plot .f5 { fill: var(--c5) }
+.plot .hit { fill: transparent; pointer-events: all }
 """
 
 
@@ -65,12 +91,25 @@ class Drawing:
     height: int
     marks: Sequence[str]
 
+    @property
+    def full_height(self) -> int:
+        """Pixels with all lines of the title."""
+        return self.height + _LINE * (len(self._title_lines()) - 1)
+
     def elements(self) -> list[str]:
-        """The elements, headings first."""
-        return [text(0, 14, self.title, "title"), text(0, TOP - 14, self.y_label), *self.marks]
+        """The elements, headings first; below a title of several lines everything is lower."""
+        first, *others = self._title_lines()
+        marks = [text(0, TOP - 14, self.y_label), *self.marks]
+        if others:
+            marks = [f'<g transform="translate(0 {_LINE * len(others)})">', *marks, "</g>"]
+        below = [text(0, 14 + _LINE * n, each, "title") for n, each in enumerate(others, 1)]
+        return [text(0, 14, first, "title"), *below, *marks]
+
+    def _title_lines(self) -> list[str]:
+        return wrap(self.title, _TITLE_LINE) or [""]
 
     def __str__(self) -> str:
-        return _svg(self.title, (0, 0, WIDTH, self.height), self.elements())
+        return _svg(self.title, (0, 0, WIDTH, self.full_height), self.elements())
 
     def __html__(self) -> str:
         """What a Jinja template inserts unescaped: every text in the marks is escaped already."""
@@ -81,21 +120,24 @@ class Drawing:
 class Series:
     """Points (x, y) joined by a line; one that is not finite leaves a gap.
 
-    `behind` are the points before smoothing, drawn faintly. Where points are few, they have dots.
+    `behind` are the points before smoothing, drawn faintly. Where points are few, they have dots,
+    and may have an interval of y each.
     """
 
     name: str
     points: Sequence[Point]
     behind: Sequence[Point] = ()
     has_dots: bool = False
+    intervals: Sequence[Interval] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A value for each name of a bar chart."""
+    """A value for each name of a bar chart, and its interval where there is one."""
 
     name: str
     values: Sequence[float]
+    intervals: Sequence[Interval] = ()
 
 
 def line_chart(
@@ -105,20 +147,23 @@ def line_chart(
     x_label: str,
     y_label: str,
     levels: Sequence[tuple[float, str]] = (),
+    x_range: Interval | None = None,
     y_range: Interval | None = None,
     is_log: bool = False,
     has_legend: bool = True,
 ) -> Drawing:
     """Lines over a common x, at most `MOST_COLOURS` of them; labels hold the units.
 
-    `levels` are values of y to mark with a dotted line, with a name each. `y_range` is the least
-    reach of y. If `is_log`, x is logarithmic. Drawings that share one key have no legend each.
+    `levels` are values of y to mark with a dotted line, with a name each. `x_range` and `y_range`
+    are the least reach of the axes. If `is_log`, x is logarithmic. Drawings that share one key have
+    no legend each.
     """
     points = [p for s in series for p in (*s.points, *s.behind) if _is_finite(p)]
     if not points:
         return _nothing(title, y_label)
-    xs = [x for x, _ in points]
+    xs = [x for x, _ in points] + list(x_range or ())
     ys = [y for _, y in points] + [value for value, _ in levels] + list(y_range or ())
+    ys += [bound for each in series for interval in each.intervals for bound in interval]
     y_ticks = nice_ticks(min(ys), max(ys))
     low, high = min(xs), max(xs)
     if is_log:
@@ -137,6 +182,9 @@ def line_chart(
         if each.has_dots or len(each.points) == 1:
             finite = filter(_is_finite, each.points)
             marks += [dot(area.x(x), area.y(y), f"f{number}") for x, y in finite]
+        for (x, _), (low, top) in zip(each.points, each.intervals, strict=False):
+            marks.append(line(area.x(x), area.y(low), area.x(x), area.y(top), "whisker"))
+    marks += _hits(area, series, re.split("[,;]", x_label)[0])
     return Drawing(title, y_label, HEIGHT, marks)
 
 
@@ -155,7 +203,7 @@ def bar_chart(
     finite = [v for b in bars for v in b.values if math.isfinite(v)]
     if not finite:
         return _nothing(title, "")
-    labels = [name if len(name) <= 18 else name[:17] + "\u2026" for name in names]
+    labels = [name if len(name) <= _NAME else name[: _NAME - 1] + "\u2026" for name in names]
     is_single = len(bars) == 1
     thick = 14 if is_single else 9
     row = thick * len(bars) + 8
@@ -163,7 +211,7 @@ def bar_chart(
     bottom = top + row * len(names)
     reach = [0.0, *finite, *(x_range or ())]
     ticks = nice_ticks(min(reach), max(reach))
-    left = 8 + _CHARACTER * max(map(len, labels))
+    left = 8 + CHARACTER * max(map(len, labels))
     x = Scale(ticks[0], ticks[-1], left, WIDTH - RIGHT - 24)
     marks = legend([b.name for b in bars], "area")
     for tick, name in zip(ticks, tick_labels(ticks), strict=True):
@@ -173,16 +221,35 @@ def bar_chart(
     for index, name in enumerate(labels):
         y = top + row * index + 4
         marks.append(text(left - 6, y + (row - 8) / 2 + 4, name, "name", anchor="end"))
+        told = []
         for number, each in enumerate(bars):
-            value = each.values[index]
-            if math.isfinite(value):
-                start, end = sorted((x(0.0), x(value)))
-                at = y + thick * number
-                marks.append(rectangle(start, at, end - start, thick - 1, f"f{number + 1}"))
-                if is_single:
-                    shown = tick_labels([value])[0]
-                    marks.append(text(x(max(0.0, value)) + 4, y + thick - 3, shown))
+            marks += _bar(each, index, x, y + thick * number, thick, f"f{number + 1}")
+            if is_single and math.isfinite(value := each.values[index]):
+                marks.append(text(x(max(0.0, value)) + 4, y + thick - 3, _figure(value)))
+            told.append(_told(each, index))
+        marks.append(hit((0, y - 4, WIDTH, row), [names[index], *told]))
     return Drawing(title, "", bottom + BOTTOM, marks)
+
+
+def _bar(bars: Bars, index: int, x: Scale, y: float, thick: int, css: str) -> Iterator[str]:
+    """One bar, with a whisker over its interval."""
+    value = bars.values[index]
+    if not math.isfinite(value):
+        return
+    start, end = sorted((x(0.0), x(value)))
+    yield rectangle(start, y, end - start, thick - 1, css)
+    if bars.intervals:
+        low, high = bars.intervals[index]
+        middle = y + (thick - 1) / 2
+        yield line(x(low), middle, x(high), middle, "whisker")
+
+
+def _told(bars: Bars, index: int) -> str:
+    """What a bar tells a pointer."""
+    told = f"{bars.name} {_figure(bars.values[index])}".strip()
+    if not bars.intervals:
+        return told
+    return f"{told} ({' to '.join(f'{bound:.2f}' for bound in bars.intervals[index])})"
 
 
 def standalone(*drawings: Drawing) -> str:
@@ -192,7 +259,7 @@ def standalone(*drawings: Drawing) -> str:
     top = 0
     for drawing in drawings:
         marks += [f'<g transform="translate(0 {top})">', *drawing.elements(), "</g>"]
-        top += drawing.height + 12
+        top += drawing.full_height + 12
     title = ", ".join(drawing.title for drawing in drawings)
     return _svg(title, (-8, -4, WIDTH + 16, top + 4), marks) + "\n"
 
@@ -205,65 +272,6 @@ def swatch(number: int) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """From values between `low` and `high` to pixels between `start` and `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value."""
-        low, high = self.low, self.high
-        if self.is_log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        share = (value - low) / (high - low) if high > low else 0.5
-        return self.start + share * (self.end - self.start)
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """A plotting area: its two scales, and the SVG elements of grid and labels."""
-
-    x: Scale
-    y: Scale
-    marks: list[str]
-
-
-def axes(
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    *,
-    x_label: str,
-    x_range: Interval,
-    is_log: bool = False,
-) -> Axes:
-    """Grid lines with the values beside them; the label of x below.
-
-    The area reaches over `x_range` and from the first of `y_ticks`, at least two, to the last. If
-    `is_log`, x is logarithmic.
-    """
-    y_names = tick_labels(y_ticks)
-    left, right = round(12 + _CHARACTER * max(map(len, y_names))), WIDTH - RIGHT
-    bottom = HEIGHT - BOTTOM
-    x = Scale(*x_range, left, right, is_log)
-    y = Scale(y_ticks[0], y_ticks[-1], bottom, TOP)
-    marks = []
-    for tick, name in zip(y_ticks, y_names, strict=True):
-        marks.append(line(left, y(tick), right, y(tick), "grid"))
-        marks.append(text(left - 6, y(tick) + 4, name, anchor="end"))
-    # Evenly spaced ticks share their digits; 0.01 and 1 don't.
-    x_names = [tick_labels([t])[0] for t in x_ticks] if is_log else tick_labels(x_ticks)
-    for tick, name in zip(x_ticks, x_names, strict=True):
-        marks.append(line(x(tick), bottom, x(tick), bottom + 4, "grid"))
-        marks.append(text(x(tick), bottom + 16, name, anchor="middle"))
-    marks.append(text((left + right) / 2, HEIGHT - 8, x_label, anchor="middle"))
-    return Axes(x, y, marks)
-
-
 def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     """Names of the series at the right, above the plotting area; none where there is only one."""
     if len(names) < 2:
@@ -271,7 +279,7 @@ def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     marks = []
     right = float(WIDTH - RIGHT)
     for number, name in reversed(list(enumerate(names, 1))):
-        right -= _CHARACTER * len(name)
+        right -= CHARACTER * len(name)
         marks.append(text(right, TOP - 14, name, "name"))
         if shape == "line":
             marks.append(line(right - 24, TOP - 18, right - 5, TOP - 18, f"line s{number}"))
@@ -281,75 +289,68 @@ def legend(names: Sequence[str], shape: str = "line") -> list[str]:
     return marks
 
 
-def text(x: float, y: float, content: str, css: str = "", *, anchor: str = "start") -> str:
-    """A line of text; what XML does not allow is replaced."""
-    style = f' class="{css}"' if css else ""
-    side = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{side}>{escape(_printable(content))}</text>'
+def hit(
+    box: tuple[float, float, float, float], lines: Sequence[str], at: str = "", dots: str = ""
+) -> str:
+    """An unseen area (x, y, width, height) that tells what is there.
 
-
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    """A straight line."""
-    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{css}"/>'
-
-
-def rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
-    """A filled rectangle."""
+    Args:
+        box: The area.
+        lines: What it tells.
+        at: The x of a line to draw through it, as text; none if empty.
+        dots: What to mark on that line: ``1:40.5 2:60`` are points of the series 1 and 2.
+    """
+    x, y, width, height = box
+    place = f' data-x="{at}" data-dots="{dots}"' if at else ""
+    told = escape("\n".join(map(printable, lines)))
     return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}"/>'
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="hit"'
+        f"{place}><title>{told}</title></rect>"
     )
 
 
-def dot(x: float, y: float, css: str) -> str:
-    """A filled circle."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{css}"/>'
+def _hits(area: Axes, series: Sequence[Series], x_name: str) -> Iterator[str]:
+    """Bands over the plotting area, side by side, each with the values of all series there."""
+    tracks = [sorted(filter(_is_finite, each.points)) for each in series]
+    behind = [dict(filter(_is_finite, each.behind)) for each in series]
+    places = _places(tracks, [each.has_dots for each in series])
+    if not places:
+        return
+    edges = [area.x.start]
+    edges += [(area.x(a) + area.x(b)) / 2 for a, b in pairwise(places)]
+    edges.append(area.x.end)
+    for x, (left, right) in zip(places, pairwise(edges), strict=True):
+        lines, dots = [f"{x_name} {_figure(x)}"], []
+        for number, (each, track) in enumerate(zip(series, tracks, strict=True), 1):
+            near = _nearest(track, x)
+            if near is None or not left - 0.1 <= area.x(near[0]) <= right + 0.1:
+                continue
+            raw = behind[number - 1].get(near[0])
+            mean = f" (mean {_figure(near[1])})"
+            shown = _figure(near[1]) if raw is None else _figure(raw) + mean
+            lines.append(f"{each.name} {shown}".strip())
+            dots.append(f"{number}:{area.y(near[1]):.1f}")
+        box = (left, area.y.end, right - left, area.y.start - area.y.end)
+        yield hit(box, lines, f"{area.x(x):.1f}", " ".join(dots))
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers, evenly spaced, from at or below `low` to at or above `high`.
-
-    The step is 1, 2 or 5 times a power of ten: the one that makes at most `count` intervals.
-
-    Raises:
-        ValueError: If a bound is not finite or they are the wrong way round.
-    """
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"no axis from {low} to {high}")
-    if high - low <= 1e-9 * max(abs(low), abs(high)) or high - low < 1e-300:
-        room = abs(low) / 2 or 1.0  # a single value: put it in the middle
-        low, high = low - room, high + room
-    power = math.floor(math.log10((high - low) / count))
-    for factor in _FACTORS:
-        step = float(f"{factor}e{power}")
-        # What rounding alone adds must not cost an interval.
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        if last - first <= count:
-            break
-    # By way of text each tick is the float nearest to its decimal number: 0.3, not 3 * 0.1.
-    return [float(f"{number * factor}e{power}") for number in range(first, last + 1)]
+def _places(tracks: Sequence[Sequence[Point]], has_dots: Sequence[bool]) -> list[float]:
+    """Where values are told: at every dot, and at some of the other points."""
+    dotted = {x for track, dots in zip(tracks, has_dots, strict=True) if dots for x, _ in track}
+    others = sorted({x for track in tracks for x, _ in track} - dotted)
+    every = max(1, -(-len(others) // _MOST_HITS))
+    return sorted(dotted | set(others[::every]))
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two positive bounds, both included.
-
-    Raises:
-        ValueError: If a bound is not positive and finite or they are the wrong way round.
-    """
-    if not (0 < low <= high and math.isfinite(high)):
-        raise ValueError(f"no logarithmic axis from {low} to {high}")
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{factor}e{power}") for power in powers for factor in _FACTORS[:3]]
-    inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-    return inside or [low]
+def _nearest(track: Sequence[Point], x: float) -> Point | None:
+    at = bisect_left(track, (x,))
+    near = track[max(0, at - 1) : at + 1]
+    return min(near, key=lambda point: abs(point[0] - x), default=None)
 
 
-def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Ticks as text with the digits they need: `0.00 0.25 0.50`, `2e-5`, a real minus sign."""
-    largest = max(map(abs, ticks), default=0.0)
-    if largest and not 1e-3 <= largest < 1e6:
-        return [_scientific(tick) for tick in ticks]
-    digits = max((_decimals(tick) for tick in ticks), default=0)
-    return [_signed(f"{tick:.{digits}f}") for tick in ticks]
+def _figure(value: float) -> str:
+    """A value to read: four digits, a real minus sign."""
+    return tick_labels([float(f"{value:.4g}")])[0] if math.isfinite(value) else "not finite"
 
 
 def _path(area: Axes, points: Sequence[Point], css: str) -> Iterator[str]:
@@ -371,28 +372,9 @@ def _nothing(title: str, y_label: str) -> Drawing:
     return Drawing(title, y_label, 80, [text(0, 60, "nothing to show")])
 
 
-def _decimals(value: float) -> int:
-    return len(f"{value:.10f}".rstrip("0").partition(".")[2])
-
-
-def _scientific(value: float) -> str:
-    mantissa, _, exponent = f"{value:.6e}".partition("e")
-    if float(mantissa) == 0:
-        return "0"
-    return _signed(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
-
-
-def _signed(number: str) -> str:
-    return number.replace("-", "\u2212") if number.strip("-0.") else number.lstrip("-")
-
-
 def _svg(title: str, box: tuple[int, int, int, int], marks: Sequence[str]) -> str:
     head = (
         '<svg xmlns="http://www.w3.org/2000/svg" class="plot" '
-        f'viewBox="{" ".join(map(str, box))}" role="img" aria-label={quoteattr(_printable(title))}>'
+        f'viewBox="{" ".join(map(str, box))}" role="img" aria-label={quoteattr(printable(title))}>'
     )
     return "\n".join([head, *marks, "</svg>"])
-
-
-def _printable(content: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in content)

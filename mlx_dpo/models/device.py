@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import mlx.core as mx
+from threadpoolctl import threadpool_info
 
 TF32_SWITCH = "MLX_ENABLE_TF32"
 
@@ -28,3 +29,20 @@ def tf32_enabled() -> bool:
     """
     number = re.match(r"\s*[+-]?\d+", os.environ.get(TF32_SWITCH, "1"))  # as MLX reads it
     return number is not None and int(number[0]) != 0
+
+
+def blas() -> str:
+    """The BLAS of MLX's CPU backend and its threads: both decide the last bits of a product.
+
+    Such as ``openblas 0.3.21 Cooperlake, 1 thread``; empty for the one in MLX's own wheel, for
+    Accelerate, and where a GPU computes.
+    """
+    if on_gpu():
+        return ""
+    libraries = [
+        f"{each['internal_api']} {each['version']} {each.get('architecture', '')}, "
+        f"{each['num_threads']} thread{'s'[: each['num_threads'] != 1]}"
+        for each in threadpool_info()
+        if each["user_api"] == "blas" and "scipy_openblas" not in each["prefix"]  # numpy's own
+    ]
+    return "; ".join(sorted(libraries))

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.errors import DiskError, UsageError, one_line
+from mlx_dpo.errors import UsageError, disk_error, one_line
 from mlx_dpo.files import NewFile, check_ordinary
 
 _SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
@@ -109,7 +109,7 @@ def save_arrays(file: Path, tree: Any, metadata: dict[str, str] | None = None) -
         with NewFile(file) as written:
             mx.save_safetensors(cast("BinaryIO", written), named_arrays(tree), metadata)
     except OSError as error:
-        raise DiskError(f"{file}: not written: {error.strerror or error}") from None
+        raise disk_error(file, error) from None
     return written
 
 

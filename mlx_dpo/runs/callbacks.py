@@ -4,6 +4,7 @@ For the moments of a callback see `training.callback.Callback`. What is due afte
 after a step that was left out.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.checkpoint import Checkpoints
 from mlx_dpo.runs.folder import RunFolder
-from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.guards import Stop, keep_locked
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
 from mlx_dpo.training.callback import Callback
@@ -129,7 +130,7 @@ class MetricsLog(Callback):
         }
         self.totals.update(sums)
         follow_peak()
-        timing = {**sums, "peak_bytes": mx.get_peak_memory()}
+        timing = {**sums, "peak_bytes": mx.get_peak_memory(), "ended": round(time.time())}
         timing |= {"slept_seconds": slept} if slept else {}
         self._folder.append("metrics.jsonl", {"step": step, **metrics})
         self._folder.append("timings.jsonl", {"step": step, **timing})
@@ -286,9 +287,10 @@ class Save(Callback):
         )
 
     def _save(self, trainer: DPOTrainer) -> None:
+        keep_locked(self._folder.path)
         self._folder.flush()
         try:
-            self._checkpoints.save(trainer, self._job.identity())
+            self._checkpoints.save(trainer, self._job.identity(), self._folder.checks())
         except DiskError as error:
             raise DiskError(
                 f"{error}; the checkpoints before are untouched: make room, then continue with: "

@@ -79,12 +79,15 @@ class Checkpoints:
             )
         return Newest(None, [])
 
-    def save(self, trainer: DPOTrainer, identity: dict[str, Any]) -> Path:
+    def save(
+        self, trainer: DPOTrainer, identity: dict[str, Any], logs: dict[str, str] | None = None
+    ) -> Path:
         """Write ``step-000123/``, read it back, and only then delete all but newest two and best.
 
         Args:
             trainer: Its weights, optimizer, step and data cursor are saved, and MLX's random state.
             identity: What a resumed run must share with this one.
+            logs: Checks of the lines logged so far, as from `RunFolder.checks`.
 
         Returns:
             The folder.
@@ -97,7 +100,12 @@ class Checkpoints:
         path = self.run / f"step-{step:06d}"
         if path in self._whole:
             return path
-        state = {"trainer": trainer.state(), "random": _random_seed(), "identity": identity}
+        state = {
+            "trainer": trainer.state(),
+            "random": _random_seed(),
+            "identity": identity,
+            "logs": logs or {},
+        }
         with new_folder(path, replace=True) as folder:  # one that is there is damaged
             weights, optimizer = trainer.model.trainable_parameters(), trainer.optimizer.state
             files = {
@@ -201,6 +209,16 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
                 f"{checkpoint}: cannot go on with another {key.replace('_', ' ')}: it was "
                 f"{_short(saved.get(key))}, now {_short(identity.get(key))}; start a new --run-dir"
             )
+
+
+def checks_of(checkpoint: Path) -> dict[str, str]:
+    """The checks of the logged lines that were given to `Checkpoints.save`.
+
+    Raises:
+        UsageError: If the checkpoint is damaged.
+    """
+    logs: dict[str, str] = _read_state(checkpoint).get("logs", {})  # older ones have none
+    return logs
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile, gettempdir
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import DataError, DiskError
+from mlx_dpo.errors import DataError, disk_error
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
 from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
@@ -122,7 +122,7 @@ def load_data(
             log.flush()
             return replace(data, log=mapped(log.buffer))
     except OSError as error:
-        raise DiskError(f"{gettempdir()}: not written: {error.strerror or error}") from None
+        raise disk_error(gettempdir(), error) from None
 
 
 def _load(

@@ -15,16 +15,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import mlx.core as mx
 
 from mlx_dpo import __version__
 from mlx_dpo.convert.sources import find, name_of, read_record
 from mlx_dpo.convert.store import CONVERTED
-from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.errors import UsageError, disk_error
 from mlx_dpo.files import (
     append,
     entries_of,
@@ -35,13 +36,14 @@ from mlx_dpo.files import (
     remove_folder,
     write_file,
 )
-from mlx_dpo.models.device import architecture, tf32_enabled
+from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
 
-LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+CHECKED = ("metrics.jsonl", "samples.jsonl")  # logs that follow from the seed
+LOGS = (*CHECKED, "timings.jsonl")
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
 PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
 CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
@@ -94,6 +96,33 @@ class RunFolder:
             rows.insert(0, row)
         return rows
 
+    def checks(self) -> dict[str, str]:
+        """CRC-32 of each line of the logs that follow from the seed, eight digits a line."""
+        return {
+            name: "".join(f"{crc32(line):08x}" for line in self._lines(name)) for name in CHECKED
+        }
+
+    def damaged_lines(self, checks: dict[str, str]) -> list[str]:
+        """What is not as it was when `checks` were made: a line for each log, with the first place.
+
+        Args:
+            checks: From a checkpoint; lines that were logged after it are not looked at.
+        """
+        found = []
+        for name, digits in checks.items():
+            expected = [digits[i : i + 8] for i in range(0, len(digits), 8)]
+            lines = [f"{crc32(line):08x}" for line in self._lines(name)]
+            pairs = zip_longest(expected, lines[: len(expected)])
+            wrong = [number for number, (a, b) in enumerate(pairs, start=1) if a != b]
+            if wrong:
+                more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                found.append(f"{self.path / name}:{wrong[0]}: not the line that was written{more}")
+        return found
+
+    def _lines(self, name: str) -> list[bytes]:
+        file = self.path / name
+        return file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+
     def cut_to(self, step: int) -> None:
         """Remove the lines of `step` and later, which are about to be written again."""
         for name in LOGS:
@@ -126,7 +155,7 @@ def new_run_dir(name: str, parent: Path = Path("runs")) -> Path:
         except FileExistsError:  # another run began at the same moment
             continue
         except OSError as error:
-            raise DiskError(f"{path}: cannot be made: {error.strerror}") from None
+            raise disk_error(path, error, "cannot be made") from None
 
 
 def next_run_dir(name: str, parent: Path = Path("runs")) -> Path:
@@ -269,6 +298,24 @@ def prune_caches(source: Path) -> None:
                     remove_folder(entry) if entry.is_dir() else entry.unlink()
 
 
+# What the last bits of a number depend on.
+_OF_BITS = ("device", "architecture", "tf32", "blas", "mlx", "mlx-lm", "mlx-dpo")
+
+
+def changed_environment(run: Path) -> list[str]:
+    """What a resumed run computes with that differs from what it began with, a line each."""
+    try:
+        began = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        now = environment()
+        return [
+            f"{name} was {began[name] or 'none'}, and is {now[name] or 'none'}"
+            for name in _OF_BITS
+            if name in began and began[name] != now[name]
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []  # a run of an older version; the identity of the run is checked elsewhere
+
+
 def environment() -> dict[str, Any]:
     """Versions and device; nothing that names a person or a machine."""
     info = mx.device_info()
@@ -279,6 +326,7 @@ def environment() -> dict[str, Any]:
         "device": info.get("device_name", str(mx.default_device())),
         "architecture": architecture(),
         "tf32": tf32_enabled(),
+        "blas": blas(),
         "mlx-dpo": __version__,  # a clone that is not installed has no metadata
         **{name: version(name) for name in ("mlx", "mlx-lm", "numpy", "transformers")},
     }

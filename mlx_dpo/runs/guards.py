@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mlx_dpo.errors import DiskError, LockedError, StoppedError
+from mlx_dpo.errors import DiskError, LockedError, StoppedError, disk_error
 from mlx_dpo.files import entries_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ HOLDER = ".lock.json"  # who holds it
 # Seconds. A process killed while it starts a child leaves the lock to the child for an instant: a
 # child has its parent's open files until it begins its own program.
 PATIENCE = 0.5
+_mine: "dict[Path, tuple[FileLock, int]]" = {}  # folders of this process, with the file's number
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def locked(run: Path) -> Iterator[None]:
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(run)
+        _hold(run)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
         (run / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
     except OSError as error:
@@ -46,7 +47,7 @@ def locked(run: Path) -> Iterator[None]:
             raise DiskError(
                 f"{run}: this volume has no locks; put --run-dir on the internal disk"
             ) from None
-        raise DiskError(f"{run}: cannot be locked: {error.strerror or error}") from None
+        raise disk_error(run, error, "cannot be locked") from None
     try:
         yield
     finally:
@@ -58,7 +59,34 @@ def locked(run: Path) -> Iterator[None]:
                     file.unlink(missing_ok=True)
                 for folder in new:
                     folder.rmdir()  # raises where another process has written into it
-        lock.release()
+        with suppress(OSError):  # it would hide the error of the block
+            _mine.pop(run)[0].release()
+
+
+def keep_locked(run: Path) -> None:
+    """Take the lock of a held folder again if somebody deleted it; called before saving.
+
+    Without its file another run could begin in the same folder.
+
+    Raises:
+        LockedError: If another process holds it by now.
+        DiskError: If the folder is gone.
+    """
+    if run not in _mine:
+        return
+    lock, number = _mine[run]
+    with suppress(OSError):
+        if (run / LOCK).stat().st_ino == number:
+            return
+    if not run.is_dir():
+        raise DiskError(f"{run}: the folder was removed or renamed while the run used it")
+    lock.release()
+    _hold(run)
+
+
+def _hold(run: Path) -> None:
+    lock = _acquired(run)
+    _mine[run] = (lock, (run / LOCK).stat().st_ino)
 
 
 def check_free(run: Path) -> None:
@@ -157,7 +185,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[Stop]:
-    """Let SIGINT and SIGTERM stop the block; a second one ends the process at once.
+    """Let SIGINT, SIGTERM and a closed terminal stop the block; a second one ends it at once.
 
     At once means by the kernel, also in the middle of a long computation: no Python code runs any
     more. The files on disk are whole at any moment.
@@ -173,6 +201,8 @@ def stop_on_signal(on_deferred: Callable[[], None] | None = None) -> Iterator[St
         yield stop
         return
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if (hangup := signal.getsignal(signal.SIGHUP)) is not signal.SIG_IGN:  # as nohup sets it
+        old[signal.SIGHUP] = hangup
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.requested = True

@@ -27,7 +27,7 @@ from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import shortage_explained
 from mlx_dpo.runs.meter import Meter, footprint
 from mlx_dpo.runs.plan import Plan, as_options, make_plan
-from mlx_dpo.runs.run import make_trainer, path_of
+from mlx_dpo.runs.trainer import make_trainer, path_of
 from mlx_dpo.training.paths import ScoringPath
 from mlx_dpo.training.reference import (
     adapter_off,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlx_dpo.files import make_folder, mark_used, write_file
-from mlx_dpo.models.device import architecture, tf32_enabled
+from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.batches import ORDER
 from mlx_dpo.records import PreferenceExample
@@ -116,7 +116,7 @@ def cache_file(
     """
     digest = hashlib.sha256()
     # The device by its generation: every Mac calls its own `Device(gpu, 0)`.
-    device = f"{mx.default_device()} {architecture()} TF32 {tf32_enabled()}"
+    device = f"{mx.default_device()} {architecture()} TF32 {tf32_enabled()} {blas()}"
     parts = (model_digest, path, SCORING_VERSION, version("mlx"), device, str(batch_size))
     for part in parts:
         digest.update(f"{part}\n".encode())

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.optimizers import Optimizer
 
-from mlx_dpo.convert.sources import load_model
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
 from mlx_dpo.models.adapters import base_parameters, describe
-from mlx_dpo.models.device import on_gpu, tf32_enabled
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
-from mlx_dpo.preferences.chat import pad_id_of
-from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
     Clock,
@@ -39,6 +33,7 @@ from mlx_dpo.runs.checkpoint import (
     Newest,
     check_identity,
     check_room,
+    checks_of,
     restore,
     run_needs,
 )
@@ -49,6 +44,7 @@ from mlx_dpo.runs.finished import adapter_bytes, write_finished
 from mlx_dpo.runs.folder import (
     REFERENCES,
     RunFolder,
+    changed_environment,
     check_folders,
     check_ours,
     environment,
@@ -57,18 +53,14 @@ from mlx_dpo.runs.folder import (
     new_run_dir,
     prune_caches,
 )
-from mlx_dpo.runs.guards import Stop, locked, stop_on_signal
+from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
-from mlx_dpo.runs.reference_cache import cached_by_policy
 from mlx_dpo.runs.scores import margins
+from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
-from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
-from mlx_dpo.training.paths import PlainPath, ScoringPath
-from mlx_dpo.training.reference import Reference, adapter_off, reference_path
-from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer, Scores
 
 
@@ -142,7 +134,7 @@ def train(
         screen.prepared(job, path)
         for problem in newest.problems:
             screen.warned(f"{problem}; going on from {newest.path}, which is whole")
-        trainer = _trainer(job, screen, stop, keep=not dry_run)
+        trainer = trainer_of(job, screen, stop, keep=not dry_run)
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
         sft_answers = [] if dry_run else shown_answers(job, stop)
@@ -155,6 +147,8 @@ def train(
         folder = _open_folder(job, path, is_new=newest.path is None)
         if resume:
             screen.resumed(trainer.step)
+            if newest.path is not None:
+                _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
         if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
@@ -225,16 +219,15 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
     return folder
 
 
-def _trainer(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
-    choice = path_of(job)
-    screen.path_chosen(choice)
-    if job.config.reference == "copy":
-        return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
-    if job.config.reference == "adapters-off":
-        score = reference_path(choice.path, float32=job.config.dtype == "float32")
-        return make_trainer(job, choice.path, reference=adapter_off(job.policy, score))
-    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep)
-    return make_trainer(job, choice.path, reference=reference)
+def _warn_of_changes(folder: RunFolder, checkpoint: Path, screen: Screen) -> None:
+    """Warn of what a resumed run finds otherwise than it was left, and goes on with."""
+    for change in changed_environment(folder.path):
+        screen.warned(
+            f"{change}: from here on the last bits differ from those of a run that was never "
+            "stopped"
+        )
+    for damage in folder.damaged_lines(checks_of(checkpoint)):
+        screen.warned(f"{damage}; the training is whole, the report and --keep best may be wrong")
 
 
 class _Trained(NamedTuple):
@@ -332,6 +325,7 @@ def _finish(
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
     verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
         write_finished(job, kept, policy, reference)
@@ -355,62 +349,3 @@ def _finish(
     folder.write_json("result.json", result)
     totals, peak = trained.totals, mx.get_peak_memory()
     return RunResult(job, folder.path, policy, reference, answers, verdict, kept, totals, peak)
-
-
-def path_of(job: Job) -> Choice:
-    """How the log-probs of a job are computed."""
-    max_seq_len, pad_id = job.config.max_length, pad_id_of(job.chat.tokenizer)
-    if job.config.plain:
-        path = PlainPath(max_seq_len, pad_id, job.config.checkpoint_layers)
-        return Choice(path, tf32=tf32_enabled())
-    return choose_path(
-        job.policy,
-        job.train.examples,
-        max_seq_len=max_seq_len,
-        pad_id=pad_id,
-        checkpoint=job.config.checkpoint_layers,
-    )
-
-
-def make_trainer(
-    job: Job,
-    path: ScoringPath,
-    *,
-    ref_model: nn.Module | None = None,
-    reference: Reference | None = None,
-) -> DPOTrainer:
-    """The trainer of a job, with one of the two sources of reference log-probs."""
-    config = job.config
-    return DPOTrainer(
-        job.policy,
-        ref_model=ref_model,
-        reference=reference,
-        examples=job.train.examples,
-        max_seq_len=config.max_length,
-        pad_id=pad_id_of(job.chat.tokenizer),
-        beta=config.beta,
-        batch_size=config.batch_size,
-        grad_accumulation=config.grad_accumulation,
-        max_steps=job.max_steps,
-        max_lr=config.learning_rate,
-        min_lr=config.min_learning_rate,
-        warmup_steps=config.warmup_steps,
-        optimizer=_make_optimizer(config),
-        grad_clip=config.grad_clip or None,
-        fused_update=config.grad_clip == 0,
-        seed=config.seed,
-        lengths=lengths(job.train.examples),
-        path=path,
-    )
-
-
-def _make_optimizer(config: RunConfig) -> Optimizer:
-    optimizer = make_optimizer(
-        config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        compiled=on_gpu(),
-    )
-    if config.dtype == "float32" or config.method == LORA:  # adapters are float32
-        return optimizer
-    return StochasticRounding(optimizer, seed=config.seed % 2**32)

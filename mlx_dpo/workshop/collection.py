@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from mlx_dpo.errors import DataError, DiskError
+from mlx_dpo.errors import DataError, disk_error
 from mlx_dpo.files import new_file
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.json_text import Finding, RawRow
@@ -274,4 +274,4 @@ def _room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(f"no room for a temporary file: {error.strerror}") from None
+        raise disk_error("a temporary file", error) from None

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 
 from mlx_dpo import files
-from mlx_dpo.errors import DataError, DiskError, LockedError
+from mlx_dpo.errors import DataError, DiskError, LockedError, disk_error
 from mlx_dpo.files import check_ordinary, make_folder, write_file
 from mlx_dpo.preferences.reader import json_line
 
@@ -44,7 +44,7 @@ class LineFile:
             is_new = not path.exists()
             self._file = path.open("a+b", buffering=0)
         except OSError as error:
-            raise self._not_written(error) from None
+            raise disk_error(self.path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_new:
@@ -55,7 +55,7 @@ class LineFile:
             raise LockedError(f"{path}: in use by another mlx_dpo; end that one first") from None
         except OSError as error:
             self.close()
-            raise self._not_written(error) from None
+            raise disk_error(self.path, error) from None
         end = found.rfind(b"\n") + 1
         self.content = bytearray(found[:end])
         self._pending = found[end:]  # what may follow the content: of an attempt that failed
@@ -80,7 +80,7 @@ class LineFile:
             try:
                 self._settle()
             except OSError as error:
-                raise self._not_written(error) from None
+                raise disk_error(self.path, error) from None
 
     def append(self, text: str) -> None:
         """Add lines and wait until the disk has them. May be called from several threads.
@@ -104,7 +104,7 @@ class LineFile:
             except OSError as error:
                 with suppress(OSError, DiskError):  # the next call tries again, or says why not
                     self._settle()
-                raise self._not_written(error) from None
+                raise disk_error(self.path, error) from None
             self.content += data
             self._pending = b""
             self._seen = there.st_size, there.st_mtime_ns
@@ -154,9 +154,6 @@ class LineFile:
             f"{self.path}: {what} by another program meanwhile; all that was saved before is in "
             f"{self._kept}: rename it to {self.path.name}, and start again"
         )
-
-    def _not_written(self, error: OSError) -> DiskError:
-        return DiskError(f"{self.path}: not written: {error.strerror or error}")
 
 
 class Journal:

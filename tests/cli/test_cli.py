@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import click
@@ -212,7 +215,12 @@ def test_a_finished_run_leaves_its_report_and_says_where(
 ) -> None:
     assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run") == 0
     assert "The report is run/report.html." in capsys.readouterr().out
-    assert "<h1>run</h1>" in Path("run/report.html").read_text()
+    page = Path("run/report.html").read_text()
+    assert "<h1>run</h1>" in page
+    # The command on it runs as it stands: it takes folders of its own.
+    (again,) = re.findall("<pre>(.*)</pre>", page)
+    assert exit_code(*shlex.split(unescape(again))[1:]) == 0
+    assert "The report is runs/model-1/report.html." in capsys.readouterr().out
 
 
 def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(

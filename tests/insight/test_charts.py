@@ -2,13 +2,14 @@
 
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
+from mlx_dpo.insight.axes import WIDTH
 from mlx_dpo.insight.charts import (
     STYLE,
-    WIDTH,
     Bars,
     Drawing,
     Series,
@@ -86,7 +87,7 @@ def test_logarithmic_values_are_evenly_apart_by_factor() -> None:
 
 def test_bars_reach_from_zero_to_their_value() -> None:
     svg = bar_chart("t", ["up", "down"], [Bars("a", [3.0, -1.5])], label="pairs")
-    up, down = parsed(svg).iter(f"{SVG}rect")
+    up, down = (bar for bar in parsed(svg).iter(f"{SVG}rect") if bar.get("class") == "f1")
     assert float(up.get("width", 0)) == pytest.approx(2 * float(down.get("width", 0)), abs=0.2)
     zero = float(up.get("x", 0))
     assert float(down.get("x", 0)) + float(down.get("width", 0)) == pytest.approx(zero, abs=0.2)
@@ -124,6 +125,71 @@ def test_drawings_of_one_file_are_below_one_another_and_all_within_it() -> None:
     assert [group.findtext(f"{SVG}text") for group in groups] == ["one", "two"]
     _, top, _, height = map(int, root.get("viewBox", "").split())
     assert top + height >= first.height + 12 + second.height
+
+
+def told(svg: Drawing | str) -> list[str]:
+    """What a pointer is told, from left to right and from top to bottom."""
+    return [element.text or "" for element in parsed(svg).iter(f"{SVG}title")]
+
+
+def test_a_pointer_is_told_step_and_values_side_by_side_over_the_whole_plot() -> None:
+    training = Series("training", [(1, 0.5), (2, 0.25), (3, 0.125)], behind=[(2, 0.75)])
+    held_out = Series("held out", [(3, 0.6931)], has_dots=True)
+    svg = line_chart("loss", [training, held_out], x_label="step, from 1", y_label="nats")
+    assert told(svg) == [
+        "step 1\ntraining 0.5",
+        "step 2\ntraining 0.75 (mean 0.25)",
+        "step 3\ntraining 0.125\nheld out 0.6931",
+    ]
+    bands = [hit for hit in parsed(svg).iter(f"{SVG}rect") if hit.get("class") == "hit"]
+    edges = [(float(b.get("x", 0)), float(b.get("width", 0))) for b in bands]
+    assert edges[0][0] == lines(svg, "grid")[0][0][0]
+    assert sum(edges[-1]) == pytest.approx(WIDTH - 14, abs=0.11)
+    for (x, width), (next_x, _) in pairwise(edges):
+        assert x + width == pytest.approx(next_x, abs=0.11)
+
+
+def test_a_dot_may_have_an_interval_and_the_axis_holds_it() -> None:
+    series = Series("", [(1, 0.5), (2, 0.75)], has_dots=True, intervals=[(0.25, 1.5), (0.5, 1.0)])
+    svg = line_chart("t", [series], x_label="x", y_label="y")
+    ((left, middle),) = lines(svg, "line s1")
+    one, two = lines(svg, "whisker")
+    assert (one[0][0], two[0][0]) == (left[0], middle[0])
+    assert one[1][1] < two[1][1] < middle[1] < left[1] == two[0][1] < one[0][1]
+    assert "1.5" in texts(svg)
+
+
+def test_of_many_points_some_are_told_and_every_dot() -> None:
+    many = Series("a", [(n, 1.0) for n in range(1000)])
+    dots = Series("b", [(3, 2.0), (501, 2.0)], has_dots=True)
+    found = told(line_chart("t", [many, dots], x_label="step", y_label="y"))
+    assert len(found) < 100
+    assert sum("b 2" in each for each in found) == 2
+    assert all("a 1" in each for each in found)
+
+
+def test_bars_tell_their_values_and_intervals_and_a_long_name_in_full() -> None:
+    name = "a kind with a name that is far too long for a bar"
+    bars = [Bars("SFT", [0.5], [(0.25, 0.75)]), Bars("DPO", [math.nan])]
+    svg = bar_chart("t", [name], bars, label="x")
+    assert told(svg) == [f"{name}\nSFT 0.5 (0.25 to 0.75)\nDPO not finite"]
+    ((start, end),) = lines(svg, "whisker")
+    _, bar = (b for b in parsed(svg).iter(f"{SVG}rect") if b.get("class") == "f1")  # after its key
+    middle = float(bar.get("x", 0)) + float(bar.get("width", 0))
+    assert (start[0] + end[0]) / 2 == pytest.approx(middle, abs=0.11)
+    assert "without --checkpoint-layers" in texts(
+        bar_chart("t", ["without --checkpoint-layers"], [Bars("", [1.0])], label="MiB")
+    )
+
+
+def test_a_long_title_takes_another_line_and_what_is_below_moves_down() -> None:
+    title = "What a step's peak consists of, without --checkpoint-layers"
+    svg = bar_chart(title, ["k"], [Bars("", [1.0])], label="MiB")
+    first, second = texts(svg)[:2]
+    assert f"{first} {second}" == title
+    (moved,) = parsed(svg).iter(f"{SVG}g")
+    assert moved.get("transform") == f"translate(0 {svg.full_height - svg.height})"
+    assert parsed(svg).get("viewBox", "").endswith(str(svg.full_height))
 
 
 def test_every_class_has_a_colour_in_light_and_dark() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_dpo.insight.charts import log_ticks, nice_ticks, tick_labels
+from mlx_dpo.insight.axes import log_ticks, nice_ticks, tick_labels
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mlx_dpo.errors import DiskError, StoppedError, UsageError
 from mlx_dpo.insight.scoring import open_model
 from mlx_dpo.models.parameters import load_arrays, save_arrays
 from mlx_dpo.preferences.chat import today
-from mlx_dpo.runs import checkpoint, defaults
+from mlx_dpo.runs import checkpoint, defaults, folder
 from mlx_dpo.runs.callbacks import Save, Screen
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.trainer import DPOTrainer
@@ -71,6 +71,52 @@ def test_a_run_goes_on_another_day_with_the_date_it_began_on(
     assert date_of(Path("out")) == began  # for eval and score
     assert open_model("out").chat.date == began
     assert open_model(options["model"]).chat.date == today()
+
+
+def test_a_resume_with_another_blas_is_warned_about_by_name_and_goes_on(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Warned(StopAfter):
+        def __init__(self) -> None:
+            super().__init__(5)
+            self.warnings: list[str] = []
+
+        def warned(self, text: str) -> None:
+            self.warnings.append(text)
+
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run"), screen=StopAfter(4))
+    same, other = Warned(), Warned()
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run"), resume=True, screen=same)
+    monkeypatch.setattr(folder, "blas", lambda: "openblas 9, 64 threads")
+    train(settings(run_dir="run"), resume=True, screen=other)
+    assert not same.warnings
+    assert "blas was" in other.warnings[0]
+    assert "and is openblas 9, 64 threads" in other.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "line"),
+    [
+        (
+            "metrics.jsonl",
+            lambda lines: [*lines[:1], lines[1].replace(b"loss", b"lass"), *lines[2:]],
+            2,
+        ),
+        ("metrics.jsonl", lambda lines: lines[:3], 4),
+        ("samples.jsonl", lambda lines: [], 1),
+    ],
+)
+def test_a_damaged_line_of_a_log_is_named_and_the_run_goes_on(
+    workplace: Path, name: str, damage: Callable[[list[bytes]], list[bytes]], line: int
+) -> None:
+    with pytest.raises(StoppedError):
+        train(settings(run_dir="run", sample_every=2), screen=StopAfter(4))
+    log, screen = Path("run", name), WarningScreen()
+    log.write_bytes(b"".join(damage(log.read_bytes().splitlines(keepends=True))))
+    train(settings(run_dir="run", sample_every=2), resume=True, screen=screen)
+    assert f"run/{name}:{line}: not the line that was written" in screen.warnings[0]
 
 
 def test_resume_cuts_what_was_logged_after_the_checkpoint(workplace: Path) -> None:

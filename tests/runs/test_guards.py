@@ -1,6 +1,7 @@
 """One run per folder."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -14,7 +15,11 @@ import pytest
 
 from mlx_dpo.errors import DiskError, LockedError
 from mlx_dpo.runs import guards
-from mlx_dpo.runs.guards import HOLDER, check_free, locked
+from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.guards import HOLDER, LOCK, check_free, locked
+from mlx_dpo.runs.run import train
+from mlx_dpo.training.loss import Metrics
+from tests.runs.conftest import settings
 
 HOLD = """
 import os, sys
@@ -162,3 +167,47 @@ def test_a_volume_without_locks_is_named_with_what_to_do(
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(DiskError, match="this volume has no locks; put --run-dir on the internal"):
         hold(tmp_path / "run")
+
+
+class AfterStep(Screen):
+    """Does something to the run's folder once a step is done."""
+
+    def __init__(self, step: int, act: Callable[[Path], object]) -> None:
+        self.step, self.act = step, act
+
+    def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+        if step == self.step:
+            self.act(Path("run"))
+
+
+def test_a_deleted_lock_is_taken_again_before_the_next_save(workplace: Path) -> None:
+    def delete(run: Path) -> None:
+        (run / LOCK).unlink()
+
+    holders = []
+
+    class Watching(AfterStep):
+        def evaluated(self, step: int, metrics: Metrics) -> None:
+            if step > self.step + 1:  # the save after step 3 comes after its evaluation
+                with pytest.raises(LockedError, match="in use by process"):
+                    check_free(Path("run"))
+                holders.append(step)
+
+    train(settings(run_dir="run", save_every=2), screen=Watching(2, delete))
+    assert holders
+
+
+def test_a_lock_that_another_run_took_meanwhile_ends_this_one_unsaved(workplace: Path) -> None:
+    def replace(run: Path) -> None:
+        (run / LOCK).unlink()
+        descriptor = os.open(run / LOCK, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    with pytest.raises(LockedError):
+        train(settings(run_dir="run", save_every=3), screen=AfterStep(4, replace))
+    assert sorted(path.name for path in Path("run").glob("step-*")) == ["step-000003"]
+
+
+def test_a_folder_that_is_removed_while_it_trains_is_named(workplace: Path) -> None:
+    with pytest.raises(DiskError, match=r"run.*(removed or renamed|not written)"):
+        train(settings(run_dir="run", save_every=3), screen=AfterStep(1, shutil.rmtree))

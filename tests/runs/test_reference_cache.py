@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs import reference_cache
@@ -38,6 +39,14 @@ def test_the_name_follows_model_pairs_batch_size_and_path() -> None:
         for path in ("plain", "shared-prompt")
     }
     assert len(names) == 16
+
+
+def test_the_name_follows_the_blas_and_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for blas in ("openblas 1, 1 thread", "openblas 1, 2 threads", ""):
+        monkeypatch.setattr(reference_cache, "blas", lambda name=blas: name)
+        names.add(reference_cache.cache_file("model", PAIRS, 4, "plain"))
+    assert len(names) == 3
 
 
 def test_ids_that_run_together_are_told_apart() -> None:

@@ -10,7 +10,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import about_template, counted, printable, show_problems
-from mlx_dpo.errors import DataError, DiskError, UsageError
+from mlx_dpo.errors import DataError, UsageError, disk_error
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.encoding import Ingested
@@ -53,7 +53,7 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
             problems = Problems(lines)
             ingested = ingest(file, problems, tokenizing)
     except OSError as error:
-        raise DiskError(f"{log}: not written: {error.strerror or error}") from None
+        raise disk_error(log, error) from None
     if as_json:
         click.echo(json.dumps(_as_json(file, ingested, problems)))
     elif not candidates:

@@ -83,14 +83,16 @@ def compared_charts(profiles: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
     peaks = {option: profile["peak_bytes"] for option, profile in whole.items()}
     return [
         _bytes_chart("Peak of MLX's memory", peaks),
-        *(_components(profile, f", {option}") for option, profile in whole.items()),
+        *(_components(profile, f"A step's peak, {option}") for option, profile in whole.items()),
     ]
 
 
-def _components(profile: Mapping[str, Any], suffix: str = "") -> Drawing:
+def _components(
+    profile: Mapping[str, Any], title: str = "What a step's peak consists of"
+) -> Drawing:
     held = profile["held_bytes"]
     components = {"activations, rest" if n == "rest" else n: count for n, count in held.items()}
-    return _bytes_chart(f"What a step's peak consists of{suffix}", components)
+    return _bytes_chart(title, components)
 
 
 def _bytes_chart(title: str, counts: Mapping[str, int]) -> Drawing:

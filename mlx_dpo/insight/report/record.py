@@ -32,8 +32,10 @@ class RunCost:
 
     Attributes:
         steps, seconds, pairs: Their number, their time, and the pairs trained on.
+        began, ended: Seconds since 1970 at which the first step began and the last one ended; None
+            in runs that did not note it.
         phases: Name and seconds of each; what is in none of them is the last, "the rest".
-        peak: GiB, the most that MLX's arrays took; `peak_step`, from 1, first took it.
+        peak: Bytes, the most that MLX's arrays took; `peak_step`, from 1, first took it.
         padding: Tokens computed for each real one; None in runs that did not count.
         unshared: Tokens that reading each prompt for each response would have computed, for each
             token computed.
@@ -42,8 +44,10 @@ class RunCost:
     steps: int
     seconds: float
     pairs: int
+    began: float | None
+    ended: float | None
     phases: list[tuple[str, float]]
-    peak: float
+    peak: int
     peak_step: int
     padding: float | None
     unshared: float | None
@@ -58,7 +62,8 @@ class RunRecord:
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
-    ranks, scales, modules, parameters and bytes of the adapter that a finished run made.
+    ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
+    `step` whose weights it kept, and what `by`, where these are not the last ones.
     """
 
     folder: Path
@@ -76,6 +81,14 @@ class RunRecord:
     verdict: dict[str, str]
     is_finished: bool
     adapter: dict[str, Any]
+    kept: dict[str, Any]
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        config = self.config
+        pairs_per_step = config.batch_size * config.grad_accumulation
+        return config.steps or config.epochs * -(-len(self.split["train"]) // pairs_per_step)
 
     @property
     def method(self) -> str:
@@ -105,14 +118,17 @@ class RunRecord:
         seconds = total("seconds")
         phases = [(name, total(key)) for key, name in _PHASES.items() if key in self.timings[-1]]
         phases.append(("the rest", max(0.0, seconds - sum(spent for _, spent in phases))))
+        begun, ended = (self.timings[n].get("ended") for n in (0, -1))
         largest = max(self.timings, key=lambda row: row["peak_bytes"])  # the first of equals
         real, computed = total("real_tokens"), total("computed_tokens")
         return RunCost(
             steps=len(self.timings),
             seconds=seconds,
             pairs=int(total("pairs")),
+            began=begun and begun - self.timings[0]["seconds"],
+            ended=ended,
             phases=phases,
-            peak=largest["peak_bytes"] / 2**30,
+            peak=largest["peak_bytes"],
             peak_step=largest["step"] + 1,
             padding=computed / real if real else None,
             unshared=total("unshared_tokens") / computed if computed else None,
@@ -156,6 +172,7 @@ def read_run(folder: Path) -> RunRecord:
             verdict={key: str(text) for key, text in result.get("verdict", {}).items()},
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
+            kept=dict(result.get("kept") or {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None

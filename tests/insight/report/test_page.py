@@ -1,73 +1,35 @@
 """The page of a run: all it must hold, nothing it must not, and a real browser agrees."""
 
+import functools
 import gc
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_dpo.cli import options
+from mlx_dpo.cli.train import train
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.charts import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
 from mlx_dpo.preferences import reader
 from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import RunConfig, resolve
+from mlx_dpo.runs.defaults import decided
 from tests.cli.test_cli import exit_code
-
-HOSTILE = "<script>document.title='taken'</script><img src=http://x.invalid/y>"
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run's folder, with hostile text wherever data and models put text."""
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": f"p {n}", "chosen": "a b c", "rejected": "d " * (n % 5 + 1)} for n in range(20)
-    ]
-    (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    folder = tmp_path / "run-1"
-    folder.mkdir()
-    config = RunConfig(model=HOSTILE, data="pairs.json", beta=0.2, steps=60)
-    (folder / "config.toml").write_text(config.to_toml())
-    names = {"device": "cpu", "system": "Linux", "mlx": "1", "mlx-dpo": "1"}
-    (folder / "environment.json").write_text(json.dumps(names))
-    (folder / "split.json").write_text('{"train": ["1", "2"], "held_out": ["3", "4"]}')
-    metrics = ("loss", "chosen_reward", "rejected_reward", "reward_margin", "accuracy")
-    steps = [
-        {"step": n, "lr": 1e-4, "grad_norm": 2.0, **{name: 0.5 for name in metrics}}
-        for n in range(60)
-    ]
-    found = {"step": 59, "held_out": {name: 0.6 for name in metrics}}
-    lines = [json.dumps(row) for row in [*steps, found]]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 60, "lo']))
-    timing = [
-        {
-            **{"step": n, "seconds": 0.5, "pairs": 4, "peak_bytes": 2**30 if n >= 7 else 2**29},
-            **{"data_seconds": 0.0, "reference_seconds": 0.05, "update_seconds": 0.1},
-            **{"forward_backward_seconds": 0.3, "real_tokens": 100},
-            **{"computed_tokens": 125, "unshared_tokens": 150},
-        }
-        for n in range(60)
-    ]
-    (folder / "timings.jsonl").write_text("\n".join(map(json.dumps, timing)))
-    said = {"prompt": HOSTILE, "kind": "x", "answer": HOSTILE + "halfway"}
-    (folder / "samples.jsonl").write_text(json.dumps({"step": 29, "answers": [said]}))
-    held_out = {
-        "kinds": [HOSTILE, "tone"],
-        "policy": [[-1.0, -2.0], [-5.0, -1.0]],
-        "reference": [[-2.0, -2.0], [-4.0, -1.0]],
-    }
-    (folder / "held_out.json").write_text(json.dumps(held_out))
-    answers = [{"prompt": HOSTILE, "kind": "x", "sft": HOSTILE + "before", "dpo": "after \ud83d"}]
-    (folder / "result.json").write_text(json.dumps({"out": "o", "answers": answers}))
-    return folder
+from tests.insight.report.conftest import HOSTILE
+from tests.runs.conftest import ORACLE
 
 
 def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
@@ -83,9 +45,70 @@ def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
     assert "would have computed 1.20 times as many" in page
     assert "halfway" in page
     assert "right in" in page  # the audit's word on length
-    assert "0.50\u00a0→ 0.50" in page  # log-prob accuracy of all, by hand
+    assert "<td>0.50 <small>0.09\u20130.91</small></td>" in page  # accuracies of all, by hand
+    assert "2026-" in page
     assert len(page.encode()) < 1_000_000
-    assert not re.search(r"<(script|img|link|iframe)|url\(|@import", page)
+    assert not re.search(r"<(img|link|iframe)|url\(|@import", page)
+
+
+def test_one_script_may_run_and_it_is_ours(run: Path) -> None:
+    page = write_report([run]).read_text()
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall('Content-Security-Policy" content="([^"]*)"', page)
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in policy
+    assert page.count("<script") == 1
+    assert not re.search("fetch|XMLHttp|import|eval|innerHTML|http:(?!//www.w3.org)", script)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [("better", "good ✓"), ("worse", "bad ✕"), ("collapsed", "bad ✕"), ("too-few", "care !")],
+)
+def test_the_verdict_has_a_colour_and_a_sign(run: Path, outcome: str, shown: str) -> None:
+    result = json.loads((run / "result.json").read_text())
+    result["verdict"] = {"outcome": outcome, "sentence": "So it is.", "advice": f"Do {HOSTILE}."}
+    (run / "result.json").write_text(json.dumps(result))
+    page = write_report([run]).read_text()
+    css, sign = shown.split()
+    assert re.search(f'class="verdict {css}"><span class="sign"[^>]*>{sign}</span>', page)
+    assert '<p class="headline">So it is.</p>' in page
+
+
+def test_what_the_answers_differ_in_is_marked_and_unchanged_ones_say_so(run: Path) -> None:
+    answers = [
+        {"prompt": "p", "kind": "k", "sft": sft, "dpo": dpo, "mark": mark}
+        for sft, dpo, mark in (
+            ("It is <b>15</b>.", "It is 11.", "better"),
+            ("The same.", "The same.", "same"),
+            ("", "Something.", "worse"),
+        )
+    ]
+    (run / "result.json").write_text(json.dumps({"out": "o", "answers": answers}))
+    page = write_report([run]).read_text()
+    assert "It is <del>&lt;b&gt;15&lt;/b&gt;.</del>" in page
+    assert "It is <ins>11.</ins>" in page
+    assert "▲ better" in page
+    assert '</span>The same. <span class="soft">= unchanged' in page
+    assert page.count("The same.") == 1
+    assert '<span class="who">SFT</span>(nothing)</p>' in page
+    assert "<b>2 of 3</b> answers changed" in page
+
+
+def test_a_run_that_kept_its_best_step_says_so(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert "exported model" not in write_report([run]).read_text()
+    (run / "result.json").write_text(json.dumps({**result, "kept": {"step": 30, "by": "loss"}}))
+    page = write_report([run]).read_text()
+    assert "The exported model is that of step 30, the best by loss" in page
+
+
+def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> None:
+    rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
+    (run.parent / "pairs.json").write_text(json.dumps(rows))
+    page = write_report([run]).read_text()
+    assert '<p class="note bad"><span class="sign">✕ Length of answers, stop:</span>' in page
+    assert '<dt>lengths</dt><dd><span class="sign bad">✕ stop</span>' in page
 
 
 def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
@@ -118,8 +141,19 @@ def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
     for name in ("result.json", "held_out.json"):
         (run / name).unlink()
     page = write_report([run]).read_text()
-    assert "the run is not finished: 60 steps are recorded" in page
-    assert "no pair was held out" in page
+    assert "Not finished: 60 of 60 steps." in page
+    assert f"mlx_dpo train --resume --run-dir {run} goes on." in page
+    assert "<h2>Answers after step 30</h2>" in page
+    config = RunConfig(model="m", data="pairs.json", steps=1000)
+    (run / "config.toml").write_text(config.to_toml())
+    page = write_report([run]).read_text()
+    assert "Not finished: 60 of 1000 steps." in page
+    (curve,) = re.findall("<svg[^<]*<[^<]*>Learning rate<.*?</svg>", page, re.DOTALL)
+    assert ">1000</text>" in curve  # there is room for the steps to come
+    assert "halfway" in page
+    assert "no pair was held out" not in page  # it is only not measured yet
+    (run / "split.json").write_text('{"train": ["1", "2"], "held_out": []}')
+    assert "no pair was held out" in write_report([run]).read_text()
 
 
 def test_runs_are_drawn_together_with_one_colour_each_and_one_key(run: Path) -> None:
@@ -131,23 +165,25 @@ def test_runs_are_drawn_together_with_one_colour_each_and_one_key(run: Path) -> 
     assert re.findall(r'line (s\d)"/></svg> (run-\d)', key) == [
         (f"s{n}", f"run-{n}") for n in range(1, MOST_COLOURS + 1)
     ]
+    pictures = re.sub("<title>.*?</title>", "", pictures, flags=re.DOTALL)
     svgs = re.findall("<svg.*?</svg>", pictures, re.DOTALL)
     assert len(svgs) == 5  # one evaluation a run: no curve of it
     assert all(f'"line s{n}"' in svg for svg in svgs for n in range(1, MOST_COLOURS + 1))
     assert "run-2" not in pictures
     more = write_report(folders, run / "six.html").read_text()
-    assert "runs together" not in more  # there would be two of one colour
+    assert 'class="key"' not in more  # there would be two of one colour
+    assert more.count('<a href="#run-') == MOST_COLOURS + 1
 
 
 def test_runs_of_different_beta_are_drawn_in_nats_which_can_be_compared(run: Path) -> None:
     other = run.parent / "run-2"
     shutil.copytree(run, other)
-    config = RunConfig(model="m", data="pairs.json", beta=2.0, steps=60)
+    config = RunConfig(model=HOSTILE, data="pairs.json", beta=2.0, steps=60)
     (other / "config.toml").write_text(config.to_toml())
     lines = (other / "metrics.jsonl").read_text().replace('_reward": 0.5', '_reward": 5.0')
     (other / "metrics.jsonl").write_text(lines)
     page = write_report([run, other], run / "both.html").read_text()
-    together = page[page.index("2 runs together") : page.index("<h1>run-1")]
+    together = page[page.index('class="key"') : page.index("<h1>beta 0.2</h1>")]
     (chosen,) = re.findall("<svg[^<]*<[^<]*Chosen log-ratio.*?</svg>", together, re.DOTALL)
     paths = re.findall(r'<path d="([^"]*)" class="line s\d"', chosen)
     assert len(paths) == 2
@@ -164,7 +200,13 @@ def test_held_out_accuracy_is_drawn_together_once_it_is_a_curve(run: Path) -> No
     lines = (other / "metrics.jsonl").read_text()
     (other / "metrics.jsonl").write_text(json.dumps(again) + "\n" + lines)
     page = write_report([run, other], run / "both.html").read_text()
-    assert "Reward accuracy, held out" in page
+    (chart,) = re.findall("<svg[^<]*<[^<]*Reward accuracy, held out.*?</svg>", page, re.DOTALL)
+    ((left, right),) = re.findall(r'd="M([\d.]+) [\d.]+L([\d.]+) [^"]*" class="line s2"', chart)
+    # Over all 60 steps, as the curves beside it.
+    (start, end) = re.findall(r'd="M([\d.]+) [\d.]+L([\d.]+) [\d.]+" class="grid"', chart)[0]
+    assert right == end
+    share = (float(left) - float(start)) / (float(end) - float(start))
+    assert share == pytest.approx(29 / 59, abs=0.001)
 
 
 @pytest.mark.parametrize("name", ["environment.json", "split.json"])
@@ -179,10 +221,34 @@ def test_runs_stand_on_one_page_and_a_folder_without_a_run_is_refused(run: Path)
     shutil.copytree(run, other)
     page = write_report([run, other], run / "both.html").read_text()
     assert re.findall("<h1>(.*)</h1>", page) == ["2 runs together", "run-1", "run-2"]
+    assert page.index('href="#run-2"') < page.index('id="run-2"')
     with pytest.raises(UsageError, match="no run there"):
         write_report([run.parent])
     assert exit_code("report", str(run.parent)) == 2
     assert exit_code("report", str(run)) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta": 0.3, "plain": True, "drop_bad": True, "steps": 7, "grad_clip": 0.0},
+        {"method": "lora", "lora_modules": "attention", "lora_layers": 1, "adapter_format": "both"},
+        {"adapter": "earlier", "adapter_reference": "base", "reference": "adapters-off"},
+        {"eval_data": "-valid pairs.jsonl", "memory_budget": "4GB", "date": "2026-01-31"},
+        {"run_dir": "x", "out": "y", "overwrite": True, "warmup_steps": 3},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_command_is_understood_and_means_the_same_settings(
+    run: Path, settings: dict[str, Any]
+) -> None:
+    Path("earlier").mkdir()
+    config = decided(RunConfig(model=str(ORACLE), data="pairs.json", **settings))
+    words = shlex.split(command(config))
+    typed = train.make_context("train", words[2:]).params
+    given = options.typed({field.name: typed[field.name] for field in fields(RunConfig)})
+    free: dict[str, Any] = {"run_dir": None, "out": None, "overwrite": False}
+    assert decided(resolve(None, given)) == replace(config, **free)
 
 
 def test_the_command_names_what_is_not_the_default() -> None:
@@ -194,14 +260,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_real_browser_shows_it_without_errors_or_requests(run: Path, width: int) -> None:
+def test_a_real_browser_shows_it_without_errors_or_requests(run: Path) -> None:
     page = write_report([run])
     clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     found = subprocess.run(
         [
             *(str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"),
-            *("--enable-logging=stderr", "--v=0", f"--window-size={width},900"),
+            *("--enable-logging=stderr", "--v=0", "--window-size=1280,900"),
             *(f"--user-data-dir={run / 'profile'}", page.as_uri()),
         ],
         capture_output=True,
@@ -212,8 +277,28 @@ def test_a_real_browser_shows_it_without_errors_or_requests(run: Path, width: in
     )
     assert "<title>DPO report: run-1</title>" in found.stdout
     assert found.stdout.count("<svg") >= 9
+    assert 'data-told="optimizer step 1' in found.stdout  # the page's own script ran
     # A blocked request, a script that ran and a page error all end on the console.
     assert "CONSOLE" not in found.stderr
+
+
+def test_a_phone_scrolls_no_page_sideways_and_a_touch_shows_the_values(
+    run: Path, browser: Any
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(write_report([run]).as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    find = functools.partial(browser.find_element, "css selector")
+    tip, loss = find(".tip"), find("svg.plot")
+    assert not tip.is_displayed()
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", loss)
+    ActionChains(browser).move_to_element(loss).perform()
+    assert re.fullmatch(r"optimizer step \d+\ntraining 0.5 \(mean 0.5\)", tip.text)
+    ActionChains(browser).move_to_element(find("h1")).perform()
+    assert not tip.is_displayed()
 
 
 def test_the_page_says_how_a_run_trained_and_an_old_run_trained_all(run: Path) -> None:
@@ -258,9 +343,9 @@ def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
     ("file", "key"),
     [
         *(("metrics.jsonl", key) for key in ("step", "loss", "lr", "held_out")),
-        *(("timings.jsonl", key) for key in ("seconds", "peak_bytes")),
+        *(("timings.jsonl", key) for key in ("seconds", "peak_bytes", "ended")),
         *(("samples.jsonl", key) for key in ("step", "answers")),
-        *(("result.json", key) for key in ("answers", "adapter")),
+        *(("result.json", key) for key in ("answers", "adapter", "verdict", "kept")),
         *(("held_out.json", key) for key in ("kinds", "policy", "reference")),
         *(("environment.json", "mlx"), ("split.json", "train")),
     ],
