@@ -68,13 +68,15 @@ def test_stopped_at_any_byte_it_goes_on_to_the_same_bytes(tmp_path: Path, prompt
         assert out.read_bytes() == content, f"stopped after {kept} bytes"
 
 
-def test_a_file_deleted_while_it_is_filled_is_noticed_and_what_it_held_is_kept(
+def test_a_file_is_one_session_s_and_one_deleted_meanwhile_is_noticed_and_kept(
     tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, calls = tmp_path / "out.jsonl", list[int]()
 
     def speak(model: object, asks: list[object], **_: object) -> list[list[int]]:
         calls.append(len(asks))
+        with pytest.raises(LockedError):
+            LineFile(out)
         if len(calls) == 2:
             out.unlink()
         return [[17 + number] for number in range(len(asks))]
@@ -87,13 +89,6 @@ def test_a_file_deleted_while_it_is_filled_is_noticed_and_what_it_held_is_kept(
     assert sample(prompts, out).exit_code == 0
     assert [row.prompt[0].content for row in load_candidates(out)] == QUESTIONS
     assert calls == [6, 6, 6, 3]
-
-
-def test_two_do_not_fill_one_file(tmp_path: Path, prompts: Path) -> None:
-    lines = LineFile(tmp_path / "out.jsonl")
-    result = sample(prompts, tmp_path / "out.jsonl")
-    assert isinstance(result.exception, LockedError)
-    lines.close()
 
 
 def test_what_is_finished_is_not_made_again(
