@@ -1,7 +1,8 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
 # make test-gpulike  tests of what trains, under an emulator of a GPU's habits
-# make notebook  the eight experiments of notebooks/dpo.ipynb, in small
+# make notebook  run the eight experiments of notebooks/dpo.ipynb in small and show the page; FULL=1 whole
+# make scaffold OUT=folder  a copy of the project with the functions of the course left to write
 # make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
 # make doctor what this machine is, and whether it trains to the right numbers
@@ -25,7 +26,8 @@ endif
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help doctor demo test test-gpulike torture test-torch notebook check fix install dev
+.PHONY: help doctor demo test test-gpulike torture test-torch notebook scaffold check fix install \
+	dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -45,7 +47,10 @@ test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch
 
 notebook: $(VENV)/.notebook
-	@MLX_DPO_FAST=1 $(FAST) $(BIN)/jupyter execute notebooks/dpo.ipynb
+	@MLX_DPO_FAST=$(if $(FULL),,1) $(FAST) $(BIN)/python -m tools.notebook
+
+scaffold: dev
+	@$(BIN)/python -m tools.scaffold "$(OUT)"
 
 torture: dev
 	@$(FAST) $(BIN)/python -m tests.faults.torture --write

@@ -17,6 +17,7 @@ FLOORS = [
     {"training", "convert"},
     {"models"},
     {"preferences"},
+    {"manifest"},
     {"files"},
     {"records", "errors"},
 ]

@@ -2,11 +2,13 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.cli.screen import counted, printable, program, share, table
 from mlx_dpo.convert.sources import find
@@ -34,9 +36,9 @@ def show_result(result: RunResult) -> None:
     job = result.job
     click.echo()
     if result.policy.size:
-        kinds = [kind or "-" for kind in job.held_out.kinds]
-        groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
-        _print_scores(groups, result.verdict)
+        is_apart = np.isin(job.held_out.kinds, job.data.untaught)
+        apart = _groups(result, is_apart) if is_apart.any() else []
+        _print_scores(_groups(result, ~is_apart), apart, result.verdict)
     click.echo()
     for shown in result.answers:
         click.echo(f"  {click.style(printable(shown.prompt), bold=True)}  ({shown.mark})")
@@ -97,12 +99,22 @@ def _print_verdict(verdict: Verdict) -> None:
     click.echo(f"{verdict.advice}\n" if verdict.advice else "")
 
 
-def _print_scores(groups: Sequence[GroupScore], verdict: Verdict) -> None:
-    rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in groups]
+def _groups(result: RunResult, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
+    kinds = [result.job.held_out.kinds[row] or "-" for row in np.flatnonzero(rows)]
+    beta = result.job.config.beta
+    return score_groups(result.policy[:, rows], result.reference[:, rows], kinds, beta=beta)
+
+
+def _print_scores(
+    groups: Sequence[GroupScore], apart: Sequence[GroupScore], verdict: Verdict
+) -> None:
+    """What held-out pairs gained; last and `apart` the kinds that no training pair is of."""
+    shown = [*groups, *(replace(g, name="not trained on") for g in apart[:1]), *apart[1:]]
+    rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in shown]
     header, *lines = table([[*_COLUMNS, "ranking"], *rows]).split("\n")
     click.echo(f"Held-out pairs, before -> after\n{header}")
-    for group, line in zip(groups, lines, strict=True):
-        click.secho(line, bold=group.name == "all")
+    for number, line in enumerate(lines):
+        click.secho(line, bold=number in (0, len(groups)))
     click.echo(f"\n{_READING}")
     for change in ("better", "worse"):
         names = [printable(g.name) for g in groups[1:] if g.verdict == change]

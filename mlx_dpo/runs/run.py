@@ -324,7 +324,10 @@ def _finish(
     answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
-    verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    evidence = Evidence(
+        policy, reference, job.held_out, answers, rows, job.config, job.data.untaught
+    )
+    verdict = judge(evidence)
     keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
@@ -333,6 +336,7 @@ def _finish(
     held_out = {
         "ids": job.held_out.ids,
         "kinds": job.held_out.kinds,
+        "untaught": job.data.untaught,
         "reference": reference.tolist(),
         "policy": policy.tolist(),
     }

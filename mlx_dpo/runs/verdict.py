@@ -6,17 +6,20 @@ are tried in order, from what makes everything else meaningless to what is good 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mlx_dpo.records import Pairs, Preference
+from mlx_dpo.records import Message, Pairs, Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.scores import (
     Logprobs,
     group_by_length,
+    is_taught,
     margins,
     score_groups,
     wilson_interval,
@@ -80,6 +83,8 @@ def marked(
 ) -> list[BeforeAfter]:
     """Answers to the prompts of some pairs: what became better first, what did not change last.
 
+    Of those with one mark, the one whose words came closest to the chosen answer is first.
+
     Args:
         shown: The pairs.
         before: Answers to their prompts.
@@ -99,7 +104,26 @@ def marked(
         BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
         for pair, sft, dpo in zip(shown, before, after, strict=True)
     ]
-    return sorted(answers, key=lambda answer: MARKS.index(answer.mark))
+    gains = [
+        _leaning(dpo, pair) - _leaning(sft, pair)
+        for pair, sft, dpo in zip(shown, before, after, strict=True)
+    ]
+    order = sorted(range(len(answers)), key=lambda i: (MARKS.index(answers[i].mark), -gains[i]))
+    return [answers[i] for i in order]
+
+
+def _leaning(answer: str, pair: Preference) -> int:
+    """How many more words an answer shares with the chosen one, in order, than with the rejected.
+
+    Words, not a share of them: of a one-word answer there is little to see.
+    """
+
+    def shared(turns: Sequence[Message]) -> int:
+        words = " ".join(turn.content for turn in turns).casefold().split()
+        matcher = SequenceMatcher(None, answer.casefold().split(), words, autojunk=False)
+        return sum(block.size for block in matcher.get_matching_blocks())
+
+    return shared(pair.chosen) - shared(pair.rejected)
 
 
 @dataclass(frozen=True)
@@ -112,6 +136,7 @@ class Evidence:
         answers: Answers to the prompts that are shown.
         rows: Of metrics.jsonl: a step's metrics, or a step's ``held_out`` metrics.
         settings: Of the run.
+        untaught: Kinds of held-out pairs that no training pair is of, as `untaught_kinds` finds.
     """
 
     policy: Logprobs
@@ -120,6 +145,7 @@ class Evidence:
     answers: Sequence[BeforeAfter]
     rows: Sequence[Mapping[str, Any]]
     settings: RunConfig
+    untaught: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -142,7 +168,44 @@ def _repetition(text: str) -> float:
 
 
 def judge(run: Evidence) -> Verdict:
-    """The verdict on a finished run."""
+    """The verdict on a finished run, by the kinds it trained on; others are told apart."""
+    if not run.untaught:
+        return _judge_taught(run)
+    taught, apart = _parted(run)
+    verdict = _judge_taught(taught)
+    if verdict.outcome in (COLLAPSED, UNCHANGED, UNMEASURED):
+        return verdict
+    before, after = (int((logps[0] > logps[1]).sum()) for logps in (apart.reference, apart.policy))
+    return replace(
+        verdict,
+        sentence=f"{verdict.sentence} Not trained on {', '.join(run.untaught)}: the chosen answer "
+        f"is the likelier one in {before} of {len(apart.held_out.kinds)} pairs before, {after} "
+        "after.",
+    )
+
+
+def _parted(run: Evidence) -> tuple[Evidence, Evidence]:
+    """The evidence of pairs whose kind was trained on, and of the others."""
+    taught = is_taught(run.held_out.kinds, run.untaught)
+
+    def of(chosen: npt.NDArray[np.bool_]) -> Evidence:
+        rows = np.flatnonzero(chosen).tolist()
+        pairs = Pairs(
+            [run.held_out.examples[row] for row in rows],
+            [run.held_out.ids[row] for row in rows],
+            [run.held_out.kinds[row] for row in rows],
+        )
+        return replace(
+            run,
+            policy=run.policy[:, chosen],
+            reference=run.reference[:, chosen],
+            held_out=pairs,
+        )
+
+    return of(taught), of(~taught)
+
+
+def _judge_taught(run: Evidence) -> Verdict:
     for rule in (_collapsed, _unchanged, _unmeasured, _overfitted, _by_length, _by_kind):
         if (verdict := rule(run)) is not None:
             return verdict

@@ -162,6 +162,19 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     assert "mlx_dpo generate --model out" in shown.out
 
 
+def test_kinds_that_no_training_pair_is_of_stand_at_the_foot_of_the_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("train.json").write_text(json.dumps(ROWS[:4]))
+    other = [{**row, "kind": "sums"} for row in ROWS[4:7]]
+    Path("valid.json").write_text(json.dumps([*other, *ROWS[8:]]))
+    data = ["--data", "train.json", "--eval-data", "valid.json"]
+    assert exit_code("train", "--model", MODEL, *data, "--steps", "2", "--out", "out") == 0
+    table = capsys.readouterr().out.split("Held-out pairs")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [re.split(r" {2,}", line)[:2] for line in table]
+    assert rows == [["all", "6"], ["format", "3"], ["tone", "3"], ["not trained on", "3"]]
+
+
 def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_training(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,17 @@ def test_kinds_that_gained_and_kinds_that_lost_are_both_named() -> None:
     assert "right on tone (20 of 20); wrong on sums (0 of 20)" in found.sentence
 
 
+def test_kinds_that_no_pair_was_trained_on_are_told_apart_and_not_judged() -> None:
+    run = evidence(20, 40, kinds=["tone"] * 20 + ["sums"] * 20)
+    found = judge(replace(run, untaught=("sums",)))
+    assert found.outcome == verdict.BETTER
+    assert "20 of 20 right" in found.sentence
+    assert found.sentence.endswith(
+        "Not trained on sums: the chosen answer is the likelier one in 0 of 20 pairs before, 0 "
+        "after."
+    )
+
+
 def test_without_held_out_pairs_nothing_is_claimed() -> None:
     found = judge(evidence(0, 0))
     assert found.outcome == verdict.UNMEASURED
@@ -154,6 +165,23 @@ def test_what_improved_is_shown_first_and_what_stayed_last() -> None:
         ("Q1", "worse"),
         ("Q0", "same"),
     ]
+
+
+def test_of_answers_that_became_better_the_one_nearest_to_its_chosen_answer_is_first() -> None:
+    chosen, rejected = "I cannot know that.", "You ate bread."
+    pairs = [
+        Preference(
+            (Message("user", f"Q{n}"),),
+            (Message("assistant", chosen),),
+            (Message("assistant", rejected),),
+            "honesty",
+            str(n),
+        )
+        for n in range(3)
+    ]
+    after = ["You had rice.", "I cannot tell you that.", "I eat bread."]
+    found = marked(pairs, ["You ate rice."] * 3, after, {"0": 9.0, "1": 1.0, "2": 2.0})
+    assert [answer.prompt for answer in found] == ["Q1", "Q2", "Q0"]
 
 
 def test_a_run_keeps_its_verdict(workplace: Path) -> None:

@@ -5,13 +5,15 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, Template, TemplateError
 from markupsafe import Markup
 
@@ -31,7 +33,13 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.plan import gigabytes
-from mlx_dpo.runs.scores import GroupScore, margins, score_groups, wilson_interval
+from mlx_dpo.runs.scores import (
+    GroupScore,
+    is_taught,
+    margins,
+    score_groups,
+    wilson_interval,
+)
 from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, SAME, WORSE
 
 NAME = "report.html"
@@ -193,9 +201,13 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
     drawings = pictures.run_curves(run) if run.steps else []
     groups, calibration = [], None
     if run.policy.size:
-        scores, beta = (run.policy, run.reference), run.config.beta
-        groups = score_groups(*scores, [kind or "(none)" for kind in run.kinds], beta=beta)
-        calibration = reliability(margins(*scores, beta=beta))
+        judged = is_taught(run.kinds, run.untaught)
+        groups = _groups(run, judged)
+        if not judged.all():
+            first, *kinds = _groups(run, ~judged)
+            groups += [replace(first, name="not trained on"), *kinds]
+        scores = run.policy[:, judged], run.reference[:, judged]
+        calibration = reliability(margins(*scores, beta=run.config.beta))
         drawings.append(pictures.accuracy_by_kind(groups))
         drawings.append(pictures.calibration_diagram(calibration))
     if isinstance(measured, Measures):
@@ -219,6 +231,11 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
         "warnings": _warnings(run),
         "cost": cost,
     }
+
+
+def _groups(run: RunRecord, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
+    kinds = [run.kinds[row] or "(none)" for row in np.flatnonzero(rows)]
+    return score_groups(run.policy[:, rows], run.reference[:, rows], kinds, beta=run.config.beta)
 
 
 def _warnings(run: RunRecord) -> list[str]:

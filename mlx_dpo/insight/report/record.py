@@ -59,7 +59,8 @@ class RunRecord:
 
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
-    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
+    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds,
+    `untaught` those of them that no training pair is of.
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
@@ -75,6 +76,7 @@ class RunRecord:
     timings: Rows
     samples: Rows
     kinds: list[str]
+    untaught: list[str]
     policy: Logprobs
     reference: Logprobs
     answers: Rows
@@ -88,7 +90,7 @@ class RunRecord:
         """Optimizer steps of the whole run."""
         config = self.config
         pairs_per_step = config.batch_size * config.grad_accumulation
-        return config.steps or config.epochs * -(-len(self.split["train"]) // pairs_per_step)
+        return config.steps or (config.epochs or 1) * -(-len(self.split["train"]) // pairs_per_step)
 
     @property
     def method(self) -> str:
@@ -166,6 +168,7 @@ def read_run(folder: Path) -> RunRecord:
             timings=_lines(folder / "timings.jsonl"),
             samples=_lines(folder / "samples.jsonl"),
             kinds=[str(kind) for kind in held_out.get("kinds", [])],
+            untaught=[str(kind) for kind in held_out.get("untaught", [])],
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
