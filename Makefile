@@ -23,6 +23,16 @@ BLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 \
 FAST := $(if $(BLAS),LD_PRELOAD=$(BLAS))
 endif
 
+# pip says what it does, a line a package; of its other lines those that tell of a failure are shown.
+SHELL := /bin/bash
+PIP := set -o pipefail; PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check \
+	--progress-bar off
+SHOWN := | awk '/^Collecting/ {n++; next} \
+	/^ *(Downloading|Using cached)/ {sub(/^ */, ""); print "  " n "  " $$0} \
+	/^ *(Installing|Building|Preparing|Getting|Successfully installed)/ \
+	{sub(/^ */, ""); print "  " substr($$0, 1, 76)} \
+	{fflush()}'
+
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
@@ -69,22 +79,22 @@ dev: $(VENV)/.dev
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made
 	@echo "Installing mlx-dpo into $(VENV) (a minute or two the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(PIP) --editable . $(SHOWN)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.notebook: $(VENV)/.installed
 	@echo "Installing what runs the notebook ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	@$(PIP) --editable '.[notebook]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
 	@echo "Installing PyTorch ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
+	@$(PIP) --editable '.[torch]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.made:
@@ -96,6 +106,7 @@ $(VENV)/.made:
 	fi
 	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3 python; do \
 		if $$python -c '$(FITS)' 2>/dev/null; then \
+			echo "Making $(VENV) with $$python ..."; \
 			$$python -m venv $(VENV) || { \
 				echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv"; \
 				exit 1; }; \

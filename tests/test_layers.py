@@ -19,7 +19,7 @@ FLOORS = [
     {"preferences"},
     {"manifest"},
     {"files"},
-    {"records", "errors"},
+    {"records", "errors", "extras"},
 ]
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
 ROOT = Path(mlx_dpo.__file__).parent.parent

@@ -37,6 +37,9 @@ ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
 class Screen:
     """Receives what a run reports. Each method does nothing here; the command line shows it."""
 
+    def working(self, what: str) -> None:
+        """`what` begins now, a phase that may take seconds; it lasts until the next report."""
+
     def tokenizing(self, done: int, total: int) -> None:
         """`done` of `total` bytes of a preference file are read and tokenized."""
 
@@ -204,6 +207,7 @@ class Evaluate(Callback):
         job = self._job
         if not (job.held_out.examples and is_due(trainer, step, job.config.eval_every)):
             return
+        self._screen.working("scoring the held-out pairs")
         self.scores = trainer.score_pairs(job.held_out.examples)
         is_judged = is_taught(job.held_out.kinds, job.data.untaught)
         judged = (side[:, is_judged] for side in self.scores)
@@ -230,6 +234,7 @@ class Sample(Callback):
         shown = self._job.data.shown
         if not is_due(trainer, step, self._job.config.sample_every) or not shown:
             return
+        self._screen.working(f"answering {len(shown)} prompts")
         rows = [
             {"prompt": row.question, "kind": row.kind, "answer": text}
             for row, text in zip(shown, shown_answers(self._job, self._stop), strict=True)

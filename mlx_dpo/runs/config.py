@@ -58,7 +58,7 @@ class RunConfig:
         None, "Held-out pairs in a file of their own, instead of a share of --data."
     )
     drop_bad: bool = _option(
-        False, "Leave rows with errors out, counted, instead of refusing the file."
+        False, "Skip and count rows with errors, instead of refusing the file."
     )
     eval_fraction: float = _option(
         0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
@@ -72,7 +72,11 @@ class RunConfig:
     run_dir: str | None = _option(
         None, "The run's own folder: checkpoints, metrics. Default: runs/<model>-<n>."
     )
-    beta: float = _option(0.1, "Pull towards the reference; larger stays closer.", above=0)
+    beta: float = _option(
+        0.1,
+        "Pull towards the reference; a larger beta stays closer.",
+        above=0,
+    )
     learning_rate: float = _option(
         None,
         "Learning rate after warm-up. Default: 1e-5; with LoRA 1e-4 (for 7 billion parameters and "
@@ -96,9 +100,9 @@ class RunConfig:
     )
     dtype: str = _option(
         None,
-        "Of weights, gradients and optimizer state. bfloat16 halves them; updates then use "
-        "stochastic rounding, because rounding to the nearest would lose the small ones. Adapters "
-        "are float32 whatever the base is. Default: float32; of a quantised model its own.",
+        "Number type of weights, gradients and optimizer state. bfloat16 halves them; updates then "
+        "use stochastic rounding, because rounding to the nearest would lose the small ones. "
+        "Adapters are always float32. Default: float32; of a quantised model its own.",
         choices=DTYPES,
     )
     checkpoint_layers: bool = _option(
@@ -117,8 +121,8 @@ class RunConfig:
     seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
     date: str | None = _option(
         None,
-        "What a chat template that asks for the date is told, YYYY-MM-DD. Default: the day the run "
-        "began; it stays that.",
+        "Today's date for chat templates that ask for it, YYYY-MM-DD. Default: the day the run "
+        "began, after --resume too.",
         is_date=True,
     )
     eval_every: int = _option(
@@ -146,14 +150,14 @@ class RunConfig:
     sample_every: int = _option(
         0,
         "Steps between answers to a few held-out prompts, kept in samples.jsonl of the run; 0 "
-        "asks for none.",
+        "never.",
         at_least=0,
     )
     log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
     skip_nonfinite: int = _option(
         0,
-        "Steps in a row that may be left out because a loss or gradient is not finite, counted "
-        "and named; 0 stops at the first.",
+        "How many steps in a row may be skipped because a loss or gradient is not finite; each "
+        "is reported. 0 stops at the first.",
         at_least=0,
     )
     allow_sleep: bool = _option(False, "Let a Mac go to sleep while training.")
@@ -177,7 +181,7 @@ class RunConfig:
         None, "Factor of the adapters' product, PEFT's alpha / r. Default: 2.", above=0
     )
     lora_layers: int | None = _option(
-        None, "Adapt the last so many blocks. Default: all.", at_least=1
+        None, "How many of the last blocks to adapt. Default: all.", at_least=1
     )
     lora_modules: str = _option(
         None,
@@ -202,7 +206,7 @@ class RunConfig:
     )
     memory_budget: str | None = _option(
         None,
-        "Most that MLX may hold at once, such as 4GB: settings that were not given are changed "
+        "The most memory that MLX may use, such as 4GB: settings that were not given are changed "
         "until the run fits (mlx_dpo plan shows which). Default on Apple silicon: three quarters "
         "of what the system recommends for the GPU.",
         is_size=True,

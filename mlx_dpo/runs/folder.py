@@ -211,7 +211,7 @@ def check_folders(config: RunConfig) -> None:
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
         if is_inside(a, b) or is_inside(b, a):
-            raise UsageError(f"{other} {b} and {option} {a} overlap; these folders must be apart")
+            raise UsageError(f"{other} {b} and {option} {a} overlap; choose separate folders")
     for option in ("--out", "--run-dir"):
         folder = folders[option]
         above = next((p for p in folder.parents if os.path.lexists(p)), Path())

@@ -137,10 +137,11 @@ def train(
         trainer = trainer_of(job, screen, stop, keep=not dry_run)
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
-        sft_answers = [] if dry_run else shown_answers(job, stop)
+        sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
         if newest.path is not None:
             restore(newest.path, trainer)
         else:
+            screen.working("self-check: scoring the largest batch")
             _check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
@@ -156,7 +157,12 @@ def train(
                 f"{job.source}: its weights were changed while the run trained: the adapter "
                 "belongs to those before, and on the new ones it means nothing"
             )
-        return _finish(job, trainer, folder, stop, trained, sft_answers)
+        return _finish(job, trainer, folder, screen, stop, trained, sft_answers)
+
+
+def _answers(job: Job, stop: Stop, screen: Screen, when: str) -> list[str]:
+    screen.working(f"answering {len(job.data.shown)} prompts {when}")
+    return shown_answers(job, stop)
 
 
 def _with_its_date(config: RunConfig) -> RunConfig:
@@ -182,6 +188,7 @@ def _prepared(
                 config,
                 data=data,
                 keep=not dry_run,
+                working=screen.working,
                 tokenizing=screen.tokenizing,
                 problems=screen.data_checked,
             )
@@ -268,6 +275,7 @@ def _train(
         Pressure(PressureWatch(probe), screen),
         Clock(log),
     ]
+    screen.working("making the first step")
     with stop.deferred():
         try:
             trainer.train(callbacks=callbacks)
@@ -301,6 +309,7 @@ def _finish(
     job: Job,
     trainer: DPOTrainer,
     folder: RunFolder,
+    screen: Screen,
     stop: Stop,
     trained: _Trained,
     sft_answers: list[str],
@@ -318,16 +327,20 @@ def _finish(
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
+        if trained.scores is None:
+            screen.working("scoring the held-out pairs")
         policy, reference = trained.scores or trainer.score_pairs(job.held_out.examples)
     gaps = margins(policy, reference, beta=job.config.beta).tolist()
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
-    answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
+    dpo_answers = _answers(job, stop, screen, "after training")
+    answers = marked(job.data.shown, sft_answers, dpo_answers, margin_of)
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
     evidence = Evidence(
         policy, reference, job.held_out, answers, rows, job.config, job.data.untaught
     )
     verdict = judge(evidence)
+    screen.working("writing the model")
     keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:

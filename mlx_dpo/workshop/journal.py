@@ -205,5 +205,5 @@ class Journal:
             foreign = len(entries) + 1
         if foreign is not None:
             where = f"{self.path}:{foreign}"
-            raise DataError(f"{where}: not a line of this journal; mend or remove it")
+            raise DataError(f"{where}: not a line of this journal; correct or remove it")
         return entries

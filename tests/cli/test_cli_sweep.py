@@ -24,7 +24,7 @@ ARGS = [
 def test_each_beta_is_trained_once_and_shown(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(*ARGS, "--beta", "0.1,1") == 0
+    assert exit_code(*ARGS, "--beta", "0.1,1", "-v") == 0
     shown = capsys.readouterr()
     rows = [line.split() for line in shown.out.splitlines()]
     assert [row[0] for row in rows if row and row[0] in ("beta", "0.1", "1")] == [
@@ -110,7 +110,7 @@ def test_a_sweep_that_does_not_fit_its_memory_budget_trains_nothing(
     err = capsys.readouterr().err
     assert "no setting would fit" in err
     planning, refusal = err.splitlines()
-    assert planning.startswith("memory     planning")
+    assert planning.startswith("planning memory")
     assert refusal.startswith("mlx_dpo: ")
     # The token ids stay, for another try.
     assert sorted(Path().iterdir()) == [*before, Path("runs")]

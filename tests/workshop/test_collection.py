@@ -56,7 +56,7 @@ def test_a_split_follows_from_its_seed_and_replaces_nothing(tmp_path: Path) -> N
         contents.append((tmp_path / "p.test.jsonl").read_bytes())
     assert contents[0] == contents[1] != contents[2]
     again = invoke("split", file)
-    assert "is there already" in str(again.exception)
+    assert "already exists" in str(again.exception)
 
 
 def test_rows_that_contradict_each_other_are_in_neither_part(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def _checked_host(url: str, key: str) -> str:
     if key and parsed.scheme != "https" and not _is_local(parsed.host):
         raise UsageError(f"--judge {url}: a key goes over https only; unset {KEY_VARIABLE}")
     if key and not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{KEY_VARIABLE}: is no key: it holds characters that can't be sent")
+        raise UsageError(f"{KEY_VARIABLE}: is not a key: it holds characters that can't be sent")
     return str(parsed.host)
 
 

@@ -130,7 +130,7 @@ def _regex_score(pattern: str) -> AnswerScore:
     try:
         regex = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--judge: {pattern!r} is no regular expression: {error}") from None
+        raise UsageError(f"--judge: {pattern!r} is not a regular expression: {error}") from None
     return lambda _, text: float(regex.search(text) is not None)
 
 
