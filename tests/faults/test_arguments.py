@@ -17,7 +17,7 @@ from tests.runs.conftest import ROWS
 MODEL = str(Path(__file__).parents[2] / "checkpoints" / "tiny-sft")
 ON = ["--model", MODEL, "--data", "pairs.json"]
 BETWEEN = ["--model", MODEL, "--reference", MODEL]
-CODES = {1, 2, 3, 7}  # of a mistake in what was asked: README, "Exit codes"
+CODES = {1, 2, 3, 7}  # of a mistake in what was asked: docs/training.md, "Exit codes"
 
 NOWHERE = {"no name": "", "huge": "x" * 5000, "nul": "a\0b", "under a file": "./noise.json/child"}
 NOTHING = NOWHERE | {"a pipe": "pipe", "a device": "/dev/zero"}
