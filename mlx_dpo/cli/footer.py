@@ -53,6 +53,9 @@ class Footer:
             text: A few words.
             log: Whether they become a line of their own where stderr is no terminal.
         """
+        from mlx_dpo.cli.screen import printable  # which imports this module
+
+        text = printable(text)
         if not self._has_terminal():
             if log:
                 click.echo(f"{text} ...", err=True)
