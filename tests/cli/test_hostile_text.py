@@ -20,7 +20,7 @@ from tests.workshop.judge.bad_endpoint import BadEndpoint, status
 
 # Sets the clipboard, colours, turns the writing direction round, and is a control by itself.
 HOSTILE = "\x1b]52;c;cHduZWQ=\x07\x1b[7m\x9b31m\u202ehostile\u2066\u2028\x85\r\x08\x7f\u200b"
-NAME = f"n{HOSTILE}"
+NAME = "n" + HOSTILE.replace("\x7f", "")  # which a config.toml can't hold
 # What the program itself may write: colours, the cursor, lines that are drawn again.
 OURS = re.compile(r"\x1b\[(?!7m)[0-9;]*m|\x1b\[\?25[lh]|\r(?=\x1b)|\x1b\[(?:1A|2K)")
 WRITERS = re.compile(
@@ -110,16 +110,8 @@ COMMANDS = {
     "import nothing": ["data", "import", file("candidates"), "--out", f"j{NAME}"],
     "audit": ["audit", file("pairs")],
     "sample": [
-        "data",
-        "sample",
-        "--model",
-        NAME,
-        "--prompts",
-        file("own"),
-        "--out",
-        f"c{NAME}",
-        "--max-tokens",
-        "2",
+        *("data", "sample", "--model", NAME, "--prompts", file("own"), "--out", f"c{NAME}"),
+        *("--max-tokens", "2"),
     ],
     "rule": ["data", "judge", file("own"), "--judge", f"rule:regex:{HOSTILE}", "--out", f"k{NAME}"],
     "no rule": ["data", "judge", file("own"), "--judge", f"rule:{HOSTILE}"],
@@ -143,8 +135,6 @@ COMMANDS = {
     "no file": ["audit", f"absent{NAME}"],
     "no model": ["generate", "--model", f"absent/{NAME}", "--prompt", "x"],
 }
-
-
 # Commands while the model says nothing else.
 SPEAKING = {
     "generate": ["generate", "--model", NAME, "--prompt", "x", "--max-tokens", "2"],
