@@ -135,6 +135,7 @@ def test_a_decision_whose_pairs_could_not_be_written_is_shown_as_taken(
     status, _, body = client("POST", "/api/write", own_pair(client))
     found = json.loads(body)
     assert (status, found["by_hand"], found["revision"]) == (409, 1, client.book.revision)
-    assert "No space left on device; the decision is kept in pairs.jsonl.lab" in found["error"]
+    assert "No space left on device" in found["error"]
+    assert "; the decision is kept in pairs.jsonl.labels.jsonl" in found["error"]
     monkeypatch.undo()
     client.book.undo()
