@@ -28,11 +28,11 @@ from mlx_dpo.runs.scores import (
     score_groups,
     wilson_interval,
 )
-from mlx_dpo.runs.verdict import BETTER, COLLAPSED, WORSE, Verdict
+from mlx_dpo.runs.verdict import BETTER, COLLAPSED, LOOPING, WORSE, Verdict
 
 _COLUMNS = ["kind", "pairs", "right", "likelier", "margin", "chosen", "rejected"]
 _SPARE = (("chosen", "rejected"), ("likelier",), ("margin",))  # left out where it is narrow
-_COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red"}
+_COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red", LOOPING: "red"}
 _UNTAUGHT = "not trained on"
 _MARK_COLOURS = {BETTER: "green", WORSE: "red"}
 _READING = """\

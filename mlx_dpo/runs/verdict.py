@@ -27,10 +27,21 @@ from mlx_dpo.runs.scores import (
 
 BETTER, WORSE, MIXED, LENGTH = "better", "worse", "mixed", "length"
 TOO_FEW, UNCHANGED, UNMEASURED = "too-few", "unchanged", "unmeasured"
-OVERFITTED, COLLAPSED = "overfitted", "collapsed"
+OVERFITTED, COLLAPSED, LOOPING = "overfitted", "collapsed", "looping"
 SAME, CHANGED = "same", "changed"
 MARKS = (BETTER, CHANGED, WORSE, SAME)  # of an answer
-OUTCOMES = (COLLAPSED, UNCHANGED, UNMEASURED, OVERFITTED, LENGTH, MIXED, BETTER, WORSE, TOO_FEW)
+OUTCOMES = (
+    COLLAPSED,
+    LOOPING,
+    UNCHANGED,
+    UNMEASURED,
+    OVERFITTED,
+    LENGTH,
+    MIXED,
+    BETTER,
+    WORSE,
+    TOO_FEW,
+)
 
 # An answer repeats itself where this share of its runs of characters came before in it, more than
 # in the answer before training. Characters, because a broken model may write one endless word.
@@ -173,7 +184,7 @@ def judge(run: Evidence) -> Verdict:
         return _judge_taught(run)
     taught, apart = _parted(run)
     verdict = _judge_taught(taught)
-    if verdict.outcome in (COLLAPSED, UNCHANGED, UNMEASURED):
+    if verdict.outcome in (COLLAPSED, LOOPING, UNCHANGED, UNMEASURED):
         return verdict
     before, after = (int((logps[0] > logps[1]).sum()) for logps in (apart.reference, apart.policy))
     return replace(
@@ -222,8 +233,8 @@ def _collapsed(run: Evidence) -> Verdict | None:
     if not loops:
         return None
     verb = "repeats itself" if len(loops) == 1 else "repeat themselves"
-    sentence = f"Collapsed: {len(loops)} of {len(run.answers)} answers {verb}."
-    return Verdict(COLLAPSED, sentence, advice)
+    sentence = f"Began to loop: {len(loops)} of {len(run.answers)} answers {verb}."
+    return Verdict(LOOPING, sentence, advice)
 
 
 def _unchanged(run: Evidence) -> Verdict | None:

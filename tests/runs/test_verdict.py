@@ -82,12 +82,12 @@ def test_equal_answers_and_log_probs_that_stand_still_are_no_change() -> None:
 
 def test_an_answer_that_begins_to_repeat_itself_is_a_collapse_whatever_the_pairs_say() -> None:
     for loop in (LOOP, "prprpr" * 20):  # also without a space
-        assert judge(evidence(50, 50, answers=(("An apple.", loop),))).outcome == verdict.COLLAPSED
+        assert judge(evidence(50, 50, answers=(("An apple.", loop),))).outcome == verdict.LOOPING
         pair = Preference((Message("user", "Q"),), (), (), "", "1")
         assert marked([pair], ["An apple."], [loop], {"1": 3.0})[0].mark == verdict.WORSE
     found = judge(evidence(50, 50, answers=(("An apple.", LOOP), ("Red.", "Red."))))
-    assert found.outcome == verdict.COLLAPSED
-    assert found.sentence == "Collapsed: 1 of 2 answers repeats itself."
+    assert found.outcome == verdict.LOOPING
+    assert found.sentence == "Began to loop: 1 of 2 answers repeats itself."
     assert "--learning-rate (it was 1e-05)" in found.advice
     assert judge(evidence(50, 50, answers=((LOOP, LOOP + "!"),))).outcome == verdict.BETTER
 

@@ -40,7 +40,7 @@ from mlx_dpo.runs.scores import (
     score_groups,
     wilson_interval,
 )
-from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, SAME, WORSE
+from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, LOOPING, SAME, WORSE
 
 NAME = "report.html"
 DataMeasures = dict[tuple[str, bool], Measures | MlxDpoError]
@@ -51,7 +51,7 @@ _WRONG_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticEr
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 # Class of the style sheet, and a sign beside the colour, which not everybody can tell apart.
 _GOOD, _BAD, _CARE = ("good", "\u2713"), ("bad", "\u2715"), ("care", "!")
-_OF_OUTCOME = {BETTER: _GOOD, WORSE: _BAD, COLLAPSED: _BAD}
+_OF_OUTCOME = {BETTER: _GOOD, WORSE: _BAD, COLLAPSED: _BAD, LOOPING: _BAD}
 _OF_CHECK = {OK: _GOOD, LOOK: _CARE, STOP: _BAD}
 _OF_MARK = {BETTER: ("good", "\u25b2"), WORSE: ("bad", "\u25bc"), CHANGED: ("care", "\u2260")}
 
