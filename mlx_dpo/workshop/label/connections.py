@@ -19,9 +19,13 @@ _numbers = count()
 
 
 class Connection(H11Protocol):
-    """A connection that ends at its deadline, or when too many newer ones have come."""
+    """A connection that ends at its deadline, or when too many newer ones have come.
 
-    _deadline: asyncio.TimerHandle | None = None
+    Attributes:
+        deadline: Calls `expire`.
+    """
+
+    deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the place of the oldest connection if there are too many."""
@@ -45,6 +49,18 @@ class Connection(H11Protocol):
             self._set_deadline()
         super().data_received(data)
 
+    def expire(self) -> None:
+        """End it with status 408, unless it is answered and waits for another request."""
+        has_reply = self.conn.our_state in (h11.IDLE, h11.DONE)
+        is_sent = not self.transport.get_write_buffer_size()
+        if is_sent and has_reply and not self._has_begun() and self.timeout_keep_alive_task:
+            return  # answered; how long it may stay open is uvicorn's to say
+        if is_sent and self._has_begun() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_TOO_LATE)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
     def _rank(self) -> tuple[bool, int]:
         """The least is dropped first: one that is being answered comes last."""
         return self.conn.their_state is h11.DONE, self._number
@@ -55,19 +71,8 @@ class Connection(H11Protocol):
 
     def _set_deadline(self) -> None:
         self._unset_deadline()
-        self._deadline = self.loop.call_later(DEADLINE, self._end)
+        self.deadline = self.loop.call_later(DEADLINE, self.expire)
 
     def _unset_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-    def _end(self) -> None:
-        has_reply = self.conn.our_state in (h11.IDLE, h11.DONE)
-        is_sent = not self.transport.get_write_buffer_size()
-        if is_sent and has_reply and not self._has_begun() and self.timeout_keep_alive_task:
-            return  # answered; how long it may stay open is uvicorn's to say
-        if is_sent and self._has_begun() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_TOO_LATE)
-            self.transport.close()
-        else:
-            self.transport.abort()
+        if self.deadline is not None:
+            self.deadline.cancel()
