@@ -34,7 +34,7 @@ class Connection(H11Protocol):
         self._set_deadline()
         if len(self.connections) > MAX_CONNECTIONS:
             others = [each for each in self.connections if isinstance(each, Connection)]
-            oldest = min(others, key=Connection._rank)
+            oldest = min((each for each in others if each is not self), key=Connection._rank)
             self.connections.discard(oldest)
             oldest.transport.abort()
 
