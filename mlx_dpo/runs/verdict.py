@@ -75,8 +75,8 @@ class BeforeAfter:
         kind: Of the pair that the prompt is from.
         sft: The answer before.
         dpo: The answer after.
-        mark: `SAME`; `WORSE` where it repeats itself; else `BETTER` or `WORSE` by the margin of its
-            pair, and `CHANGED` where its pair was trained on, which says nothing.
+        mark: `SAME`; `WORSE` where it repeats itself; `BETTER` or `WORSE` where the margin of its
+            pair and its words agree about that; else `CHANGED`, also where its pair was trained on.
     """
 
     prompt: str
@@ -102,25 +102,33 @@ def marked(
         after: The same after training.
         margin_of: Margin of each held-out pair, by its id.
     """
-
-    def mark(pair: Preference, sft: str, dpo: str) -> str:
-        if sft == dpo:
-            return SAME
-        if _loops(sft, dpo):
-            return WORSE
-        margin = margin_of.get(pair.id)
-        return CHANGED if not margin else BETTER if margin > 0 else WORSE
-
-    answers = [
-        BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
-        for pair, sft, dpo in zip(shown, before, after, strict=True)
-    ]
     gains = [
         _leaning(dpo, pair) - _leaning(sft, pair)
         for pair, sft, dpo in zip(shown, before, after, strict=True)
     ]
+    answers = [
+        BeforeAfter(
+            pair.question, pair.kind, sft, dpo, _mark(sft, dpo, margin_of.get(pair.id), gain)
+        )
+        for pair, sft, dpo, gain in zip(shown, before, after, gains, strict=True)
+    ]
     order = sorted(range(len(answers)), key=lambda i: (MARKS.index(answers[i].mark), -gains[i]))
     return [answers[i] for i in order]
+
+
+def _mark(before: str, after: str, margin: float | None, gain: int) -> str:
+    """The mark of an answer.
+
+    A margin is about the two answers of a pair, and not about this one: its words must say the same
+    before it is called better or worse.
+    """
+    if before == after:
+        return SAME
+    if _loops(before, after):
+        return WORSE
+    if not margin or margin * gain <= 0:
+        return CHANGED
+    return BETTER if margin > 0 else WORSE
 
 
 def _leaning(answer: str, pair: Preference) -> int:

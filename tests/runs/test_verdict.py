@@ -154,14 +154,16 @@ def test_without_held_out_pairs_nothing_is_claimed() -> None:
 
 
 def test_what_improved_is_shown_first_and_what_stayed_last() -> None:
-    answer = (Message("assistant", "Yes."),)
-    pairs = [
-        Preference((Message("user", f"Q{n}"),), answer, answer, "tone", str(n)) for n in range(4)
-    ]
-    found = marked(pairs, ["a"] * 4, ["a", "b", "b", "b"], {"0": 1.0, "1": -1.0, "2": 1.0})
+    sides = (Message("assistant", "Yes please."),), (Message("assistant", "Go away."),)
+    pairs = [Preference((Message("user", f"Q{n}"),), *sides, "tone", str(n)) for n in range(6)]
+    after = ["So.", "Go away.", "Yes please.", "Yes please.", "Yes please.", "Go away."]
+    margin_of = {"0": 1.0, "1": -1.0, "2": 1.0, "3": -1.0, "5": 1.0}
+    found = marked(pairs, ["So."] * 6, after, margin_of)
     assert [(answer.prompt, answer.mark) for answer in found] == [
         ("Q2", "better"),
-        ("Q3", "changed"),  # its pair was trained on
+        ("Q3", "changed"),  # its margin and its words disagree
+        ("Q4", "changed"),  # its pair was trained on
+        ("Q5", "changed"),
         ("Q1", "worse"),
         ("Q0", "same"),
     ]

@@ -168,5 +168,7 @@ def test_no_room_for_the_temporary_file_is_one_line(
     monkeypatch.setattr(collection, "TemporaryFile", lambda: io.BufferedRandom(FullDisk()))
     result = invoke("merge", file, "--out", tmp_path / "all.jsonl")
     assert isinstance(result.exception, DiskError)
-    assert str(result.exception) == "no room for a temporary file: No space left on device"
+    assert (
+        str(result.exception) == "a temporary file: not written: No space left on device; make room"
+    )
     assert list(tmp_path.iterdir()) == [file]
