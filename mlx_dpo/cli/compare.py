@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.footer import progress
-from mlx_dpo.cli.screen import printable, say, show_json, table, terminal_width
+from mlx_dpo.cli.footer import printable, progress
+from mlx_dpo.cli.screen import say, show_json, table, terminal_width
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:

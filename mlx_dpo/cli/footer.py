@@ -1,7 +1,7 @@
 """What moves below the last line of a terminal while something takes its time: a status or a bar.
 
 There is one for the whole process, `footer`. It is written to stderr, erased when it is done, and
-set aside while a line is written above it.
+set aside while a line is written above it. What it shows is made `printable`, as all lines are.
 """
 
 import os
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _TIMED = 2  # seconds after which a status says how long it has taken
+
+
+def printable(text: str) -> str:
+    """Text from a model or file, safe to show: it can't move the cursor or colour the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 class Footer:
@@ -53,6 +58,7 @@ class Footer:
             text: A few words.
             log: Whether they become a line of their own where stderr is no terminal.
         """
+        text = printable(text)
         if not self._has_terminal():
             if log:
                 click.echo(f"{text} ...", err=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.cli.screen import counted, printable, program, say, share, table
+from mlx_dpo.cli.footer import printable
+from mlx_dpo.cli.screen import counted, program, say, share, table
 from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift

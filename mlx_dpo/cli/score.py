@@ -9,8 +9,8 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import read_pairs
-from mlx_dpo.cli.footer import progress
-from mlx_dpo.cli.screen import counted, printable, say, share, show_json, table
+from mlx_dpo.cli.footer import printable, progress
+from mlx_dpo.cli.screen import counted, say, share, show_json, table
 from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:

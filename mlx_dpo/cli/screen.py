@@ -13,7 +13,7 @@ from unicodedata import east_asian_width
 
 import click
 
-from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.footer import footer, printable
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.schema import ERROR, LEFT_OUT, WARNING
 
@@ -35,11 +35,6 @@ _PIECE = re.compile(rf"[{_WIDE}]\s*|[^\s{_WIDE}]+\s*")
 _COMMAND = re.compile(r" +(?:\S*/)?mlx_(?:dpo|lm)\S* ")
 _WORD = r"""(?:[^\s'"]|'[^']*'|"[^"]*")+"""
 _ARGUMENT = re.compile(rf"(?:-\S+ (?!-))?{_WORD}\s*|\S+\s*")  # an option with its value
-
-
-def printable(text: str) -> str:
-    """Text from a model or file, safe to show: it can't move the cursor or colour the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def program() -> str:

@@ -75,7 +75,7 @@ class RunFolder:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
-        append(self.path / name, json.dumps(row) + "\n", flush=False)
+        append(self.path / name, json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Wait until the disk has the lines: a checkpoint must not be ahead of them."""

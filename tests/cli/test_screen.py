@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mlx_dpo.cli.footer import Footer
-from mlx_dpo.cli.screen import Stream, clock, printable, say, table
+from mlx_dpo.cli.footer import Footer, printable
+from mlx_dpo.cli.screen import Stream, clock, say, table
 from mlx_dpo.runs.plan import gigabytes
 
 

@@ -1,5 +1,6 @@
 """`mlx_dpo data sample`: answers of a model, to be judged or labelled."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -66,15 +67,15 @@ def sample(
     loaded = open_model(model, adapter)
     name = name_of(model) + (f"+{name_of(adapter)}" if adapter else "")
     settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
-    session = Session(loaded.model, loaded.chat, name, rows, settings, path)
-    say(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
-    if session.done:
-        say(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")
-    if batch_size > 1 and not session.together:
-        say("one by one: this model's caches can't be batched exactly", err=True)
-    with progress() as advance:
-        advance("answering", len(rows), session.done)
-        candidates = session.run(lambda more: advance("answering", len(rows), more))
+    with closing(Session(loaded.model, loaded.chat, name, rows, settings, path)) as session:
+        say(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
+        if session.done:
+            say(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")
+        if batch_size > 1 and not session.together:
+            say("one by one: this model's caches can't be batched exactly", err=True)
+        with progress() as advance:
+            advance("answering", len(rows), session.done)
+            candidates = session.run(lambda more: advance("answering", len(rows), more))
     texts = [answer for row in candidates for answer in row.answers]
     choice = sum(len(row.answers) > 1 for row in candidates)
     say(
