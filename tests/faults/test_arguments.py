@@ -212,7 +212,9 @@ def test_a_path_that_is_not_what_it_must_be_ends_in_one_line_and_makes_nothing(
     assert ended.value.code in CODES, errors
     *rows, error = errors
     assert error.startswith("mlx_dpo: "), errors
-    assert all(line.startswith(("error: ", "and ", "beta ")) for line in rows), errors
+    assert all(
+        line.startswith(("error: ", "and ", "beta ", "mlx_dpo data check ")) for line in rows
+    ), errors
     assert "Error: " not in error  # the net of `main` is for what nobody foresaw
     assert contents(workplace) == before
 
