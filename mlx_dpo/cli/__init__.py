@@ -17,6 +17,7 @@ from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.export import export
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.habits import translated
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.report import report
@@ -92,8 +93,9 @@ for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
     try:
-        _check_encoding(sys.argv[1:] if args is None else args)
-        code = cli.main(args, prog_name="mlx_dpo", standalone_mode=False)
+        words = sys.argv[1:] if args is None else args
+        _check_encoding(words)
+        code = cli.main(translated(words, cli), prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         code = 2

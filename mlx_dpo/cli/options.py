@@ -14,7 +14,7 @@ import click
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
-from mlx_dpo.runs.config import REFUSED, RunConfig, option_type
+from mlx_dpo.runs.config import RunConfig, option_type
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -50,10 +50,6 @@ def config(*left_out: str) -> Decorator:
     """
 
     def add(command: Any) -> Any:
-        for name in REFUSED:
-            command = click.option(
-                _flag(name), hidden=True, expose_value=False, callback=_refuse, default=None
-            )(command)
         for setting in reversed(_SETTINGS.values()):
             if setting.name not in left_out:
                 command = _option_of(setting)(command)
@@ -116,11 +112,6 @@ def _of_run(name: str, about: str) -> Decorator:
     """A setting whose default is that of the run that made the model."""
     shown = f"{about} [default: the run's own, else {_SETTINGS[name].default}]"
     return click.option(_flag(name), type=_range(name), help=shown)
-
-
-def _refuse(_: click.Context, option: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise UsageError(f"{_flag(str(option.name))}: {REFUSED[str(option.name)]}")
 
 
 def _flag(name: str) -> str:

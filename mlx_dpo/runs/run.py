@@ -37,7 +37,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import BEST, RunConfig, read_toml
+from mlx_dpo.runs.config import BEST, RunConfig, read_settings
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -170,7 +170,7 @@ def _with_its_date(config: RunConfig) -> RunConfig:
     own = Path(config.run_dir or "") / "config.toml"
     if config.date is not None or not own.is_file():
         return config
-    return replace(config, date=read_toml(own).get("date"))
+    return replace(config, date=read_settings(own).get("date"))
 
 
 @contextmanager

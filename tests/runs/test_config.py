@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs.config import RunConfig, read_toml, resolve
+from mlx_dpo.runs.config import RunConfig, read_settings, resolve
 
 
 def written(text: str) -> Path:
@@ -54,14 +54,14 @@ def test_what_to_toml_writes_is_read_back_equal() -> None:
 )
 def test_a_mistake_in_the_file_is_named(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        read_toml(written(text))
+        read_settings(written(text))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["date = 2024-07-26", 'date = "2024-07-26"'])
 def test_a_date_is_one_of_tomls_or_text(text: str) -> None:
-    assert read_toml(written(text)) == {"date": "2024-07-26"}
+    assert read_settings(written(text)) == {"date": "2024-07-26"}
 
 
 def test_a_number_without_a_point_is_a_float_where_one_is_expected() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import RunConfig, read_settings
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.scores import Logprobs
 
@@ -160,7 +160,7 @@ def read_run(folder: Path) -> RunRecord:
     try:
         return RunRecord(
             folder=folder,
-            config=RunConfig(**read_toml(folder / "config.toml")),
+            config=RunConfig(**read_settings(folder / "config.toml")),
             environment=_json(folder / "environment.json"),
             split=_json(folder / "split.json"),
             steps=[row for row in metrics if "loss" in row],
