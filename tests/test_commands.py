@@ -176,6 +176,7 @@ def run(command: Command, capsys: pytest.CaptureFixture[str]) -> str:
     return (shown.out + shown.err)[-400:] if ended.value.code else ""
 
 
+@pytest.mark.pages
 def test_every_command_of_the_pages_runs(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = [c for c in COMMANDS if not c.line.startswith(tuple(ELSEWHERE))]
     demo = Command("Makefile", "mlx_dpo train", "")
