@@ -15,7 +15,7 @@ from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
-from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
@@ -63,6 +63,8 @@ def train(
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
         refuse_foreign(settings.data, settings.eval_data)
+        if source := config or (None if "model" in given else EMBEDDED_CONFIG):
+            say(f"{'config':<10}  {source}", err=True)
         fixed = None if _has_begun(settings) else given_names(config, given)
         _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
 

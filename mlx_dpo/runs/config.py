@@ -252,14 +252,11 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     Raises:
         UsageError: If a key is unknown, a value is out of range, or no model is known.
     """
-    if toml is None and options.get("model") is None:
-        if not EMBEDDED_CONFIG.is_file():
-            raise UsageError(
-                "no model given, and the embedded default is not here: run from a clone of the "
-                "repository, or pass --model and --data"
-            )
-        toml = EMBEDDED_CONFIG
+    toml = toml or _embedded(options)
     settings = read_settings(toml) if toml else {}
+    if toml == EMBEDDED_CONFIG and options.get("data") is not None:
+        for name in ("epochs", "warmup_steps"):  # chosen for the demo's pairs; others may be few
+            settings.pop(name, None)
     _check_not_both(options, "--epochs and --steps")
     if "steps" in options:
         settings.pop("epochs", None)
@@ -278,6 +275,18 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     return RunConfig(**settings)
 
 
+def _embedded(options: dict[str, Any]) -> Path | None:
+    """The embedded default, where no model is named."""
+    if options.get("model") is not None:
+        return None
+    if not EMBEDDED_CONFIG.is_file():
+        raise UsageError(
+            "no model given, and the embedded default is not here: run from a clone of the "
+            "repository, or pass --model and --data"
+        )
+    return EMBEDDED_CONFIG
+
+
 def given_names(toml: Path | None, options: dict[str, Any]) -> set[str]:
     """Settings that were given by hand, in a config file or as options."""
     return set(options) | (set(read_settings(toml)) if toml else set())
@@ -291,6 +300,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is missing or broken, or a key or value is not as it must be.
     """
+    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+        raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
     try:
         is_yaml = path.suffix.lower() in (".yaml", ".yml")
         content = _of_yaml(path) if is_yaml else tomllib.loads(text_of(path))

@@ -1,5 +1,6 @@
 """One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
     Clock,
@@ -220,6 +222,7 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
         folder.write_text("config.toml", job.config.to_toml())
         folder.write_json("environment.json", environment())
         folder.write_json("split.json", job.split())
+        folder.write_text("lengths.json", json.dumps(lengths(job.measured).T.tolist()) + "\n")
         if job.data.log is not None:
             with new_file(path / "problems.jsonl", replace=True) as file:
                 file.write(job.data.log)

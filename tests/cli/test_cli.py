@@ -355,4 +355,4 @@ def test_generate_reads_its_prompt_from_stdin(
     assert exit_code(*ask, "-") == 0
     assert capsys.readouterr() == typed
     assert exit_code(*ask, "-") == 2  # there is no more
-    assert "--prompt -: nothing came on stdin" in capsys.readouterr().err
+    assert "nothing came on stdin to answer" in capsys.readouterr().err

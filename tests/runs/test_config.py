@@ -81,3 +81,19 @@ def test_without_a_clone_and_a_model_the_way_out_is_named() -> None:
 
 def test_every_setting_has_help() -> None:
     assert all(setting.metadata["help"].endswith(".") for setting in fields(RunConfig))
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "mine.csv"])
+def test_pairs_in_the_place_of_a_config_file_are_named(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}: is no config file; pairs are given by --data"):
+        read_settings(Path(name))
+
+
+def test_the_embedded_settings_leave_the_length_of_a_run_on_other_pairs_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    demo, own = resolve(None, {}), resolve(None, {"data": "mine.jsonl"})
+    assert (demo.epochs, demo.warmup_steps) == (3, 10)
+    assert (own.epochs, own.warmup_steps) == (None, None)
+    assert own.learning_rate == demo.learning_rate

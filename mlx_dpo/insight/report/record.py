@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
@@ -60,7 +61,8 @@ class RunRecord:
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds,
-    `untaught` those of them that no training pair is of.
+    `untaught` those of them that no training pair is of. `lengths` are int (3, M), tokens of
+    prompt, chosen and rejected of the M pairs of the data; None for a run of an older version.
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
@@ -77,6 +79,7 @@ class RunRecord:
     samples: Rows
     kinds: list[str]
     untaught: list[str]
+    lengths: npt.NDArray[np.int64] | None
     policy: Logprobs
     reference: Logprobs
     answers: Rows
@@ -169,6 +172,7 @@ def read_run(folder: Path) -> RunRecord:
             samples=_lines(folder / "samples.jsonl"),
             kinds=[str(kind) for kind in held_out.get("kinds", [])],
             untaught=[str(kind) for kind in held_out.get("untaught", [])],
+            lengths=_lengths(folder / "lengths.json"),
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
@@ -183,6 +187,12 @@ def read_run(folder: Path) -> RunRecord:
 
 def _logprobs(rows: list[list[float]]) -> Logprobs:
     return np.array(rows, dtype=np.float32).reshape(2, -1)
+
+
+def _lengths(path: Path) -> npt.NDArray[np.int64] | None:
+    if not path.is_file():
+        return None
+    return np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.int64).reshape(3, -1)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -105,6 +105,15 @@ def test_a_run_that_kept_its_best_step_says_so(run: Path) -> None:
     assert "The exported model is that of step 30, which has the best held-out loss" in page
 
 
+def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
+    rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
+    (run.parent / "pairs.json").write_text(json.dumps(rows))
+    (run / "lengths.json").write_text(json.dumps([[3, 3], [5, 4], [4, 5]]))
+    page = write_report([run]).read_text()
+    assert "Length of answers, stop" not in page
+    assert "mean +0.0 tokens" in page
+
+
 def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> None:
     rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
     (run.parent / "pairs.json").write_text(json.dumps(rows))
