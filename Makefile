@@ -1,7 +1,9 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
+# make test-pages  every command of the pages, run
 # make test-gpulike  tests of what trains, under an emulator of a GPU's habits
-# make notebook  the eight experiments of notebooks/dpo.ipynb, in small
+# make notebook  run the eight experiments of notebooks/dpo.ipynb in small and show the page; FULL=1 whole
+# make scaffold OUT=folder  a copy of the project with the functions of the course left to write
 # make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
 # make doctor what this machine is, and whether it trains to the right numbers
@@ -22,10 +24,21 @@ BLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 \
 FAST := $(if $(BLAS),LD_PRELOAD=$(BLAS))
 endif
 
+# pip says what it does, a line a package; of its other lines those that tell of a failure are shown.
+SHELL := /bin/bash
+PIP := set -o pipefail; PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check \
+	--progress-bar off
+SHOWN := | awk '/^Collecting/ {n++; next} \
+	/^ *(Downloading|Using cached)/ {sub(/^ */, ""); print "  " n "  " $$0} \
+	/^ *(Installing|Building|Preparing|Getting|Successfully installed)/ \
+	{sub(/^ */, ""); print "  " substr($$0, 1, 76)} \
+	{fflush()}'
+
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help doctor demo test test-gpulike torture test-torch notebook check fix install dev
+.PHONY: help doctor demo test test-pages test-gpulike torture test-torch notebook scaffold check fix install \
+	dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -36,7 +49,10 @@ demo: install
 	@$(FAST) $(BIN)/mlx_dpo train
 
 test: dev
-	@$(FAST) $(TWO) -m "not torch"
+	@$(FAST) $(TWO) -m "not torch and not pages"
+
+test-pages: dev
+	@$(FAST) $(TWO) -m pages
 
 test-gpulike: dev
 	@$(FAST) $(TWO) -p tests.gpulike -m "not torch" $(addprefix tests/,gpulike training runs models faults)
@@ -45,7 +61,10 @@ test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch
 
 notebook: $(VENV)/.notebook
-	@MLX_DPO_FAST=1 $(FAST) $(BIN)/jupyter execute notebooks/dpo.ipynb
+	@MLX_DPO_FAST=$(if $(FULL),,1) $(FAST) $(BIN)/python -m tools.notebook
+
+scaffold: dev
+	@$(BIN)/python -m tools.scaffold "$(OUT)"
 
 torture: dev
 	@$(FAST) $(BIN)/python -m tests.faults.torture --write
@@ -64,22 +83,22 @@ dev: $(VENV)/.dev
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made
 	@echo "Installing mlx-dpo into $(VENV) (a minute or two the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(PIP) --editable . $(SHOWN)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing what the tests and checks need ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.notebook: $(VENV)/.installed
 	@echo "Installing what runs the notebook ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	@$(PIP) --editable '.[notebook]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
 	@echo "Installing PyTorch ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]'
+	@$(PIP) --editable '.[torch]' $(SHOWN)
 	@touch $@
 
 $(VENV)/.made:
@@ -91,6 +110,7 @@ $(VENV)/.made:
 	fi
 	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3 python; do \
 		if $$python -c '$(FITS)' 2>/dev/null; then \
+			echo "Making $(VENV) with $$python ..."; \
 			$$python -m venv $(VENV) || { \
 				echo "$$python cannot make a virtual environment; on Debian: apt-get install python3-venv"; \
 				exit 1; }; \

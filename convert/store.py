@@ -11,7 +11,6 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from mlx_dpo import __version__
 from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
 from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
 from mlx_dpo.errors import DiskError
@@ -80,7 +79,7 @@ def _remove_others(entry: Path, source: str) -> None:
 
 
 def _key(folder: Path) -> str:
-    versions = (CONVERSION_VERSION, __version__, version("mlx"), version("mlx-lm"))
+    versions = (CONVERSION_VERSION, version("mlx"), version("mlx-lm"))
     digest = hashlib.sha256(" ".join(versions).encode())
     for file in _content(folder):
         digest.update(os.path.relpath(file, folder).encode())  # a course's tokenizer lies outside

@@ -19,6 +19,7 @@ from mlx_dpo.convert.hf.model import Model, mlx_model, torch_model
 from mlx_dpo.convert.hf.names import BUFFERS, listed, skeleton
 from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_weights
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
+from mlx_dpo.extras import to_install
 from mlx_dpo.models.course import CourseArgs, CourseModel
 from mlx_dpo.models.hub import load_tokenizer
 from mlx_dpo.models.parameters import same_bits
@@ -356,7 +357,7 @@ def _verdict(library: str, text: str, agreement: Agreement, exact: bool) -> str:
 def _obstacle(model: Model) -> str | None:
     """Why logits can't be compared with torch; None where they can."""
     if not _has_torch():
-        return "it is not installed (pip install 'mlx-dpo[torch]')"
+        return f"it is not installed ({to_install('torch')})"
     needed = 2 * 4 * num_parameters(model.arrays)
     free = free_memory()
     if free is not None and needed > free:

@@ -160,7 +160,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise UsageError(f"{path}: not readable as an index with a weight_map") from None
     for file in files.values():
         if not re.fullmatch(r"\w[\w.-]*", file):
-            raise UsageError(f"{path}: {file!r} is no name of a file in this folder")
+            raise UsageError(f"{path}: {file!r} is not a file name in this folder")
     if not files:
         raise UsageError(f"{path}: names no tensor")
     return files

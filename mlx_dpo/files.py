@@ -173,13 +173,12 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def append(path: Path, text: str, *, flush: bool = True) -> None:
-    """Add text to a file (made where it is not there) and wait until the disk has it.
+def append(path: Path, text: str) -> None:
+    """Add text to a file (made where it is not there); `flush_file` waits for the disk.
 
     Args:
         path: The file.
         text: What to add; a process that is killed may leave half of it.
-        flush: Whether to wait; `flush_file` does it for many at once.
 
     Raises:
         DiskError: If it can't be written.
@@ -187,8 +186,6 @@ def append(path: Path, text: str, *, flush: bool = True) -> None:
     try:
         with NewFile(path, append=True) as file:
             file.write(text.encode())
-            if flush:
-                file.flush_to_disk()
     except OSError as error:
         raise disk_error(path, error) from None
 
@@ -278,30 +275,6 @@ def remove_folder(folder: Path) -> None:
     nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` keeps that
     disk.rename(folder, nameless)
     disk.remove(nameless)
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut away a last line without a line break: what a kill in the middle of `append` leaves.
-
-    Raises:
-        DiskError: If it can't be read or written.
-    """
-    try:
-        with path.open("r+b") as file:
-            at = size = file.seek(0, os.SEEK_END)
-            while at > 0:
-                begin = max(0, at - 65536)
-                file.seek(begin)
-                found = file.read(at - begin).rfind(b"\n")
-                if found >= 0:
-                    at = begin + found + 1
-                    break
-                at = begin
-            if at < size:
-                file.truncate(at)
-                disk.flush(file.fileno())
-    except OSError as error:
-        raise disk_error(path, error) from None
 
 
 def inside(folder: Path, name: str) -> Path:

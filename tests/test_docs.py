@@ -1,18 +1,14 @@
-"""What the documents name and tell a reader to type exists."""
+"""What the documents name and link to exists."""
 
 import ast
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 
-import click
 import pytest
-
-from mlx_dpo.cli import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -20,15 +16,6 @@ PAGES = sorted(
      *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")]
 )  # fmt: skip
 CODE_FOLDERS = ("mlx_dpo", "convert", "tools", "benchmarks", "tests", "docs", "data", "notebooks")
-COMMANDS = sorted(
-    {
-        line.split("  #")[0]
-        for page in PAGES
-        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S)
-        for line in block.splitlines()
-        if line.startswith("mlx_dpo ")
-    }
-)
 
 
 def paths_below(folder: Path) -> Iterator[str]:
@@ -52,32 +39,19 @@ def names(page: Path) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", text))
 
 
-def leaves(command: click.Command, *words: str) -> Iterator[str]:
-    if isinstance(command, click.Group):
-        for word, child in command.commands.items():
-            yield from leaves(child, *words, word)
-    else:
-        yield " ".join(words)
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_documented_command_is_understood(line: str) -> None:
-    command: click.Command = cli
-    words = shlex.split(line)[1:]
-    while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
-    command.make_context(command.name, words)
-
-
-@pytest.mark.parametrize("words", list(leaves(cli)))
-def test_every_command_has_an_example_in_the_documents(words: str) -> None:
-    assert [line for line in COMMANDS if f"{line} ".startswith(f"mlx_dpo {words} ")]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_documented_file_is_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_section_that_is_linked_to_is_there(page: Path) -> None:
+    for target, section in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        headings = [heading.lower() for heading in re.findall(r"^#+ (.*)", text, re.M)]
+        anchors = [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
+        assert section in anchors, f"{target}#{section}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

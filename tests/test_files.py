@@ -17,7 +17,6 @@ from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import (
     append,
     check_writable,
-    cut_torn_line,
     new_file,
     new_folder,
     remove_abandoned,
@@ -48,30 +47,9 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (b"", b""),
-        (b"a\n", b"a\n"),
-        (b"a\nb\nhalf", b"a\nb\n"),
-        (b"half", b""),
-        (b"a\n" + b"x" * 200_000, b"a\n"),  # longer than what is read at once
-        (b"x" * 200_000 + b"\nhalf", b"x" * 200_000 + b"\n"),
-    ],
-)
-def test_a_torn_last_line_is_cut_away(tmp_path: Path, before: bytes, after: bytes) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(before)
-    cut_torn_line(path)
-    assert path.read_bytes() == after
-    append(path, "more\n")
-    assert path.read_bytes() == after + b"more\n"
-
-
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
-    for write in (lambda path: append(path, "x"), cut_torn_line):
-        with pytest.raises(DiskError, match="not written"):
-            write(tmp_path / "no folder" / "file")
+    with pytest.raises(DiskError, match="not written"):
+        append(tmp_path / "no folder" / "file", "x")
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.EIO])

@@ -17,8 +17,9 @@ FLOORS = [
     {"training", "convert"},
     {"models"},
     {"preferences"},
+    {"manifest"},
     {"files"},
-    {"records", "errors"},
+    {"records", "errors", "extras"},
 ]
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
 ROOT = Path(mlx_dpo.__file__).parent.parent

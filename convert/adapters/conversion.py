@@ -82,7 +82,7 @@ def _base_of(adapter: Path) -> str:
         if isinstance(name, str) and name and Path(name).is_dir():
             return name
         raise UsageError(
-            f"{adapter}: its model {name!r} is no folder here; pass --model, a folder or hub id"
+            f"{adapter}: its model {name!r} is not a folder here; pass --model, a folder or hub id"
         )
     return base_of(adapter)
 

@@ -34,7 +34,7 @@ def layout_of(folder: Path) -> Layout:
             "the adapter as safetensors: save_pretrained(folder, safe_serialization=True)"
         )
     raise UsageError(
-        f"{folder}: is no adapter's folder: neither {mlx_layout.FILE} (mlx-lm) nor "
+        f"{folder}: is not an adapter's folder: neither {mlx_layout.FILE} (mlx-lm) nor "
         f"{peft_layout.FILE} (PEFT) is in it"
     )
 

@@ -43,7 +43,7 @@ def read_mlx(folder: Path) -> dict[str, Part]:
     for name, value in read_tensors(folder, FILE).items():
         path, _, leaf = name.rpartition(".")
         if not path or leaf not in _LEAF:
-            raise UsageError(f"{file}: holds {name}, which is no tensor of an adapter")
+            raise UsageError(f"{file}: holds {name}, which is not a tensor of an adapter")
         modules.setdefault(path, {})[_LEAF[leaf]] = value
     for path, tensors in modules.items():
         if ("m" in tensors) != (kind == "dora"):

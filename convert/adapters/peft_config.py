@@ -139,7 +139,7 @@ def _pattern(path: Path, key: str, config: Mapping[str, Any]) -> dict[str, Any]:
                 re.compile(_whole(pattern))
         except (re.error, OverflowError, RecursionError, FutureWarning) as error:
             raise UsageError(
-                f"{path}: {key}: {shown(pattern)} is no pattern: {one_line(error)}"
+                f"{path}: {key}: {shown(pattern)} is not a pattern: {one_line(error)}"
             ) from None
     return table
 

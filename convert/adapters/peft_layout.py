@@ -56,7 +56,7 @@ def read_peft(folder: Path, model: nn.Module) -> dict[str, Part]:
     for name, value in read_tensors(folder, FILE).items():
         match = _NAME.fullmatch(name)
         if not match:
-            raise UsageError(f"{file}: holds {name}, which is no tensor of a LoRA adapter")
+            raise UsageError(f"{file}: holds {name}, which is not a tensor of a LoRA adapter")
         path, leaf = match[1], match[2].removesuffix(".weight")
         if leaf in ("weight", "base_layer"):  # of an embedding or head, which PEFT saves along
             _check_base(file, name, value, modules.get(_mlx_path(rule, path)))
@@ -186,7 +186,7 @@ def _check_base(file: Path, name: str, value: mx.array, module: Any) -> None:
         UsageError: If it differs, or can't be compared.
     """
     if module is None or "weight" not in module:
-        raise UsageError(f"{file}: holds {name}, which is no tensor of a LoRA adapter")
+        raise UsageError(f"{file}: holds {name}, which is not a tensor of a LoRA adapter")
     if is_packed(module):
         raise UsageError(
             f"{file}: holds {name}, and the model's is packed, so that they can't be compared; use "

@@ -106,7 +106,8 @@ def check_arrays(arrays: dict[str, mx.array], args: CourseArgs, source: Path) ->
     unknown, missing = arrays.keys() - expected.keys(), expected.keys() - arrays.keys()
     if unknown:
         raise UsageError(
-            f"{source}: {min(unknown)} is no parameter of a course model; {min(missing)} is missing"
+            f"{source}: {min(unknown)} is not a parameter of a course model; {min(missing)} is "
+            "missing"
         )
     for name, slot in expected.items():
         shape = slot.shape[::-1] if slot.is_matrix else slot.shape

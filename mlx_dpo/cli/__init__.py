@@ -1,5 +1,6 @@
 """The command line: thin commands over the library. Heavy imports happen inside commands."""
 
+import shutil
 import sys
 from typing import Any
 
@@ -14,12 +15,14 @@ from mlx_dpo.cli.data import data
 from mlx_dpo.cli.doctor import doctor
 from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.export import export
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.habits import translated
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
-from mlx_dpo.cli.screen import printable
+from mlx_dpo.cli.screen import fitted, say
 from mlx_dpo.cli.sweep import sweep
 from mlx_dpo.cli.train import train
 from mlx_dpo.errors import (
@@ -43,6 +46,23 @@ Exit codes
 """
 
 
+class Help(click.HelpFormatter):
+    """Help whose lines are broken as all others are: between words, what goes on below its text."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(width=10_000)  # a line a paragraph
+
+    def getvalue(self) -> str:
+        """See `click.HelpFormatter`."""
+        return fitted(super().getvalue(), min(shutil.get_terminal_size().columns, 80))
+
+
+class Context(click.Context):
+    """A command's invocation."""
+
+    formatter_class = Help
+
+
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mlx_dpo")
 def cli() -> None:
@@ -58,6 +78,7 @@ def cli() -> None:
     and this your own model:
       mlx_dpo train --model path/to/sft-model --data pairs.jsonl
     """
+    footer.doing("starting")  # the imports of a command take seconds
 
 
 for _command in (
@@ -65,15 +86,18 @@ for _command in (
     *(score, compare, report, sweep, doctor, adapter),
 ):
     cli.add_command(_command)
+for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.commands.values()):
+    _command.context_class = Context
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
     try:
-        _check_encoding(sys.argv[1:] if args is None else args)
-        code = cli.main(args, prog_name="mlx_dpo", standalone_mode=False)
+        words = sys.argv[1:] if args is None else args
+        _check_encoding(words)
+        code = cli.main(translated(words, cli), prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        say(error.format_message())
         code = 2
     except click.UsageError as error:
         where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
@@ -88,6 +112,8 @@ def main(args: list[str] | None = None) -> Any:
         if type(error).__name__ != "PanicException":  # of Rust, in tokenizers and safetensors
             raise
         code = _fail(f"a library failed: {error}", 1)
+    finally:
+        footer.clear()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -119,5 +145,6 @@ def _check_encoding(args: list[str]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"mlx_dpo: {printable(' '.join(message.split()))}", err=True)
+    footer.clear()
+    say(f"mlx_dpo: {' '.join(message.split())}", err=True, colour="red")
     return code

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable
+from mlx_dpo.cli.convert import tell
+from mlx_dpo.cli.footer import footer
 
 
 @click.group()
@@ -13,7 +14,7 @@ def adapter() -> None:
     """Work with LoRA adapters."""
 
 
-@adapter.command(short_help="From mlx-lm's layout to PEFT's and back, proven.")
+@adapter.command(short_help="From mlx-lm's layout to PEFT's and back, with proof.")
 @click.argument("src", metavar="SRC", type=options.Name(path_type=Path))
 @click.argument("dst", metavar="DST", type=options.Name(path_type=Path))
 @click.option(
@@ -40,11 +41,12 @@ def convert(src: Path, dst: Path, to: str, model: str | None, overwrite: bool) -
     """
     from mlx_dpo.convert.adapters.conversion import convert_adapter
 
+    footer.doing(f"reading {src}")
     convert_adapter(
         src,
         dst,
         to,  # type: ignore[arg-type]
         model,
         overwrite=overwrite,
-        say=lambda line: click.echo(printable(line)),
+        say=tell,
     )

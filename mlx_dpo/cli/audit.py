@@ -1,7 +1,5 @@
 """`mlx_dpo audit`."""
 
-import json
-import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -9,7 +7,8 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import read_pairs
-from mlx_dpo.cli.screen import counted, printable, progress, screen_width
+from mlx_dpo.cli.footer import footer, progress
+from mlx_dpo.cli.screen import VERDICT_COLOURS, counted, say, show_json
 from mlx_dpo.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,14 +22,14 @@ _BAR_WIDTH = 40
 
 @click.command()
 @click.argument("data", metavar="DATA", type=options.Name())
-@options.model("Whose tokens to count; only its tokenizer loads.", required=False)
+@options.model("Count its tokens instead of words; only the tokenizer is loaded.", required=False)
 @options.path(
     "--eval-data",
     "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
 @options.max_length
 @options.drop_bad
-@click.option("--strict", is_flag=True, help="End with exit code 3 where a check says stop.")
+@click.option("--strict", is_flag=True, help="Exit with code 3 if a check says stop.")
 @options.as_json
 def audit(
     data: str,
@@ -53,14 +52,16 @@ def audit(
     """
     from mlx_dpo.insight.audit.checks import audit as run_checks
 
+    footer.doing("reading and checking the pairs")
     # Rows that repeat or contradict others are for its own checks.
     preferences = read_pairs(data, drop_bad, compare=False)
     held_out = read_pairs(eval_data, drop_bad, compare=False) if eval_data else None
     measures, preferences = _measure(data, preferences, model, drop_bad)
+    footer.doing("looking for copies, contradictions and leaks")
     checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
     if as_json:
         record = {"data": data, "model": model, "pairs": len(preferences)}
-        click.echo(json.dumps(record | {"checks": list(map(asdict, checks))}, indent=2))
+        show_json(record | {"checks": list(map(asdict, checks))})
     else:
         _print_checks(data, model, preferences, measures, checks)
     stopped = _named(checks, "stop")
@@ -90,7 +91,8 @@ def _measure(
         except DataError as error:
             raise DataError(f"{data}: {error}") from None
     if refused:
-        click.echo(f"{data}: rows with errors left out: {len(refused)} template", err=True)
+        rows = ", ".join(str(row + 1) for row in refused[:5]) + (", ..." if refused[5:] else "")
+        say(f"left out: {data}: {len(refused)} x template (pairs {rows})", err=True)
     return measures, [p for i, p in enumerate(preferences) if i not in set(refused)]
 
 
@@ -104,14 +106,12 @@ def _print_checks(
     kinds = {p.kind for p in preferences}
     unit = f"tokens of {model}" if model else "words (tokens with --model)"
     size = f"{counted(len(preferences), 'pair')}, {counted(len(kinds), 'kind')}"
-    click.echo(f"{data}: {size}; lengths in {unit}\n")
-    width = screen_width()
+    say(f"{data}: {size}; lengths in {unit}\n")
     for check in checks:
-        head = f"{check.name:<17}{check.verdict:<13}"
-        text = textwrap.fill(
-            printable(check.reason), width, initial_indent=head, subsequent_indent=" " * len(head)
+        say(
+            f"{check.name:<15}  {check.verdict:<11}  {check.reason}",
+            colour=VERDICT_COLOURS[check.verdict],
         )
-        click.secho(text, fg={"look": "yellow", "stop": "red"}.get(check.verdict))
     _print_histogram(measures)
     for check in checks:
         if check.verdict in ("look", "stop"):
@@ -124,42 +124,37 @@ def _print_histogram(measures: "Measures") -> None:
 
     bars = histogram(measures.gaps)
     most = max(bar.count for bar in bars)
-    click.echo(f"\nlength of chosen minus rejected, in {measures.unit}")
+    say(f"\nlength of chosen minus rejected, in {measures.unit}")
     for bar in bars:
-        if bar.low is None:
-            name = f"{bar.high:+d} or less"
-        elif bar.high is None:
-            name = f"{bar.low:+d} or more"
-        else:
-            name = f"{bar.low:+d}" if bar.low == bar.high else f"{bar.low:+d} to {bar.high:+d}"
         marks = "#" * round(_BAR_WIDTH * bar.count / most)
-        click.echo(f"{name.replace('+0', '0'):>16}  {bar.count:>6}  {marks}".rstrip())
+        say(f"{bar.label:>16}  {bar.count:>6}  {marks}".rstrip())
 
 
 def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
     if not check.findings:
         return
-    click.echo(f"\n{check.name}: rows to look at")
+    say(f"\n{check.name}: rows to look at")
     for finding in check.findings[:_SHOWN_ROWS]:
         row = preferences[finding.rows[0] - 1]
         rows = ", ".join(map(str, finding.rows[:6])) + (" ..." if len(finding.rows) > 6 else "")
         question = " ".join(row.question.split())
         shown = question if len(question) <= 60 else question[:59] + "\u2026"
         name = "" if row.id == str(finding.rows[0]) else f" (id {row.id})"
-        click.echo(printable(f"  row {rows}{name}: {finding.note}: {shown}"))
+        say(f"  row {rows}{name}: {finding.note}: {shown}")
     if len(check.findings) > _SHOWN_ROWS:
-        click.echo(f"  and {len(check.findings) - _SHOWN_ROWS} more: --json")
+        say(f"  and {len(check.findings) - _SHOWN_ROWS} more: --json")
 
 
 def _print_conclusion(checks: "list[Check]") -> None:
     stopped, looks = _named(checks, "stop"), _named(checks, "look")
-    click.echo("")
+    say("")
     if stopped:
-        click.echo(f"stop: fix {', '.join(stopped)} before training, or have a reason not to.")
+        text = f"stop: fix {', '.join(stopped)} before training, unless you mean it so."
+        say(text, colour="red", bold=True)
     if looks:
-        click.echo(f"look: {', '.join(looks)}.")
+        say(f"look: {', '.join(looks)}.", colour="yellow", bold=True)
     if not stopped and not looks:
-        click.echo("ok: no check speaks against training on these pairs.")
+        say("ok: no check speaks against training on these pairs.", colour="green", bold=True)
 
 
 def _named(checks: "list[Check]", verdict: str) -> list[str]:

@@ -1,12 +1,10 @@
 """`mlx_dpo compare`."""
 
-import json
 import random
 import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable, progress, screen_width, table
+from mlx_dpo.cli.footer import printable, progress
+from mlx_dpo.cli.screen import say, show_json, table, terminal_width
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.comparison import Compared, ComparisonPrompt, Tally
+
+_TWO_COLUMNS = 80  # of the terminal, from which answers stand side by side
 
 
 @click.command()
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @options.adapter("An adapter, mlx-lm's or PEFT's, to put onto B.")
 @options.path(
     "--prompts",
-    "A prompt a line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
+    "One prompt per line, or JSON lines with prompt and kind. Default: 18 prompts, seen in the "
     "embedded pairs, unseen, and off-topic.",
     type=options.Name(path_type=Path),
 )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     default=0.7,
     show_default=True,
-    help="Of the sampled answers.",
+    help="Temperature of the sampled answers.",
 )
 @options.seed("Decides what is sampled, the same for both.")
 @click.option(
@@ -58,7 +59,7 @@ def compare(
 ) -> None:
     """Show the answers of models A and B side by side, greedy and sampled with one seed.
 
-    Mean length and repetition follow, in which a collapse shows. The two models are in memory one
+    Then their mean length and repetition, which reveal a collapse. The two models are in memory one
     after the other. Each may be a trained adapter, by its folder.
 
     \b
@@ -67,12 +68,13 @@ def compare(
       mlx_dpo compare checkpoints/tiny-sft checkpoints/tiny-sft-dpo --blind
     """
     if blind and not sys.stdin.isatty():
-        raise UsageError("--blind asks a person, and there is no terminal to ask at")
+        raise UsageError("--blind asks a person, and stdin is not a terminal")
     from mlx_dpo.insight import comparison
     from mlx_dpo.insight.scoring import Named
 
     models = Named(a), Named(b, adapter)
     questions = comparison.read_questions(prompts)
+    options.opening(a, b, adapter)
     with progress() as advance:
         compared = comparison.compare(
             models,
@@ -83,27 +85,35 @@ def compare(
             after_questions=lambda more: advance("answers", 2 * len(questions), more),
         )
     # Unseeded: somebody who judges twice should not know the sides from the first time.
-    tally = (
-        comparison.judge_blind(compared, partial(_ask, _keys()), random.Random()) if blind else None
-    )
+    tally = None
+    if blind:
+        differ = sum(pair.greedy[0].text != pair.greedy[1].text for pair in compared)
+        tally = comparison.judge_blind(compared, _Asking(differ), random.Random())
     if as_json:
         record = {"a": a, "b": str(models[1]), "temperature": temperature, "seed": seed}
-        click.echo(json.dumps(record | _as_record(compared, tally), indent=2))
+        show_json(record | _as_record(compared, tally))
         return
-    click.echo(f"A  {a}\nB  {models[1]}\n")
+    say(f"A  {a}\nB  {models[1]}\n")
     _print_answers(compared)
     _print_habits(compared)
     if tally is not None:
         _print_tally(tally)
 
 
-def _ask(keys: Iterator[str], question: "ComparisonPrompt", first: str, second: str) -> str:
-    for text in ("", question.prompt, f"  1  {first}", f"  2  {second}"):
-        click.echo(printable(text), err=True)
-    click.echo("better: 1 or 2, t for a tie, s to skip, q to stop ", nl=False, err=True)
-    key = next(key for key in keys if key in ("1", "2", "t", "s", "q"))
-    click.echo(key, err=True)
-    return key
+class _Asking:
+    """Asks a person which answer is better, and counts the questions."""
+
+    def __init__(self, total: int) -> None:
+        self._number, self._total, self._keys = 0, total, _keys()
+
+    def __call__(self, question: "ComparisonPrompt", first: str, second: str) -> str:
+        self._number += 1
+        say(f"\n{self._number} of {self._total}  {question.prompt}", err=True, bold=True)
+        say(f"  1  {first}\n  2  {second}", err=True)
+        say("better: 1 or 2, t for a tie, s to skip, q to stop", err=True)
+        key = next(key for key in self._keys if key in ("1", "2", "t", "s", "q"))
+        say(f"  {key}", err=True)
+        return key
 
 
 def _keys() -> Iterator[str]:
@@ -120,16 +130,22 @@ def _keys() -> Iterator[str]:
 def _print_answers(compared: "list[Compared]") -> None:
     for pair in compared:
         kind = f"[{pair.question.kind}] " if pair.question.kind else ""
-        click.echo(printable(f"{kind}{pair.question.prompt}"))
+        say(f"{kind}{pair.question.prompt}")
         for name, (left, right) in (("greedy", pair.greedy), ("sampled", pair.sampled)):
-            click.echo(_side_by_side(name, printable(left.text), printable(right.text)))
-        click.echo("")
+            say(_side_by_side(name, printable(left.text), printable(right.text)))
+        say("")
 
 
 def _side_by_side(name: str, left: str, right: str) -> str:
-    """Two texts in columns of half the screen."""
-    width = (screen_width(120) - 18) // 2
-    columns = [textwrap.wrap(text, width) or ["(nothing)"] for text in (left, right)]
+    """Two texts in columns of half the screen; one below the other where that is narrow or none."""
+    full = terminal_width()
+    if full is None or full < _TWO_COLUMNS:
+        return f"  {name:<8}A:  {left or '(nothing)'}\n  {'':<8}B:  {right or '(nothing)'}"
+    width = (min(full, 100) - 18) // 2
+    columns = [
+        textwrap.wrap(text, width, break_on_hyphens=False) or ["(nothing)"]
+        for text in (left, right)
+    ]
     lines = []
     for number, (a, b) in enumerate(zip_longest(*columns, fillvalue="")):
         label, first, second = (name, "A:", "B:") if number == 0 else ("", "", "")
@@ -140,7 +156,7 @@ def _side_by_side(name: str, left: str, right: str) -> str:
 def _print_habits(compared: "list[Compared]") -> None:
     from mlx_dpo.insight.comparison import habits, signs
 
-    rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "different greedy"]]
+    rows = [["prompts", "model", "answers", "tokens", "repetition", "ended", "distinct"]]
     for kind, members in _groups(compared):
         for side, name in enumerate("AB"):
             habit = habits(members, side)
@@ -155,14 +171,15 @@ def _print_habits(compared: "list[Compared]") -> None:
                     f"{habit.num_different}/{len(members)}",
                 ]
             )
-    click.echo(table(rows, left=2))
+    say(table(rows, left=2, spare=(("answers",), ("tokens",))))
     same = sum(pair.greedy[0].text == pair.greedy[1].text for pair in compared)
-    click.echo(
+    say(
         "repetition: share of word triples that came before in the same answer; ended: before "
-        f"--max-tokens.\nThe greedy answers are the same in {same} of {len(compared)} prompts."
+        "--max-tokens; distinct: greedy answers that differ from each other.\n"
+        f"The greedy answers are the same in {same} of {len(compared)} prompts."
     )
     for sign in signs(compared):
-        click.echo(f"warning: B beside A: {sign}")
+        say(f"warning: B beside A: {sign}")
 
 
 def _groups(compared: "list[Compared]") -> "list[tuple[str, list[Compared]]]":
@@ -175,7 +192,7 @@ def _groups(compared: "list[Compared]") -> "list[tuple[str, list[Compared]]]":
 
 def _print_tally(tally: "Tally") -> None:
     low, high = tally.interval
-    click.echo(
+    say(
         f"\nblind: B better in {tally.b_wins}, A better in {tally.a_wins}, ties {tally.ties}; "
         f"skipped {tally.skipped}, same answer {tally.same}\n"
         f"B wins {tally.b_share:.2f} ({low:.2f}-{high:.2f}) of {tally.judged} judged, a tie being "

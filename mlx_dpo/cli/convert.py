@@ -5,10 +5,17 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable
+from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.screen import say
 
 
-@click.command(short_help="PyTorch to MLX and back, proven.")
+def tell(line: str) -> None:
+    """A line about what a conversion has found or done; it goes on."""
+    say(line)
+    footer.doing("converting and comparing")
+
+
+@click.command(short_help="PyTorch to MLX and back, with proof that nothing changed.")
 @click.argument("src", metavar="SRC", type=options.Name())
 @click.argument("dst", metavar="DST", type=options.Name(path_type=Path))
 @click.option(
@@ -34,7 +41,7 @@ def convert(
     """Convert a model between PyTorch and MLX, either way, and prove it.
 
     SRC is a Hugging Face folder, a hub id, an MLX folder (as `train` writes it) or a course
-    artifact. What it is decides the direction: PyTorch's formats become an MLX folder, an MLX
+    artifact. The kind of SRC decides the direction: PyTorch's formats become an MLX folder, an MLX
     folder becomes what it was made from. DST appears complete or not at all.
 
     \b
@@ -48,4 +55,5 @@ def convert(
     from mlx_dpo.convert.sources import find
 
     chosen = Options(to=to, dtype=dtype, verify=verify, overwrite=overwrite)  # type: ignore[arg-type]
-    run(find(src), dst, chosen, lambda line: click.echo(printable(line)))
+    footer.doing(f"reading {src}")
+    run(find(src), dst, chosen, tell)

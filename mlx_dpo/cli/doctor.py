@@ -1,7 +1,5 @@
 """`mlx_dpo doctor`: what this machine is, and whether it trains to the right numbers."""
 
-import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable, table
+from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.screen import say, show_json
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.doctor.examination import CheckResult
 
 SCHEMA = "mlx_dpo.doctor/1"
-_DOT_EVERY = 1.0  # seconds
 _SUMMARY = {
     "ok": "Nothing stands out.",
     "look": "Nothing is broken; the lines that begin with 'look' tell what is different here.",
@@ -53,7 +51,7 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     own = None if model is None else own_specimens(model)  # refused before anything is shown
     machine = describe_machine()
     if not as_json:
-        click.echo(_machine_table(machine) + "\n")
+        say(_machine_table(machine) + "\n")
     with _progress("models"):
         specimens, more = own or standard_specimens()
     results = [*examine(specimens, _progress), *more]
@@ -67,32 +65,20 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
             "models": about,
             "checks": [result.as_json() for result in results],
         }
-        click.echo(json.dumps(record, indent=2))
+        show_json(record)
     else:
-        click.echo(_check_table(results, about))
-        click.echo(f"\n{_SUMMARY[verdict]} To report it, paste what lies between the lines:\n")
-        click.echo(f"{'-' * 40}\n{_block(machine, results, about)}\n{'-' * 40}")
+        say(_check_table(results, about))
+        say(f"\n{_SUMMARY[verdict]} To report it, paste what lies between the lines:\n")
+        say(f"{'-' * 40}\n{_block(machine, results, about)}\n{'-' * 40}")
     context.exit(1 if verdict == "fail" else 0)
 
 
 @contextmanager
 def _progress(name: str) -> Iterator[None]:
-    """The name of what is done, and a dot a second until it is."""
-    click.echo(f"{name} ", nl=False, err=True)
-    ended = threading.Event()
-
-    def dots() -> None:
-        while not ended.wait(_DOT_EVERY):
-            click.echo(".", nl=False, err=True)
-
-    thread = threading.Thread(target=dots, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        click.echo("", err=True)
+    """The name of what is done, until it is."""
+    footer.doing(name, log=True)
+    yield
+    footer.clear()
 
 
 def _machine_table(machine: Mapping[str, Any]) -> str:
@@ -109,7 +95,8 @@ def _machine_table(machine: Mapping[str, Any]) -> str:
         ["TF32", f"MLX_ENABLE_TF32 {tf32}{by_user}"],
         *([["BLAS", machine["blas"]]] if machine["blas"] else []),
     ]
-    return table([[name, printable(str(value))] for name, value in rows], left=2)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _versions(machine: Mapping[str, Any]) -> str:
@@ -130,7 +117,7 @@ def _check_table(results: Sequence["CheckResult"], about: Mapping[str, str]) -> 
             model = result.model
             lines.append(f"\n{model}" + (f": {about[model]}" if model in about else ""))
         outcome = result.outcome
-        lines.append(f"{outcome.verdict:4}  {result.check:{width}}  {printable(outcome.value)}")
+        lines.append(f"{outcome.verdict:4}  {result.check:{width}}  {outcome.value}")
         lines.append(f"{'':{width + 8}}{outcome.meaning}")
     return "\n".join(lines).strip()
 
@@ -139,7 +126,11 @@ def _block(
     machine: Mapping[str, Any], results: Sequence["CheckResult"], about: Mapping[str, str]
 ) -> str:
     """Machine and figures as plain text: what an issue needs."""
-    rows = [[r.outcome.verdict, f"{r.model}: {r.check}", r.outcome.value] for r in results]
+    names = [f"{result.model}: {result.check}" for result in results]
+    width = max(map(len, names))
     models = "\n".join(f"{name}: {text}" for name, text in about.items())
-    checks = table([[printable(cell) for cell in row] for row in rows], left=3)
+    checks = "\n".join(
+        f"{result.outcome.verdict:<4}  {name:<{width}}  {result.outcome.value}"
+        for name, result in zip(names, results, strict=True)
+    )
     return f"mlx_dpo doctor\n{_machine_table(machine)}\n{models}\n{checks}"

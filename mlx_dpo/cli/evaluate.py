@@ -1,13 +1,13 @@
 """`mlx_dpo eval`."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import progress
+from mlx_dpo.cli.screen import say, show_json, show_problems
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.scoring import LoadedModel
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @options.reference
 @options.path("--data", "Preference pairs, .json or .jsonl.", required=True)
 @options.drop_bad
-@click.option(
-    "--all-pairs", is_flag=True, help="Of the run's own data, also the pairs it was trained on."
-)
+@click.option("--all-pairs", is_flag=True, help="Also use the pairs it was trained on.")
 @options.beta_of_run
 @options.max_length_of_run
 @options.count(
@@ -66,6 +64,7 @@ def evaluate(
     preferences = read_pairs(data, drop_bad)
     named = Named(model, adapter)
     origin = Named(reference) if reference else reference_of(named)
+    options.opening(model, adapter, *(origin or ()))
     policy = open_model(*named)
     other = policy.without_adapter() if origin is None else open_model(*origin)
     rows, which = _rows_to_evaluate(preferences, data, policy, all_pairs)
@@ -74,11 +73,12 @@ def evaluate(
         "max_length": max_length or setting_of_run(policy.record, "max_length"),
     }
     if not policy.comes_from(other):
-        click.echo(
+        say(
             f"warning: {other.name} is not the model {policy.name} was trained from: rewards "
             "and drift are measured from another model than in DPO",
             err=True,
         )
+    footer.doing("reading the pairs")
     with progress() as advance:
         assessment = assess(
             policy,
@@ -93,26 +93,31 @@ def evaluate(
         )
     names = {"model": policy.name, "reference": other.name, "data": data, **settings}
     if as_json:
-        click.echo(json.dumps(as_record(names, which, assessment), indent=2))
+        show_json(as_record(names, which, assessment))
     else:
         print_assessment(names, which, assessment)
 
 
 def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Preference]":
-    """The pairs of a file, with a line on stderr about rows that were left out.
+    """The pairs of a file, with lines on stderr about rows that are left out for errors.
 
     Raises:
         UsageError: If there is no such file.
         DataError: If it is another tool's file, or has errors and `drop_bad` is off.
     """
     from mlx_dpo.preferences.reader import read_preferences
-    from mlx_dpo.preferences.schema import Problems, by_code
+    from mlx_dpo.preferences.schema import Problems
 
     refuse_foreign(data)
     problems = Problems()
     preferences = read_preferences(data, problems, drop_bad=drop_bad, compare=compare)
-    if problems.num_errors:
-        click.echo(f"{data}: rows with errors left out: {by_code(problems.errors)}", err=True)
+    show_problems(
+        problems,
+        err=True,
+        drop_bad=True,
+        errors_only=True,
+        rest=f"mlx_dpo data check {data} --log FILE lists all.",
+    )
     return preferences
 
 

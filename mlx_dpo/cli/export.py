@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable, progress
+from mlx_dpo.cli.footer import footer, progress
+from mlx_dpo.cli.screen import say
 from mlx_dpo.errors import MlxDpoError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 _BITS = ("2", "3", "4", "6", "8")
 
 
-@click.command(short_help="An adapter fused into its model, or a model packed; and what it keeps.")
+@click.command(
+    short_help="Fuse an adapter into its model, or pack a model, and measure what it keeps."
+)
 @click.argument("model", type=options.Name())
 @click.argument("out", type=options.Name(path_type=Path))
 @click.option("--fuse", is_flag=True, help="Sum an adapter into the model it was trained on.")
@@ -38,9 +41,11 @@ _BITS = ("2", "3", "4", "6", "8")
     type=click.Choice(_BITS),
     help=f"Pack the new weights in so many bits: {', '.join(_BITS)}.",
 )
-@options.path("--data", "The file with the run's held-out pairs, where it has moved.")
+@options.path("--data", "The file with the run's held-out pairs, if it has moved.")
 @click.option(
-    "--force", is_flag=True, help="Write it whatever it keeps, and where that is unknown."
+    "--force",
+    is_flag=True,
+    help="Write OUT even if too little is kept, or if that is unknown.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if an earlier export made it.")
 @options.keeps_awake
@@ -98,9 +103,9 @@ def export(
         if base is not None:  # where it is now
             record["trained_from"] = record.get("trained_from", {}) | {"model": base}
         write_json(folder / "dpo.json", record)
-    _say(f"wrote   {out}  ({_what(dtype, bits)})")
+    say(f"wrote   {out}  ({_what(dtype, bits)})")
     if names := left_behind(source.folder):
-        _say(f"left    {', '.join(names)}, in {source.folder}: not copied")
+        say(f"left    {', '.join(names)}, in {source.folder}: not copied")
 
 
 def _located(name: str, *, fuse: bool, base: str | None, packs: bool) -> "Source":
@@ -196,11 +201,10 @@ def _trial(
     from mlx_dpo.insight.proof import NotMeasurableError, plan_trial
 
     try:
-        with progress() as advance:
-            advance("pairs", 1, 0)
-            if not packs:
-                _check_memory(source, dtype)
-            return plan_trial(source, data, exported=dtype)
+        footer.doing("reading the held-out pairs")
+        if not packs:
+            _check_memory(source, dtype)
+        return plan_trial(source, data, exported=dtype)
     except NotMeasurableError as error:
         if packs and not force:
             hint = "--data with the run's pairs, or " if error.moved else ""
@@ -208,7 +212,7 @@ def _trial(
                 f"{name}: what --quantize would keep of it can't be measured: {error}; pass "
                 f"{hint}--force to write it unmeasured"
             ) from None
-        _say(f"kept    not measured: {error}")
+        say(f"kept    not measured: {error}")
         return None
 
 
@@ -238,15 +242,16 @@ def _before(trial: "Trial") -> "tuple[Any, Any]":
     """Log-probs of the trained model and of its reference; the margin is shown."""
     from mlx_dpo.insight.proof import margin_of, score
 
+    footer.doing("loading the models")
     with progress() as advance:
         reference = score(trial, trial.reference, "reference", advance)
         trained = score(trial, trial.trained, "trained", advance)
     margin = margin_of(trained, reference, beta=trial.beta)
-    _say(f"margin  {margin}")
+    say(f"margin  {margin}")
     if trial.recorded is not None and abs(trial.recorded - margin.mean) > 0.02 + 0.1 * abs(
         trial.recorded
     ):
-        _say(
+        say(
             f"warning: the run itself recorded a margin of {trial.recorded:+.4f}: these may not be "
             "the pairs that it held out",
             err=True,
@@ -261,8 +266,8 @@ def _write(folder: Path, source: "Source", dtype: str, bits: int | None) -> dict
     from mlx_dpo.convert.sources import load_stored
     from mlx_dpo.models.export import write_fused
 
+    footer.doing("loading the weights")
     with progress() as advance:
-        advance("tensors", 1, 0)
         model, target = load_stored(source), getattr(mx, dtype)
         return write_fused(folder, model, source.folder, target, bits=bits, progress=advance)
 
@@ -272,6 +277,7 @@ def _after(trial: "Trial", folder: Path) -> Any:
     from mlx_dpo.convert.sources import Source
     from mlx_dpo.insight.proof import score
 
+    footer.doing("loading what was written")
     with progress() as advance:
         return score(trial, Source(folder, None, folder), "exported", advance)
 
@@ -285,10 +291,10 @@ def _check(proof: "Proof", out: Path, dtype: str, bits: int | None, force: bool)
     from mlx_dpo.insight.proof import ENOUGH
 
     kept, moved = proof.lines()
-    _say(f"kept    {kept}")
-    _say(f"moved   {moved}")
+    say(f"kept    {kept}")
+    say(f"moved   {moved}")
     if proof.is_drowned:
-        _say("warning: rounding moved log-probs further than training did", err=True)
+        say("warning: rounding moved log-probs further than training did", err=True)
     if proof.is_enough:
         return
     finer = "leave --quantize out for 16 bits, or give it more bits" if bits else "--dtype float32"
@@ -298,12 +304,8 @@ def _check(proof: "Proof", out: Path, dtype: str, bits: int | None, force: bool)
     )
     if not force:
         raise MlxDpoError(f"{out}: not written: {lost}; {finer}; --force writes it all the same")
-    _say(f"warning: {lost}; {finer}", err=True)
+    say(f"warning: {lost}; {finer}", err=True)
 
 
 def _what(dtype: str, bits: int | None) -> str:
     return f"{bits} bits" if bits else dtype
-
-
-def _say(line: str, *, err: bool = False) -> None:
-    click.echo(printable(line), err=err)

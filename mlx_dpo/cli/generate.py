@@ -1,15 +1,23 @@
 """`mlx_dpo generate`."""
 
+import shlex
+import sys
+
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import printable
+from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.screen import Stream, say
+from mlx_dpo.errors import UsageError
 
 
 @click.command()
 @options.model()
 @options.adapter()
-@click.option("--prompt", required=True, help="What to ask. It is put into the chat template.")
+@click.option(
+    "--prompt",
+    help="What to ask, put into the chat template; - reads it from stdin, as a pipe without it.",
+)
 @options.max_tokens(128)
 @click.option(
     "--temperature",
@@ -22,7 +30,7 @@ from mlx_dpo.cli.screen import printable
 def generate(
     model: str,
     adapter: str | None,
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -33,12 +41,23 @@ def generate(
     Examples:
       mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt "What does a baker do?"
       mlx_dpo generate --model path/to/base --adapter path/to/adapter --prompt "Hello"
+      mlx_dpo generate --model checkpoints/tiny-sft-dpo --prompt - < question.txt
     """
     from mlx_dpo.insight.scoring import open_model
     from mlx_dpo.models.generate import answer
     from mlx_dpo.records import Message
 
+    if prompt is None and sys.stdin.isatty():
+        chat = shlex.join(["mlx_lm.chat", "--model", model])
+        raise UsageError(f"--prompt is missing: what to ask; to talk with the model: {chat}")
+    if prompt in (None, "-"):
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise UsageError("nothing came on stdin to answer; give --prompt")
+    options.opening(model, adapter)
     loaded = open_model(model, adapter)
+    stream = Stream() if sys.stdout.isatty() else None
+    footer.doing("reading the prompt")
     reply = answer(
         loaded.model,
         loaded.chat,
@@ -46,7 +65,11 @@ def generate(
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        so_far=None if stream is None else stream.so_far,
     )
-    click.echo(printable(reply.text))
+    if stream is None:
+        say(reply.text)
+    else:
+        stream.end(reply.text)
     if not reply.closed:
-        click.echo(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)
+        say(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)

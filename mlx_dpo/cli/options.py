@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
-from mlx_dpo.runs.config import REFUSED, RunConfig, option_type
+from mlx_dpo.runs.config import RunConfig, option_type
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -49,10 +50,6 @@ def config(*left_out: str) -> Decorator:
     """
 
     def add(command: Any) -> Any:
-        for name in REFUSED:
-            command = click.option(
-                _flag(name), hidden=True, expose_value=False, callback=_refuse, default=None
-            )(command)
         for setting in reversed(_SETTINGS.values()):
             if setting.name not in left_out:
                 command = _option_of(setting)(command)
@@ -117,11 +114,6 @@ def _of_run(name: str, about: str) -> Decorator:
     return click.option(_flag(name), type=_range(name), help=shown)
 
 
-def _refuse(_: click.Context, option: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise UsageError(f"{_flag(str(option.name))}: {REFUSED[str(option.name)]}")
-
-
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -160,11 +152,16 @@ def _metavar(name: str, kind: type) -> str:
 
 _LENGTH: str = _SETTINGS["max_length"].metadata["help"]
 
+verbose = click.option(
+    "-v", "--verbose", is_flag=True, help="More lines, for work on the engine: docs/training.md."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 drop_bad = click.option(
-    "--drop-bad", is_flag=True, help="Leave rows with errors out, as train does with it."
+    "--drop-bad",
+    is_flag=True,
+    help="Skip and count rows with errors, as train --drop-bad does.",
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 policy = model("The trained model (policy), or adapter.")
 reference = path(
     "--reference",
@@ -191,7 +188,7 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
         DiskError: If it can't be written.
     """
     if file.exists() and not overwrite:
-        raise UsageError(f"{file}: is there already; give another --out, or --overwrite")
+        raise UsageError(f"{file}: already exists; give another --out, or --overwrite")
     check_writable(file)
 
 
@@ -206,6 +203,28 @@ def keeps_awake(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **options)
 
     return awake
+
+
+def is_at_hand(model: str) -> bool:
+    """Whether a model is on this disk, as a folder or in the cache of the hub."""
+    if Path(model).exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return True  # it is refused soon
+
+
+def opening(*models: str | None) -> None:
+    """Show that models are being loaded; a download shows bars of its own."""
+    names = list(dict.fromkeys(filter(None, models)))
+    if all(map(is_at_hand, names)):
+        footer.doing(f"loading {' and '.join(names)}")
+    else:
+        footer.clear()
 
 
 def chat_of(model: str, adapter: str | None = None) -> "ChatFormat":

@@ -1,6 +1,5 @@
 """`mlx_dpo plan`: the memory a run will need; and the settings that keep a budget."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import clock
+from mlx_dpo.cli.screen import clock, say, show_json, show_problems
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
 
@@ -36,14 +36,14 @@ _WHY = {
 )
 @options.as_json
 def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> None:
-    """Say what memory a training run will need, before it.
+    """Predict how much memory a training run will need.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
     weights: a training step is traced, and the arrays it would hold are counted. The figure is that
     of mx.get_peak_memory(). With --memory-budget, settings that were not given are chosen so that
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
-    layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 where nothing
-    fits. Of a model on the hub only config and tokenizer are downloaded. With --calibrate, a
+    layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 if nothing
+    fits. From the hub, only the config and tokenizer are downloaded. With --calibrate, a
     few steps under those settings are run and thrown away.
 
     \b
@@ -57,22 +57,35 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
     given = options.typed(given)
     settings = decided(resolve(config, given), weights=calibrate)
     refuse_foreign(settings.data, settings.eval_data)
-    made = make_plan(settings)
+    footer.doing("reading the pairs")
+    made = make_plan(
+        settings,
+        progress=lambda done, total: footer.bar("reading the pairs", done, total),
+        problems=lambda found: show_problems(
+            found,
+            err=True,
+            drop_bad=settings.drop_bad,
+            rest=f"mlx_dpo data check {settings.data} --log FILE lists all.",
+        ),
+    )
     chosen, budget = None, None
     if settings.memory_budget is not None:
         budget = parse_size(settings.memory_budget)
         assert budget is not None
+        footer.doing("looking for settings within the budget", log=True)
         chosen = fit(made, budget, given_names(config, given)).chosen
     times = None
     if calibrate:
         from mlx_dpo.runs.profile import calibrate as measure
 
+        footer.doing("loading the model and running a few steps", log=True)
         changed = {} if chosen is None else changes(settings, chosen.settings)
         times = measure(replace(settings, **changed, memory_budget=None))
+    footer.doing("tracing a training step")
     if as_json:
         record = _as_json(made.prediction, budget, chosen)
         record["calibration"] = None if times is None else asdict(times)
-        click.echo(json.dumps(record, indent=2))
+        show_json(record)
         return
     _show(settings, made.prediction)
     if budget is not None and chosen is not None:
@@ -137,30 +150,30 @@ def _show(settings: RunConfig, prediction: "Prediction") -> None:
     if prediction.num_trained == prediction.num_parameters:
         trained = ""
     count = f"{prediction.num_parameters / 1e6:.1f} M parameters{trained}"
-    click.echo(f"model      {settings.model}  ({count})")
-    click.echo(f"data       {settings.data}")
-    click.echo(f"largest    {shown_pairs(prediction.pairs)}")
-    click.echo(f"path       {prediction.path}")
-    click.echo()
+    say(f"model      {settings.model}  ({count})")
+    say(f"data       {settings.data}")
+    say(f"largest    {shown_pairs(prediction.pairs)}")
+    say(f"path       {prediction.path}")
+    say()
     notes = {"reference": f"  {prediction.settings.reference}"}
     if prediction.settings.method == "lora":
         notes |= {"weights": "  frozen", "adapters": f"  {_shown_adapter(settings)}, float32"}
     for name, size in prediction.parts.items():
         note = notes.get(name, "")
-        click.echo(f"{name:16} {gigabytes(size):>10}{note}")
-    click.echo(
+        say(f"{name:16} {gigabytes(size):>10}{note}")
+    say(
         f"{'peak':16} {gigabytes(prediction.total):>10}  as mx.get_peak_memory(), in "
         f"{prediction.moment}"
     )
     if prediction.on_gpu != prediction.total:
         note = "which multiplies packed weights as they are"
-        click.echo(f"{'on a GPU':16} {gigabytes(prediction.on_gpu):>10}  {note}")
-    click.echo(f"{'buffer cache':16} {'':>10}  on top; within a budget, and freed first\n")
-    click.echo("machine    for the GPU")
+        say(f"{'on a GPU':16} {gigabytes(prediction.on_gpu):>10}  {note}")
+    say(f"{'buffer cache':16} {'':>10}  on top; within a budget, and freed first\n")
+    say("machine    for the GPU")
     for machine in machines():
         share = gigabytes(machine.recommended)
-        click.echo(f"{machine.name:>8}   {share:>11}  {machine.verdict(prediction.on_gpu)}")
-    click.echo(
+        say(f"{machine.name:>8}   {share:>11}  {machine.verdict(prediction.on_gpu)}")
+    say(
         f"(fits: within {SHARE:.0%} of it. The share is what macOS recommends by public logs, not "
         "measured here)"
     )
@@ -178,20 +191,18 @@ def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None
 
     changed = changes(settings, chosen.settings)
     if not changed:
-        click.echo(f"\nbudget     {gigabytes(budget)}: fits as it is")
+        say(f"\nbudget     {gigabytes(budget)}: fits as it is")
         return
-    click.echo(
-        f"\nbudget     {gigabytes(budget)}: {gigabytes(chosen.total)} with {as_options(changed)}"
-    )
+    say(f"\nbudget     {gigabytes(budget)}: {gigabytes(chosen.total)} with {as_options(changed)}")
     for name in changed:
-        click.echo(f"           {_WHY[name]}")
+        say(f"{'':9}  {_WHY[name]}")
 
 
 def _show_times(times: "Calibration") -> None:
     scoring = ""
     if times.reference_seconds:
         scoring = f"; before the first, {clock(times.reference_seconds)} for the reference"
-    click.echo(
+    say(
         f"\nan epoch   about {clock(times.epoch_seconds)}: {times.steps_per_epoch} steps of "
         f"{times.step_seconds:.2g} s{scoring}\n"
         f"           from {times.steps} steps just run here; evaluation, answers and saves come "

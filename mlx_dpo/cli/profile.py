@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import shown_pairs
-from mlx_dpo.cli.screen import table
+from mlx_dpo.cli.screen import say, show_json, table
 from mlx_dpo.errors import MlxDpoError
 from mlx_dpo.runs.config import RunConfig, resolve
 
@@ -26,6 +26,7 @@ _COMPARED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "optimizer": ("optimizer", ("adamw", "lion", "adafactor")),
     "dtype": ("dtype", ("float32", "bfloat16")),
 }
+_BAR = 16  # columns
 _DOMINATES = {
     "weights": "The weights dominate",
     "adapters": "The adapters dominate",
@@ -86,14 +87,15 @@ def profile(
     else:
         from mlx_dpo.runs.profile import profile as measure
 
-        result = measure(settings, steps=steps)
+        result = measure(settings, steps=steps, working=footer.doing)
         measured = result.as_json()
         text, verdict = _phase_table(measured), _verdict(measured)
         charts = memory_page.profile_charts(measured, result.meter.samples) if out else []
     if as_json:
-        click.echo(json.dumps(measured, indent=2))
+        show_json(measured)
     else:
-        click.echo(f"{text}\n\n{textwrap.fill(verdict, 100)}")
+        say(f"{text}\n")
+        say(verdict, bold=True)
     for file in out:
         memory_page.write_picture(file, charts, text, verdict)
 
@@ -112,7 +114,7 @@ def _compare(settings: RunConfig, steps: int, name: str) -> dict[str, Any]:
             option = option if value else f"without {option}"
         else:
             option = f"{option} {value}"
-        click.echo(f"measuring {option} ...", err=True)
+        footer.doing(f"measuring {option}", log=True)
         code, rows[option] = _in_process(replace(settings, **{key: value}), steps)
         codes.append(code)
     if all(codes):
@@ -157,7 +159,7 @@ def _phase_table(measured: Mapping[str, Any]) -> str:
             "  " + ("rest, as activations" if name == "rest" else name),
             gigabytes(count),
             f"{count / step:.1%}",
-            f" {'█' * round(40 * count / step):40}",
+            f" {'█' * round(_BAR * count / step):{_BAR}}",
         ]
         for name, count in held.items()
     ]
@@ -168,7 +170,7 @@ def _phase_table(measured: Mapping[str, Any]) -> str:
             f"measured  {measured['steps']} steps, {measured['path']} path, on "
             + _machine(measured),
             "",
-            table(rows),
+            table(rows, spare=(("cache",), ("process",))),
             f"predicted peak {gigabytes(measured['predicted_peak_bytes'])}: measured / predicted "
             f"{measured['measured_over_predicted']:.2f}",
             "forward: the policy's scores alone, once more before each step; no part of a run.",
@@ -242,7 +244,7 @@ def _compared_table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"model     {first['model']}, {_memory_settings(first['settings'], without=name)}",
             f"measured  {first['steps']} steps of each, on {_machine(first)}",
             "",
-            table(cells),
+            table(cells, spare=(("of plan",), ("optimizer",), ("rest",))),
             *(f"{o}: {m['error'][:70]}" for o, m in rows.items() if "error" in m),
             "rest: gradients, activations, logits. of plan: measured / predicted peak.",
         ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import program
+from mlx_dpo.cli.screen import program, say
 from mlx_dpo.errors import UsageError
 
 
@@ -41,14 +41,14 @@ def report(runs: tuple[Path, ...], out: Path | None, live: bool) -> None:
     from mlx_dpo.runs.folder import RESULT, changed_record
 
     if not live:
-        click.echo(f"written: {write_report(runs, out, program=program())}")
+        say(f"written: {write_report(runs, out, program=program())}")
         for run in runs:
             if not (run / RESULT).is_file():
-                click.echo(f"warning: {run}: the run has not finished (no {RESULT})", err=True)
+                say(f"warning: {run}: the run has not finished (no {RESULT})", err=True)
             for file in changed_record(run):
-                click.echo(f"warning: {file}; what the page says of it may be wrong", err=True)
+                say(f"warning: {file}; what the page says of it may be wrong", err=True)
     elif len(runs) > 1:
         raise UsageError("--live follows one run; without it, several stand on one page")
     else:
-        page = follow(runs[0], out, wait=time.sleep, say=click.echo, program=program())
-        click.echo(f"written: {page}")
+        page = follow(runs[0], out, wait=time.sleep, say=say, program=program())
+        say(f"written: {page}")

@@ -2,13 +2,15 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import click
+import numpy as np
+import numpy.typing as npt
 
-from mlx_dpo.cli.screen import counted, printable, program, share, table
+from mlx_dpo.cli.footer import printable
+from mlx_dpo.cli.screen import counted, program, say, share, table
 from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
@@ -19,37 +21,52 @@ from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.runs.run import RunResult
-from mlx_dpo.runs.scores import GroupScore, LengthGroup, score_groups, wilson_interval
-from mlx_dpo.runs.verdict import BETTER, COLLAPSED, WORSE, Verdict
+from mlx_dpo.runs.scores import (
+    GroupScore,
+    LengthGroup,
+    is_taught,
+    score_groups,
+    wilson_interval,
+)
+from mlx_dpo.runs.verdict import BETTER, COLLAPSED, LOOPING, WORSE, Verdict
 
-_COLUMNS = ["kind", "pairs", "reward acc", "log-prob acc", "margin", "chosen", "rejected"]
-_COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red"}
+_COLUMNS = ["kind", "pairs", "right", "likelier", "margin", "chosen", "rejected"]
+_SPARE = (("chosen", "rejected"), ("likelier",), ("margin",))  # left out where it is narrow
+_COLOURS = {BETTER: "green", WORSE: "red", COLLAPSED: "red", LOOPING: "red"}
+_UNTAUGHT = "not trained on"
+_MARK_COLOURS = {BETTER: "green", WORSE: "red"}
 _READING = """\
-reward acc: chosen reward > rejected reward; 0 before training by construction.
-log-prob acc: log p(chosen) > log p(rejected) under the model itself, before -> after."""
+right: pairs whose chosen answer gained more than the rejected one (the reward accuracy), with its \
+95 % interval; by chance 0.50.
+likelier: pairs whose chosen answer is the likelier one under the model itself (the log-prob \
+accuracy), before -> after."""
 
 
-def show_result(result: RunResult) -> None:
+def show_result(result: RunResult, *, verbose: bool = False) -> None:
     """Print what a finished run changed, where the checkpoint lies and what to type next."""
     job = result.job
-    click.echo()
+    say()
     if result.policy.size:
-        kinds = [kind or "-" for kind in job.held_out.kinds]
-        groups = score_groups(result.policy, result.reference, kinds, beta=job.config.beta)
-        _print_scores(groups, result.verdict)
-    click.echo()
+        judged = is_taught(job.held_out.kinds, job.data.untaught)
+        apart = _groups(result, ~judged) if not judged.all() else []
+        _print_scores(_groups(result, judged), apart, result.verdict)
+    say()
     for shown in result.answers:
-        click.echo(f"  {click.style(printable(shown.prompt), bold=True)}  ({shown.mark})")
-        click.echo(f"    SFT  {printable(shown.sft)}\n    DPO  {printable(shown.dpo)}\n")
+        say(f"  {shown.prompt}  ({shown.mark})", colour=_MARK_COLOURS.get(shown.mark), bold=True)
+        say(f"    SFT  {shown.sft}\n    DPO  {shown.dpo}\n")
     if result.totals:
-        _print_time(result.totals)
-    click.echo(
-        f"{result.totals['seconds']:.1f} s of training, "
-        f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}."
-    )
+        if verbose:
+            _print_time(result.totals)
+        say(
+            f"{result.totals['seconds']:.1f} s of training, "
+            f"peak memory {gigabytes(result.peak_bytes)}. Metrics are in {result.folder}."
+        )
     _print_kept(result.kept, result.folder)
     _print_verdict(result.verdict)
-    _print_next(job, printable(result.answers[0].prompt) if result.answers else "Hello")
+    if result.verdict.outcome in (COLLAPSED, LOOPING):
+        say(f"What it came to is kept in {job.out}.")
+    else:
+        _print_next(job, result.answers[0].prompt if result.answers else "Hello")
 
 
 def _print_kept(kept: Kept, folder: Path) -> None:
@@ -57,7 +74,7 @@ def _print_kept(kept: Kept, folder: Path) -> None:
     if not kept.is_selected:
         return
     last = f"; the last step stays in {folder / f'step-{kept.made:06d}'}"
-    click.echo(
+    say(
         f"Kept step {kept.step} of {kept.made}, with the best held-out {kept.by} "
         f"({kept.value:.4f}){last if kept.step < kept.made else ''}.\n"
         "The step was selected by these held-out pairs, so their figures are a little too good."
@@ -68,65 +85,85 @@ def _print_next(job: Job, question: str) -> None:
     """What a run made, and what to type to use it."""
     config, out = job.config, str(job.out)
     is_adapter = config.method == LORA
-    click.echo(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
-    click.echo(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
+    say(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
+    say(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
     if not is_adapter:
+        say(f"  {shlex.join(['mlx_lm.chat', '--model', out])}")
         return
     if config.adapter_format == "peft":
-        click.echo("It is in PEFT's layout; --adapter-format both writes mlx-lm's beside it.")
+        say("It is in PEFT's layout; --adapter-format both writes mlx-lm's beside it.")
     else:
         # A checkpoint that had to be converted is served from what it was converted to.
         is_converted = find(str(config.model)) != job.source
         base = str(job.source if is_converted else config.model)
-        click.echo(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
+        say(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
     fuse = shlex.join([program(), "export", out, "FOLDER", "--fuse"])
     if bits := packed_bits(job.policy):
-        click.echo(
-            "Beside its base it is exact. Fused, it is a model of 16 bits; packed again in "
-            f"{bits[0]} bits\n(--quantize {bits[0]}) it is not exact, and export measures what it "
+        say(
+            "Beside its base it is exact. Fused, it is a model of 16 bits. Packed again in "
+            f"{bits[0]} bits (--quantize {bits[0]}) it is not exact, and export measures what it "
             "keeps:"
         )
     else:
-        click.echo("To add it to the weights of its base:")
-    click.echo(f"  {fuse}")
+        say("To add it to the weights of its base:")
+    say(f"  {fuse}")
 
 
 def _print_verdict(verdict: Verdict) -> None:
-    colour = _COLOURS.get(verdict.outcome, "yellow")
-    click.secho(f"\n{printable(verdict.sentence)}", bold=True, fg=colour)
-    click.echo(f"{verdict.advice}\n" if verdict.advice else "")
+    say(f"\n{verdict.sentence}", bold=True, colour=_COLOURS.get(verdict.outcome, "yellow"))
+    say(f"{verdict.advice}\n" if verdict.advice else "")
 
 
-def _print_scores(groups: Sequence[GroupScore], verdict: Verdict) -> None:
-    rows = [[*_row(group, f"{group.reward_accuracy:.2f}"), group.verdict] for group in groups]
-    header, *lines = table([[*_COLUMNS, "ranking"], *rows]).split("\n")
-    click.echo(f"Held-out pairs, before -> after\n{header}")
-    for group, line in zip(groups, lines, strict=True):
-        click.secho(line, bold=group.name == "all")
-    click.echo(f"\n{_READING}")
-    for change in ("better", "worse"):
-        names = [printable(g.name) for g in groups[1:] if g.verdict == change]
-        if names:
-            click.echo(f"ranks {change} than before: {', '.join(names)}.")
-    is_good = verdict.outcome == BETTER
-    if is_good and groups[0].chosen_reward < -0.05:
-        click.echo(
+def _groups(result: RunResult, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
+    kinds = [result.job.held_out.kinds[row] or "-" for row in np.flatnonzero(rows)]
+    beta = result.job.config.beta
+    return score_groups(result.policy[:, rows], result.reference[:, rows], kinds, beta=beta)
+
+
+def _print_scores(
+    groups: Sequence[GroupScore], apart: Sequence[GroupScore], verdict: Verdict
+) -> None:
+    """What held-out pairs gained; last and `apart` the kinds that no training pair is of."""
+    say("Held-out pairs, after training")
+    untaught = [replace(group, name=_UNTAUGHT) for group in apart[:1]]
+    _print_groups([*groups, *untaught, *apart[1:]])
+    if verdict.outcome == BETTER and groups[0].chosen_reward < -0.05:
+        say(
             "The chosen reward is negative: chosen answers lost probability too, only less than "
             "rejected ones. That is common; the margin is what DPO trains. If answers get worse, "
             "lower --learning-rate or raise --beta."
         )
 
 
-def _row(group: GroupScore, reward_accuracy: str) -> list[str]:
-    return [
-        " ".join(printable(group.name).split()) or "(none)",
-        str(group.num_pairs),
-        reward_accuracy,
-        f"{group.logprob_accuracy_before:.2f} -> {group.logprob_accuracy_after:.2f}",
-        f"{group.margin:+.3f}",
-        f"{group.chosen_reward:+.3f}",
-        f"{group.rejected_reward:+.3f}",
+def _print_groups(groups: Sequence[GroupScore]) -> None:
+    """A row a kind, with whether its interval lies above or below chance."""
+    rows = [
+        [
+            " ".join(printable(group.name).split()) or "(none)",
+            str(group.num_pairs),
+            share(_reward_wins(group), group.num_pairs),
+            f"{group.logprob_accuracy_before:.2f} -> {group.logprob_accuracy_after:.2f}",
+            f"{group.margin:+.3f}",
+            f"{group.chosen_reward:+.3f}",
+            f"{group.rejected_reward:+.3f}",
+            _change(group),
+        ]
+        for group in groups
     ]
+    header, *lines = table([[*_COLUMNS, "change"], *rows], spare=_SPARE).split("\n")
+    say(header)
+    for group, line in zip(groups, lines, strict=True):
+        say(
+            line,
+            colour=_MARK_COLOURS.get(_change(group)),
+            bold=group.name in ("all", _UNTAUGHT),
+        )
+    say(f"\n{_READING}\nchange: better or worse where the whole interval is above or below 0.50.")
+
+
+def _change(group: GroupScore) -> str:
+    low, high = wilson_interval(_reward_wins(group), group.num_pairs)
+    return BETTER if low > 0.5 else WORSE if high < 0.5 else "unclear"
 
 
 def _print_time(totals: Mapping[str, float]) -> None:
@@ -140,7 +177,7 @@ def _print_time(totals: Mapping[str, float]) -> None:
             ("data", "data_seconds"),
         )
     ]
-    click.echo(
+    say(
         f"{totals['pairs'] / totals['seconds']:.1f} pairs/s, "
         f"{totals['real_tokens'] / totals['seconds']:.0f} tokens/s: {', '.join(shares)}.\n"
         f"Tokens computed: {totals['computed_tokens'] / totals['real_tokens']:.2f} x the real ones "
@@ -181,12 +218,12 @@ def print_assessment(names: dict[str, Any], which: str, assessment: Assessment) 
     pairs, num = assessment.pairs, len(assessment.pairs.examples)
     dropped = f"; {pairs.read - num} dropped" if pairs.read > num else ""
     cut = f"; {pairs.num_cut} cut" if pairs.num_cut else ""
-    click.echo(f"policy     {names['model']}\nreference  {names['reference']}")
-    click.echo(f"data       {names['data']}: {counted(num, 'pair')}, {which}{dropped}{cut}")
-    click.echo(f"settings   beta {names['beta']:g}, max-length {names['max_length']}")
-    click.echo(f"loss       {assessment.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
-    rows = [_row(group, share(_reward_wins(group), group.num_pairs)) for group in assessment.groups]
-    click.echo(f"{table([_COLUMNS, *rows])}\n{_READING}\n")
+    say(f"policy     {names['model']}\nreference  {names['reference']}")
+    say(f"data       {names['data']}: {counted(num, 'pair')}, {which}{dropped}{cut}")
+    say(f"settings   beta {names['beta']:g}, max-length {names['max_length']}")
+    say(f"loss       {assessment.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
+    _print_groups(assessment.groups)
+    say()
     _print_lengths(assessment.lengths)
     _print_calibration(assessment.calibration)
     _print_drift(assessment.drift)
@@ -197,7 +234,7 @@ def _reward_wins(group: GroupScore) -> int:
 
 
 def _print_lengths(groups: Sequence[LengthGroup]) -> None:
-    rows = [["by length", "pairs", "reward acc", "log-prob acc"]]
+    rows = [["by length", "pairs", "right", "likelier"]]
     for group in groups:
         if num := group.num_pairs:
             before, after = group.logprob_wins_before / num, group.logprob_wins_after / num
@@ -205,10 +242,10 @@ def _print_lengths(groups: Sequence[LengthGroup]) -> None:
         else:
             accuracy = "-"
         rows.append([group.name, str(num), share(group.reward_wins, num), accuracy])
-    click.echo(table(rows))
-    click.echo(
+    say(table(rows))
+    say(
         "length-matched: within 10 % of the longer answer's tokens, or one token. A policy that "
-        "learned\nlength is right in the first row and wrong in the last.\n"
+        "learned length is right in the first row and wrong in the last.\n"
     )
 
 
@@ -223,30 +260,30 @@ def _print_calibration(calibration: Reliability) -> None:
                 share(each.right, each.num_pairs),
             ]
         )
-    click.echo(table(rows))
-    click.echo(
+    say(table(rows))
+    say(
         f"ECE {calibration.ece:.3f}; a perfectly calibrated model would show "
         f"{calibration.ece_by_chance:.3f} on so many pairs.\n"
         "predicted: sigmoid(|margin|), how sure the policy is of its own pick; right: the share "
-        "of\npicks that are the chosen answer.\n"
+        "of picks that are the chosen answer.\n"
     )
 
 
 def _print_drift(drift: Drift | None) -> None:
     if drift is None:
-        click.echo("drift      not measured (--num-prompts 0)")
+        say("drift      not measured (--num-prompts 0)")
         return
     cut = drift.policy_cut + drift.reference_cut
     limit = f"; cut at --max-tokens: {drift.policy_cut} and {drift.reference_cut}" if cut else ""
-    click.echo(
+    say(
         f"drift      KL(policy || reference) {drift.kl_per_token:.4f} nats a token, "
         f"{drift.kl_per_answer:.3f} an answer\n"
         f"length     policy {drift.policy_length:.1f}, reference {drift.reference_length:.1f} "
         f"tokens an answer{limit}\n"
-        f"repetition policy {drift.policy_repetition:.3f}, reference "
+        f"repeats    policy {drift.policy_repetition:.3f}, reference "
         f"{drift.reference_repetition:.3f} of word triples came before in the answer\n"
         f"over {drift.num_prompts} prompts, answers sampled at temperature 1; KL on the policy's "
         f"own {drift.num_tokens} tokens."
     )
     for sign in drift.signs:
-        click.echo(f"warning: {sign}")
+        say(f"warning: {sign}")

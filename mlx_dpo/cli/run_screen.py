@@ -1,30 +1,34 @@
 """What a training run shows: a header, then a progress bar or plain lines."""
 
-import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-
-from mlx_dpo.cli.screen import Bar, about_template, clock, counted, printable
+from mlx_dpo.cli.footer import footer, show_at_once
+from mlx_dpo.cli.options import is_at_hand
+from mlx_dpo.cli.screen import VERDICT_COLOURS, about_template, clock, counted, say, show_problems
 from mlx_dpo.convert.conversion import closed_way_back
 from mlx_dpo.insight import words
+from mlx_dpo.insight.audit.bias import Measures
+from mlx_dpo.insight.audit.checks import LENGTH_ADVICE, OK, Check, check_length
 from mlx_dpo.models.adapters import describe
-from mlx_dpo.models.device import TF32_SWITCH
+from mlx_dpo.models.device import TF32_SWITCH, blas, on_gpu
 from mlx_dpo.models.export import left_behind
 from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.packed import num_parameters, packed_bits
 from mlx_dpo.models.verified import statement
-from mlx_dpo.preferences.schema import ERROR, Problems, by_code
-from mlx_dpo.preferences.store import length_bias
+from mlx_dpo.preferences.schema import Problems, by_code
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.data import RowCounts
+from mlx_dpo.runs.job import FINDING, READ_FIRST, Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
+USUAL_RATE = 1e-2  # above it no model of any size was seen to learn
 FEW_PAIRS = 50
 
 
@@ -34,17 +38,13 @@ class TerminalScreen(Screen):
     Args:
         config: The run's settings.
         is_terminal: Whether stderr is one.
+        verbose: Whether to tell also what only somebody who works on the engine asks for.
     """
 
-    def __init__(self, config: RunConfig, is_terminal: bool) -> None:
+    def __init__(self, config: RunConfig, is_terminal: bool, *, verbose: bool = False) -> None:
         self.config = config
         self.is_terminal = is_terminal
-        # Lines of a log are not wrapped: logs are searched.
-        self.console = Console(
-            stderr=True, highlight=False, emoji=False, width=None if is_terminal else 1000
-        )
-        self.bar: Bar | None = None
-        self.note = ""
+        self.verbose = verbose
         self.seconds = 0.0
         self.pairs = 0.0
         self.first_step: int | None = None
@@ -59,104 +59,72 @@ class TerminalScreen(Screen):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._end_bar()
+        footer.clear()
+
+    def working(self, what: str) -> None:
+        if what == FINDING and not is_at_hand(str(self.config.model)):
+            footer.clear()  # a download shows bars of its own
+        else:
+            footer.doing(what, log=what not in READ_FIRST)
 
     def tokenizing(self, done: int, total: int) -> None:
-        if self.is_terminal:
-            self._show_bar("tokenizing", done, total)
+        footer.bar("reading the pairs", done, total, pace=f"{done / max(total, 1):.0%}")
 
     def data_checked(self, problems: Problems) -> None:
-        self._end_bar()
         if problems.num_errors == 1 and not self.config.drop_bad:
             return  # the run ends with it
-        for problem in problems.shown():
-            style = "red" if problem.level == ERROR else "yellow"
-            self._print(printable(f"{problem.level}: {problem}"), style=style)
-        more = problems.counts.total() - len(problems.shown())
-        if more:
-            self._print(f"and {counted(more, 'problem')} more")
+        # A refusal says itself where all are, and leaves no folder of a run.
+        refused = problems.num_errors and not self.config.drop_bad
+        rest = "" if refused else "problems.jsonl in the run's folder lists all."
+        show_problems(problems, err=True, drop_bad=self.config.drop_bad, rest=rest)
 
     def planning(self) -> None:
-        if self.is_terminal:
-            self._show_bar("planning memory", 0, 1)
-        else:
-            self._line("memory", "planning, which takes some seconds once")
+        footer.doing("planning memory, which takes some seconds once", log=True)
 
     def planned(self, outcome: str) -> None:
-        self._end_bar()
         if outcome:
-            self._print(outcome)
+            say(outcome, err=True)
 
     def prepared(self, job: Job, folder: Path | None) -> None:
         self.max_steps = job.max_steps
-        config, bias = job.config, length_bias(job.train.examples)
-        held_out = f", {len(job.held_out.examples) or 'none'} held out"
-        length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
-        few = config.epochs > 1 and self.config.epochs is None and not config.steps
+        config = job.config
         self._line("model", f"{config.model}  ({_about_model(job)})")
-        self._print(statement(read_config(job.source), str(config.model)))
+        say(statement(read_config(job.source), str(config.model)), err=True)
         if (why := closed_way_back(job.source)) is not None:
             self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")
-        self._line(
-            "data",
-            f"{config.data}  ({counted(len(job.train.examples), 'pair')} to train on{held_out})",
-        )
-        self._line(
-            "settings",
-            f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
-            f"{config.batch_size}"
-            + (f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else "")
-            + f", {length}{counted(job.max_steps, 'step')}, clip {config.grad_clip:g}, "
-            f"reference {_about_reference(config)}, seed {config.seed}",
-        )
-        if few:
+        held_out = f"{len(job.held_out.examples) or 'none'} held out"
+        count = counted(len(job.train.examples), "pair")
+        self._line("data", f"{config.data}  ({count} to train on, {held_out})")
+        self._line("settings", _about_settings(job))
+        if config.epochs > 1 and self.config.epochs is None and not config.steps:
             self._line(
                 "epochs",
-                f"{config.epochs}, because {counted(len(job.train.examples), 'pair')} make too few "
-                "steps in one; --epochs or --steps sets another length",
+                f"{config.epochs}, because {count} make too few steps in one; --epochs or --steps "
+                "sets another length",
             )
         if template := about_template(job.chat):
-            self._line("template", printable(template))
+            self._line("template", template)
         self._line("run", f"{folder or 'dry run'}  ->  {job.out}")
         if names := left_behind(job.source):
-            self._line("not copied", printable(f"{', '.join(names)}, from {job.source}"))
-        self._line(
-            "lengths",
-            f"chosen longer in {bias.chosen_longer:.0%} of the pairs, shorter in "
-            f"{bias.rejected_longer:.0%}; mean gap {bias.mean_gap:+.1f} tokens",
+            self._line("not copied", f"{', '.join(names)}, from {job.source}")
+        lengths = length_check(job)
+        longer, shorter = (lengths.figures[f"{side}_longer"] for side in ("chosen", "rejected"))
+        say(
+            f"{'lengths':<10}  {lengths.verdict}: chosen longer in {longer:.0%} of the pairs, "
+            f"shorter in {shorter:.0%}; mean gap {lengths.figures['mean_gap']:+.1f} tokens",
+            err=True,
+            colour=VERDICT_COLOURS[lengths.verdict],
         )
-        if bias.is_lopsided:
-            self.warned(
-                f"the chosen answer is the longer one in {bias.chosen_share:.0%} of the pairs that "
-                "differ in length: the model may learn length. Balance the pairs"
-            )
-        if job.max_steps <= config.warmup_steps:
-            self.warned(
-                f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
-                f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
-            )
-        if len(job.train.examples) < FEW_PAIRS:
-            self.warned(
-                f"{counted(len(job.train.examples), 'pair')} to train on: fewer than {FEW_PAIRS} "
-                "rarely change how a model answers, and too few are held out to measure it"
-            )
-        low, high = USUAL_BETA
-        if not low <= config.beta <= high:
-            risk = "may run far from" if config.beta < low else "hardly leaves"
-            self.warned(
-                f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
-                "reference"
-            )
-
-        if config.adapter_reference == "base":
-            self.warned(
-                "--adapter-reference base: the policy starts away from its reference, so the loss "
-                "does not start at log 2, and the self-check of the start is off"
-            )
+        if lengths.verdict != OK:
+            self.warned(f"length bias: {LENGTH_ADVICE}")
+        for warning in _warnings(job):
+            self.warned(warning)
 
     def path_chosen(self, choice: Choice) -> None:
         for name, reason in choice.refused:
-            self.warned(f"path {name} is not taken: {reason}")
+            self.warned(f"training is slower: the {name} path is not used: {reason}")
+        if not self.verbose:
+            return
         tf32 = f"; TF32 is on ({TF32_SWITCH}=1): products of 10 bits" if choice.tf32 else ""
         if choice.num_pairs:
             self._line(
@@ -169,18 +137,25 @@ class TerminalScreen(Screen):
             self._line("path", f"{choice.path.name}: the definition, and the slowest{tf32}")
 
     def scoring(self, done: int, total: int) -> None:
-        if self.is_terminal:
-            self._show_bar("reference log-probs", done, total)
-        elif done == total:
+        footer.bar("scoring the pairs before training", done, total, pace=f"{done}/{total}")
+        if done == total and self.verbose:
             self._line("reference", f"log-probs of {counted(total, 'pair')} computed")
 
     def reference_found(self, total: int) -> None:
-        self._line("reference", f"log-probs of {counted(total, 'pair')} found from an earlier run")
+        if self.verbose:
+            self._line(
+                "reference", f"log-probs of {counted(total, 'pair')} found from an earlier run"
+            )
 
     def checked(self, job: Job, start: dict[str, float]) -> None:
-        self._end_bar()
         account = job.data.account
-        is_log_2 = " (not checked)" if job.config.adapter_reference == "base" else " = log 2"
+        is_off = job.config.adapter_reference == "base"
+        if not self.verbose:
+            passed = "not made (--adapter-reference base)" if is_off else "passed"
+            log_2 = "" if is_off else ": the loss starts at log 2"
+            self._line("self-check", f"{passed}{log_2}{_about_rows(account)}")
+            return
+        is_log_2 = " (not checked)" if is_off else " = log 2"
         why = f" ({by_code(account.dropped)})" if account.dropped else ""
         self._line(
             "self-check",
@@ -191,7 +166,7 @@ class TerminalScreen(Screen):
         )
 
     def ended_early(self, text: str) -> None:
-        self._print(text)
+        say(text, err=True)
 
     def resumed(self, step: int) -> None:
         self._line(
@@ -216,51 +191,93 @@ class TerminalScreen(Screen):
         )
         name = f"step {done}/{self.max_steps}"
         if self.is_terminal:
-            self._show_bar(name, done, self.max_steps, pace=pace, figures=figures)
+            footer.bar(name, done, self.max_steps, pace=pace, figures=figures)
         elif done % self.config.log_every == 0 or done in (1, self.max_steps):
-            self._print(f"{name}  {figures}  {pace}")
+            say(f"{name}  {figures}  {pace}", err=True)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        self._print(
+        say(
             f"step {step + 1}/{self.max_steps}  held out: loss {metrics['loss']:.4f}  margin "
-            f"{metrics['reward_margin']:+.3f}  accuracy {metrics['accuracy']:.2f}"
+            f"{metrics['reward_margin']:+.3f}  accuracy {metrics['accuracy']:.2f}",
+            err=True,
         )
 
     def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
         for prompt, answer in answers:
-            shown = " ".join(printable(f"{prompt}  ->  {answer or '(nothing)'}").split())
-            self._print(f"step {step + 1}/{self.max_steps}  {shown}")
+            shown = " ".join(f"{prompt}  ->  {answer or '(nothing)'}".split())
+            say(f"step {step + 1}/{self.max_steps}  {shown}", err=True)
 
     def stopping(self) -> None:
-        # A signal handler: no locks, no console. The bar has hidden the cursor, and a second signal
-        # would leave it hidden.
-        self.note = line = "stopping after this batch; once more leaves at once"
-        if self.bar is not None:
-            self.bar.note = line
-        show_cursor = "\x1b[?25h" if self.is_terminal else ""
-        os.write(2, (show_cursor if self.bar is not None else f"{show_cursor}{line}\n").encode())
+        show_at_once("stopping after this batch; once more leaves at once", self.is_terminal)
 
     def warned(self, text: str) -> None:
-        self._print(f"warning: {text}", style="yellow")
+        say(f"warning: {text}", err=True)
 
     def _line(self, name: str, text: str) -> None:
-        self._print(f"{name:<10} {text}")
+        say(f"{name:<10}  {text}", err=True)
 
-    def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
 
-    def _show_bar(
-        self, name: str, done: int, total: int, *, pace: str = "", figures: str = ""
-    ) -> None:
-        if self.bar is None:
-            self.bar = Bar(self.console)
-            self.bar.note = self.note
-        self.bar.update(name, done, total, pace=pace, figures=figures)
+def _about_settings(job: Job) -> str:
+    config = job.config
+    together = f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else ""
+    length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
+    return (
+        f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
+        f"{config.batch_size}{together}, {length}{counted(job.max_steps, 'step')}, "
+        f"clip {config.grad_clip:g}, reference {_about_reference(config)}, seed {config.seed}"
+    )
 
-    def _end_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+
+def _about_rows(account: RowCounts) -> str:
+    """What became of rows that are not used as they stand; empty where all are."""
+    parts = []
+    if left_out := account.dropped.total():
+        parts.append(f"{left_out} of {counted(account.read, 'row')} left out")
+    if account.num_cut:
+        parts.append(f"answers of {counted(account.num_cut, 'pair')} cut at --max-length")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def length_check(job: Job) -> Check:
+    """The verdict of `audit` on the lengths of the pairs of --data, in tokens."""
+    return check_length(Measures("tokens", lengths(job.measured).T))
+
+
+def _warnings(job: Job) -> Iterator[str]:
+    """What about a run's settings is unusual."""
+    config = job.config
+    if job.max_steps <= config.warmup_steps:
+        yield (
+            f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
+            f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
+        )
+    if config.learning_rate > USUAL_RATE:
+        yield (
+            f"learning rate {config.learning_rate:g} is far above what is usual (1e-6 to 1e-4): "
+            "models fall apart"
+        )
+    if sys.platform == "linux" and not on_gpu() and not blas():
+        yield (
+            "MLX computes with the slow BLAS of its wheel; with OpenBLAS loaded first, training is "
+            "several times faster (README, on Linux)"
+        )
+    if len(job.train.examples) < FEW_PAIRS:
+        yield (
+            f"{counted(len(job.train.examples), 'pair')} to train on: fewer than {FEW_PAIRS} "
+            "rarely change how a model answers, and too few are held out to measure it"
+        )
+    low, high = USUAL_BETA
+    if not low <= config.beta <= high:
+        risk = "may run far from" if config.beta < low else "hardly leaves"
+        yield (
+            f"beta {config.beta:g} lies outside the usual {low}-{high}: the policy {risk} the "
+            "reference"
+        )
+    if config.adapter_reference == "base":
+        yield (
+            "--adapter-reference base: the policy starts away from its reference, so the loss "
+            "does not start at log 2, and the self-check of the start is off"
+        )
 
 
 def _about_model(job: Job) -> str:

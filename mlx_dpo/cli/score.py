@@ -1,6 +1,6 @@
 """`mlx_dpo score`."""
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -9,12 +9,14 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import read_pairs
-from mlx_dpo.cli.screen import progress, share
+from mlx_dpo.cli.footer import printable, progress
+from mlx_dpo.cli.screen import counted, say, share, show_json, table
 from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.rewards import AnswerReward, Models
     from mlx_dpo.preferences.chat import ChatFormat
+    from mlx_dpo.records import Preference
 
 
 @click.command()
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--per-token", is_flag=True, help="Also the reward of each token.")
 @options.beta_of_run
 @options.max_length_of_run
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on a terminal too.")
 @options.keeps_awake
 def score(
     model: str,
@@ -40,10 +43,12 @@ def score(
     per_token: bool,
     beta: float | None,
     max_length: int | None,
+    as_json: bool,
 ) -> None:
-    """Give answers their implicit reward, beta * log(policy / reference), as JSON lines.
+    """Score answers by their implicit reward, beta * log(policy / reference).
 
-    One line an answer, or with --data one line a pair. Log-probs are sums over the answer's
+    On a terminal a table; into a file or pipe, or with --json, a JSON line for each answer, or with
+    --data for each pair. Log-probs are sums over the answer's
     tokens, in nats. The two models are in memory one after the other; of an adapter it is one,
     which is its own reference with the adapter off.
 
@@ -66,15 +71,33 @@ def score(
     chat = options.chat_of(model, adapter)
     beta = beta or setting_of_run(record, "beta")
     max_length = max_length or setting_of_run(record, "max_length")
+    options.opening(model, adapter, reference)
+    as_json |= not sys.stdout.isatty()
     if data is not None:
-        _score_file(models, chat, data, drop_bad, record, per_token, beta, max_length)
+        _score_file(models, chat, data, drop_bad, record, per_token, beta, max_length, as_json)
         return
     assert prompt is not None
     answers = encode_answers(chat, prompt, response, max_length=max_length)
     rewards = reward_tokens(models, chat, answers, beta=beta)
+    if not as_json:
+        _print_answers(response, rewards, per_token)
+        return
     for text, reward in zip(response, rewards, strict=True):
         line = {"prompt": prompt, "response": text, **_as_record(reward, per_token)}
-        click.echo(json.dumps(line))
+        show_json(line, indent=None)
+
+
+def _print_answers(
+    responses: Sequence[str], rewards: "Sequence[AnswerReward]", per_token: bool
+) -> None:
+    for text, reward in zip(responses, rewards, strict=True):
+        say(f"{reward.reward:+8.3f}  {text}", bold=True)
+        say(
+            f"{'':8}  {counted(reward.num_tokens, 'token')}; log-prob {reward.logprob:.2f}, under "
+            f"the reference {reward.reference_logprob:.2f}"
+        )
+        for token in reward.tokens or () if per_token else ():
+            say(f"{token.reward:+8.3f}  {token.token!r}")
 
 
 def _score_file(
@@ -86,6 +109,7 @@ def _score_file(
     per_token: bool,
     beta: float,
     max_length: int,
+    as_json: bool,
 ) -> None:
     from mlx_dpo.insight.evaluation import held_out_of_run
     from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
@@ -119,20 +143,38 @@ def _score_file(
                 max_length=max_length,
                 after_batch=lambda more: advance("pairs", 2 * len(examples), more),
             )
-    for row, (chosen, rejected) in zip(pairs.preferences, rewards, strict=True):
-        line = {
-            "id": row.id,
-            "kind": row.kind,
-            "trained_on": None if unseen is None else row.id not in unseen,
-            "margin": chosen.reward - rejected.reward,
-            "chosen": _as_record(chosen, per_token),
-            "rejected": _as_record(rejected, per_token),
-        }
-        click.echo(json.dumps(line))
+    rows = list(zip(pairs.preferences, rewards, strict=True))
+    if as_json:
+        for row, (chosen, rejected) in rows:
+            show_json(
+                {
+                    "id": row.id,
+                    "kind": row.kind,
+                    "trained_on": None if unseen is None else row.id not in unseen,
+                    "margin": chosen.reward - rejected.reward,
+                    "chosen": _as_record(chosen, per_token),
+                    "rejected": _as_record(rejected, per_token),
+                },
+                indent=None,
+            )
+    else:
+        _print_pairs(rows, unseen)
     _summarize("all pairs", rewards, beta)
     if unseen is not None:
-        both = zip(pairs.preferences, rewards, strict=True)
-        _summarize("held out of its run", [r for row, r in both if row.id in unseen], beta)
+        _summarize("held out of its run", [r for row, r in rows if row.id in unseen], beta)
+
+
+def _print_pairs(
+    rows: "Sequence[tuple[Preference, tuple[AnswerReward, AnswerReward]]]", unseen: set[str] | None
+) -> None:
+    cells = [["pair", "margin", "chosen", "rejected", "trained on"]]
+    for row, (chosen, rejected) in rows:
+        margin = chosen.reward - rejected.reward
+        trained_on = "-" if unseen is None else "no" if row.id in unseen else "yes"
+        name = f"{row.id} {row.kind}".strip()
+        figures = (f"{each:+.3f}" for each in (margin, chosen.reward, rejected.reward))
+        cells.append([" ".join(printable(name).split()), *figures, trained_on])
+    say(table(cells, spare=(("trained on",),)))
 
 
 def _summarize(
@@ -142,7 +184,7 @@ def _summarize(
     by_reward = sum(c.reward > r.reward for c, r in rewards)
     before = sum(c.reference_logprob > r.reference_logprob for c, r in rewards)
     after = sum(c.logprob > r.logprob for c, r in rewards)
-    click.echo(
+    say(
         f"{name}: {num} at beta {beta:g}; reward accuracy {share(by_reward, num)}, log-prob "
         f"accuracy {share(before, num)} before, {share(after, num)} after",
         err=True,

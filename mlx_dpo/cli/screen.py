@@ -1,33 +1,40 @@
-"""The terminal: text that is safe to show, figures, tables, progress, the account of rows."""
+"""The terminal: lines that fit it and are safe to show, tables, figures, the account of rows."""
 
+import json
 import os
+import re
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
 import click
 
+from mlx_dpo.cli.footer import footer, printable
 from mlx_dpo.errors import DataError
+from mlx_dpo.preferences.schema import ERROR, LEFT_OUT, WARNING
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from mlx_dpo.preferences.chat import ChatFormat
-    from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.preferences.schema import Problem, Problems
     from mlx_dpo.workshop.collection import Collection
 
-_SHOWN_PROBLEMS = 8
-
-
-def printable(text: str) -> str:
-    """Text from a model or file, safe to show: it can't move the cursor or colour the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+_PLACES = 3  # of errors of one code that are shown
+_REASONS = 4  # why rows of one code are left out, where that differs
+_LEVEL_COLOURS = {ERROR: "red", LEFT_OUT: "yellow", WARNING: "yellow"}
+VERDICT_COLOURS = {"ok": None, "not checked": None, "look": "yellow", "stop": "red"}
+_USUAL_WIDTH, _WIDEST = 80, 120  # columns: of a terminal that does not tell; of a line of text
+_LEAST = 24  # columns that a text beside its label has
+# What stands before the text of a line: white space, and `model      ` or `warning: `.
+_LABEL = re.compile(r" *(?:\S{1,32}(?: \S{1,24}){0,2}(?: {2,})|[\w-]{1,12}(?: [\w-]{1,6})?: +)?")
+_WIDE = "\u2e80-\uffef"  # scripts that are written without spaces
+_PIECE = re.compile(rf"[{_WIDE}]\s*|[^\s{_WIDE}]+\s*")
+_COMMAND = re.compile(r" +(?:\S*/)?mlx_(?:dpo|lm)\S* ")
+_WORD = r"""(?:[^\s'"]|'[^']*'|"[^"]*")+"""
+_ARGUMENT = re.compile(rf"(?:-\S+ (?!-))?{_WORD}\s*|\S+\s*")  # an option with its value
 
 
 def program() -> str:
@@ -58,16 +65,126 @@ def share(successes: float, trials: int) -> str:
     return f"{successes / trials:.2f} ({low:.2f}-{high:.2f})"
 
 
-def screen_width(most: int = 100) -> int:
-    """Columns to write in: those of the terminal, but no more than `most`."""
-    return min(most, shutil.get_terminal_size((100, 0)).columns)
+def terminal_width(*, err: bool = False) -> int | None:
+    """Columns of the terminal behind stdout, or stderr; None where it is a file or pipe."""
+    stream = sys.stderr if err else sys.stdout
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH
+    except (OSError, ValueError):
+        return _USUAL_WIDTH
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of one-line cells as aligned text; `left` columns flush left, the others right."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+def say(
+    text: str = "", *, err: bool = False, colour: str | None = None, bold: bool = False
+) -> None:
+    """Write lines, safe to show: on a terminal wrapped at words, elsewhere as they are.
+
+    Warnings are yellow. Colour is left out where the environment has NO_COLOR, and all style where
+    there is no terminal.
+    """
+    text, width = printable(text), terminal_width(err=err)
+    if text.startswith("warning: "):
+        colour = "yellow"
+    if width is not None:
+        text = fitted(text, min(width, _WIDEST))
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        colour = None
+    if colour or bold:
+        text = "\n".join(
+            click.style(line, fg=colour, bold=bold or None) if line else line
+            for line in text.split("\n")
+        )
+    with footer.aside(for_good=not err):
+        click.echo(text, err=err)
+
+
+class Stream:
+    """A growing text on stdout: whole words, as soon as they are there, broken as other lines."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def so_far(self, text: str) -> None:
+        """Show `text` but for its last word, which may go on."""
+        pieces = _PIECE.findall(text)
+        self._show(text[: len(text) - len(pieces[-1])] if pieces else "")
+
+    def end(self, text: str) -> None:
+        """Show the rest of `text` and end the line."""
+        self._show(text)
+        click.echo()
+
+    def _show(self, text: str) -> None:
+        text = printable(text.rstrip())
+        width = terminal_width()
+        lines = text if width is None else fitted(text, min(width, _WIDEST))
+        if lines == self._shown:
+            return
+        footer.clear()
+        # A tokenizer may yet change what it wrote, such as a space before a comma: then once more.
+        new = lines[len(self._shown) :] if lines.startswith(self._shown) else f"\n{lines}"
+        click.echo(new, nl=False)
+        self._shown = lines
+
+
+def show_json(record: Any, *, indent: int | None = 2) -> None:
+    """Write one JSON value to stdout; it is never wrapped."""
+    with footer.aside(for_good=True):
+        click.echo(json.dumps(record, indent=indent))
+
+
+def fitted(text: str, width: int) -> str:
+    """Lines of at most `width` columns, broken between words; a longer word stays whole.
+
+    What goes on stands below the text that follows a label, a command after a backslash.
+    """
+    return "\n".join(
+        line if _width(line) <= width else _broken(line, width) for line in text.split("\n")
+    )
+
+
+def _broken(line: str, width: int) -> str:
+    label = _LABEL.match(line)
+    begin = (
+        label.end() if label and label.end() <= width - _LEAST else len(line) - len(line.lstrip())
+    )
+    hang, end, pieces = begin, "", _PIECE
+    if _COMMAND.match(line):
+        hang, end, pieces = begin + 2, " \\", _ARGUMENT
+    lines, now, is_empty = [], line[:begin], True
+    for piece in pieces.findall(line[begin:]):
+        if not is_empty and _width(now + piece.rstrip()) > width - len(end):
+            lines.append(now.rstrip() + end)
+            now = " " * hang
+        now, is_empty = now + piece, False
+    return "\n".join([*lines, now.rstrip()])
+
+
+def table(
+    rows: Sequence[Sequence[str]], left: int = 1, *, spare: Sequence[Sequence[str]] = ()
+) -> str:
+    """Rows of one-line cells as aligned text that fits the terminal.
+
+    Args:
+        rows: The first is the header.
+        left: So many columns are flush left, the others right.
+        spare: Headers of columns that a narrow terminal leaves out, one group after the other.
+            Where that is not enough, the first column is cut.
+    """
+    full = terminal_width()
+    most = None if full is None else min(full, _WIDEST)
+    columns = list(zip(*rows, strict=True))
+    for names in spare:
+        if most is None or _total(columns) <= most:
+            break
+        columns = [column for column in columns if column[0] not in names]
+    if most is not None and (excess := _total(columns) - most) > 0:
+        columns[0] = tuple(_cut(cell, max(map(_width, columns[0])) - excess) for cell in columns[0])
+    widths = [max(map(_width, column)) for column in columns]
     lines = []
-    for row in rows:
+    for row in zip(*columns, strict=True):
         cells = []
         for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
             gap = " " * (width - _width(cell))
@@ -76,96 +193,21 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
+def _total(columns: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(_width, column)) for column in columns) + 2 * (len(columns) - 1)
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while text and _width(text) >= max(width, 2):
+        text = text[:-1]
+    return f"{text}\u2026"
+
+
 def _width(text: str) -> int:
     """Columns of a terminal; Chinese, Japanese and Korean characters take two."""
     return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
-
-
-class Bar:
-    """A progress bar with a line of figures under it; two lines, so that 80 columns hold it.
-
-    Attributes:
-        note: A line below, which stays. It may be set in a signal handler: it takes no lock, and is
-            read when the bar is drawn again, by itself four times a second.
-    """
-
-    note = ""
-
-    def __init__(self, console: "Console") -> None:
-        from rich.live import Live
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[pace]}")
-        )
-        self._task = self._progress.add_task("", total=1, pace="")
-        self._figures = ""
-        self._live = Live(self, console=console, refresh_per_second=4)
-        self._live.start()
-
-    def update(
-        self, name: str, done: float, total: float, *, pace: str = "", figures: str = ""
-    ) -> None:
-        """Show `done` of `total`."""
-        self._progress.update(self._task, description=name, completed=done, total=total, pace=pace)
-        self._figures = figures
-
-    def __rich_console__(self, console: "Console", options: object) -> Iterator["RenderableType"]:
-        """What is drawn: the bar, its figures, and the note where there is one."""
-        from rich.text import Text
-
-        yield self._progress
-        yield Text(self._figures, no_wrap=True, overflow="ellipsis")
-        if self.note:
-            yield Text(self.note, style="yellow")
-
-    def stop(self) -> None:
-        """Leave the last state on the screen."""
-        self._live.stop()
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr while a block runs, where stderr is a terminal.
-
-    Yields:
-        Advances the bar: name of what is counted, their total number, and how many more are done.
-    """
-    done: Counter[str] = Counter()
-    with _stderr_bar() as bar:
-
-        def advance(name: str, total: int, more: int) -> None:
-            done[name] += more
-            if bar is not None:
-                bar.update(name, done[name], total, pace=f"{done[name]}/{total}")
-
-        yield advance
-
-
-@contextmanager
-def share_progress(name: str) -> Iterator[Callable[[float], None]]:
-    """As `progress`, of one thing; what is yielded takes the share that is done, 0 to 1."""
-    with _stderr_bar() as bar:
-
-        def show(share: float) -> None:
-            if bar is not None:
-                bar.update(name, share, 1, pace=f"{share:.0%}")
-
-        yield show
-
-
-@contextmanager
-def _stderr_bar() -> Iterator[Bar | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    bar = Bar(Console(stderr=True))
-    try:
-        yield bar
-    finally:
-        bar.stop()
 
 
 def show_account(collection: "Collection", name: str) -> None:
@@ -174,37 +216,67 @@ def show_account(collection: "Collection", name: str) -> None:
     Raises:
         DataError: If no pair is left to write.
     """
-    show_problems(collection.problems, most=_SHOWN_PROBLEMS, err=True)
+    show_problems(collection.problems, err=True)
     account = collection.account()
     dropped = sorted((-count, code) for code, count in account.dropped.items() if count)
     codes = ", ".join(f"{-count} {code}" for count, code in dropped)
     if not account.pairs:
         raise DataError(f"{name}: no pair is left of {account.read} rows ({codes})")
-    click.echo(
+    say(
         f"rows    {account.read} read = {account.kept} kept + {account.read - account.kept} dropped"
         + (f" ({codes})" if codes else "")
     )
     if account.pairs != account.kept:
-        click.echo(f"pairs   {account.pairs} from the {account.kept} rows kept")
+        say(f"pairs   {account.pairs} from the {account.kept} rows kept")
 
 
 def show_problems(
-    problems: "Problems", *, most: int | None = None, err: bool = False, more: str = ""
+    problems: "Problems",
+    *,
+    err: bool = False,
+    drop_bad: bool = False,
+    errors_only: bool = False,
+    rest: str = "",
 ) -> None:
-    """The first problems of a file, and how many there are besides.
+    """A line for each code, with its first rows; of errors the first places, to correct them.
 
     Args:
-        problems: Of the file.
-        most: How many to show; None shows all that were kept to be shown.
+        problems: Of a file.
         err: Whether to write to stderr.
-        more: Where the others are; follows their number.
+        drop_bad: Whether rows with errors are left out like others.
+        errors_only: Whether to be silent about all but errors.
+        rest: Where all are listed; the last line, where some were not shown.
     """
-    shown = problems.shown()[:most]
-    for problem in shown:
-        click.echo(printable(f"{problem.level}: {problem}"), err=err)
-    left = problems.counts.total() - len(shown)
-    if left:
-        click.echo(printable(f"and {counted(left, 'problem')} more{more}"), err=err)
+    is_whole = True
+    for count, first in problems.of_each_code():
+        if errors_only and first[0].level != ERROR:
+            continue
+        level = LEFT_OUT if drop_bad and first[0].level == ERROR else first[0].level
+        places = first[: _PLACES if level == ERROR else 1]
+        for line in _lines_of_code(level, count, first, places):
+            say(f"{level}: {line}", err=err, colour=_LEVEL_COLOURS[level])
+        is_whole &= count <= len(places)
+    if rest and not is_whole:
+        say(rest, err=err)
+
+
+def _lines_of_code(
+    level: str, count: int, first: "Sequence[Problem]", places: "Sequence[Problem]"
+) -> list[str]:
+    code, more = first[0].code, count - len(places)
+    if more <= 0 or level == ERROR:
+        lines = [str(problem) for problem in places]
+        return [*lines, f"{more} more {code} ({_rows(first[len(places) :], more)})"][:count]
+    reasons = list(dict.fromkeys(problem.reason for problem in first))
+    reason = " / ".join(reasons[: _REASONS if level == LEFT_OUT else 1])
+    hint = f"; {first[0].hint}" if first[0].hint else ""
+    return [f"{first[0].file}: {count} x {code} ({_rows(first, count)}): {reason}{hint}"]
+
+
+def _rows(first: "Sequence[Problem]", count: int) -> str:
+    """`rows 3, 5, 8, ...`: the first of `count`."""
+    numbers = ", ".join(str(problem.row) for problem in first)
+    return f"row{'s'[: count != 1]} {numbers}{', ...' if count > len(first) else ''}"
 
 
 def about_template(chat: "ChatFormat") -> str:
@@ -232,4 +304,4 @@ def about_template(chat: "ChatFormat") -> str:
 
 def show_written(path: Path, pairs: int) -> None:
     """Where the pairs are now."""
-    click.echo(f"wrote   {path}  ({counted(pairs, 'pair')})")
+    say(f"wrote   {path}  ({counted(pairs, 'pair')})")

@@ -2,7 +2,6 @@
 
 import gc
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program, progress, screen_width, table
+from mlx_dpo.cli.screen import program, say, share, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
     from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
 
 _READING = """\
-log-ratio: mean of log-ratio chosen minus rejected in nats, margin / beta: the margin itself
-grows with beta, as do the rewards. KL, and length in tokens: sampled answers to held-out
-prompts, KL on the policy's own."""
+right: pairs whose chosen answer gained more than the rejected one (the reward accuracy), with its \
+95 % interval; likelier: pairs whose chosen answer is the likelier one (the log-prob accuracy), \
+before -> after.
+log-ratio: margin / beta, in nats: the margin itself grows with beta, as do the rewards.
+KL, and length in tokens: of sampled answers to held-out prompts; SFT: length before training."""
 _COLUMNS = (
-    *("beta", "reward acc", "log-prob acc", "margin", "log-ratio", "chosen", "rejected"),
-    *("KL/token", "length", "SFT length"),
+    *("beta", "right", "likelier", "margin", "log-ratio", "chosen", "rejected"),
+    *("KL/token", "length", "SFT"),
+)
+_SPARE = (
+    ("chosen", "rejected"),
+    ("margin",),
+    ("likelier",),
+    ("SFT",),
 )
 
 
@@ -43,8 +51,9 @@ _COLUMNS = (
     about="Held-out prompts that each model answers, to measure drift and length.",
     default=50,  # with 20, chance put the drift of two betas in the wrong order
 )
+@options.verbose
 @options.keeps_awake
-def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> None:
+def sweep(config: Path | None, beta: str, num_prompts: int, verbose: bool, **given: Any) -> None:
     """Train once for each beta of a list, and compare the results.
 
     Takes the options of `train`, with a list for --beta. --run-dir is the folder of the whole
@@ -70,7 +79,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, **given: Any) -> Non
     folder = Path(settings.run_dir)
     settings = decided(_dated(settings, folder))
     settings = _fitted(settings, folder, given_names(config, given))
-    finished, failed = _train_all(settings, folder, betas)
+    finished, failed = _train_all(settings, folder, betas, verbose=verbose)
     if not finished:
         raise NonFiniteError(f"no beta finished: {failed[0].reason}")
     _show(folder, finished, failed, num_prompts)
@@ -104,7 +113,7 @@ def _fitted(settings: RunConfig, folder: Path, given: set[str]) -> RunConfig:
 
 
 def _train_all(
-    settings: RunConfig, folder: Path, betas: list[float]
+    settings: RunConfig, folder: Path, betas: list[float], *, verbose: bool
 ) -> "tuple[list[Path], list[FailedBeta]]":
     from mlx_dpo.insight.sweep import FailedBeta
 
@@ -120,13 +129,13 @@ def _train_all(
         )
         is_done = _is_finished(run_settings)
         note = ": finished earlier" if is_done else ""
-        click.echo(f"beta {beta:g} ({number} of {len(betas)}){note}", err=True)
+        say(f"beta {beta:g} ({number} of {len(betas)}){note}", err=True)
         try:
             if not is_done:
-                _train(run_settings, folder)
+                _train(run_settings, folder, verbose=verbose)
             finished.append(of_beta)
         except NonFiniteError as error:
-            click.echo(f"beta {beta:g}: {error}", err=True)
+            say(f"beta {beta:g}: {error}", err=True)
             failed.append(FailedBeta(beta, str(error)))
         gc.collect()
     return finished, failed
@@ -165,12 +174,12 @@ def _is_finished(settings: RunConfig) -> bool:
     return True
 
 
-def _train(settings: RunConfig, folder: Path) -> None:
+def _train(settings: RunConfig, folder: Path, *, verbose: bool) -> None:
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.run import train
 
     run = Path(str(settings.run_dir))
-    with TerminalScreen(settings, sys.stderr.isatty()) as screen:
+    with TerminalScreen(settings, sys.stderr.isatty(), verbose=verbose) as screen:
         try:
             train(settings, resume=(run / "config.toml").is_file(), screen=screen)
         except StoppedError:
@@ -184,7 +193,8 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
     from mlx_dpo.insight.sweep import advise, sweep_outcomes
 
     def begin(of_beta: Path, count: int) -> None:
-        click.echo(f"{of_beta.name}: answers to {count} held-out prompts", err=True)
+        say(f"{of_beta.name}: answers to {count} held-out prompts", err=True)
+        footer.doing(f"loading {of_beta.name}")
 
     with progress() as advance:
         total = num_prompts * len(finished)
@@ -194,16 +204,17 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
             begin=begin,
             after_prompts=lambda more: advance("answers", total, more),
         )
+    footer.doing("writing the report")
+    runs = [of_beta / "run" for of_beta in finished]
+    page = write_report(runs, folder / "report.html", outcomes, failed, program=program())
     _print_table(outcomes, failed)
     for outcome in outcomes:
         for warning in outcome.warnings:
-            click.echo(f"warning: beta {outcome.beta:g}: {warning}")
+            say(f"warning: beta {outcome.beta:g}: {warning}")
     advice = advise(outcomes)
-    reason = textwrap.fill(advice.reason, screen_width(), break_on_hyphens=False)
-    click.echo(f"\n{click.style(advice.sentence, bold=True)}\n{reason}\n")
-    runs = [of_beta / "run" for of_beta in finished]
-    page = folder / "report.html"
-    click.echo(f"The report is {write_report(runs, page, outcomes, failed, program=program())}.")
+    say(f"\n{advice.sentence}", bold=True)
+    say(f"{advice.reason}\n")
+    say(f"The report is {page}.")
 
 
 def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:
@@ -212,7 +223,10 @@ def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> N
         score, drift = outcome.score, outcome.drift
         rows.append(
             [
-                *(f"{outcome.beta:g}", f"{score.reward_accuracy:.2f}"),
+                *(
+                    f"{outcome.beta:g}",
+                    share(round(score.reward_accuracy * score.num_pairs), score.num_pairs),
+                ),
                 f"{score.logprob_accuracy_before:.2f} -> {score.logprob_accuracy_after:.2f}",
                 *(f"{score.margin:+.3f}", f"{score.margin / outcome.beta:+.2f}"),
                 *(f"{score.chosen_reward:+.3f}", f"{score.rejected_reward:+.3f}"),
@@ -220,7 +234,7 @@ def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> N
                 f"{drift.reference_length:.1f}",
             ]
         )
-    click.echo(table(rows))
+    say(table(rows, spare=_SPARE))
     for failure in failed:
-        click.echo(f"{failure.beta:g}  not finite: {failure.reason}")
-    click.echo(_READING)
+        say(f"{failure.beta:g}  not finite: {failure.reason}")
+    say(_READING)

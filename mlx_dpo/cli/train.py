@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program
+from mlx_dpo.cli.screen import program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
-from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
@@ -25,12 +26,21 @@ from mlx_dpo.runs.guards import check_free, stop_on_signal
 @click.option(
     "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
 )
-def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **given: Any) -> None:
+@options.verbose
+def train(
+    config: Path | None,
+    resume: bool,
+    dry_run: bool,
+    supervise: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
     """Train a model on preference pairs with DPO.
 
-    CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
-    command line beats it. Paths in it are relative to the current folder. Without CONFIG and
-    --model, the embedded default of a clone is trained (checkpoints/tiny-sft/train.toml).
+    CONFIG is a TOML or YAML file whose keys are the option names below; an option on the command
+    line beats it. mlx-lm's and TRL's names are understood in both. Paths in it are relative to the
+    current folder. Without CONFIG and --model, the embedded default of a clone is trained
+    (checkpoints/tiny-sft/train.toml).
 
     \b
     Examples:
@@ -43,7 +53,7 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
         run_dir = _run_to_resume(given)
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
-            click.echo(f"{run_dir}: done; the run had finished, and there is nothing to continue")
+            say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
@@ -53,11 +63,15 @@ def train(config: Path | None, resume: bool, dry_run: bool, supervise: bool, **g
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
         refuse_foreign(settings.data, settings.eval_data)
+        if source := config or (None if "model" in given else EMBEDDED_CONFIG):
+            say(f"{'config':<10}  {source}", err=True)
         fixed = None if _has_begun(settings) else given_names(config, given)
-        _run(settings, fixed, resume=resume, dry_run=dry_run)
+        _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
 
 
-def _run(settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool) -> None:
+def _run(
+    settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool, verbose: bool
+) -> None:
     """Run, under settings that keep the budget; as they are where `fixed` is None."""
     from mlx_dpo.cli.results import show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
@@ -65,15 +79,15 @@ def _run(settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: 
     from mlx_dpo.runs.run import train as run
 
     settings = decided(settings)
-    with TerminalScreen(settings, sys.stderr.isatty()) as screen:
+    with TerminalScreen(settings, sys.stderr.isatty(), verbose=verbose) as screen:
         data = None
         if fixed is not None:
             settings, data = within_budget(settings, fixed, screen, keep=not dry_run)
         result = run(settings, resume=resume, dry_run=dry_run, data=data, screen=screen)
     if result is None:
-        click.echo("dry run: all checks passed; nothing was trained")
+        say("dry run: all checks passed; nothing was trained")
     else:
-        show_result(result)
+        show_result(result, verbose=verbose)
         _write_report(result.folder)
 
 
@@ -100,11 +114,12 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
         return [*begin, *words, "--run-dir", str(run_dir)]
 
     def warn(line: str) -> None:
-        click.echo(f"warning: {line}", err=True)
+        say(f"warning: {line}", err=True)
 
     if sys.platform == "darwin":
         # macOS ends long GPU work while the display is on; this defers it (mlx #3267).
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    footer.clear()  # the child has its own
     return supervise(run_dir, command, warn=warn)
 
 
@@ -143,7 +158,8 @@ def _write_report(folder: Path) -> None:
     """The page of a finished run; a page that fails is a warning, the run stands."""
     from mlx_dpo.insight.report.page import write_report
 
+    footer.doing("writing the report")
     try:
-        click.echo(f"The report is {write_report([folder], program=program())}.")
+        say(f"The report is {write_report([folder], program=program())}.")
     except MlxDpoError as error:
-        click.echo(f"warning: no report: {error}", err=True)
+        say(f"warning: no report: {error}", err=True)

@@ -28,7 +28,7 @@ from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.runs.callbacks import ANSWER_TOKENS
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.scores import GroupScore, margins, score_groups, wilson_interval
+from mlx_dpo.runs.scores import GroupScore, is_taught, margins, score_groups, wilson_interval
 
 _FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
 _SEED = 0
@@ -154,8 +154,10 @@ def _held_out_prompts(run: RunRecord, loaded: LoadedModel, count: int) -> list[l
 
 def _outcome(run: RunRecord, drift: Drift) -> BetaOutcome:
     beta = run.config.beta
-    score = score_groups(run.policy, run.reference, ["all"] * len(run.kinds), beta=beta)[0]
-    is_right = margins(run.policy, run.reference, beta=beta) > 0
+    judged = is_taught(run.kinds, run.untaught)
+    policy, reference = run.policy[:, judged], run.reference[:, judged]
+    score = score_groups(policy, reference, ["all"] * policy.shape[1], beta=beta)[0]
+    is_right = margins(policy, reference, beta=beta) > 0
     return BetaOutcome(beta, score, is_right, drift, [*reward_signs(run.steps), *drift.signs])
 
 

@@ -70,10 +70,23 @@ def answer(
     max_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
+    so_far: Callable[[str], None] | None = None,
 ) -> Completion:
-    """The model's turn after the turns of `prompt`; arguments as those of `complete`."""
+    """The model's turn after the turns of `prompt`; arguments as those of `complete`.
+
+    `so_far` is called after each token with the text until then, whose last character may yet be
+    incomplete (U+FFFD).
+    """
     request = Request(chat.prompt_ids(prompt), seed, temperature)
-    return complete(model, chat, [request], max_tokens=max_tokens)[0]
+
+    def after_token(ids: list[int]) -> None:
+        if so_far is not None:
+            so_far(chat.tokenizer.decode(ids).strip())
+
+    generated = generate_each(
+        model, [request], stop_ids=chat.stop_ids, max_tokens=max_tokens, after_token=after_token
+    )
+    return _completion(chat, generated[0])
 
 
 def answer_all(
@@ -126,16 +139,23 @@ def complete(
         batched: Whether to generate all in one batch (see `batches_exactly`).
     """
     generate = generate_together if batched else generate_each
-    completions = []
-    for ids in generate(model, requests, stop_ids=chat.stop_ids, max_tokens=max_tokens):
-        closed = bool(ids) and ids[-1] in chat.stop_ids
-        text = chat.tokenizer.decode(ids[:-1] if closed else ids).strip()
-        completions.append(Completion(text, closed, ids))
-    return completions
+    generated = generate(model, requests, stop_ids=chat.stop_ids, max_tokens=max_tokens)
+    return [_completion(chat, ids) for ids in generated]
+
+
+def _completion(chat: ChatFormat, ids: list[int]) -> Completion:
+    closed = bool(ids) and ids[-1] in chat.stop_ids
+    text = chat.tokenizer.decode(ids[:-1] if closed else ids).strip()
+    return Completion(text, closed, ids)
 
 
 def generate_each(
-    model: nn.Module, requests: Sequence[Request], *, stop_ids: Collection[int], max_tokens: int
+    model: nn.Module,
+    requests: Sequence[Request],
+    *,
+    stop_ids: Collection[int],
+    max_tokens: int,
+    after_token: Callable[[list[int]], None] = lambda ids: None,
 ) -> list[list[int]]:
     """New ids of each request, with the stop id where one came; one request after the other.
 
@@ -144,6 +164,7 @@ def generate_each(
         requests: What to generate.
         stop_ids: Ids that end a completion.
         max_tokens: Longest completion; less where the model's positions end before.
+        after_token: Called with the new ids until then, after each that does not end it.
     """
     from mlx_lm.generate import generate_step
 
@@ -158,6 +179,7 @@ def generate_each(
                 ids.append(int(token))
                 if ids[-1] in stop_ids:
                     break
+                after_token(ids)
         completions.append(ids)
     return completions
 

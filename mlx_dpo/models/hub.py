@@ -430,7 +430,7 @@ def _check_texts(folder: Path) -> None:
             except UnicodeEncodeError:
                 raise UsageError(
                     f"{file}: holds half of a surrogate pair: a character was cut in two when it "
-                    "was written; mend it, or choose another model"
+                    "was written; correct it, or choose another model"
                 ) from None
         elif text_of(file) and file.read_bytes().startswith(codecs.BOM_UTF8):
             raise UsageError(

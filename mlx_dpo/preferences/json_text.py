@@ -23,7 +23,7 @@ LARGE_ARRAY = 200_000_000  # bytes of a file; a larger array is read too, with a
 _BOM = b"\xef\xbb\xbf"
 # Where a text was cut, the decoder's error lies at most so far before its end: `\\ud83d\\ude42`.
 _LONGEST_TOKEN = 16
-_ARRAY_ENDS = "the rest of the array was not read; mend this first"
+_ARRAY_ENDS = "the rest of the array was not read; correct this first"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|-?Infinity|NaN', re.DOTALL)
 _COLON = re.compile(r"[ \t\r\n]*:")

@@ -56,6 +56,7 @@ LEVELS = {
 }
 CODES = tuple(LEVELS)
 SHOWN = 20  # problems kept to be shown, of each level
+FIRST = 5  # of each code
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
 # Columns that other tools write beside a prompt, and that belong to it.
@@ -118,6 +119,7 @@ class Problems:
         self.cut_short = False
         self._log = log
         self._first: dict[str, list[Problem]] = {ERROR: [], LEFT_OUT: [], WARNING: []}
+        self._of_code: dict[str, list[Problem]] = {}
 
     def add(self, problem: Problem) -> None:
         """Count a problem, keep it if it is among the first, and log it."""
@@ -125,6 +127,9 @@ class Problems:
         first = self._first[problem.level]
         if len(first) < SHOWN:
             first.append(problem)
+        of_code = self._of_code.setdefault(problem.code, [])
+        if len(of_code) < FIRST:
+            of_code.append(problem)
         if self._log is not None:
             line = {**problem._asdict(), "level": problem.level}
             self._log.write(json.dumps(line) + "\n")
@@ -151,6 +156,12 @@ class Problems:
     def num_errors(self) -> int:
         """Problems for which a file is refused."""
         return self.errors.total()
+
+    def of_each_code(self) -> list[tuple[int, list[Problem]]]:
+        """How many problems there are of each code, and the first five; errors first."""
+        levels = list(self._first)
+        codes = sorted(self._of_code, key=lambda code: levels.index(LEVELS[code]))
+        return [(self.counts[code], self._of_code[code]) for code in codes]
 
     def shown(self) -> list[Problem]:
         """The first twenty: errors, then rows left out, then warnings."""
@@ -235,7 +246,7 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
         findings.append(Finding("duplicate-key", "user", reason, "keep one"))
     for key in unknown[:UNKNOWN_KEYS]:
         known.add(key)
-        reason = f"{key!r:.60} is no key of a pair, and is not used, here and in later rows"
+        reason = f"{key!r:.60} is not a key of a pair; it is not used, here or in later rows"
         findings.append(Finding("unknown-key", key, reason, f"known: {', '.join(KEYS)}"))
     if more := unknown[UNKNOWN_KEYS:]:
         reason = f"{len(more)} more keys of the row are not used, {more[0]!r:.60} first"

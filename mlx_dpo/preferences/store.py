@@ -42,7 +42,6 @@ ENCODING_VERSION = "4"  # changes whenever the same row would give other ids, fl
 
 # Outside these shares "the longer one wins" is a rule the model can learn instead of the behaviour.
 LOPSIDED = (0.35, 0.65)
-ENOUGH_PAIRS = 30  # under this many, such a share is often chance
 
 _FILES = ("tokens.bin", "rows.safetensors", "problems.jsonl")
 
@@ -132,47 +131,6 @@ def lengths(examples: Sequence[PreferenceExample]) -> npt.NDArray[np.int64]:
     if isinstance(examples, _Examples):
         return examples.lengths()
     return np.array([list(map(len, e)) for e in examples], dtype=np.int64).reshape(-1, 3)
-
-
-@dataclass(frozen=True, slots=True)
-class LengthBias:
-    """How the lengths of chosen and rejected responses compare.
-
-    Attributes:
-        num_pairs: Pairs compared.
-        chosen_longer: Share of pairs whose chosen response has more tokens.
-        rejected_longer: Share of pairs whose rejected response has more tokens.
-        mean_gap: Mean of chosen minus rejected, in tokens.
-    """
-
-    num_pairs: int
-    chosen_longer: float
-    rejected_longer: float
-    mean_gap: float
-
-    @property
-    def chosen_share(self) -> float:
-        """Share of chosen among the longer responses; one half where none differ in length."""
-        decided = self.chosen_longer + self.rejected_longer
-        return self.chosen_longer / decided if decided else 0.5
-
-    @property
-    def is_lopsided(self) -> bool:
-        """Whether length alone would predict the preference suspiciously well."""
-        low, high = LOPSIDED
-        return self.num_pairs >= ENOUGH_PAIRS and not low <= self.chosen_share <= high
-
-
-def length_bias(examples: Sequence[PreferenceExample]) -> LengthBias:
-    """Compare response lengths over at least one pair."""
-    _, chosen, rejected = lengths(examples).T
-    gaps = chosen - rejected
-    return LengthBias(
-        num_pairs=len(gaps),
-        chosen_longer=float((gaps > 0).mean()),
-        rejected_longer=float((gaps < 0).mean()),
-        mean_gap=float(gaps.mean()),
-    )
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from mlx_dpo.runs.callbacks import Evaluate, Screen
 from mlx_dpo.runs.checkpoint import Checkpoints, restore_weights
 from mlx_dpo.runs.config import BEST, RunConfig
-from mlx_dpo.training.callback import Callback
 from mlx_dpo.training.loss import Metrics
-from mlx_dpo.training.trainer import DPOTrainer
+from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Callbacks of a run (record, evaluate, sample, save, watch), and the screen they report to.
 
-For the moments of a callback see `training.callback.Callback`. What is due after a step is also due
+For the moments of a callback see `training.trainer.Callback`. What is due after a step is also due
 after a step that was left out.
 """
 
@@ -22,10 +22,10 @@ from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.guards import Stop, keep_locked
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
-from mlx_dpo.training.callback import Callback
+from mlx_dpo.runs.scores import is_taught
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
-from mlx_dpo.training.trainer import DPOTrainer, Scores
+from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores
 
 # Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
 # Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
@@ -36,6 +36,9 @@ ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
 
 class Screen:
     """Receives what a run reports. Each method does nothing here; the command line shows it."""
+
+    def working(self, what: str) -> None:
+        """`what` begins now, a phase that may take seconds; it lasts until the next report."""
 
     def tokenizing(self, done: int, total: int) -> None:
         """`done` of `total` bytes of a preference file are read and tokenized."""
@@ -181,7 +184,8 @@ class Evaluate(Callback):
 
     Attributes:
         scores: Of the last evaluation: log-probs of policy and reference, each float32 (2, N).
-        history: Each evaluation of the run: its step, counted from 0, and its metrics.
+        history: Each evaluation of the run: its step, counted from 0, and the metrics of the pairs
+            whose kind is trained on.
     """
 
     def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
@@ -203,8 +207,11 @@ class Evaluate(Callback):
         job = self._job
         if not (job.held_out.examples and is_due(trainer, step, job.config.eval_every)):
             return
+        self._screen.working("scoring the held-out pairs")
         self.scores = trainer.score_pairs(job.held_out.examples)
-        held_out = pair_metrics(*self.scores, beta=job.config.beta)
+        is_judged = is_taught(job.held_out.kinds, job.data.untaught)
+        judged = (side[:, is_judged] for side in self.scores)
+        held_out = pair_metrics(*judged, beta=job.config.beta)
         self.history.append((step, held_out))
         self._folder.append("metrics.jsonl", {"step": step, "held_out": held_out})
         self._screen.evaluated(step, held_out)
@@ -227,6 +234,7 @@ class Sample(Callback):
         shown = self._job.data.shown
         if not is_due(trainer, step, self._job.config.sample_every) or not shown:
             return
+        self._screen.working(f"answering {len(shown)} prompts")
         rows = [
             {"prompt": row.question, "kind": row.kind, "answer": text}
             for row, text in zip(shown, shown_answers(self._job, self._stop), strict=True)

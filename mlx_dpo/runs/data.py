@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from mmap import mmap
@@ -21,6 +21,7 @@ from mlx_dpo.preferences.split import held_out_rows
 from mlx_dpo.preferences.store import BytesDone, TokenStore, token_store
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.scores import untaught_kinds
 
 SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
 SHOWN_ANSWERS = 5
@@ -60,6 +61,7 @@ class Data:
         log: Every problem, a line each, on disk; None where there is none.
         digest: sha256 over the token ids of every pair, in order.
         largest_id: Largest token id.
+        untaught: Kinds of held-out pairs that no training pair is of.
     """
 
     train: Pairs
@@ -70,6 +72,7 @@ class Data:
     log: mmap | None
     digest: str
     largest_id: int
+    untaught: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,11 @@ def _load(
             f"{config.data}: no pair is left to train on ({reason}); see --max-length and "
             "--eval-fraction"
         )
+    pairs, unseen = train.pairs(), held.pairs()
+    untaught = untaught_kinds(pairs.kinds, unseen.kinds)
     return Data(
-        train=train.pairs(),
-        held_out=held.pairs(),
+        train=pairs,
+        held_out=unseen,
         account=RowCounts(
             read=read_rows,
             dropped=+dropped,
@@ -182,11 +187,12 @@ def _load(
                 side.count(flag) for side in sides for flag in (CHOSEN_CLOSED, REJECTED_CLOSED)
             ),
         ),
-        shown=_shown(held if len(held.rows) else train),
+        shown=_shown(held if len(held.rows) else train, untaught),
         problems=problems,
         log=None,
         digest=hashlib.sha256(b"".join(side.digest() for side in sides)).hexdigest(),
         largest_id=max(side.store.largest_id for side in sides),
+        untaught=untaught,
     )
 
 
@@ -213,18 +219,20 @@ def _without_leaks(train: _Side, held: _Side, problems: Problems) -> _Side:
     return _Side(held.file, held.store, np.array(new, dtype=np.int64))
 
 
-def _shown(side: _Side) -> list[Preference]:
-    """A few pairs of different kinds as far as there are any, read from the file once more.
+def _shown(side: _Side, untaught: Sequence[str]) -> list[Preference]:
+    """A few pairs of different kinds that are trained on, as far as there are any, read anew.
 
     Raises:
         DataError: If the file has changed since it was tokenized.
     """
     first_of_kind: dict[str, int] = {}
-    for index, kind in enumerate(side.store.kinds_of(side.rows)):
-        first_of_kind.setdefault(kind, index)
+    kinds = side.store.kinds_of(side.rows)
+    taught = [index for index, kind in enumerate(kinds) if kind not in untaught]
+    for index in taught:
+        first_of_kind.setdefault(kinds[index], index)
     pool = list(first_of_kind.values())
     if len(pool) < SHOWN_ANSWERS:
-        pool = list(range(len(side.rows)))
+        pool = taught
     count = min(SHOWN_ANSWERS, len(pool))
     rows = side.rows[[pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]]
     numbers = side.store.columns["number"][rows].tolist()

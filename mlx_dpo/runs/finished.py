@@ -19,6 +19,7 @@ from mlx_dpo.runs.config import LAST
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import environment
 from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.scores import is_taught
 from mlx_dpo.training.loss import pair_metrics
 
 Scores = npt.NDArray[np.float32]
@@ -64,7 +65,10 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
         DiskError: If it can't be written, or exists and may not.
     """
     config = job.config
-    results = pair_metrics(policy, reference, beta=config.beta) if policy.size else {}
+    judged = is_taught(job.held_out.kinds, job.data.untaught)
+    results = {}
+    if policy.size:
+        results = pair_metrics(policy[:, judged], reference[:, judged], beta=config.beta)
     origin = {"model": str(config.model), "fingerprint": job.weights_digest}
     record: dict[str, Any] = {
         "trained_from": origin,

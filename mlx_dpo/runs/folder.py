@@ -85,7 +85,7 @@ class RunFolder:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
-        append(self.path / name, json.dumps(row) + "\n", flush=False)
+        append(self.path / name, json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Wait until the disk has the lines: a checkpoint must not be ahead of them."""
@@ -246,7 +246,7 @@ def check_folders(config: RunConfig) -> None:
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
         if is_inside(a, b) or is_inside(b, a):
-            raise UsageError(f"{other} {b} and {option} {a} overlap; these folders must be apart")
+            raise UsageError(f"{other} {b} and {option} {a} overlap; choose separate folders")
     for option in ("--out", "--run-dir"):
         folder = folders[option]
         above = next((p for p in folder.parents if os.path.lexists(p)), Path())

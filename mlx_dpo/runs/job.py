@@ -37,6 +37,10 @@ from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.defaults import FULL, LORA, check_selection, decided, decided_by_pairs
 from mlx_dpo.runs.folder import out_of
 
+FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
+READING, LOADING = "reading the pairs", "loading the model"
+READ_FIRST = (FINDING, READING, LOADING)  # what may yet be refused
+
 
 @dataclass(frozen=True)
 class Job:
@@ -96,6 +100,12 @@ class Job:
         """Every pair: training, then held out."""
         return JoinedExamples(self.train.examples, self.held_out.examples)
 
+    @property
+    def measured(self) -> JoinedExamples:
+        """The pairs of ``--data``, by whose lengths a run is told from one that learns length."""
+        held_out = [] if self.config.eval_data else self.held_out.examples
+        return JoinedExamples(self.train.examples, held_out)
+
     def epoch_order(self) -> EpochOrder:
         """The order of the training pairs, as the trainer has it before the first step."""
         examples, size = self.train.examples, self.config.batch_size
@@ -130,6 +140,7 @@ def prepare(
     *,
     data: Data | None = None,
     keep: bool = True,
+    working: Callable[[str], None] = lambda what: None,
     tokenizing: BytesDone | None = None,
     problems: Callable[[Problems], None] | None = None,
 ) -> Job:
@@ -139,6 +150,7 @@ def prepare(
         config: The settings.
         data: The pairs, where they have been read already.
         keep: Whether token ids are kept on disk for later runs.
+        working: Called with what begins, where that may take seconds.
         tokenizing: Called with the bytes of the file tokenized so far, and all of them.
         problems: Called with what is wrong with the data, before the data is refused.
 
@@ -151,13 +163,16 @@ def prepare(
     assert config.data is not None
     for file in filter(None, (config.data, config.eval_data)):
         check_readable(Path(file))
+    working(FINDING)
     name, source = name_of(config.model), find_mlx(config.model)
     files = read_files(source)
     chat = chat_format(load_tokenizer(source), config.date)
     if data is None:
+        working(READING)
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     check_selection(config, len(data.held_out.examples))
     config, max_steps = decided_by_pairs(config, len(data.train.examples))
+    working(LOADING)
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
     weights_digest = fingerprint(policy)

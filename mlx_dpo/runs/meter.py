@@ -5,7 +5,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +49,13 @@ class Meter:
     """Measures phases, which don't nest. Their seconds and `between` add up to `seconds`.
 
     A thread samples memory meanwhile: MLX computes without holding Python's lock.
+
+    Args:
+        begins: Called with the name of each phase when it begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begins: Callable[[str], None] = lambda name: None) -> None:
+        self._begins = begins
         self.phases: dict[str, Phase] = {}
         self.samples: list[MemorySample] = []
         self.seconds = 0.0
@@ -80,6 +84,7 @@ class Meter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as part of a phase: times add up, the larger peak stays."""
+        self._begins(name)
         phase = self.phases.setdefault(name, Phase())
         mx.synchronize()
         mx.reset_peak_memory()

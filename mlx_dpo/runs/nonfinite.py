@@ -11,9 +11,8 @@ from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import Pairs
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.folder import RunFolder
-from mlx_dpo.training.callback import Callback
 from mlx_dpo.training.loss import Metrics
-from mlx_dpo.training.trainer import DPOTrainer
+from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 _SIDES = ("chosen", "rejected")
 

@@ -4,7 +4,7 @@ Nothing is written, and nothing is kept.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,15 @@ from mlx_dpo.training.trainer import DPOTrainer
 
 SCHEMA = "mlx_dpo.profile/1"
 STEP_PHASES = {"forward_backward": "backward", "update": "update", "reference": "reference"}
-PHASES = ("load", "reference", "check", "forward", "backward", "update", "evaluation")
+PHASES = {  # and what is done in them
+    "load": "reading the pairs and the model",
+    "reference": "scoring the reference",
+    "check": "choosing the fastest way to score, and the self-check",
+    "forward": "scoring a batch without a gradient",
+    "backward": "computing gradients",
+    "update": "updating the weights",
+    "evaluation": "scoring held-out pairs",
+}
 _MAX_COUNTED = 256  # batches of an epoch whose tokens are counted; of more, so many evenly spaced
 Batches = list[list[PreferenceExample]]  # the micro-batches of a step
 
@@ -103,20 +111,22 @@ class Profile:
         }
 
 
-def profile(config: RunConfig, *, steps: int) -> Profile:
+def profile(
+    config: RunConfig, *, steps: int, working: Callable[[str], None] = lambda what: None
+) -> Profile:
     """Load, score the reference, check, train `steps` steps and evaluate, all in memory.
 
     The first step takes the batches of the first epoch that need most memory, the others the first
     ones in turn. Before each, its batches are scored once without a gradient: that is ``forward``,
     and no part of a run. ``backward`` is the gradient pass as training does it, its own forward
     included. Reference log-probs are computed for the pairs that are used, never read from an
-    earlier run's.
+    earlier run's. `working` is called with what begins, in words.
 
     Raises:
         MlxDpoError: One of its kinds, as for `runs.run.train`.
     """
     config = decided(config)
-    meter = Meter()
+    meter = Meter(lambda phase: working(PHASES[phase]))
     with limited_memory(), shortage_explained(config), meter.running():
         with meter.phase("load"), shortage_explained(config, loading=True):
             job = prepare(config, keep=False)
@@ -134,6 +144,7 @@ def profile(config: RunConfig, *, steps: int) -> Profile:
         meter.phases[name].peak_bytes for name in ("backward", "update") if name in meter.phases
     )
     held["rest"] = max(0, at_peak - sum(held.values()))
+    working("predicting the peak")
     plan = make_plan(config)
     return Profile(
         settings=config,

@@ -1,5 +1,6 @@
 """One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
     Clock,
@@ -37,7 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import BEST, RunConfig, read_toml
+from mlx_dpo.runs.config import BEST, RunConfig, read_settings
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -137,10 +139,11 @@ def train(
         trainer = trainer_of(job, screen, stop, keep=not dry_run)
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
-        sft_answers = [] if dry_run else shown_answers(job, stop)
+        sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
         if newest.path is not None:
             restore(newest.path, trainer)
         else:
+            screen.working("self-check: scoring the largest batch")
             _check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
@@ -156,7 +159,12 @@ def train(
                 f"{job.source}: its weights were changed while the run trained: the adapter "
                 "belongs to those before, and on the new ones it means nothing"
             )
-        return _finish(job, trainer, folder, stop, trained, sft_answers)
+        return _finish(job, trainer, folder, screen, stop, trained, sft_answers)
+
+
+def _answers(job: Job, stop: Stop, screen: Screen, when: str) -> list[str]:
+    screen.working(f"answering {len(job.data.shown)} prompts {when}")
+    return shown_answers(job, stop)
 
 
 def _with_its_date(config: RunConfig) -> RunConfig:
@@ -164,7 +172,7 @@ def _with_its_date(config: RunConfig) -> RunConfig:
     own = Path(config.run_dir or "") / "config.toml"
     if config.date is not None or not own.is_file():
         return config
-    return replace(config, date=read_toml(own).get("date"))
+    return replace(config, date=read_settings(own).get("date"))
 
 
 @contextmanager
@@ -182,6 +190,7 @@ def _prepared(
                 config,
                 data=data,
                 keep=not dry_run,
+                working=screen.working,
                 tokenizing=screen.tokenizing,
                 problems=screen.data_checked,
             )
@@ -213,6 +222,7 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
         folder.write_text("config.toml", job.config.to_toml())
         folder.write_json("environment.json", environment())
         folder.write_json("split.json", job.split())
+        folder.write_text("lengths.json", json.dumps(lengths(job.measured).T.tolist()) + "\n")
         if job.data.log is not None:
             with new_file(path / "problems.jsonl", replace=True) as file:
                 file.write(job.data.log)
@@ -268,6 +278,7 @@ def _train(
         Pressure(PressureWatch(probe), screen),
         Clock(log),
     ]
+    screen.working("making the first step")
     with stop.deferred():
         try:
             trainer.train(callbacks=callbacks)
@@ -301,6 +312,7 @@ def _finish(
     job: Job,
     trainer: DPOTrainer,
     folder: RunFolder,
+    screen: Screen,
     stop: Stop,
     trained: _Trained,
     sft_answers: list[str],
@@ -318,13 +330,20 @@ def _finish(
     policy = reference = np.zeros((2, 0), np.float32)
     if job.held_out.examples:
         # A run that stopped between its last step and here is resumed with nothing left to train.
+        if trained.scores is None:
+            screen.working("scoring the held-out pairs")
         policy, reference = trained.scores or trainer.score_pairs(job.held_out.examples)
     gaps = margins(policy, reference, beta=job.config.beta).tolist()
     margin_of = dict(zip(job.held_out.ids, gaps, strict=True))
-    answers = marked(job.data.shown, sft_answers, shown_answers(job, stop), margin_of)
+    dpo_answers = _answers(job, stop, screen, "after training")
+    answers = marked(job.data.shown, sft_answers, dpo_answers, margin_of)
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
-    verdict = judge(Evidence(policy, reference, job.held_out, answers, rows, job.config))
+    evidence = Evidence(
+        policy, reference, job.held_out, answers, rows, job.config, job.data.untaught
+    )
+    verdict = judge(evidence)
+    screen.working("writing the model")
     keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
     if not is_result_of(job.config, job.out) or job.config.overwrite:
@@ -333,6 +352,7 @@ def _finish(
     held_out = {
         "ids": job.held_out.ids,
         "kinds": job.held_out.kinds,
+        "untaught": job.data.untaught,
         "reference": reference.tolist(),
         "policy": policy.tolist(),
     }

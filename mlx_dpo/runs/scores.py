@@ -4,7 +4,7 @@ Accuracy, margin and loss by kind and by length, with the interval of a share.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,21 @@ def score_groups(
             member = rows == kind
             groups.append(_score(kind, policy[:, member], reference[:, member], beta))
     return groups
+
+
+def is_taught(kinds: Sequence[str], untaught: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Bool (N,): of which pairs the kind was trained on; see `untaught_kinds`."""
+    return ~np.isin(np.array(kinds, dtype=str), np.array(untaught, dtype=str))
+
+
+def untaught_kinds(trained: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
+    """Kinds of held-out pairs that no training pair is of: what training does to them by the way.
+
+    Where rows do not all say their kind, or no held-out pair would be left, nothing is set apart.
+    """
+    known, measured = set(trained), dict.fromkeys(held_out)
+    apart = tuple(kind for kind in measured if kind and kind not in known)
+    return () if "" in known or len(apart) == len(measured) else apart
 
 
 def group_by_length(

@@ -33,9 +33,11 @@ def trainer_of(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTraine
         StoppedError: If a signal came.
         DiskError: If the reference log-probs can't be written.
     """
+    screen.working("choosing the fastest way to score")
     choice = path_of(job)
     screen.path_chosen(choice)
     if job.config.reference == "copy":
+        screen.working("loading the reference")
         return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
     if job.config.reference == "adapters-off":
         score = reference_path(choice.path, float32=job.config.dtype == "float32")

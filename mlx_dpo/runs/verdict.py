@@ -6,17 +6,20 @@ are tried in order, from what makes everything else meaningless to what is good 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mlx_dpo.records import Pairs, Preference
+from mlx_dpo.records import Message, Pairs, Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.scores import (
     Logprobs,
     group_by_length,
+    is_taught,
     margins,
     score_groups,
     wilson_interval,
@@ -24,10 +27,21 @@ from mlx_dpo.runs.scores import (
 
 BETTER, WORSE, MIXED, LENGTH = "better", "worse", "mixed", "length"
 TOO_FEW, UNCHANGED, UNMEASURED = "too-few", "unchanged", "unmeasured"
-OVERFITTED, COLLAPSED = "overfitted", "collapsed"
+OVERFITTED, COLLAPSED, LOOPING = "overfitted", "collapsed", "looping"
 SAME, CHANGED = "same", "changed"
 MARKS = (BETTER, CHANGED, WORSE, SAME)  # of an answer
-OUTCOMES = (COLLAPSED, UNCHANGED, UNMEASURED, OVERFITTED, LENGTH, MIXED, BETTER, WORSE, TOO_FEW)
+OUTCOMES = (
+    COLLAPSED,
+    LOOPING,
+    UNCHANGED,
+    UNMEASURED,
+    OVERFITTED,
+    LENGTH,
+    MIXED,
+    BETTER,
+    WORSE,
+    TOO_FEW,
+)
 
 # An answer repeats itself where this share of its runs of characters came before in it, more than
 # in the answer before training. Characters, because a broken model may write one endless word.
@@ -61,8 +75,8 @@ class BeforeAfter:
         kind: Of the pair that the prompt is from.
         sft: The answer before.
         dpo: The answer after.
-        mark: `SAME`; `WORSE` where it repeats itself; else `BETTER` or `WORSE` by the margin of its
-            pair, and `CHANGED` where its pair was trained on, which says nothing.
+        mark: `SAME`; `WORSE` where it repeats itself; `BETTER` or `WORSE` where the margin of its
+            pair and its words agree about that; else `CHANGED`, also where its pair was trained on.
     """
 
     prompt: str
@@ -80,26 +94,55 @@ def marked(
 ) -> list[BeforeAfter]:
     """Answers to the prompts of some pairs: what became better first, what did not change last.
 
+    Of those with one mark, the one whose words came closest to the chosen answer is first.
+
     Args:
         shown: The pairs.
         before: Answers to their prompts.
         after: The same after training.
         margin_of: Margin of each held-out pair, by its id.
     """
-
-    def mark(pair: Preference, sft: str, dpo: str) -> str:
-        if sft == dpo:
-            return SAME
-        if _loops(sft, dpo):
-            return WORSE
-        margin = margin_of.get(pair.id)
-        return CHANGED if not margin else BETTER if margin > 0 else WORSE
-
-    answers = [
-        BeforeAfter(pair.question, pair.kind, sft, dpo, mark(pair, sft, dpo))
+    gains = [
+        _leaning(dpo, pair) - _leaning(sft, pair)
         for pair, sft, dpo in zip(shown, before, after, strict=True)
     ]
-    return sorted(answers, key=lambda answer: MARKS.index(answer.mark))
+    answers = [
+        BeforeAfter(
+            pair.question, pair.kind, sft, dpo, _mark(sft, dpo, margin_of.get(pair.id), gain)
+        )
+        for pair, sft, dpo, gain in zip(shown, before, after, gains, strict=True)
+    ]
+    order = sorted(range(len(answers)), key=lambda i: (MARKS.index(answers[i].mark), -gains[i]))
+    return [answers[i] for i in order]
+
+
+def _mark(before: str, after: str, margin: float | None, gain: int) -> str:
+    """The mark of an answer.
+
+    A margin is about the two answers of a pair, and not about this one: its words must say the same
+    before it is called better or worse.
+    """
+    if before == after:
+        return SAME
+    if _loops(before, after):
+        return WORSE
+    if not margin or margin * gain <= 0:
+        return CHANGED
+    return BETTER if margin > 0 else WORSE
+
+
+def _leaning(answer: str, pair: Preference) -> int:
+    """How many more words an answer shares with the chosen one, in order, than with the rejected.
+
+    Words, not a share of them: of a one-word answer there is little to see.
+    """
+
+    def shared(turns: Sequence[Message]) -> int:
+        words = " ".join(turn.content for turn in turns).casefold().split()
+        matcher = SequenceMatcher(None, answer.casefold().split(), words, autojunk=False)
+        return sum(block.size for block in matcher.get_matching_blocks())
+
+    return shared(pair.chosen) - shared(pair.rejected)
 
 
 @dataclass(frozen=True)
@@ -112,6 +155,7 @@ class Evidence:
         answers: Answers to the prompts that are shown.
         rows: Of metrics.jsonl: a step's metrics, or a step's ``held_out`` metrics.
         settings: Of the run.
+        untaught: Kinds of held-out pairs that no training pair is of, as `untaught_kinds` finds.
     """
 
     policy: Logprobs
@@ -120,6 +164,7 @@ class Evidence:
     answers: Sequence[BeforeAfter]
     rows: Sequence[Mapping[str, Any]]
     settings: RunConfig
+    untaught: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -142,7 +187,44 @@ def _repetition(text: str) -> float:
 
 
 def judge(run: Evidence) -> Verdict:
-    """The verdict on a finished run."""
+    """The verdict on a finished run, by the kinds it trained on; others are told apart."""
+    if not run.untaught:
+        return _judge_taught(run)
+    taught, apart = _parted(run)
+    verdict = _judge_taught(taught)
+    if verdict.outcome in (COLLAPSED, LOOPING, UNCHANGED, UNMEASURED):
+        return verdict
+    before, after = (int((logps[0] > logps[1]).sum()) for logps in (apart.reference, apart.policy))
+    return replace(
+        verdict,
+        sentence=f"{verdict.sentence} Not trained on {', '.join(run.untaught)}: the chosen answer "
+        f"is the likelier one in {before} of {len(apart.held_out.kinds)} pairs before, {after} "
+        "after.",
+    )
+
+
+def _parted(run: Evidence) -> tuple[Evidence, Evidence]:
+    """The evidence of pairs whose kind was trained on, and of the others."""
+    taught = is_taught(run.held_out.kinds, run.untaught)
+
+    def of(chosen: npt.NDArray[np.bool_]) -> Evidence:
+        rows = np.flatnonzero(chosen).tolist()
+        pairs = Pairs(
+            [run.held_out.examples[row] for row in rows],
+            [run.held_out.ids[row] for row in rows],
+            [run.held_out.kinds[row] for row in rows],
+        )
+        return replace(
+            run,
+            policy=run.policy[:, chosen],
+            reference=run.reference[:, chosen],
+            held_out=pairs,
+        )
+
+    return of(taught), of(~taught)
+
+
+def _judge_taught(run: Evidence) -> Verdict:
     for rule in (_collapsed, _unchanged, _unmeasured, _overfitted, _by_length, _by_kind):
         if (verdict := rule(run)) is not None:
             return verdict
@@ -159,8 +241,8 @@ def _collapsed(run: Evidence) -> Verdict | None:
     if not loops:
         return None
     verb = "repeats itself" if len(loops) == 1 else "repeat themselves"
-    sentence = f"Collapsed: {len(loops)} of {len(run.answers)} answers {verb}."
-    return Verdict(COLLAPSED, sentence, advice)
+    sentence = f"Began to loop: {len(loops)} of {len(run.answers)} answers {verb}."
+    return Verdict(LOOPING, sentence, advice)
 
 
 def _unchanged(run: Evidence) -> Verdict | None:
@@ -176,7 +258,8 @@ def _unchanged(run: Evidence) -> Verdict | None:
     if 0 < made < _USUAL_STEPS:
         epochs = math.ceil(run.settings.epochs * _USUAL_STEPS / made)
         more = f"--steps {_USUAL_STEPS}" if run.settings.steps else f"--epochs {epochs}"
-        advice = f"The run made {made} step{'s'[: made != 1]}; try {more}."
+        rate = f"--learning-rate {3 * run.settings.learning_rate:g}"
+        advice = f"The run made {made} step{'s'[: made != 1]}; try {rate}, and {more}."
     return Verdict(UNCHANGED, f"{sentence}.", advice)
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import append, cut_torn_line, text_of
+from mlx_dpo.files import text_of
 from mlx_dpo.models.adapters import whole_digest
 from mlx_dpo.models.generate import Request, batches_exactly, generate_each, generate_together
 from mlx_dpo.preferences.chat import ChatFormat
@@ -29,6 +29,7 @@ from mlx_dpo.workshop.candidates import (
     load_candidates,
     prompt_id,
 )
+from mlx_dpo.workshop.journal import LineFile
 
 _ROW_START = b'{"id": '  # the first bytes of each line that `candidates_line` writes
 
@@ -63,6 +64,7 @@ class Session:
         UsageError: If the file holds something else.
         DataError: If it can't be read.
         DiskError: If it can't be written.
+        LockedError: If another process has it open.
     """
 
     def __init__(
@@ -91,7 +93,12 @@ class Session:
             "device": mx.default_device().type.name,
             **{name: version(name) for name in ("mlx", "mlx-lm")},
         }
-        self._rows = self._read_begun()
+        self._lines = LineFile(path)
+        try:
+            self._rows = self._read_begun()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def done(self) -> int:
@@ -102,6 +109,9 @@ class Session:
         """Answer the prompts that are left; returns all rows of the file.
 
         `progress` is called after each batch with the number of prompts it answered.
+
+        Raises:
+            DiskError: If the file can't be written, or another program has changed it.
         """
         # Batches follow from the prompts alone, not from where a session was stopped.
         size = max(1, self._settings.batch_size // self._settings.num_answers)
@@ -111,10 +121,14 @@ class Session:
             if missing > 0:
                 # The whole batch, even if the file has a part of it: its shape decides rounding.
                 new = self._answer(first, batch)[len(batch) - missing :]
-                append(self._path, "".join(map(candidates_line, new)))
+                self._lines.append("".join(map(candidates_line, new)))
                 self._rows += new
                 progress(missing)
         return self._rows
+
+    def close(self) -> None:
+        """Let another session open the file."""
+        self._lines.close()
 
     def _answer(self, first: int, batch: Sequence[Candidates]) -> list[Candidates]:
         numbers = range(self._settings.num_answers)
@@ -160,13 +174,10 @@ class Session:
 
     def _read_begun(self) -> list[Candidates]:
         """The rows of earlier sessions with the same prompts, model and settings."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:  # nothing but candidates may lose a torn line
-            if not all(line.startswith(_ROW_START[: len(line)]) for line in file):
-                raise self._other("holds something other than candidates")
-        cut_torn_line(self._path)
-        if not self._path.stat().st_size:
+        if self._lines.foreign_line(_ROW_START) is not None:
+            raise self._other("holds something other than candidates")
+        self._lines.settle()
+        if not self._lines.content:
             return []
         rows = load_candidates(self._path)
         expected = [prompt.id for prompt in self._prompts[: len(rows)]]

@@ -1,5 +1,6 @@
 """What a person types and what comes back: text, one-line errors, exit codes."""
 
+import io
 import json
 import os
 import re
@@ -125,6 +126,8 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--resume",
             "--dry-run",
             "--supervise",
+            "--verbose",
+            "-v",
         ),
     }
 
@@ -147,6 +150,7 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     args = [*TRAIN, "--steps", "4", "--learning-rate", "1e-3", "--out", "out", "--log-every", "2"]
+    args.append("--verbose")
     assert exit_code(*args) == 0
     shown = capsys.readouterr()
     assert "loss 0.6931 = log 2; gradient norm" in shown.err
@@ -157,9 +161,22 @@ def test_training_shows_a_self_check_progress_a_result_and_what_to_type_next(
     assert "chosen longer in" in shown.err
     for part in ("step 2/4", "loss", "margin", "accuracy", "pairs/s", "ETA", "peak"):
         assert part in shown.err
-    for part in ("reward acc", "log-prob acc", "tone", "format", "SFT", "DPO"):
+    for part in ("right", "likelier", "Tokens computed", "tone", "format", "SFT", "DPO"):
         assert part in shown.out
     assert "mlx_dpo generate --model out" in shown.out
+
+
+def test_kinds_that_no_training_pair_is_of_stand_at_the_foot_of_the_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("train.json").write_text(json.dumps(ROWS[:4]))
+    other = [{**row, "kind": "sums"} for row in ROWS[4:7]]
+    Path("valid.json").write_text(json.dumps([*other, *ROWS[8:]]))
+    data = ["--data", "train.json", "--eval-data", "valid.json"]
+    assert exit_code("train", "--model", MODEL, *data, "--steps", "2", "--out", "out") == 0
+    table = capsys.readouterr().out.split("Held-out pairs")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [re.split(r" {2,}", line)[:2] for line in table]
+    assert rows == [["all", "6"], ["format", "3"], ["tone", "3"], ["not trained on", "3"]]
 
 
 def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_training(
@@ -173,8 +190,9 @@ def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_
     assert exit_code(*args) == 0
     shown = capsys.readouterr().err
     assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
-    assert "warning: the chosen answer is the longer one in 100% of the pairs that differ" in shown
-    assert f"way back   closed: {reason}, so that convert can't make it PyTorch's again" in shown
+    assert "lengths     stop: chosen longer in 100% of the pairs" in shown
+    assert "warning: length bias: the model may learn length" in shown
+    assert f"way back    closed: {reason}, so that convert can't make it PyTorch's again" in shown
 
 
 def test_a_run_that_ends_within_its_warm_up_is_warned_about(
@@ -196,7 +214,7 @@ def test_reference_log_probs_of_an_earlier_run_are_said_to_be_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for expected in ("log-probs of 14 pairs computed", "found from an earlier run"):
-        assert exit_code(*TRAIN, "--steps", "2", "--overwrite") == 0
+        assert exit_code(*TRAIN, "--steps", "2", "--overwrite", "-v") == 0
         assert expected in capsys.readouterr().err
 
 
@@ -325,3 +343,16 @@ def test_an_interrupt_before_the_first_step_ends_without_a_traceback(
     monkeypatch.setattr("mlx_dpo.runs.run.train", interrupted)
     assert exit_code(*TRAIN) == 75
     assert capsys.readouterr().err.strip() == "mlx_dpo: interrupted"
+
+
+def test_generate_reads_its_prompt_from_stdin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ["generate", "--model", MODEL, "--max-tokens", "3", "--prompt"]
+    assert exit_code(*ask, "Who is\nthere?") == 0
+    typed = capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who is\nthere?\n"))
+    assert exit_code(*ask, "-") == 0
+    assert capsys.readouterr() == typed
+    assert exit_code(*ask, "-") == 2  # there is no more
+    assert "nothing came on stdin to answer" in capsys.readouterr().err

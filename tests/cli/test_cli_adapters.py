@@ -231,7 +231,7 @@ def test_training_an_adapter_says_what_trains_and_how_to_serve_it(
     (line,) = [line for line in err.splitlines() if line.startswith("model ")]
     assert "(0.4 M parameters, float32; LoRA: rank 4, scale 2, all linear layers, 27.1 K" in line
     assert "learning rate 0.0001" in err
-    assert "= log 2" in err
+    assert "self-check  passed: the loss starts at log 2" in err
     assert "The adapter is out. Next:\n" in out
     assert "generate --model out --prompt" in out
     assert f"mlx_lm.server --model {MODEL} --adapter-path out" in out
@@ -255,7 +255,7 @@ def test_training_on_a_packed_model_says_its_weights_and_bits(
         in line
     )
     assert "Beside its base it is exact." in out
-    assert "packed again in 4 bits\n(--quantize 4) it is not exact" in out
+    assert "Packed again in 4 bits (--quantize 4) it is not exact" in out
     assert "LoRA on q_proj, rank 16" in Path("run/report.html").read_text()
     code, out, err = run(capsys, "eval", "--model", "out", *EVAL)
     assert (code, err) == (0, "")
@@ -269,7 +269,7 @@ def test_a_start_that_is_not_at_log_2_is_announced_and_not_claimed(
     code, out, err = run(capsys, *LORA, *more)
     assert code == 0, err
     assert "does not start at log 2, and the self-check of the start is off" in err
-    assert "= log 2" not in err
+    assert "starts at log 2" not in err
     assert f"reference cached, without {adapter_folder}" in err
     assert "do not start at log 2 and 0" in Path("run/report.html").read_text()
     code, out, err = run(capsys, "eval", "--model", "out", *EVAL)

@@ -51,7 +51,7 @@ def files(workplace: Path) -> None:
         (["compare", MODEL, MODEL, "--prompts", "absent"], 2, "absent: not readable"),
         (["compare", MODEL, MODEL, "--prompts", "empty.txt"], 3, "empty.txt: no prompts in it"),
         (["compare", MODEL, "absent"], 2, "absent: no such model folder"),
-        (["compare", "x", "y", "--blind"], 2, "there is no terminal to ask at"),
+        (["compare", "x", "y", "--blind"], 2, "stdin is not a terminal"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(
@@ -81,7 +81,7 @@ def test_options_are_called_as_everywhere() -> None:
         },
         "score": {
             *("--model", "--reference", "--prompt", "--response", "--data", "--per-token"),
-            *("--beta", "--max-length", "--drop-bad", "--adapter"),
+            *("--beta", "--max-length", "--drop-bad", "--adapter", "--json"),
         },
         "compare": {
             *("a", "b", "--prompts", "--max-tokens", "--temperature", "--seed", "--blind"),
@@ -107,7 +107,7 @@ def test_a_file_that_training_accepts_with_drop_bad_is_accepted_with_it(
     assert exit_code(*command) == 3
     assert "bad.json:1:" in capsys.readouterr().err
     assert exit_code(*command, "--drop-bad") == 0
-    assert "bad.json: rows with errors left out: 2 missing-key" in capsys.readouterr().err
+    assert "left out: bad.json: 2 x missing-key (row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "score"])

@@ -11,7 +11,7 @@ from mlx_dpo.errors import NonFiniteError, StoppedError
 from mlx_dpo.insight import sweep
 from mlx_dpo.preferences import store
 from mlx_dpo.runs import defaults, plan, run
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import RunConfig, read_settings
 from tests.cli.test_cli import exit_code
 from tests.runs.conftest import ORACLE, dated_model
 
@@ -24,7 +24,7 @@ ARGS = [
 def test_each_beta_is_trained_once_and_shown(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(*ARGS, "--beta", "0.1,1") == 0
+    assert exit_code(*ARGS, "--beta", "0.1,1", "-v") == 0
     shown = capsys.readouterr()
     rows = [line.split() for line in shown.out.splitlines()]
     assert [row[0] for row in rows if row and row[0] in ("beta", "0.1", "1")] == [
@@ -58,7 +58,9 @@ def test_a_sweep_keeps_the_date_of_its_first_run(
     monkeypatch.setattr(defaults, "today", lambda: "2031-01-01")
     assert exit_code(*args, "--beta", "0.1,1") == 0
     assert capsys.readouterr().err.count(": finished earlier") == 1
-    first, second = (read_toml(Path(f"s/beta-{b}/run/config.toml"))["date"] for b in ("0.1", "1"))
+    first, second = (
+        read_settings(Path(f"s/beta-{b}/run/config.toml"))["date"] for b in ("0.1", "1")
+    )
     assert first == second
 
 
@@ -110,7 +112,7 @@ def test_a_sweep_that_does_not_fit_its_memory_budget_trains_nothing(
     err = capsys.readouterr().err
     assert "no setting would fit" in err
     planning, refusal = err.splitlines()
-    assert planning.startswith("memory     planning")
+    assert planning.startswith("planning memory")
     assert refusal.startswith("mlx_dpo: ")
     # The token ids stay, for another try.
     assert sorted(Path().iterdir()) == [*before, Path("runs")]

@@ -248,8 +248,12 @@ def test_configs_that_are_refused(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model.norm.weight", mx.ones(32), "model.norm.weight, which is no tensor of an adapter"),
-        ("lora_a", mx.ones((32, 2)), "holds lora_a, which is no tensor"),
+        (
+            "model.norm.weight",
+            mx.ones(32),
+            "model.norm.weight, which is not a tensor of an",
+        ),
+        ("lora_a", mx.ones((32, 2)), "holds lora_a, which is not a tensor"),
         ("lm_head.lora_a", mx.ones((32, 2)), "lm_head has no matrix B"),
         (f"{QUERY.format(0)}.lora_b", mx.ones(32), r"q_proj are \(32, 2\) and \(32,\)"),
         (f"{QUERY.format(0)}.m", mx.ones(32), "has a magnitude, and adapter_config.json says lora"),
@@ -276,7 +280,7 @@ def test_another_number_of_magnitudes(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_adapters(written: Path, tmp_path: Path) -> None:
     model = base("llama", tmp_path / "base")
-    with pytest.raises(UsageError, match="is no adapter's folder"):
+    with pytest.raises(UsageError, match="is not an adapter's folder"):
         read_adapter(tmp_path / "base", model)
     with pytest.raises(UsageError, match="no such folder"):
         read_adapter(tmp_path / "nowhere", model)
@@ -359,7 +363,7 @@ def test_pefts_config_names_a_folder(
     assert invoke(FOLDER / "plain", tmp_path / "out", "--to", "mlx").exit_code == 0
     monkeypatch.chdir(llama)
     refused = invoke(FOLDER / "plain", tmp_path / "other", "--to", "mlx")
-    assert "its model 'llama' is no folder here; pass --model" in str(refused.exception)
+    assert "its model 'llama' is not a folder here; pass --model" in str(refused.exception)
 
 
 def test_nothing_is_left_of_a_conversion_that_failed(llama: Path, tmp_path: Path) -> None:

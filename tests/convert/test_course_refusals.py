@@ -274,7 +274,7 @@ def test_a_tensor_under_another_name_is_refused(mlx_folder: Path) -> None:
     weights["head.bias"] = weights.pop("head_bias")
     mx.save_safetensors(str(mlx_folder / "model.safetensors"), weights)
     message = refusal(mlx_folder)
-    assert "head.bias is no parameter" in message
+    assert "head.bias is not a parameter" in message
     assert "head_bias is missing" in message
 
 

@@ -70,7 +70,7 @@ def test_an_index_that_points_outside(make_source: MakeSource, tmp_path: Path, t
     (source / "model.safetensors").rename(tmp_path / "secret.safetensors")
     index = {"weight_map": {"model.norm.weight": to}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "is no name of a file in this folder" in refusal(source, tmp_path / "out")
+    assert "is not a file name in this folder" in refusal(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an alpha that is not finite": ({"lora_alpha": math.nan}, "lora_alpha is nan; expected"),
     "an alpha beyond numbers": ({"lora_alpha": 10**400}, r"lora_alpha is 10+\.\.\.; expected"),
     "no yes or no": ({"use_rslora": "false"}, "use_rslora is 'false'; expected true or false"),
-    "no pattern": ({"rank_pattern": {"(": 2}}, "rank_pattern: .* is no pattern"),
+    "no pattern": ({"rank_pattern": {"(": 2}}, "rank_pattern: .* is not a pattern"),
     "a rank that is another": ({"r": 4}, "adapter_config.json says rank 4"),
     "DoRA without magnitudes": ({"use_dora": True}, "has no magnitude"),
 }

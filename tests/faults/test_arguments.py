@@ -17,7 +17,7 @@ from tests.runs.conftest import ROWS
 MODEL = str(Path(__file__).parents[2] / "checkpoints" / "tiny-sft")
 ON = ["--model", MODEL, "--data", "pairs.json"]
 BETWEEN = ["--model", MODEL, "--reference", MODEL]
-CODES = {1, 2, 3, 7}  # of a mistake in what was asked: README, "Exit codes"
+CODES = {1, 2, 3, 7}  # of a mistake in what was asked: docs/training.md, "Exit codes"
 
 NOWHERE = {"no name": "", "huge": "x" * 5000, "nul": "a\0b", "under a file": "./noise.json/child"}
 NOTHING = NOWHERE | {"a pipe": "pipe", "a device": "/dev/zero"}
@@ -212,7 +212,9 @@ def test_a_path_that_is_not_what_it_must_be_ends_in_one_line_and_makes_nothing(
     assert ended.value.code in CODES, errors
     *rows, error = errors
     assert error.startswith("mlx_dpo: "), errors
-    assert all(line.startswith(("error: ", "and ", "beta ")) for line in rows), errors
+    assert all(
+        line.startswith(("error: ", "and ", "beta ", "mlx_dpo data check ")) for line in rows
+    ), errors
     assert "Error: " not in error  # the net of `main` is for what nobody foresaw
     assert contents(workplace) == before
 

@@ -10,7 +10,7 @@ from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.evaluation import assess, held_out_of_run, spread_prompts
 from mlx_dpo.insight.scoring import open_model
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.scores import group_by_length, score_groups, wilson_interval
+from mlx_dpo.runs.scores import group_by_length, score_groups, untaught_kinds, wilson_interval
 from mlx_dpo.training.logprobs import pair_logprobs
 from tests.insight.conftest import pair
 from tests.runs.conftest import ORACLE, ROWS
@@ -149,3 +149,11 @@ def test_pairs_the_model_was_trained_on_are_left_out_by_its_own_record() -> None
     assert held_out_of_run(rows[:2], "pairs.json", record) is None
     for broken in ({}, {"data": None}, {"data": {"file": "pairs.json", "split": [1]}}):
         assert held_out_of_run(rows, "pairs.json", broken) is None
+
+
+def test_kinds_without_a_training_pair_are_set_apart_where_every_row_says_its_kind() -> None:
+    assert untaught_kinds(["tone", "form"], ["sums", "tone", "sums", "facts"]) == ("sums", "facts")
+    assert untaught_kinds(["tone"], ["tone", ""]) == ()
+    assert untaught_kinds(["tone", ""], ["sums", "tone"]) == ()
+    assert untaught_kinds(["tone"], ["sums"]) == ()  # nothing would be left to judge by
+    assert untaught_kinds(["tone"], []) == ()

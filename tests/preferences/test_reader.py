@@ -342,5 +342,5 @@ def test_errors_refuse_a_file_or_with_drop_bad_its_rows(tmp_path: Path) -> None:
 
 def test_a_broken_array_is_refused_even_with_drop_bad(tmp_path: Path) -> None:
     file = write(tmp_path, f"[{json.dumps(ROW)}, {{")
-    with pytest.raises(DataError, match=r"the rest of the array was not read; mend this first$"):
+    with pytest.raises(DataError, match=r"the rest of the array was not read; correct this first$"):
         read_preferences(file, drop_bad=True)

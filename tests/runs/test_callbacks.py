@@ -11,8 +11,10 @@ import pytest
 from mlx_dpo.errors import StoppedError
 from mlx_dpo.runs.callbacks import FLOOR_WINDOW, RewardWatch, Screen
 from mlx_dpo.runs.guards import Stop
+from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
+from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.step import PHASES
 from tests.runs.conftest import StopAfter, digest, settings
 
@@ -111,3 +113,35 @@ def test_both_rewards_below_the_floor_for_a_while_are_warned_about_once() -> Non
 def test_a_falling_rejected_reward_alone_is_no_collapse() -> None:
     watch = RewardWatch()
     assert not any(watch.judge(step, rewards(-0.9, -30.0)) for step in range(2 * FLOOR_WINDOW))
+
+
+def test_each_phase_that_may_take_long_is_announced_before_it(workplace: Path) -> None:
+    told: list[str] = []
+
+    class Told(Screen):
+        def working(self, what: str) -> None:
+            told.append(what)
+
+        def prepared(self, job: Job, folder: Path | None) -> None:
+            told.append("prepared")
+
+        def path_chosen(self, choice: Choice) -> None:
+            told.append("path chosen")
+
+        def checked(self, job: Job, start: Metrics) -> None:
+            told.append("checked")
+
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            told.append("stepped")
+
+    train(settings(steps=1, eval_every=1), screen=Told())
+    assert told == [
+        *("finding the model", "reading the pairs", "loading the model", "prepared"),
+        *(
+            "choosing the fastest way to score",
+            "path chosen",
+            "answering 2 prompts before training",
+        ),
+        *("self-check: scoring the largest batch", "checked", "making the first step", "stepped"),
+        *("scoring the held-out pairs", "answering 2 prompts after training", "writing the model"),
+    ]

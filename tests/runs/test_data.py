@@ -101,3 +101,11 @@ def test_a_file_with_errors_is_refused_and_told_first(workplace: Path, chat: Cha
 def test_no_pair_left_says_why(workplace: Path, chat: ChatFormat) -> None:
     with pytest.raises(DataError, match=r"no pair is left to train on \(14 too-long"):
         load(chat, max_length=4)
+
+
+def test_shown_prompts_are_of_kinds_that_are_trained_on(workplace: Path, chat: ChatFormat) -> None:
+    write("train.json", ROWS[:4])
+    write("valid.json", [*({**row, "kind": "sums"} for row in ROWS[4:10]), *ROWS[10:]])
+    data = load(chat, data="train.json", eval_data="valid.json")
+    assert data.untaught == ("sums",)
+    assert {pair.question for pair in data.shown} == {row["user"] for row in ROWS[10:]}

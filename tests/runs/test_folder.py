@@ -54,7 +54,7 @@ def test_two_runs_that_begin_together_get_folders_of_their_own(workplace: Path) 
 def test_model_run_and_output_never_write_into_one_another(
     workplace: Path, places: dict[str, str]
 ) -> None:
-    with pytest.raises(UsageError, match="overlap; these folders must be apart"):
+    with pytest.raises(UsageError, match="overlap; choose separate folders"):
         train(settings(**places))
     assert not (ORACLE / ".lock").exists()
     assert not (ORACLE / "run").exists()

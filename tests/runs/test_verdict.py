@@ -75,19 +75,19 @@ def test_equal_answers_and_log_probs_that_stand_still_are_no_change() -> None:
         verdict.UNCHANGED,
         "Nothing changed: 2 of 2 answers are the same as before, and log-probs of held-out "
         "answers moved by 0.02 nats.",
-        "The run made 2 steps; try --epochs 50.",
+        "The run made 2 steps; try --learning-rate 3e-05, and --epochs 50.",
     )
     assert judge(evidence(50, 50, answers=same)).outcome == verdict.BETTER  # it did move
 
 
 def test_an_answer_that_begins_to_repeat_itself_is_a_collapse_whatever_the_pairs_say() -> None:
     for loop in (LOOP, "prprpr" * 20):  # also without a space
-        assert judge(evidence(50, 50, answers=(("An apple.", loop),))).outcome == verdict.COLLAPSED
+        assert judge(evidence(50, 50, answers=(("An apple.", loop),))).outcome == verdict.LOOPING
         pair = Preference((Message("user", "Q"),), (), (), "", "1")
         assert marked([pair], ["An apple."], [loop], {"1": 3.0})[0].mark == verdict.WORSE
     found = judge(evidence(50, 50, answers=(("An apple.", LOOP), ("Red.", "Red."))))
-    assert found.outcome == verdict.COLLAPSED
-    assert found.sentence == "Collapsed: 1 of 2 answers repeats itself."
+    assert found.outcome == verdict.LOOPING
+    assert found.sentence == "Began to loop: 1 of 2 answers repeats itself."
     assert "--learning-rate (it was 1e-05)" in found.advice
     assert judge(evidence(50, 50, answers=((LOOP, LOOP + "!"),))).outcome == verdict.BETTER
 
@@ -136,6 +136,17 @@ def test_kinds_that_gained_and_kinds_that_lost_are_both_named() -> None:
     assert "right on tone (20 of 20); wrong on sums (0 of 20)" in found.sentence
 
 
+def test_kinds_that_no_pair_was_trained_on_are_told_apart_and_not_judged() -> None:
+    run = evidence(20, 40, kinds=["tone"] * 20 + ["sums"] * 20)
+    found = judge(replace(run, untaught=("sums",)))
+    assert found.outcome == verdict.BETTER
+    assert "20 of 20 right" in found.sentence
+    assert found.sentence.endswith(
+        "Not trained on sums: the chosen answer is the likelier one in 0 of 20 pairs before, 0 "
+        "after."
+    )
+
+
 def test_without_held_out_pairs_nothing_is_claimed() -> None:
     found = judge(evidence(0, 0))
     assert found.outcome == verdict.UNMEASURED
@@ -143,17 +154,36 @@ def test_without_held_out_pairs_nothing_is_claimed() -> None:
 
 
 def test_what_improved_is_shown_first_and_what_stayed_last() -> None:
-    answer = (Message("assistant", "Yes."),)
-    pairs = [
-        Preference((Message("user", f"Q{n}"),), answer, answer, "tone", str(n)) for n in range(4)
-    ]
-    found = marked(pairs, ["a"] * 4, ["a", "b", "b", "b"], {"0": 1.0, "1": -1.0, "2": 1.0})
+    sides = (Message("assistant", "Yes please."),), (Message("assistant", "Go away."),)
+    pairs = [Preference((Message("user", f"Q{n}"),), *sides, "tone", str(n)) for n in range(6)]
+    after = ["So.", "Go away.", "Yes please.", "Yes please.", "Yes please.", "Go away."]
+    margin_of = {"0": 1.0, "1": -1.0, "2": 1.0, "3": -1.0, "5": 1.0}
+    found = marked(pairs, ["So."] * 6, after, margin_of)
     assert [(answer.prompt, answer.mark) for answer in found] == [
         ("Q2", "better"),
-        ("Q3", "changed"),  # its pair was trained on
+        ("Q3", "changed"),  # its margin and its words disagree
+        ("Q4", "changed"),  # its pair was trained on
+        ("Q5", "changed"),
         ("Q1", "worse"),
         ("Q0", "same"),
     ]
+
+
+def test_of_answers_that_became_better_the_one_nearest_to_its_chosen_answer_is_first() -> None:
+    chosen, rejected = "I cannot know that.", "You ate bread."
+    pairs = [
+        Preference(
+            (Message("user", f"Q{n}"),),
+            (Message("assistant", chosen),),
+            (Message("assistant", rejected),),
+            "honesty",
+            str(n),
+        )
+        for n in range(3)
+    ]
+    after = ["You had rice.", "I cannot tell you that.", "I eat bread."]
+    found = marked(pairs, ["You ate rice."] * 3, after, {"0": 9.0, "1": 1.0, "2": 2.0})
+    assert [answer.prompt for answer in found] == ["Q1", "Q2", "Q0"]
 
 
 def test_a_run_keeps_its_verdict(workplace: Path) -> None:

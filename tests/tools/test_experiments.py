@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -49,6 +50,33 @@ def test_a_run_by_hand_without_a_mistake_is_the_run_that_train_makes() -> None:
     shown: list[float] = []
     new_run(steps=3).trainer().train(after_step=lambda step, m: shown.append(m["loss"]))
     assert shown == pytest.approx(losses, abs=1e-5)
+
+
+def test_a_run_in_small_keeps_every_fourth_pair_and_the_same_ones_out() -> None:
+    rows, unseen = commands.split()
+    run = new_run(steps=1, every=4)
+    assert run.pairs[:2] == run.encode([rows[0], rows[4]])
+    assert len(run.pairs) == len(rows[::4])
+    assert run.held_out == run.encode(unseen)
+
+
+def test_margins_are_zero_until_the_policy_trains() -> None:
+    run = new_run(steps=1, every=4, warmup_steps=0)
+    pairs = run.held_out[:17]  # more than one batch
+    assert run.margins(pairs) == pytest.approx([0.0] * 17, abs=1e-4)
+    (metrics,) = run.train()
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert any(abs(margin) > 1e-3 for margin in run.margins(pairs))
+
+
+def test_a_command_is_shown_where_a_notebook_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.command("--version")
+    assert capsys.readouterr().err == "$ mlx_dpo --version\n"
+    monkeypatch.setattr(commands, "SHOWN_ON", sys.stdout)
+    commands.command("--version")
+    assert capsys.readouterr() == ("$ mlx_dpo --version\n", "")
 
 
 def test_a_reference_that_trains_along_shows_log_2_for_ever_while_the_policy_moves() -> None:

@@ -2,8 +2,12 @@
 
 from collections import Counter
 
+import pytest
+
 from mlx_dpo.models.generate import Completion
 from mlx_dpo.records import Message, Preference
+from mlx_dpo.runs.config import RunConfig
+from tools.tiny_sft import crossval
 from tools.tiny_sft.crossval import NUM_FOLDS, folds
 from tools.tiny_sft.outcomes import AnswerOutcome, PairOutcome
 from tools.tiny_sft.tables import answer_table, pair_table, rules_text, share
@@ -23,6 +27,25 @@ def test_folds_part_the_pairs_evenly_by_kind_and_follow_the_seed() -> None:
     assert len(parts) == NUM_FOLDS
     assert folds(rows) == parts
     assert folds(rows, seed=1) != parts
+
+
+def test_folds_measure_every_pair_and_train_on_no_kind_that_is_untaught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [preference(kind, n) for kind in ("tone", "sums") for n in range(10)]
+    seen: list[str] = []
+
+    def measure(
+        config: RunConfig, train: list[Preference], new: list[Preference]
+    ) -> crossval.Outcomes:
+        assert {row.kind for row in train} == {"tone"}
+        assert {row.id for row in train}.isdisjoint(row.id for row in new)
+        seen.extend(row.id for row in new)
+        return [], []
+
+    monkeypatch.setattr(crossval, "measure", measure)
+    crossval.cross_validate(RunConfig(), rows, {"sums"})
+    assert sorted(seen) == sorted(row.id for row in rows)
 
 
 def test_a_share_is_shown_with_its_counts_and_interval() -> None:

@@ -61,7 +61,7 @@ def test_a_kind_without_rule_and_a_form_without_name_are_errors() -> None:
         is_right("format", "What color is snow?", "White.")
 
 
-@pytest.mark.parametrize("name", ["preferences.json", "development.json"])
+@pytest.mark.parametrize("name", ["preferences.json", "development.json", "demo/train.json"])
 def test_in_the_data_every_chosen_answer_is_right_and_every_rejected_one_wrong(name: str) -> None:
     rows: list[dict[str, Any]] = json.loads((ROOT / "data" / "dpo" / name).read_text())
     judged = [row for row in rows if row["kind"] in RULES]

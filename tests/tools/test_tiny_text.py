@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_dpo.insight.audit.copies import NEAR, NearIndex, shingle_sets
 from tools.tiny_sft import lists
 from tools.tiny_sft.exclusion import Exclusion
 from tools.tiny_sft.rules import RULES, is_right
 from tools.tiny_sft.slots import Example
+from tools.tiny_sft.tables import KNOWLEDGE
 from tools.tiny_sft.text import MAKERS, SEED, base_documents, sft_examples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,17 @@ def plain(text: str) -> str:
     """Normalised here on its own, so that a fault of the generator's own reading shows."""
     letters = "".join(c if c.isalnum() or c.isspace() or c == "-" else "" for c in text.lower())
     return re.sub(r"\s+", " ", letters.replace("-", " ")).strip()
+
+
+def pairs_of(name: str) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = json.loads((ROOT / "data" / "dpo" / name).read_text())
+    return rows
+
+
+def texts_of(row: dict[str, str]) -> list[str]:
+    """Prompt and answers of more than three words."""
+    answers = [row[key] for key in ("chosen", "rejected")]
+    return [row["user"], *(answer for answer in answers if len(plain(answer).split()) > 3)]
 
 
 def held_texts() -> list[str]:
@@ -56,6 +69,58 @@ def test_no_text_of_the_preference_data_is_in_the_models_text(
         rarest = min((holding[word] for word in held.split()), key=len)
         found += [text for text in rarest if f" {held} " in text]
     assert found == []
+
+
+def triples(text: str) -> set[tuple[str, ...]]:
+    """Word triples as the audit counts them."""
+    words = re.findall(r"\w+|[^\w\s]", text.casefold())
+    return {tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
+
+
+def test_no_text_the_model_was_made_from_is_nearly_one_that_the_demo_holds_out(
+    whole_text: tuple[list[str], list[Example]],
+) -> None:
+    """The limit is the audit's. Answers of one to three words, such as "Yes.", are left out."""
+    documents, examples = whole_text
+    held = [triples(text) for row in pairs_of("demo/valid.json") for text in texts_of(row)]
+    holding: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, own in enumerate(held):
+        for triple in own:
+            holding[triple].append(number)
+    texts = {part for text in documents for part in [text, *re.split(r"(?<=[.?!]) ", text)]}
+    texts |= {text for example in examples for text in (example.prompt, example.answer)}
+    near = []
+    for text in texts:
+        own = triples(text)
+        shared = Counter(number for triple in own for number in holding.get(triple, ()))
+        near += [
+            text
+            for number, count in shared.items()
+            if count >= NEAR * (len(own) + len(held[number]) - count)
+        ]
+    assert near == []
+
+
+def test_the_demo_trains_on_no_near_copy_of_what_it_holds_out() -> None:
+    train, valid = (pairs_of(f"demo/{name}.json") for name in ("train", "valid"))
+    rows = [[row[key] for key in ("user", "chosen", "rejected")] for row in (*valid, *train)]
+    shingles = shingle_sets(rows)
+    index = NearIndex()
+    for row in range(len(valid)):
+        index.match_or_add(row, shingles[row])
+    assert [
+        rows[row] for row in range(len(valid), len(rows)) if index.most_like(shingles[row])
+    ] == []
+    everything = [*pairs_of("preferences.json"), *pairs_of("development.json"), *train]
+    prompts = Counter(plain(row["user"]) for row in everything)
+    assert max(prompts.values()) == 1
+
+
+def test_the_demo_holds_out_the_pairs_of_preferences_that_have_no_near_copy_in_the_text() -> None:
+    kept, all_pairs = pairs_of("demo/valid.json"), pairs_of("preferences.json")
+    assert [row for row in all_pairs if row in kept] == kept
+    assert len(all_pairs) - len(kept) == 7
+    assert not {row["kind"] for row in pairs_of("demo/train.json")} & set(KNOWLEDGE)
 
 
 def test_base_documents_hold_no_dialogue(whole_text: tuple[list[str], list[Example]]) -> None:

@@ -56,7 +56,7 @@ def test_a_split_follows_from_its_seed_and_replaces_nothing(tmp_path: Path) -> N
         contents.append((tmp_path / "p.test.jsonl").read_bytes())
     assert contents[0] == contents[1] != contents[2]
     again = invoke("split", file)
-    assert "is there already" in str(again.exception)
+    assert "already exists" in str(again.exception)
 
 
 def test_rows_that_contradict_each_other_are_in_neither_part(tmp_path: Path) -> None:
@@ -168,5 +168,7 @@ def test_no_room_for_the_temporary_file_is_one_line(
     monkeypatch.setattr(collection, "TemporaryFile", lambda: io.BufferedRandom(FullDisk()))
     result = invoke("merge", file, "--out", tmp_path / "all.jsonl")
     assert isinstance(result.exception, DiskError)
-    assert str(result.exception) == "no room for a temporary file: No space left on device"
+    assert (
+        str(result.exception) == "a temporary file: not written: No space left on device; make room"
+    )
     assert list(tmp_path.iterdir()) == [file]

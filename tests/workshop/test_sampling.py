@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_dpo.cli import cli
-from mlx_dpo.errors import DataError
+from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.workshop import sampling
 from mlx_dpo.workshop.candidates import load_candidates
+from mlx_dpo.workshop.journal import LineFile
 from mlx_dpo.workshop.sampling import read_prompts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -65,6 +66,29 @@ def test_stopped_at_any_byte_it_goes_on_to_the_same_bytes(tmp_path: Path, prompt
         result = sample(prompts, out)
         assert result.exit_code == 0, result.output
         assert out.read_bytes() == content, f"stopped after {kept} bytes"
+
+
+def test_a_file_is_one_session_s_and_one_deleted_meanwhile_is_noticed_and_kept(
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "out.jsonl", list[int]()
+
+    def speak(model: object, asks: list[object], **_: object) -> list[list[int]]:
+        calls.append(len(asks))
+        with pytest.raises(LockedError):
+            LineFile(out)
+        if len(calls) == 2:
+            out.unlink()
+        return [[17 + number] for number in range(len(asks))]
+
+    monkeypatch.setattr(sampling, "generate_together", speak)
+    result = sample(prompts, out)
+    assert isinstance(result.exception, DiskError)
+    assert "was deleted by another program meanwhile" in str(result.exception)
+    (tmp_path / "out.jsonl.kept").rename(out)
+    assert sample(prompts, out).exit_code == 0
+    assert [row.prompt[0].content for row in load_candidates(out)] == QUESTIONS
+    assert calls == [6, 6, 6, 3]
 
 
 def test_what_is_finished_is_not_made_again(

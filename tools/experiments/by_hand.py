@@ -1,23 +1,26 @@
 """A run put together by hand, so that it can be put together wrongly; `mlx_dpo train` refuses."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_dpo import load
 from mlx_dpo.models.export import export_folder, read_files
+from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.preferences.store import lengths
-from mlx_dpo.records import PreferenceExample
+from mlx_dpo.records import Message, Preference, PreferenceExample
 from mlx_dpo.runs.config import RunConfig, resolve
+from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.paths import FastPath, PlainPath
 from mlx_dpo.training.reference import Reference
 from mlx_dpo.training.trainer import DPOTrainer
@@ -28,7 +31,7 @@ Pairs = list[PreferenceExample]
 
 @dataclass
 class Run:
-    """What a run by hand works with; the embedded settings and training pairs.
+    """What a run by hand works with; the embedded settings and pairs.
 
     Attributes:
         config: Settings.
@@ -36,6 +39,7 @@ class Run:
         sft: The same model a second time, the right reference.
         chat: Conversation format.
         pairs: Training pairs.
+        held_out: Pairs that are not trained on.
     """
 
     config: RunConfig
@@ -43,6 +47,7 @@ class Run:
     sft: nn.Module
     chat: ChatFormat
     pairs: Pairs
+    held_out: Pairs
 
     def path(self) -> FastPath:
         """The way the embedded run scores pairs."""
@@ -63,11 +68,42 @@ class Run:
             "max_lr": config.learning_rate,
             "warmup_steps": config.warmup_steps,
             "grad_clip": config.grad_clip,
+            "eval_every": config.eval_every,
             "seed": config.seed,
             "lengths": lengths(self.pairs),  # of the right pairs: mistakes share one order
             "path": self.path(),
         }
         return DPOTrainer(self.policy, **{**right, **changed})
+
+    def train(self, **changed: Any) -> list[Metrics]:
+        """Train the policy; what each step shows."""
+        shown: list[Metrics] = []
+        self.trainer(**changed).train(after_step=lambda step, metrics: shown.append(metrics))
+        return shown
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> Pairs:
+        """Other pairs, read and encoded as those of a file.
+
+        Raises:
+            DataError: If a row can't be used.
+        """
+        return _encoded(read_preferences(write("rows.jsonl", rows)), self.chat, self.config)
+
+    def margins(self, pairs: Pairs) -> list[float]:
+        """Chosen minus rejected reward of each pair, of the policy as it is now."""
+        path, margins = self.path(), []
+        for start in range(0, len(pairs), 16):
+            batch = pairs[start : start + 16]
+            chosen, rejected = np.array(path(self.policy, batch) - path(self.sft, batch))
+            margins.append(self.config.beta * (chosen - rejected))
+        return [float(margin) for margin in np.concatenate(margins)]
+
+    def answer(self, prompts: Sequence[str], max_tokens: int = 64) -> list[Completion]:
+        """Greedy answers of the policy as it is now."""
+        ids = [self.chat.prompt_ids([Message("user", prompt)]) for prompt in prompts]
+        return answer_all(
+            self.policy, self.chat, ids, max_tokens=max_tokens, temperature=0.0, seed=0
+        )
 
     def judge(self, name: str, num_prompts: int = 50) -> dict[str, Any]:
         """Save the policy, and let `mlx_dpo eval` judge it against the SFT model."""
@@ -80,18 +116,31 @@ class Run:
         return figures("eval", "--model", out, "--data", data, "--num-prompts", str(num_prompts))
 
 
-def new_run(steps: int | None = None) -> Run:
-    """A run on the embedded model, fresh from disk."""
-    config = resolve(Path(EMBEDDED[0]), {})
-    config = replace(config, steps=steps)
-    policy, tokenizer = load(MODEL)
-    sft, _ = load(MODEL)
+def new_run(
+    steps: int | None = None, *, model: str = MODEL, every: int = 1, **settings: Any
+) -> Run:
+    """A run with the embedded settings, or what is changed about them, fresh from disk.
+
+    Args:
+        steps: Optimizer steps; None for all epochs.
+        model: Folder to start from.
+        every: 4 trains on every fourth of the training pairs.
+        settings: Of `RunConfig`, by name.
+    """
+    config = replace(resolve(Path(EMBEDDED[0]), {"data": str(PAIRS)}), steps=steps, **settings)
+    policy, tokenizer = load(model)
+    sft, _ = load(model)
     chat = chat_format(tokenizer)
     rows = read_preferences(PAIRS)
-    out = held_out(rows, config.eval_fraction)
-    training = [row for row, is_out in zip(rows, out, strict=True) if not is_out]
-    pairs = encode_preferences(training, chat, max_length=config.max_length).examples
-    return Run(config, policy, sft, chat, list(pairs))
+    sides: tuple[list[Preference], list[Preference]] = ([], [])
+    for row, is_out in zip(rows, held_out(rows, config.eval_fraction), strict=True):
+        sides[is_out].append(row)
+    training, unseen = (_encoded(side, chat, config) for side in (sides[0][::every], sides[1]))
+    return Run(config, policy, sft, chat, training, unseen)
+
+
+def _encoded(rows: Sequence[Preference], chat: ChatFormat, config: RunConfig) -> Pairs:
+    return list(encode_preferences(rows, chat, max_length=config.max_length).examples)
 
 
 def moving_reference(run: Run) -> Reference:

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlx_dpo.preferences.split import held_out
 from mlx_dpo.records import Message, Preference
 
 MODEL = "checkpoints/tiny-sft"
-EMBEDDED = (f"{MODEL}/train.toml",)
-PAIRS = Path("data/dpo/preferences.json")
+PAIRS = Path("data/dpo/preferences.json")  # of all kinds, unlike those of the demo
+EMBEDDED = (f"{MODEL}/train.toml", "--data", str(PAIRS))
 PLACE = Path("runs/experiments")
+SHOWN_ON: TextIO | None = None  # where commands are shown; None is stderr, red in a notebook
 HELD_OUT_SHARE = 0.2  # the default of `mlx_dpo train`, so that the same pairs stay out
 
 Row = dict[str, Any]
@@ -25,14 +26,14 @@ class Refused(SystemExit):
     """A command failed; its last line of stderr, and its exit code."""
 
 
-def command(*words: str | Path) -> str:
+def command(*words: str | Path | float) -> str:
     """Run `mlx_dpo`, show the line a reader would type, and return what it wrote to stdout.
 
     Raises:
         Refused: If it fails, with what it wrote to stderr.
     """
     line = [str(word) for word in words]
-    print(f"$ mlx_dpo {shlex.join(line)}", file=sys.stderr, flush=True)
+    print(f"$ mlx_dpo {shlex.join(line)}", file=SHOWN_ON or sys.stderr, flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "mlx_dpo", *line], capture_output=True, text=True, check=False
     )
@@ -41,7 +42,7 @@ def command(*words: str | Path) -> str:
     return done.stdout
 
 
-def figures(*words: str | Path) -> Row:
+def figures(*words: str | Path | float) -> Row:
     """What a command measured: its `--json`."""
     return dict(json.loads(command(*words, "--json")))
 

@@ -1,25 +1,28 @@
 """Does DPO on the tiny SFT model carry over to pairs and questions it was not trained on?
 
-    python -m tools.tiny_sft.crossval                      # 5 folds of preferences.json, the report
-    python -m tools.tiny_sft.crossval --data development   # for choosing settings: the other file
+    python -m tools.tiny_sft.crossval                      # the pairs that the demo holds out
+    python -m tools.tiny_sft.crossval --data folds         # 5 folds of all the demo's pairs
+    python -m tools.tiny_sft.crossval --data all-kinds     # 5 folds, knowledge trained on too
+    python -m tools.tiny_sft.crossval --data development   # for choosing settings
 
-Settings are those of `checkpoints/tiny-sft/train.toml`. They and the model's text were chosen on
-`development.json`; the folds only report. Run from the root of the repository.
+Settings are those of `checkpoints/tiny-sft/train.toml`. They, the pairs to train on and the model's
+text were chosen on `development.json`; the others only report. Run from the root of the repository.
 """
 
 import argparse
 import random
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from mlx_dpo import load
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.preferences.reader import read_preferences
-from mlx_dpo.preferences.split import held_out
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
+from mlx_dpo.runs.scores import untaught_kinds
 from tools.tiny_sft.outcomes import (
     AnswerOutcome,
     PairOutcome,
@@ -31,6 +34,7 @@ from tools.tiny_sft.tables import answer_table, pair_table, rules_text, unrelate
 
 CONFIG = Path("checkpoints/tiny-sft/train.toml")
 DEVELOPMENT = Path("data/dpo/development.json")
+ALL_KINDS = Path("data/dpo/preferences.json")
 NUM_FOLDS = 5
 FOLD_SEED = 0
 
@@ -66,14 +70,20 @@ def measure(config: RunConfig, train: list[Preference], new: list[Preference]) -
     )
 
 
-def cross_validate(config: RunConfig, preferences: list[Preference]) -> Outcomes:
-    """Outcomes of all pairs, each measured by the policy that was not trained on it."""
+def cross_validate(
+    config: RunConfig, preferences: list[Preference], untaught: Collection[str] = ()
+) -> Outcomes:
+    """Outcomes of all pairs, each measured by a policy that was not trained on it.
+
+    No policy is trained on kinds that are `untaught`.
+    """
     parts = folds(preferences)
     pairs: list[PairOutcome] = []
     answers: list[AnswerOutcome] = []
     for number, part in enumerate(parts, 1):
         began = time.perf_counter()
-        train = [row for other in parts if other is not part for row in other]
+        others = [row for other in parts if other is not part for row in other]
+        train = [row for row in others if row.kind not in untaught]
         new_pairs, new_answers = measure(config, train, part)
         pairs += new_pairs
         answers += new_answers
@@ -86,7 +96,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", choices=("folds", "development"), default="folds")
+    choices = ("held-out", "folds", "all-kinds", "development")
+    parser.add_argument("--data", choices=choices, default="held-out")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--model", help="another model than that of the config")
     parser.add_argument("--learning-rate", type=float)
@@ -103,14 +114,16 @@ def main() -> None:
     config = replace(config, **{name: v for name, v in changed.items() if v is not None})
 
     assert config.data is not None
-    preferences = read_preferences(Path(config.data))
-    if options.data == "development":
-        # What `mlx_dpo train` holds out stays out, so that it remains new to these settings too.
-        out = held_out(preferences, config.eval_fraction)
-        train = [row for row, is_out in zip(preferences, out, strict=True) if not is_out]
-        pairs, answers = measure(config, train, read_preferences(DEVELOPMENT))
+    assert config.eval_data is not None
+    train, held = (read_preferences(Path(file)) for file in (config.data, config.eval_data))
+    if options.data == "folds":
+        untaught = untaught_kinds([row.kind for row in train], [row.kind for row in held])
+        pairs, answers = cross_validate(config, train + held, untaught)
+    elif options.data == "all-kinds":
+        pairs, answers = cross_validate(config, read_preferences(ALL_KINDS))
     else:
-        pairs, answers = cross_validate(config, preferences)
+        new = held if options.data == "held-out" else read_preferences(DEVELOPMENT)
+        pairs, answers = measure(config, train, new)
     print(
         f"\nlearning rate {config.learning_rate:g}, beta {config.beta:g}, epochs {config.epochs}, "
         f"batch {config.batch_size}, seed {config.seed}\n"

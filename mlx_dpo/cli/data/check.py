@@ -1,6 +1,6 @@
 """`mlx_dpo data check`: all problems of a preference file, in one pass."""
 
-import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import about_template, counted, printable, show_problems
+from mlx_dpo.cli.screen import (
+    VERDICT_COLOURS,
+    about_template,
+    counted,
+    say,
+    show_json,
+    show_problems,
+)
 from mlx_dpo.errors import DataError, UsageError, disk_error
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.encoding import Ingested
     from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.records import Preference
 
 
 @click.command(short_help="All problems of a file, in one pass.")
 @click.argument("file", metavar="FILE", type=options.Name(path_type=Path))
 @options.model(
-    "Whose tokenizer and template: checks lengths and special tokens too.", required=False
+    "Check lengths and special tokens too, for this model.",
+    required=False,
 )
 @options.max_length
 @options.path("--log", "Write every problem, as JSONL.", type=options.Name(path_type=Path))
@@ -29,7 +39,8 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     """Check a preference file as `train` does, and show all its problems.
 
     Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md lists
-    the codes. The first twenty are shown. Exit code 3 if there are errors.
+    the codes. Problems of one code are shown together, with their first rows. The verdict of
+    `audit` on the lengths follows. Exit code 3 if there are errors.
 
     \b
     Examples:
@@ -47,7 +58,8 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     candidates = _holds_candidates(file)
     tokenizing = Tokenizing(options.chat_of(model), max_length) if model else None
     if tokenizing and (template := about_template(tokenizing.chat)) and not as_json:
-        click.echo(printable(f"template: {template}"))
+        say(f"template: {template}")
+    footer.doing(f"reading {file}")
     try:
         with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
             problems = Problems(lines)
@@ -55,18 +67,19 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     except OSError as error:
         raise disk_error(log, error) from None
     if as_json:
-        click.echo(json.dumps(_as_json(file, ingested, problems)))
+        show_json(_as_json(file, ingested, problems), indent=None)
     elif not candidates:
         _show(ingested, problems, model, log)
+        _show_length_bias(file, ingested, is_in_tokens=model is not None)
     if candidates:
         raise DataError(
-            f"{file}: holds candidates, which nobody has chosen between yet: "
+            f"{file}: holds candidates, and no choice has been made yet: "
             "`mlx_dpo data label` or `mlx_dpo data judge` makes pairs of them"
         )
     if problems.num_errors:
         count = counted(problems.num_errors, "error")
         way_out = "" if problems.cut_short else ", or leave such rows out: --drop-bad"
-        raise DataError(f"{file}: {count}; train refuses the file: mend it{way_out}")
+        raise DataError(f"{file}: {count}; train refuses the file: correct it{way_out}")
 
 
 def _holds_candidates(file: Path) -> bool:
@@ -94,15 +107,45 @@ def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str
 def _show(ingested: "Ingested", problems: "Problems", model: str | None, log: Path | None) -> None:
     from mlx_dpo.preferences.schema import by_code
 
-    rest = f"all are in {log}" if log else "--log FILE writes them all"
-    show_problems(problems, more=f"; {rest}")
+    rest = f"All are in {log}." if log else "--log FILE writes them all."
+    show_problems(problems, rest=rest)
     if problems.counts:
-        click.echo(f"problems: {by_code(problems.counts)}")
+        say(f"problems: {by_code(problems.counts)}")
     dropped = ingested.dropped
     why = f" ({by_code(dropped)})" if dropped else ""
     rows = counted(ingested.read, "row")
-    click.echo(f"{rows} read = {ingested.kept} kept + {dropped.total()} dropped{why}")
+    say(f"{rows} read = {ingested.kept} kept + {dropped.total()} dropped{why}")
     if problems.cut_short:
-        click.echo("The rest of the file could not be read: mend the error above first.")
+        say("The rest of the file could not be read: correct the error above first.")
     if model is None:
-        click.echo("Lengths, special tokens and chat template were not checked: pass --model.")
+        say("Lengths, special tokens and chat template were not checked: pass --model.")
+
+
+def _show_length_bias(file: Path, ingested: "Ingested", *, is_in_tokens: bool) -> None:
+    """The verdict of `audit` on the lengths: in tokens those that training sees."""
+    import numpy as np
+
+    from mlx_dpo.insight.audit.bias import Measures, in_words
+    from mlx_dpo.insight.audit.checks import LENGTH_ADVICE, OK, check_length
+
+    if not ingested.kept:
+        return
+    if is_in_tokens:
+        table = ingested.table.columns()
+        lengths = np.diff(table["bounds"]).reshape(-1, 3)[table["code"] == 0]
+        measures = Measures("tokens", lengths.T)
+    else:
+        measures = in_words(_usable(file))
+    found = check_length(measures)
+    say(f"length bias: {found.verdict}: {found.reason}", colour=VERDICT_COLOURS[found.verdict])
+    if found.verdict != OK:
+        say(f"warning: {LENGTH_ADVICE}; mlx_dpo audit {file} names the pairs")
+
+
+def _usable(file: Path) -> "Iterator[Preference]":
+    from mlx_dpo.preferences.reader import read_rows
+    from mlx_dpo.preferences.schema import ERROR, LEVELS, Problems
+
+    for row in read_rows(file, Problems(), compare=False):
+        if row.preference is not None and (row.code is None or LEVELS[row.code] != ERROR):
+            yield row.preference

@@ -19,8 +19,8 @@ from mlx_dpo.cli.data.merge import rework_to
     help="Leave out pairs with one answer more than R times as long as the other.",
 )
 @options.model("Count lengths in this model's tokens, not in characters.", required=False)
-@click.option("--kind", "kinds", multiple=True, help="Keep pairs of this kind; several add up.")
-@click.option("--unique", is_flag=True, help="Leave out a pair that comes again.")
+@click.option("--kind", "kinds", multiple=True, help="Keep only pairs of this kind; repeatable.")
+@click.option("--unique", is_flag=True, help="Leave out repeated pairs.")
 @options.overwrite
 def filter_(
     file: str,
@@ -31,7 +31,7 @@ def filter_(
     unique: bool,
     overwrite: bool,
 ) -> None:
-    """Leave pairs out, and say how many for which reason.
+    """Leave pairs out, and show how many for each reason.
 
     A model that is trained on pairs in which the longer answer mostly wins learns to write more.
     --max-length-ratio 2 keeps only pairs whose answers are within twice each other's length.

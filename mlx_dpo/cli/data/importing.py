@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import counted, printable, share_progress, show_account, show_written
+from mlx_dpo.cli.footer import share_progress
+from mlx_dpo.cli.screen import counted, say, show_account, show_written
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _SHOWN_COLUMNS = 12
     metavar="FORMAT",
     default="auto",
     show_default=True,
-    help="Shape of the rows; auto tells each row's by itself, and says which it found.",
+    help="Format of the rows; auto detects it for each row and reports what it found.",
 )
 @click.option(
     "--columns",
@@ -44,7 +45,7 @@ _SHOWN_COLUMNS = 12
     type=click.Choice(("best-worst", "all")),
     default="best-worst",
     show_default=True,
-    help="What a ranking or scores become.",
+    help="How a ranking or scores become pairs.",
 )
 @click.option("--files", metavar="PATTERN", help="Which files of a folder or hub data set.")
 @options.overwrite
@@ -95,8 +96,8 @@ def import_(
     renamed, found = _columns(columns), set[str]()
     shape, rows, shown_by = open_rows(sources, name, renamed, found)
     detected = f", detected from row {shown_by}" if shown_by else ""
-    click.echo(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
-    click.echo(f"format  {shape.name}: {shape.about}{detected}")
+    say(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
+    say(f"format  {shape.name}: {shape.about}{detected}")
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             summary = collect(
@@ -109,7 +110,7 @@ def import_(
             )
         _show_summary(summary)
         for column in sorted(set(renamed.values()) - found):
-            click.echo(f"warning: --columns: no row has a column {column!r}", err=True)
+            say(f"warning: --columns: no row has a column {column!r}", err=True)
         show_account(collection, source)
         written = collection.write(path, replace=overwrite)
     show_written(path, written)
@@ -129,13 +130,13 @@ def _columns(text: str | None) -> dict[str, str]:
 def _show_summary(summary: "Summary") -> None:
     if len(summary.shapes) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in summary.shapes.most_common())
-        click.echo(f"shapes  {counts}")
+        say(f"shapes  {counts}")
     if summary.unused:
         ordered = sorted(summary.unused.items(), key=lambda item: (-item[1], item[0]))
         shown = ordered[:_SHOWN_COLUMNS]
         names = ", ".join(f"{column} ({counted(count, 'row')})" for column, count in shown)
         more = len(ordered) - len(shown)
         rest = f" and {counted(more, 'column')} more" if more else ""
-        click.echo(printable(f"unused  {names}{rest}; --columns NAME=COLUMN gives one a meaning"))
+        say(f"unused  {names}{rest}; --columns NAME=COLUMN gives one a meaning")
     for note, count in sorted(summary.notes.items()):
-        click.echo(printable(f"note    {counted(count, 'row')}: {note}"))
+        say(f"note    {counted(count, 'row')}: {note}")

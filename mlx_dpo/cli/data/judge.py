@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     metavar="JUDGE",
     help="rule:NAME, a model's folder or hub id, a trained adapter, or http://HOST/v1.",
 )
-@options.out("Where pairs go.", default="preferences.jsonl")
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @options.overwrite
 @options.adapter("An adapter, mlx-lm's or PEFT's, to put onto the model that judges.")
-@click.option("--model", default="", metavar="NAME", help="Which model of an endpoint to ask.")
+@click.option("--model", default="", metavar="NAME", help="The name of the model at the endpoint.")
 @options.path(
     "--rubrics",
-    "What makes an answer better, a text file KIND.txt each. Made, to be edited, if missing.",
+    "What makes an answer better: a file KIND.txt for each kind, created if missing.",
     metavar="FOLDER",
 )
 @click.option(
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="Pairs an endpoint is asked about at a time.",
+    help="How many pairs to send to an endpoint at once.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds an endpoint has for a reply.",
+    help="Seconds to wait for a reply of an endpoint.",
 )
 @options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
 @options.keeps_awake
@@ -62,7 +62,7 @@ def judge(
 
     Each two answers are shown in both orders. Only where the same answer wins both times do they
     become a pair; flips, ties and abstentions are counted and dropped. Of more than two answers
-    to a prompt, every two meet.
+    to a prompt, every two are compared.
 
     A model's replies are kept in OUT.replies.jsonl: the same command goes on after a stop. A key
     for an endpoint is read from the environment variable MLX_DPO_JUDGE_KEY.
@@ -71,8 +71,7 @@ def judge(
     Rules
       rule:shorter, rule:longer   by characters
       rule:regex:PATTERN          an answer in which the pattern is found
-      rule:exact:FILE             an answer that equals the right one; FILE has a JSON object a
-                                  line, {"prompt": ..., "answer": ...}
+      rule:exact:FILE             an answer that equals FILE's: JSON lines of prompt and answer
 
     \b
     Examples:
@@ -80,7 +79,8 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge path/to/instruct-model
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
-    from mlx_dpo.cli.screen import counted, progress
+    from mlx_dpo.cli.footer import footer, progress
+    from mlx_dpo.cli.screen import counted, say
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
     from mlx_dpo.workshop.candidates import contests_of, load_candidates
@@ -89,7 +89,7 @@ def judge(
 
     path = Path(out)
     if path.exists() and not overwrite:
-        raise UsageError(f"{out}: is there already; --overwrite replaces it")
+        raise UsageError(f"{out}: already exists; --overwrite replaces it")
     if path.exists() and path.samefile(candidates):
         raise UsageError(f"{out}: holds the candidates; --out takes another file")
     check_writable(path)
@@ -103,6 +103,7 @@ def judge(
             if decided
             else f"{candidates}: no prompt has two different answers to choose between"
         )
+    footer.doing("reading candidates and judge")
     with (
         open_judge(
             judge_name,
@@ -120,7 +121,7 @@ def judge(
             chosen, contests, after_contest=lambda more: done("pairs", len(contests), more)
         )
     won = [decision.preference for decision in decisions if decision.outcome == "won"]
-    click.echo(
+    say(
         f"read       {counted(len(rows), 'prompt')}, {by_row.count([])} of them without "
         "two different answers"
     )
@@ -130,45 +131,47 @@ def judge(
     if not won and path.exists():
         raise DataError(f"{out}: left as it was: no pair has a winner")
     write_file(path, "".join(map(preference_line, won)))
-    click.echo(f"wrote      {out}  ({counted(len(won), 'pair')})")
+    say(f"wrote      {out}  ({counted(len(won), 'pair')})")
 
 
 def _show(summary: "JudgeSummary") -> None:
-    from mlx_dpo.cli.screen import counted, share
+    from mlx_dpo.cli.screen import counted, say, share
 
     counts = summary.outcomes
     won = counts["won"]
-    click.echo(
+    say(
         f"judged     {counted(sum(counts.values()), 'pair')} of answers: {won} kept, "
         f"{counts['flip']} flipped with the order, {counts['tie']} tied, {counts['abstain']} "
         f"abstained, {counts['failed']} failed"
     )
-    click.echo(f"flip rate  {share(counts['flip'], won + counts['flip'])}")
-    click.echo(
+    say(f"flip rate  {share(counts['flip'], won + counts['flip'])}")
+    say(
         f"length     the longer answer won {share(summary.longer_winners, won)}, "
         f"the shorter {share(summary.shorter_winners, won)}"
     )
 
 
 def _warn(summary: "JudgeSummary", judge: "Judge") -> None:
+    from mlx_dpo.cli.screen import say
+
     counts = summary.outcomes
     decided = counts["won"] + counts["flip"]
     if decided and counts["flip"] > decided / 3:
-        click.echo(
+        say(
             "warning: the verdict often follows the order and not the answers; this judge can "
             "hardly tell them apart",
             err=True,
         )
     if summary.own_answers:
         against = summary.own_wins + summary.own_losses
-        click.echo(
+        say(
             f"warning: {judge.model} wrote answers of {summary.own_answers} of these pairs itself, "
             "and models like their own answers best"
             + (f"; it won {summary.own_wins} of {against} against others" if against else ""),
             err=True,
         )
     if counts["failed"]:
-        click.echo(
+        say(
             f"warning: {counts['failed']} got no verdict ({judge.last_failure}); the same command "
             "with --overwrite asks again for those alone",
             err=True,

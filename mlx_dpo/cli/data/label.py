@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import counted, program
+from mlx_dpo.cli.screen import counted, program, say
 from mlx_dpo.errors import UsageError
+from mlx_dpo.extras import to_install
 
 if TYPE_CHECKING:
     from mlx_dpo.workshop.label.book import Book, Task
@@ -20,7 +21,7 @@ _PACKAGES = ("starlette", "uvicorn", "markdown_it", "nh3")
 
 @click.command(short_help="Choose between answers, or write them, in the browser.")
 @click.argument("files", metavar="[CANDIDATES|PROMPTS]...", nargs=-1, type=options.Name())
-@options.out("Where pairs go.", default="preferences.jsonl")
+@options.out("The file of pairs to write.", default="preferences.jsonl")
 @options.path("--guidelines", "What makes an answer better, in Markdown; the page shows it.")
 @click.option(
     "--port",
@@ -40,7 +41,7 @@ def label(
     file are counted and left alone.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
-    any time, and give the same command again to go on. The page is seen by this computer alone.
+    any time, and run the same command again to go on. Only this computer can open the page.
 
     \b
     Examples:
@@ -50,8 +51,7 @@ def label(
     """
     if any(find_spec(name) is None for name in _PACKAGES):
         raise UsageError(
-            "`data label` needs starlette, uvicorn, markdown-it-py and nh3: pip install "
-            "'mlx-dpo[label]', in a clone pip install -e '.[label]'"
+            f"`data label` needs starlette, uvicorn, markdown-it-py and nh3: {to_install('label')}"
         )
     from mlx_dpo.workshop.label.book import Book
     from mlx_dpo.workshop.label.server import Session, serve
@@ -93,7 +93,7 @@ def _tasks(files: tuple[str, ...]) -> "list[Task]":
             "`rejected`); give candidates or prompts; new pairs go to --out"
         )
     for file, number in found.items():
-        click.echo(
+        say(
             f"{file}: {counted(number, 'finished pair')} left alone, rows with `chosen` and "
             "`rejected`; new pairs go to --out",
             err=True,
@@ -125,7 +125,7 @@ def _announce(book: "Book", address: str, open_it: bool) -> None:
     to_write = sum(not task.is_choice for task in left)
     of_them = f" ({to_write} of them without two answers: you write them)" if to_write else ""
     pairs = counted(book.counts[PAIR], "pair")
-    click.echo(
+    say(
         f"{counted(len(left), 'task')} to do{of_them}, {pairs} in {book.out}. "
         f"Open this page; Ctrl-C here ends it:\n  {address}"
     )
@@ -139,13 +139,13 @@ def _say_what_is_left(book: "Book", command: str, next_commands: tuple[str, ...]
     left = len(book.tasks) - book.num_done()
     pairs, skipped, bad = (book.counts[event] for event in (PAIR, SKIP, BAD))
     of_them = f", {skipped} of them skipped" if skipped else ""
-    click.echo(f"\n{counted(pairs, 'pair')} in {book.out}; {counted(left, 'task')} to do{of_them}.")
+    say(f"\n{counted(pairs, 'pair')} in {book.out}; {counted(left, 'task')} to do{of_them}.")
     if bad:
-        click.echo(
+        say(
             f"Both answers bad: {bad}. They make no pair; sample other answers to these prompts, "
             "or write better ones (w)."
         )
     if left:
-        click.echo(f"Go on:\n  {command}")
+        say(f"Go on:\n  {command}")
     if pairs:
-        click.echo("Next:\n" + "\n".join(f"  {line}" for line in next_commands))
+        say("Next:\n" + "\n".join(f"  {line}" for line in next_commands))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import share_progress, show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_written
 
 if TYPE_CHECKING:
     from mlx_dpo.workshop.collection import PairFilter
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
     """Put files of pairs together.
 
-    A pair that comes again is left out. Of two pairs that prefer opposite ways, both are left out.
-    The name of its file is put in front of each id.
+    Repeated pairs are left out. Two pairs that contradict each other are both left out. Each id
+    begins with the name of its file.
 
     \b
     Example:

@@ -3,13 +3,13 @@
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import about_template, printable
+from mlx_dpo.cli.screen import about_template, say
 from mlx_dpo.errors import DataError
 
 
 @click.command(short_help="One pair as the model sees it.")
 @click.argument("file", metavar="FILE", type=options.Name())
-@options.model("Whose tokenizer and template.")
+@options.model("The model whose tokenizer and template are used.")
 @options.count("--row", about="Which pair.", default=1)
 @options.max_length
 def preview(file: str, model: str, row: int, max_length: int) -> None:
@@ -29,24 +29,29 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
         code, _, reason, _ = encoded.finding
         raise DataError(f"{file}: row {row} would be dropped: {code}: {reason}")
     for code, _, reason, hint in encoded.notes:
-        click.echo(f"warning: {code}: {reason}; {hint}", err=True)
+        say(f"warning: {code}: {reason}; {hint}", err=True)
     prompt, chosen, rejected = encoded.example
-    click.echo(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}")
+    say(f"{file} row {row}, kind {pair.kind or '-'}, id {pair.id}")
     if template := about_template(chat):
-        click.echo(printable(f"template: {template}"))
-    click.echo("")
-    click.echo("scored   id  token")
+        say(f"template: {template}")
+    say("")
+    say("scored   id  token")
     for name, ids, scored in (
         ("prompt", prompt, 0),
         ("chosen", chosen, 1),
         ("rejected", rejected, 1),
     ):
-        click.echo(f"{name}: {len(ids)} tokens")
+        say(f"{name}: {len(ids)} tokens")
         for token in ids:
-            click.echo(f"  {scored}  {token:>6}  {chat.tokenizer.decode([token])!r}")
-    click.echo(
-        f"\n1 = its log-prob counts. {len(chosen)} chosen and {len(rejected)} rejected tokens are "
-        f"scored, the closing token {chat.closing_text} among them; "
-        f"{int(bool(encoded.flags & CUT))} cut, {int(bool(encoded.flags & MERGED))} merged at the "
-        "boundary."
+            say(f"  {scored}  {token:>6}  {chat.tokenizer.decode([token])!r}")
+    say(
+        f"\n1: its log-prob counts. {len(chosen)} chosen and {len(rejected)} rejected tokens are "
+        f"scored, with the closing token {chat.closing_text}."
     )
+    if encoded.flags & CUT:
+        say("An answer is cut at --max-length.")
+    if encoded.flags & MERGED:
+        say(
+            "The end of the prompt and the beginning of an answer share a token; it is scored with "
+            "the answer."
+        )

@@ -1,11 +1,13 @@
 """`mlx_dpo data sample`: answers of a model, to be judged or labelled."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import counted, progress
+from mlx_dpo.cli.footer import progress
+from mlx_dpo.cli.screen import counted, say
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
@@ -13,7 +15,7 @@ from mlx_dpo.cli.screen import counted, progress
 @options.adapter()
 @options.path(
     "--prompts",
-    "A prompt a line (.txt), or JSON rows with 'prompt'; a file of pairs will do.",
+    "One prompt per line (.txt), or JSON rows with 'prompt'; a file of pairs works too.",
     required=True,
 )
 @options.out("The file of candidates.", default="candidates.jsonl")
@@ -25,11 +27,11 @@ from mlx_dpo.cli.screen import counted, progress
     multiple=True,
     default=(1.0,),
     show_default=True,
-    help="Given several times: of the first answer, the second ...",
+    help="May be repeated: of the first answer, of the second ...",
 )
 @options.seed()
 @options.max_tokens(256)
-@options.count("--batch-size", about="Answers made at once; less needs less memory.", default=16)
+@options.count("--batch-size", about="Answers made at once; fewer need less memory.", default=16)
 @options.keeps_awake
 def sample(
     model: str,
@@ -61,24 +63,23 @@ def sample(
     path = Path(out)
     check_writable(path)
     rows, num_rows = read_prompts(prompts)
+    options.opening(model, adapter)
     loaded = open_model(model, adapter)
     name = name_of(model) + (f"+{name_of(adapter)}" if adapter else "")
     settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
-    session = Session(loaded.model, loaded.chat, name, rows, settings, path)
-    click.echo(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
-    if session.done:
-        click.echo(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")
-    if batch_size > 1 and not session.together:
-        click.echo("one by one: this model's caches can't be batched exactly", err=True)
-    with progress() as advance:
-        advance("answering", len(rows), session.done)
-        candidates = session.run(lambda more: advance("answering", len(rows), more))
+    with closing(Session(loaded.model, loaded.chat, name, rows, settings, path)) as session:
+        say(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
+        if session.done:
+            say(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")
+        if batch_size > 1 and not session.together:
+            say("one by one: this model's caches can't be batched exactly", err=True)
+        with progress() as advance:
+            advance("answering", len(rows), session.done)
+            candidates = session.run(lambda more: advance("answering", len(rows), more))
     texts = [answer for row in candidates for answer in row.answers]
     choice = sum(len(row.answers) > 1 for row in candidates)
-    click.echo(
+    say(
         f"answers   {len(texts)} of {answers * len(candidates)} are usable and different; "
         f"{sum(not answer.finished for answer in texts)} cut off at {max_tokens} tokens"
     )
-    click.echo(
-        f"wrote     {path}  ({choice} of {counted(len(candidates), 'prompt')} leave a choice)"
-    )
+    say(f"wrote     {path}  ({choice} of {counted(len(candidates), 'prompt')} leave a choice)")

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import share_progress, show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_written
 from mlx_dpo.errors import DataError
 
 
@@ -29,7 +30,7 @@ from mlx_dpo.errors import DataError
 def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
     """Split a file of pairs so that no prompt is in both parts.
 
-    Of each kind its share of prompts goes to the test pairs, at least one; a kind with a single
+    The test pairs get the same share of each kind's prompts, at least one; a kind with a single
     prompt stays in training.
 
     \b

@@ -23,6 +23,7 @@ OK, LOOK, STOP, UNCHECKED = "ok", "look", "stop", "not checked"
 # A bet that wins outside these shares is worth a look, once chance is ruled out. With its whole
 # interval outside LOPSIDED, where training warns as well, the model can win without reading.
 SUSPICIOUS = (0.4, 0.6)
+LENGTH_ADVICE = "the model may learn length instead of what the pairs are about; balance the pairs"
 # Shares of the rows from which a fault is no longer a few rows to mend.
 MANY_COPIES = 0.10
 MANY_CONTRADICTIONS = 0.05

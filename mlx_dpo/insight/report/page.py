@@ -5,13 +5,15 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, Template, TemplateError
 from markupsafe import Markup
 
@@ -31,8 +33,14 @@ from mlx_dpo.records import Preference
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.plan import gigabytes
-from mlx_dpo.runs.scores import GroupScore, margins, score_groups, wilson_interval
-from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, SAME, WORSE
+from mlx_dpo.runs.scores import (
+    GroupScore,
+    is_taught,
+    margins,
+    score_groups,
+    wilson_interval,
+)
+from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, LOOPING, SAME, WORSE
 
 NAME = "report.html"
 DataMeasures = dict[tuple[str, bool], Measures | MlxDpoError]
@@ -43,7 +51,7 @@ _WRONG_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticEr
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 # Class of the style sheet, and a sign beside the colour, which not everybody can tell apart.
 _GOOD, _BAD, _CARE = ("good", "\u2713"), ("bad", "\u2715"), ("care", "!")
-_OF_OUTCOME = {BETTER: _GOOD, WORSE: _BAD, COLLAPSED: _BAD}
+_OF_OUTCOME = {BETTER: _GOOD, WORSE: _BAD, COLLAPSED: _BAD, LOOPING: _BAD}
 _OF_CHECK = {OK: _GOOD, LOOK: _CARE, STOP: _BAD}
 _OF_MARK = {BETTER: ("good", "\u25b2"), WORSE: ("bad", "\u25bc"), CHANGED: ("care", "\u2260")}
 
@@ -77,7 +85,8 @@ def write_report(
     measured = {} if measured is None else measured
     try:
         runs = [read_run(folder) for folder in folders]
-        for data in {_data_of(run) for run in runs} - measured.keys():  # each file is read once
+        unknown = {_data_of(run) for run in runs if run.lengths is None}
+        for data in unknown - measured.keys():  # each file is read once
             measured[data] = _measure(*data)
         about = _of_runs(runs, measured, program) | _of_sweep(sweep, failed)
         page = fill_template(program=program, refresh=refresh, **about)
@@ -141,7 +150,7 @@ def _of_runs(runs: Sequence[RunRecord], measured: DataMeasures, program: str) ->
     return {
         "title": f"DPO report: {', '.join(names)}",
         "runs": [
-            {**_parts(run, measured[_data_of(run)]), "command": command(run.config, program)}
+            {**_parts(run, _measures(run, measured)), "command": command(run.config, program)}
             for run in runs
         ],
         "names": names,
@@ -166,6 +175,11 @@ def _of_sweep(sweep: Sequence[BetaOutcome], failed: Sequence[FailedBeta]) -> dic
 def _data_of(run: RunRecord) -> tuple[str, bool]:
     """A run's data file, and whether its rows with errors were left out."""
     return str(run.config.data), run.config.drop_bad
+
+
+def _measures(run: RunRecord, measured: DataMeasures) -> Measures | MlxDpoError:
+    """Lengths of a run's pairs: in tokens, as `train` judged them, where the run kept them."""
+    return measured[_data_of(run)] if run.lengths is None else Measures("tokens", run.lengths)
 
 
 def _measure(file: str, drop_bad: bool) -> Measures | MlxDpoError:
@@ -193,9 +207,13 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
     drawings = pictures.run_curves(run) if run.steps else []
     groups, calibration = [], None
     if run.policy.size:
-        scores, beta = (run.policy, run.reference), run.config.beta
-        groups = score_groups(*scores, [kind or "(none)" for kind in run.kinds], beta=beta)
-        calibration = reliability(margins(*scores, beta=beta))
+        judged = is_taught(run.kinds, run.untaught)
+        groups = _groups(run, judged)
+        if not judged.all():
+            first, *kinds = _groups(run, ~judged)
+            groups += [replace(first, name="not trained on"), *kinds]
+        scores = run.policy[:, judged], run.reference[:, judged]
+        calibration = reliability(margins(*scores, beta=run.config.beta))
         drawings.append(pictures.accuracy_by_kind(groups))
         drawings.append(pictures.calibration_diagram(calibration))
     if isinstance(measured, Measures):
@@ -219,6 +237,11 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
         "warnings": _warnings(run),
         "cost": cost,
     }
+
+
+def _groups(run: RunRecord, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
+    kinds = [run.kinds[row] or "(none)" for row in np.flatnonzero(rows)]
+    return score_groups(run.policy[:, rows], run.reference[:, rows], kinds, beta=run.config.beta)
 
 
 def _warnings(run: RunRecord) -> list[str]:

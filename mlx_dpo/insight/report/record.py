@@ -8,11 +8,12 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import RunConfig, read_settings
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import changed_record
 from mlx_dpo.runs.scores import Logprobs
@@ -60,7 +61,9 @@ class RunRecord:
 
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
-    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds.
+    (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds,
+    `untaught` those of them that no training pair is of. `lengths` are int (3, M), tokens of
+    prompt, chosen and rejected of the M pairs of the data; None for a run of an older version.
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
@@ -77,6 +80,8 @@ class RunRecord:
     timings: Rows
     samples: Rows
     kinds: list[str]
+    untaught: list[str]
+    lengths: npt.NDArray[np.int64] | None
     policy: Logprobs
     reference: Logprobs
     answers: Rows
@@ -91,8 +96,7 @@ class RunRecord:
         """Optimizer steps of the whole run."""
         config = self.config
         pairs_per_step = config.batch_size * config.grad_accumulation
-        epochs = config.epochs or 1  # which runs of earlier versions did not write down
-        return config.steps or epochs * -(-len(self.split["train"]) // pairs_per_step)
+        return config.steps or (config.epochs or 1) * -(-len(self.split["train"]) // pairs_per_step)
 
     @property
     def method(self) -> str:
@@ -162,7 +166,7 @@ def read_run(folder: Path) -> RunRecord:
     try:
         return RunRecord(
             folder=folder,
-            config=RunConfig(**read_toml(folder / "config.toml")),
+            config=RunConfig(**read_settings(folder / "config.toml")),
             environment=_json(folder / "environment.json"),
             split=_json(folder / "split.json"),
             steps=[row for row in metrics if "loss" in row],
@@ -170,6 +174,8 @@ def read_run(folder: Path) -> RunRecord:
             timings=_lines(folder / "timings.jsonl"),
             samples=_lines(folder / "samples.jsonl"),
             kinds=[str(kind) for kind in held_out.get("kinds", [])],
+            untaught=[str(kind) for kind in held_out.get("untaught", [])],
+            lengths=_lengths(folder / "lengths.json"),
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
@@ -185,6 +191,12 @@ def read_run(folder: Path) -> RunRecord:
 
 def _logprobs(rows: list[list[float]]) -> Logprobs:
     return np.array(rows, dtype=np.float32).reshape(2, -1)
+
+
+def _lengths(path: Path) -> npt.NDArray[np.int64] | None:
+    if not path.is_file():
+        return None
+    return np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.int64).reshape(3, -1)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _split(prompt: Turns | None, chosen: Turns, rejected: Turns) -> tuple[Turns,
     """Two answers and their prompt, of dialogues that differ in the assistant's last turn alone."""
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if len(turns) < 2 or turns[-1]["role"] != "assistant":
-            reason = f"{name!r} is no dialogue that ends with the assistant's turn"
+            reason = f"{name!r} is not a dialogue that ends with the assistant's turn"
             raise LeftOutError("no-common-prompt", reason)
     if chosen[:-1] != rejected[:-1]:
         raise LeftOutError(

@@ -154,7 +154,7 @@ def _said(row: Row, message: Fields) -> Any:
         return content
     kinds = {match[1] for match in _FOLDED.finditer(content)}
     if kinds - {_REASONING}:
-        reason = f"an answer holds {min(kinds - {_REASONING})!r:.40}, which is no text"
+        reason = f"an answer holds {min(kinds - {_REASONING})!r:.40}, which is not text"
         raise LeftOutError("unsupported", reason, "pairs are of plain text")
     if kinds:
         row.notes.append("an answer was taken without its folded reasoning")

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.extras import to_install
 from mlx_dpo.files import check_encoding, check_ordinary, is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
@@ -163,7 +164,7 @@ def _parquet_rows(path: Path, source: Path) -> Iterator[RawRow]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UsageError(
-            f"{source}: reading Parquet needs pyarrow: pip install 'mlx-dpo[parquet]'"
+            f"{source}: reading Parquet needs pyarrow: {to_install('parquet')}"
         ) from None
     number = 0
     try:

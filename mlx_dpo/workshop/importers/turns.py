@@ -92,7 +92,7 @@ def as_turns(row: Row, name: str, value: Any, role: str) -> Turns:
     if not isinstance(value, list) or not value:
         raise LeftOutError("wrong-type", f"{name!r} must be text or a list of messages")
     if any(not isinstance(message, dict) for message in value):
-        raise LeftOutError("wrong-type", f"{name!r} holds a turn that is no message")
+        raise LeftOutError("wrong-type", f"{name!r} holds a turn that is not a message")
     turns: Turns = []
     for message in value:
         is_round = _is_round(message)
@@ -117,7 +117,7 @@ def _prompt_turns(text: str) -> Turns:
 def _message(message: Row, name: str) -> Fields:
     for key in _CALLS:
         if message.values.get(key):
-            reason = f"{name!r} holds {key!r}, which is no text"
+            reason = f"{name!r} holds {key!r}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
     role, content = message.get(*_ROLE_KEYS), message.get(*_CONTENT_KEYS)
     if role is None:
@@ -138,7 +138,7 @@ def _joined(parts: list[Any], name: str) -> str:
         if kind == "text" and text is None and isinstance(part, dict):  # Google's have no type
             kind = next((key for key in part if key != "type"), kind)
         if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
-            reason = f"{name!r} holds a part of the type {kind!r:.40}, which is no text"
+            reason = f"{name!r} holds a part of the type {kind!r:.40}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
         texts.append(text)
     return "".join(texts)
@@ -202,5 +202,5 @@ def _round(entry: Any, name: str) -> Turns:
         said = {_ROLES.get(str(key).lower()): value for key, value in entry.items()}
         if said.keys() == {"user", "assistant"}:
             return [turn("user", said["user"]), turn("assistant", said["assistant"])]
-    reason = f"{name!r} is no list of rounds, each a question and its answer"
+    reason = f"{name!r} is not a list of rounds, each a question and its answer"
     raise LeftOutError("wrong-type", reason, "write earlier rounds as messages")

@@ -67,7 +67,7 @@ def _verdict(row: Row, names: tuple[str, ...], better: Callable[[Any], float | N
     found = None if name is None else better(row.values[name])
     if found is None:
         said = f"{row.values[name]!r:.40} in {name!r}" if name else f"no {names[0]!r}"
-        raise LeftOutError("no-pair", f"{said} is no verdict between the two answers")
+        raise LeftOutError("no-pair", f"{said} is not a verdict between the two answers")
     return found
 
 
@@ -188,7 +188,7 @@ def _arena_table_pairs(row: Row, _: bool) -> list[Fields]:
     won = [number(row.get(name)) for name in ("winner_model_a", "winner_model_b")]
     row.use("winner_tie")
     if None in won:
-        raise LeftOutError("no-pair", "'winner_model_a' and 'winner_model_b' are no verdict")
+        raise LeftOutError("no-pair", "'winner_model_a' and 'winner_model_b' are not a verdict")
     if not len(asked) == len(first) == len(second):
         raise LeftOutError("wrong-type", "prompt and responses have different numbers of turns")
     both: list[Turns] = [

@@ -2,12 +2,15 @@
 
 Replies that are late, cut off or nonsense are asked for again. A parameter that an endpoint refuses
 is asked for otherwise, for as long as the program runs. The key goes to the endpoint's own address
-alone, off this computer only over https, and into no message or file.
+alone, off this computer only over https, and into no message or file: it is taken out of all that
+an endpoint says before anything is read, cut or shown.
 """
 
+import asyncio
+import json
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
@@ -15,6 +18,7 @@ from ipaddress import ip_address
 import httpx2 as httpx
 
 from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.workshop.judge.redaction import Redaction
 from mlx_dpo.workshop.judge.replies import (
     Request,
     asked_otherwise,
@@ -32,6 +36,7 @@ KEY_VARIABLE = "MLX_DPO_JUDGE_KEY"
 WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds, even if an endpoint asks for more
 MAX_REPLY = 1_000_000  # bytes
+_TO_CONNECT = 10.0  # seconds, and no more than half of what a reply may take
 _RETRIED = {408, 425, 429, 500, 502, 503, 504, 529}  # HTTP statuses
 
 
@@ -65,8 +70,7 @@ class Endpoint:
         model: The endpoint's name of the model; "" lets it choose.
         key: Sent as a bearer token unless it is ""; never shown or written.
         max_tokens: Longest reply.
-        timeout: Seconds for a whole reply.
-        now: Seconds since a fixed moment.
+        timeout: Seconds from connecting to the last byte of a reply.
         wait: Waits so many seconds; True if that was interrupted. None waits until `close`.
 
     Raises:
@@ -81,25 +85,30 @@ class Endpoint:
         key: str = "",
         max_tokens: int,
         timeout: float,
-        now: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool] | None = None,
     ) -> None:
         host = _checked_host(url, key)
         self._stop = threading.Event()
-        self._now, self._wait = now, wait or self._stop.wait
+        self._wait = wait or self._stop.wait
         self._url = url
-        self._key = key
+        self._redacted = Redaction(key)
         self._timeout = timeout
         self._max_tokens, self._model = max_tokens, model
         self._request: Request = {"max_tokens": max_tokens, "temperature": 0}
         self._refused: list[Request] = []
         self._lock = threading.Lock()
-        self._client = httpx.Client(
+        self._awaited: set[Future[tuple[int, str, bytes]]] = set()
+        # Only coroutines can be given one deadline for all they wait for, from a name's address to
+        # the last byte: they run in a thread of their own.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            timeout=httpx.Timeout(None, connect=min(_TO_CONNECT, timeout / 2)),
             trust_env=not _is_local(host),  # no proxy on the way to this computer
             follow_redirects=False,  # the key must not go to another address
         )
+        self._thread.start()
 
     def ask(self, text: str) -> str:
         """The reply to a text.
@@ -117,19 +126,36 @@ class Endpoint:
                 return self._ask(text)
             except _RetryError as error:
                 reason, wait_longer = str(error), error.wait
-            except httpx.TimeoutException:
-                reason = f"no reply within {self._timeout:g} s"
-            except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
-                # RuntimeError: another thread has closed the client.
+            except httpx.ConnectTimeout:
+                reason = "no connection in time"
+            except TimeoutError:
+                reason = f"no whole reply within {self._timeout:g} s"
+            except (httpx.HTTPError, httpx.StreamError) as error:
                 reason = f"{type(error).__name__}: {error}"
+            except CancelledError:
+                break
             if pause is None or self._wait(min(max(pause, wait_longer), LONGEST_WAIT)):
                 break
-        raise NoReplyError(self._without_key(reason))
+        raise NoReplyError(self._redacted(" ".join(reason.split())))
 
     def close(self) -> None:
-        """End all waiting."""
-        self._stop.set()
-        self._client.close()
+        """End all waiting, in all threads."""
+        with self._lock:
+            if self._stop.is_set():
+                return
+            self._stop.set()
+            for answer in self._awaited:
+                answer.cancel()
+            ended = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        ended.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
 
     def _ask(self, text: str) -> str:
         """One try, with parameters as the endpoint wants them."""
@@ -154,7 +180,7 @@ class Endpoint:
             hint = f"; the key is read from {KEY_VARIABLE}"
         elif not self._model and "model" in error.words.lower():
             hint = "; --model names the model to ask"
-        return MlxDpoError(f"{self._url}: answered with {reason}{hint}")
+        return MlxDpoError(self._redacted(f"{self._url}: answered with {reason}{hint}"))
 
     def _ask_otherwise(self, request: Request, words: str) -> bool:
         """Change the parameters of all further requests; False where that would be nothing new."""
@@ -175,7 +201,7 @@ class Endpoint:
                 **request,
             }
         )
-        words, content = self._without_key(words_of(data)), parsed(data)
+        words, content = self._redacted(words_of(data)), parsed(data)
         if status != 200:
             raise _RefusedError(status, words, _seconds(retry_after))
         if (error := error_inside(content)) is not None:
@@ -195,25 +221,41 @@ class Endpoint:
             raise NoReplyError("the endpoint withholds the reply: content_filter")
         if not reply.text.strip() and reply.thought:
             raise NoReplyError("the model thought and said nothing: raise --max-tokens")
-        return reply.text
+        return self._redacted(reply.text)  # once more: pieces of it have been joined
 
     def _post(self, body: Request) -> tuple[int, str, bytes]:
-        """Status, ``Retry-After`` and body of the answer."""
-        deadline = self._now() + self._timeout
+        """Status, ``Retry-After`` and body of the answer, without the key.
+
+        Raises:
+            CancelledError: If the endpoint has been closed.
+            TimeoutError: If it took too long.
+        """
+        with self._lock:
+            if self._stop.is_set():
+                raise CancelledError
+            answer = asyncio.run_coroutine_threadsafe(self._exchange(body), self._loop)
+            self._awaited.add(answer)
+        try:
+            status, retry_after, data = answer.result()
+        finally:
+            with self._lock:
+                self._awaited.discard(answer)
+            answer.cancel()  # Ctrl-C while waiting
+        text = data.decode(json.detect_encoding(data), "replace")
+        return status, retry_after, self._redacted(text).encode(errors="replace")
+
+    async def _exchange(self, body: Request) -> tuple[int, str, bytes]:
         url = self._url.rstrip("/") + "/chat/completions"
-        with self._client.stream("POST", url, json=body) as response:
+        async with (
+            asyncio.timeout(self._timeout),
+            self._client.stream("POST", url, json=body) as response,
+        ):
             data = bytearray()
-            for block in response.iter_bytes():
+            async for block in response.aiter_bytes():
                 data += block
                 if len(data) > MAX_REPLY:
                     raise _RetryError("the reply does not end")
-                if self._now() > deadline:  # httpx limits the time of each block alone
-                    raise _RetryError(f"no whole reply within {self._timeout:g} s")
-        return response.status_code, response.headers.get("retry-after", ""), bytes(data)
-
-    def _without_key(self, text: str) -> str:
-        text = " ".join(text.split())
-        return text.replace(self._key, "***") if self._key else text
+            return response.status_code, response.headers.get("retry-after", ""), bytes(data)
 
 
 def _is_decided(text: str) -> bool:
@@ -248,7 +290,7 @@ def _checked_host(url: str, key: str) -> str:
     if key and parsed.scheme != "https" and not _is_local(parsed.host):
         raise UsageError(f"--judge {url}: a key goes over https only; unset {KEY_VARIABLE}")
     if key and not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{KEY_VARIABLE}: is no key: it holds characters that can't be sent")
+        raise UsageError(f"{KEY_VARIABLE}: is not a key: it holds characters that can't be sent")
     return str(parsed.host)
 
 

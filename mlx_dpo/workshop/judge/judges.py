@@ -8,7 +8,7 @@ anything twice.
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
@@ -76,15 +76,14 @@ def open_judge(
         asked = _endpoint_model(name, model, concurrency, timeout, max_tokens)
     else:
         asked = _local_model(name, adapter, max_tokens)
-    replies = Journal(out.with_name(f"{out.name}.replies.jsonl"))
-    try:
-        yield ModelJudge(name, asked, texts, replies)
-    except KeyboardInterrupt:
-        kept = f"{len(replies.entries)} replies are kept in {replies.path}"
-        raise StoppedError(f"stopped; {kept}, and the same command goes on") from None
-    finally:
-        asked.stop()
-        replies.close()
+    with ExitStack() as stack:
+        stack.callback(asked.stop)
+        replies = stack.enter_context(closing(Journal(out.with_name(f"{out.name}.replies.jsonl"))))
+        try:
+            yield ModelJudge(name, asked, texts, replies)
+        except KeyboardInterrupt:
+            kept = f"{len(replies.entries)} replies are kept in {replies.path}"
+            raise StoppedError(f"stopped; {kept}, and the same command goes on") from None
 
 
 class RuleJudge(Judge):
@@ -131,7 +130,7 @@ def _regex_score(pattern: str) -> AnswerScore:
     try:
         regex = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--judge: {pattern!r} is no regular expression: {error}") from None
+        raise UsageError(f"--judge: {pattern!r} is not a regular expression: {error}") from None
     return lambda _, text: float(regex.search(text) is not None)
 
 

@@ -138,8 +138,8 @@ def judge_all(
             if failures == MAX_FAILURES:
                 raise MlxDpoError(
                     f"{judge.name}: no reply for {failures} pairs in a row "
-                    f"({judge.last_failure}); earlier replies are kept: repair the judge, and "
-                    "give the same command again"
+                    f"({judge.last_failure}); earlier replies are kept: repair the judge and "
+                    "run the same command again"
                 )
     return decisions
 

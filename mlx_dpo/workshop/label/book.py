@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_dpo.errors import DataError
+from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.files import write_file
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.reader import Repeats, plain, preference_line, text_digest
@@ -88,6 +88,7 @@ class Book:
 
     Attributes:
         salt: Decides the order in which answers are shown.
+        revision: Number of entries: a page that shows an older revision has missed a change.
         decisions: Decisions that stand. Skips of earlier sessions don't: those tasks come again.
 
     Raises:
@@ -99,8 +100,9 @@ class Book:
         self.out = out
         self.tasks = tasks
         self._undone: list[str] = []
+        self._exported = [""]  # what `out` may hold: the last export, and those that failed since
         if not journal_path(out).exists():  # nor is it made beside a file of somebody else
-            self._refuse_foreign([""])
+            self._refuse_foreign()
         self._journal = Journal(journal_path(out))
         try:
             self._open()
@@ -109,37 +111,53 @@ class Book:
             raise
 
     def _open(self) -> None:
-        entries = self._journal.entries
+        entries = _acknowledged(self._journal.entries)
         if not entries:
-            self._refuse_foreign([""])
-            self._journal.append({"event": BEGIN, "salt": secrets.token_hex(8)})
+            self._refuse_foreign()
+            entries = [{"event": BEGIN, "salt": secrets.token_hex(8)}]
+            self._journal.append(entries[0])
         try:
             self.salt = str(entries[0]["salt"])
             self.salt.encode()  # half of a surrogate pair could not be
-            self.decisions = _replay(entries)
-            before = _replay(entries[:-1])
+            self.decisions = self._replay(entries)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{self._journal.path}: not a journal of labels: {error}") from None
-        # A kill may have come between the last entry and the preference file that follows from it.
-        self._refuse_foreign([_pair_lines(self.decisions), _pair_lines(before)])
+        self.revision = len(entries)
+        self._refuse_foreign()
         self._export()
 
-    def _refuse_foreign(self, known: list[str]) -> None:
-        """Refuse to replace a preference file with a content that the journal does not explain."""
-        try:
-            is_foreign = self.out.exists() and self.out.read_bytes().decode() not in known
-        except (OSError, UnicodeDecodeError):
-            is_foreign = True
-        if is_foreign:
-            raise DataError(
-                f"{self.out}: holds something other than {journal_path(self.out).name} beside it "
-                "says; move it away, or choose another --out"
-            )
+    def _replay(self, entries: list[dict[str, Any]]) -> list[LabelDecision]:
+        """The decisions that stand; `_exported` gets what `out` holds if any entry led to that."""
+        held = self._held() or ""
+        pairs, wanted = 0, held.count("\n")
+        decisions = list[LabelDecision]()
+        for number, entry in enumerate(entries[1:], 2):
+            more = _apply(entry, number, decisions)
+            pairs += more
+            # A kill, or a disk without room, may have come before the exports of later entries.
+            if more and pairs == wanted and _pair_lines(decisions) == held:
+                self._exported.append(held)
+        return [decision for decision in decisions if decision.event != SKIP]
 
-    @property
-    def revision(self) -> int:
-        """Number of entries: a page that shows an older revision has missed a change."""
-        return len(self._journal.entries)
+    def _held(self) -> str | None:
+        """The text of the preference file; None if there is none."""
+        try:
+            return self.out.read_bytes().decode()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, UnicodeDecodeError):
+            raise self._foreign() from None
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to replace a preference file with a content that the journal does not explain."""
+        if self._held() not in (None, *self._exported):
+            raise self._foreign()
+
+    def _foreign(self) -> DataError:
+        return DataError(
+            f"{self.out}: holds something other than {journal_path(self.out).name} beside it "
+            "says; move it away, or choose another --out"
+        )
 
     @property
     def pairs(self) -> list[Preference]:
@@ -233,12 +251,20 @@ class Book:
         self._journal.close()
 
     def _add(self, entry: dict[str, Any]) -> None:
+        self._refuse_foreign()
         self._journal.append(entry)
+        self.revision += 1
         _apply(entry, self.revision, self.decisions)
-        self._export()
+        try:
+            self._export()
+        except DiskError as error:
+            kept = f"the decision is kept in {self._journal.path.name}"
+            raise DiskError(f"{error}; {kept}, and the pairs are written with the next") from None
 
     def _export(self) -> None:
-        write_file(self.out, _pair_lines(self.decisions))
+        self._exported.append(_pair_lines(self.decisions))
+        write_file(self.out, self._exported[-1])
+        self._exported = self._exported[-1:]
 
     def _check(self, pair: Preference) -> None:
         for turns in (pair.prompt, pair.chosen, pair.rejected):
@@ -262,27 +288,48 @@ def _pair_lines(decisions: list[LabelDecision]) -> str:
     return "".join(preference_line(entry.pair) for entry in decisions if entry.pair is not None)
 
 
-def _replay(entries: list[dict[str, Any]]) -> list[LabelDecision]:
-    decisions: list[LabelDecision] = []
-    for number, entry in enumerate(entries[1:], 2):
-        _apply(entry, number, decisions)
-    return [decision for decision in decisions if decision.event != SKIP]
+def _acknowledged(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries but for those that the person was told had failed, and then decided again.
+
+    Earlier versions left an entry in the journal whose flush had failed.
+    """
+    kept: list[dict[str, Any]] = []
+    for entry in entries:
+        if kept and _is_repeated(kept[-1], entry):
+            kept.pop()
+        kept.append(entry)
+    return kept
 
 
-def _apply(entry: dict[str, Any], number: int, decisions: list[LabelDecision]) -> None:
-    """Change the decisions as the entry of this number (counted from 1) says."""
+def _is_repeated(entry: dict[str, Any], following: dict[str, Any]) -> bool:
+    if entry.get("event") == SKIP or entry == {"event": UNDO}:
+        return False  # a skipped task comes again, and an undo without a number is of the last
+    task = entry.get("task")
+    decided = entry.get("event") in (PAIR, TIE, BAD) and following.get("event") != UNDO
+    return entry == following or (decided and bool(task) and following.get("task") == task)
+
+
+def _apply(entry: dict[str, Any], number: int, decisions: list[LabelDecision]) -> int:
+    """Change the decisions as the entry of this number (counted from 1) says.
+
+    Returns:
+        By how many pairs there are more.
+    """
     event = entry["event"]
     if event == UNDO:
         # Journals of earlier versions don't name the decision: it is the last.
         of = entry["of"] if "of" in entry else decisions[-1].number
-        del decisions[[decision.number for decision in decisions].index(of)]
+        taken = decisions.pop([decision.number for decision in decisions].index(of))
+        return -(taken.pair is not None)
     elif event == PAIR:
         pair = _read_pair(entry, number)
         decisions.append(LabelDecision(number, PAIR, str(entry["task"]), pair))
+        return 1
     elif event in (TIE, BAD, SKIP):
         decisions.append(LabelDecision(number, event, str(entry["task"])))
     elif event != BEGIN:
         raise ValueError(f"line {number}: no such event: {event!r:.40}")
+    return 0
 
 
 def _read_pair(entry: dict[str, Any], number: int) -> Preference:

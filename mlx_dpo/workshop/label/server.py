@@ -12,19 +12,19 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
-from json import JSONDecodeError
 from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_dpo.errors import DataError, DiskError, UsageError
 from mlx_dpo.workshop.label.book import BAD, SKIP, TIE, Book
+from mlx_dpo.workshop.label.connections import BACKLOG, Connection
 from mlx_dpo.workshop.label.rendering import differences, render
 from mlx_dpo.workshop.label.view import view
 
@@ -102,7 +102,9 @@ def make_server(book: Book, session: Session, *, port: int, token: str) -> uvico
         routes.append(Route(f"/api/{name}", _action(book, act), methods=["POST"]))
     config = uvicorn.Config(
         Guard(Starlette(routes=routes), port=port, token=token),
-        log_level="warning",
+        http=Connection,
+        backlog=BACKLOG,
+        log_level="error",  # a request that is no HTTP is not the person's concern
         access_log=False,
         lifespan="off",
         ws="none",
@@ -165,9 +167,9 @@ def _body_refusal(headers: Headers) -> tuple[int, str] | None:
     if headers.get("content-type") != "application/json":
         return 415, "expected application/json"
     length = headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit()):
+    if not (length.isascii() and length.isdigit()) or "transfer-encoding" in headers:
         return 411, "expected a Content-Length"
-    return (413, "too long") if int(length) > MAX_BODY else None
+    return (413, "too long") if len(length) > 20 or int(length) > MAX_BODY else None
 
 
 def _page_file(name: str, media_type: str) -> Any:
@@ -194,7 +196,9 @@ def _action(book: Book, act: Callable[[Book, dict[str, Any]], str]) -> Any:
         except DataError as error:
             return JSONResponse({"error": str(error)}, 422)
         except DiskError as error:
-            return JSONResponse({"error": str(error)}, 507)
+            if book.revision == body["revision"]:
+                return JSONResponse({"error": str(error)}, 507)
+            return JSONResponse({**view(book), "error": str(error)}, 409)  # the decision counts
         return JSONResponse({**view(book), "saved": saved})
 
     return respond
@@ -203,8 +207,8 @@ def _action(book: Book, act: Callable[[Book, dict[str, Any]], str]) -> Any:
 async def _body(request: Request) -> dict[str, Any] | None:
     try:
         body = await request.json()
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    except (ValueError, RecursionError, ClientDisconnect):
+        return None  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
     return body if isinstance(body, dict) else None
 
 

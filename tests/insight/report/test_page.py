@@ -98,10 +98,21 @@ def test_what_the_answers_differ_in_is_marked_and_unchanged_ones_say_so(run: Pat
 
 def test_a_run_that_kept_its_best_step_says_so(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    assert "exported model" not in write_report([run]).read_text()
+    for kept in ({}, {"step": 50, "by": "last"}):
+        (run / "result.json").write_text(json.dumps({**result, "kept": kept}))
+        assert "exported model" not in write_report([run]).read_text()
     (run / "result.json").write_text(json.dumps({**result, "kept": {"step": 30, "by": "loss"}}))
     page = write_report([run]).read_text()
-    assert "The exported model is that of step 30, the best by loss" in page
+    assert "The exported model is that of step 30, which has the best held-out loss" in page
+
+
+def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
+    rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
+    (run.parent / "pairs.json").write_text(json.dumps(rows))
+    (run / "lengths.json").write_text(json.dumps([[3, 3], [5, 4], [4, 5]]))
+    page = write_report([run]).read_text()
+    assert "Length of answers, stop" not in page
+    assert "mean +0.0 tokens" in page
 
 
 def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> None:

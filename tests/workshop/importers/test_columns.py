@@ -66,7 +66,7 @@ def test_a_history_of_another_form_leaves_the_row_out_by_its_name(
 ) -> None:
     out, error = import_rows(tmp_path, [PAIR, {**PAIR, "prompt": "x", "history": history}])
     assert "2 read = 1 kept + 1 dropped (1 wrong-type)" in out
-    assert "'history' is no list of rounds" in error
+    assert "'history' is not a list of rounds" in error
 
 
 def test_a_conversation_keeps_its_own_system_turn_and_another_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Endpoints that are slow, down, cut off or talk nonsense: nothing lost, no secret told."""
 
 import json
+import socket
 import threading
 from pathlib import Path
 
@@ -29,13 +30,11 @@ class Ask:
 
     def __init__(self, server: BadEndpoint, *, key: str = "", timeout: float = 20.0) -> None:
         self.waits: list[float] = []
-        self.time = 0.0
         self.endpoint = Endpoint(
             server.url,
             key=key,
             max_tokens=16,
             timeout=timeout,
-            now=lambda: self.time,
             wait=self._wait,
         )
 
@@ -115,27 +114,84 @@ def test_an_endpoint_that_is_not_there_is_no_crash() -> None:
         ask()
 
 
-def test_a_reply_that_comes_drop_by_drop_runs_out_of_time() -> None:
-    with BadEndpoint(reply("A")) as server:
-        ask = Ask(server)
+DRIPS = {
+    "a status line": b"HTTP/1.1 2" + b"0" * 10_000,
+    "a header": b"HTTP/1.1 200 OK\r\nx: " + b"y" * 10_000,
+    "many headers": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 10_000,
+    "interim answers": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000,
+    "a body": b"HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n" + b" " * 10_000,
+    "chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 10_000,
+    "a redirect": b"HTTP/1.1 307 Go\r\nlocation: /v1\r\ncontent-length: 9999\r\n\r\n" + b" " * 9999,
+}
 
-        def drip(handler: Handler, _: str) -> None:
-            ask.time += 30.0  # by the test's clock, this took longer than allowed
-            reply("A")(handler, _)
 
-        server.script = (drip, reply("B"))
-        assert ask() == "B"
+@pytest.mark.parametrize("data", [b"", *DRIPS.values()], ids=["nothing", *DRIPS])
+def test_whatever_comes_drop_by_drop_runs_out_of_time_as_a_whole(data: bytes) -> None:
+    done = threading.Event()
+
+    def drip(handler: Handler, _: str) -> None:
+        begun = 1 + max(data.find(b"\r\n\r\n"), 0)
+        handler.wfile.write(data[:begun])
+        for at in range(begun, len(data)):
+            if done.wait(0.01):
+                break
+            handler.wfile.write(data[at : at + 1])
+        done.wait(100)
+        handler.close_connection = True
+
+    with BadEndpoint(drip) as server:
+        endpoint = Endpoint(server.url, max_tokens=16, timeout=0.1, wait=lambda seconds: True)
+        with pytest.raises(NoReplyError, match=r"no whole reply|no connection"):
+            endpoint.ask("hello")
+        endpoint.close()
+        done.set()
 
 
-def test_a_server_that_never_answers_is_given_up() -> None:
+@pytest.mark.parametrize(
+    ("scheme", "timeout", "reason"),
+    [("http", 0.05, "no whole reply|no connection"), ("https", 20.0, "no connection in time")],
+)
+def test_a_server_that_connects_and_says_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, timeout: float, reason: str
+) -> None:
+    monkeypatch.setattr("mlx_dpo.workshop.judge.endpoint._TO_CONNECT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1"
+        waits = iter([False, True])
+        endpoint = Endpoint(url, max_tokens=16, timeout=timeout, wait=lambda _: next(waits))
+        with pytest.raises(NoReplyError, match=reason):
+            endpoint.ask("hello")
+        endpoint.close()
+
+
+def test_closing_ends_the_waiting_of_all_threads() -> None:
+    arrived, said = threading.Semaphore(0), list[str]()
     done = threading.Event()
 
     def silent(handler: Handler, _: str) -> None:
+        arrived.release()
         done.wait(10)
         handler.close_connection = True
 
-    with BadEndpoint(silent, reply("B")) as server:
-        assert Ask(server, timeout=0.05)() == "B"
+    with BadEndpoint(silent) as server:
+        endpoint = Endpoint(server.url, max_tokens=16, timeout=20.0)
+
+        def ask() -> None:
+            with pytest.raises(NoReplyError, match="stopped"):
+                endpoint.ask("hello")
+            said.append("stopped")
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert arrived.acquire(timeout=10)
+        endpoint.close()
+        endpoint.close()
+        ask()
+        for thread in threads:
+            thread.join(10)
+        assert said == ["stopped"] * 4
         done.set()
 
 

@@ -84,7 +84,7 @@ def test_the_command_writes_what_the_reader_reads(
     (pair,) = read_preferences("preferences.jsonl")
     assert (pair.id, pair.kind, pair.chosen[0].content) == ("a", "style", "Hello.")
     assert exit_code(*command) == 2
-    assert "preferences.jsonl: is there already" in capsys.readouterr().err
+    assert "preferences.jsonl: already exists" in capsys.readouterr().err
     assert exit_code(*command, "--overwrite") == 0
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.errors import DataError, DiskError, LockedError
+from mlx_dpo.errors import DataError, LockedError
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.records import Message
-from mlx_dpo.workshop import journal
 from mlx_dpo.workshop.candidates import Candidate, Candidates
 from mlx_dpo.workshop.label.book import (
     BAD,
@@ -246,26 +245,6 @@ def test_one_session_at_a_time(out: Path) -> None:
         Book(out, tasks())
     book.close()
     Book(out, tasks()).close()
-
-
-def test_a_full_disk_leaves_the_book_as_it_was(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = Book(out, tasks())
-
-    def torn(path: Path, text: str) -> None:
-        with path.open("a") as file:
-            file.write(text[:10])
-        raise DiskError(f"{path}: not written: No space left on device")
-
-    monkeypatch.setattr(journal, "append", torn)
-    with pytest.raises(DiskError):
-        choose(book)
-    monkeypatch.undo()
-    assert (book.pairs, book.revision) == ([], 1)
-    choose(book)
-    book.close()
-    book = Book(out, tasks())
-    assert len(book.pairs) == 1
-    book.close()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from mlx_dpo.extras import to_install
 from mlx_dpo.workshop.candidates import load_candidates
 from mlx_dpo.workshop.journal import Journal
 from mlx_dpo.workshop.label.book import BAD, SKIP, Book, journal_path, tasks_of
@@ -36,7 +37,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(
     # The module, and not the command of the same name in its package.
     monkeypatch.setattr(sys.modules["mlx_dpo.cli.data.label"], "find_spec", find_none)
     assert label() == 2
-    assert "pip install 'mlx-dpo[label]'" in capsys.readouterr().err
+    assert to_install("label") in capsys.readouterr().err
 
 
 def test_files_are_checked_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,65 +1,22 @@
 """Who may talk to the page's server, asked over a real socket."""
 
-import http.client
+import errno
 import json
-import socket
-import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_dpo.workshop.label.book import Book
-from mlx_dpo.workshop.label.server import Session, make_server
-
-TOKEN = "a-token-for-tests"
-
-
-class Client:
-    """Sends requests with whatever headers a test wants."""
-
-    def __init__(self, port: int, book: Book) -> None:
-        self.port = port
-        self.book = book
-
-    def __call__(
-        self, method: str, path: str, body: Any = None, **headers: str | None
-    ) -> tuple[int, dict[str, str], bytes]:
-        sent: dict[str, str | None] = {
-            "host": f"127.0.0.1:{self.port}",
-            "authorization": f"Bearer {TOKEN}",
-        }
-        if method == "POST":
-            sent["content-type"] = "application/json"
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, value in sent.items():
-            if value is not None:
-                connection.putheader(name, value)
-        if method == "POST":
-            connection.putheader("content-length", str(len(data)))
-        connection.endheaders(data if method == "POST" else None)
-        response = connection.getresponse()
-        found = response.status, dict(response.getheaders()), response.read()
-        connection.close()
-        return found
+from mlx_dpo import files
+from tests.workshop.label.client import TOKEN, Client, serving
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One server for all: tests leave its book as empty as they found it."""
-    book = Book(tmp_path_factory.mktemp("guard") / "pairs.jsonl", [])
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        server = make_server(book, Session("mlx_dpo data label"), port=port, token=TOKEN)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield Client(port, book)
-        server.should_exit = True
-        thread.join()
-    book.close()
+    with serving(tmp_path_factory.mktemp("guard")) as client:
+        yield client
 
 
 def own_pair(client: Client, **changes: Any) -> dict[str, Any]:
@@ -135,12 +92,19 @@ def test_what_a_form_of_another_page_could_send_is_refused(
 
 def test_bodies_that_are_too_long_or_nonsense_are_refused(client: Client) -> None:
     assert client("POST", "/api/write", own_pair(client, chosen="x" * 2_000_001))[0] == 413
-    for body in (b"", b"[]", b"{", b"\xff", b"[" * 100_000):
-        assert client("POST", "/api/write", body)[0] == 400
+    long_number = b'{"revision": 1, "number": ' + b"9" * 5000 + b"}"
+    for body in (b"", b"[]", b"{", b"\xff", b"[" * 100_000, long_number):
+        for path in ("write", "label", "undo", "show"):
+            assert client("POST", f"/api/{path}", body)[0] == 400
+    for length in ("9" * 15, "9" * 5000, "-1", "1e9", "²"):
+        status = client("POST", "/api/undo", b"{}", content_length=length)[0]
+        assert status in (400, 411, 413), length
+    chunked = {"transfer_encoding": "chunked"}
+    assert client("POST", "/api/undo", b"2\r\n{}\r\n0\r\n\r\n", **chunked)[0] == 411
     assert client("POST", "/api/write", own_pair(client, chosen=5))[0] == 422
     assert client("POST", "/api/label", own_pair(client, task="x", verdict="a"))[0] == 422
     assert client("POST", "/api/label", own_pair(client, task="x", verdict=[]))[0] == 422
-    for number in (1, 99, "1", True, [2]):
+    for number in (1, 99, int("9" * 4000), "1", True, [2]):
         undo = {"revision": client.book.revision, "number": number}
         assert client("POST", "/api/undo", undo)[0] == 422
     for texts in ({}, {"a": "x"}, {"a": "x", "b": 1}, {"a": "half \ud800", "b": "x"}):
@@ -158,3 +122,20 @@ def test_the_page_may_write_and_a_page_that_missed_it_may_not(client: Client) ->
     assert len(client.book.pairs) == 1
     client.book.undo()
     assert client.book.pairs == []
+
+
+def test_a_decision_whose_pairs_could_not_be_written_is_shown_as_taken(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(files.Disk):
+        def rename(self, old: Path, new: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "disk", Refusing())
+    status, _, body = client("POST", "/api/write", own_pair(client))
+    found = json.loads(body)
+    assert (status, found["by_hand"], found["revision"]) == (409, 1, client.book.revision)
+    assert "No space left on device" in found["error"]
+    assert "; the decision is kept in pairs.jsonl.labels.jsonl" in found["error"]
+    monkeypatch.undo()
+    client.book.undo()
