@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from mlx_dpo import __version__
 from mlx_dpo.cli.adapter import adapter
 from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
@@ -34,6 +33,7 @@ from mlx_dpo.errors import (
     is_disk_fault,
     is_shortage,
 )
+from mlx_dpo.records import VERSION
 
 _EPILOG = """\b
 Exit codes
@@ -63,7 +63,7 @@ class Context(click.Context):
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="mlx_dpo")
+@click.version_option(VERSION, prog_name="mlx_dpo")
 def cli() -> None:
     """Make a language model better from pairs of answers, on this machine.
 
