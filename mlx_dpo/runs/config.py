@@ -257,8 +257,8 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     if toml is None and options.get("model") is None:
         if not EMBEDDED_CONFIG.is_file():
             raise UsageError(
-                "no model given, and the embedded default is not here: run from a clone of the "
-                "repository, or pass --model and --data"
+                "no model given: pass --model and --data (only a clone of the repository holds a "
+                "model to try)"
             )
         toml = EMBEDDED_CONFIG
     settings = read_toml(toml) if toml else {}
