@@ -18,6 +18,7 @@ from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
+from mlx_dpo.cli.push import push
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.screen import fitted, say
@@ -82,7 +83,7 @@ def cli() -> None:
 
 for _command in (
     *(train, plan, profile, convert, export, data, generate, audit, evaluate),
-    *(score, compare, report, sweep, doctor, adapter),
+    *(score, compare, report, sweep, doctor, adapter, push),
 ):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.commands.values()):
