@@ -31,6 +31,7 @@ RECORD = (
 
 _WITHOUT_WEIGHTS = [
     *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*"),
+    "README.md",  # says the licence
 ]
 _HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors", "adapter*.safetensors"]
 

@@ -101,7 +101,7 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"^\.\[(\w+)\]$", rest[-1]):
             assert extra in extras["optional-dependencies"]
-        assert rest[0] in ("install", "uninstall", "download")
+        assert rest[0] in ("install", "uninstall", "download", "wheel")
     elif rest[0] == "-m":
         found = find_spec(rest[1])
         assert found, rest[1]

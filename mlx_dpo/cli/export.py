@@ -75,7 +75,8 @@ def export(
     from mlx_dpo.convert.sources import read_record
     from mlx_dpo.files import check_writable, new_folder, remove_abandoned
     from mlx_dpo.insight.proof import prove
-    from mlx_dpo.models.export import left_behind, write_json
+    from mlx_dpo.models.export import left_behind, write_card, write_json
+    from mlx_dpo.runs.card import licence_of, model_card, published
 
     bits = int(quantize) if quantize else None
     source = _located(model, fuse=fuse, base=base, packs=bits is not None)
@@ -101,8 +102,12 @@ def export(
         }
         record = read_record(source.origin) | {"export": exported}
         if base is not None:  # where it is now
-            record["trained_from"] = record.get("trained_from", {}) | {"model": base}
+            record["trained_from"] = record.get("trained_from", {}) | {
+                "model": base,
+                "name": published(base),
+            }
         write_json(folder / "dpo.json", record)
+        write_card(folder, model_card(record, out.name, licence_of(source.folder)))
     say(f"wrote   {out}  ({_what(dtype, bits)})")
     if names := left_behind(source.folder):
         say(f"left    {', '.join(names)}, in {source.folder}: not copied")

@@ -153,7 +153,10 @@ def _metavar(name: str, kind: type) -> str:
 _LENGTH: str = _SETTINGS["max_length"].metadata["help"]
 
 verbose = click.option(
-    "-v", "--verbose", is_flag=True, help="More lines, for work on the engine: docs/training.md."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="More lines, for work on the engine: docs/training.md of the repository.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 drop_bad = click.option(

@@ -281,8 +281,8 @@ def _embedded(options: dict[str, Any]) -> Path | None:
         return None
     if not EMBEDDED_CONFIG.is_file():
         raise UsageError(
-            "no model given, and the embedded default is not here: run from a clone of the "
-            "repository, or pass --model and --data"
+            "no model given: pass --model and --data (only a clone of the repository holds a "
+            "model to try)"
         )
     return EMBEDDED_CONFIG
 

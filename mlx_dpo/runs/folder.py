@@ -22,7 +22,6 @@ from zlib import crc32
 
 import mlx.core as mx
 
-from mlx_dpo import __version__
 from mlx_dpo.convert.sources import find, name_of, read_record
 from mlx_dpo.convert.store import CONVERTED
 from mlx_dpo.errors import UsageError, disk_error
@@ -39,6 +38,7 @@ from mlx_dpo.files import (
 from mlx_dpo.manifest import digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
+from mlx_dpo.records import VERSION
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
@@ -362,6 +362,6 @@ def environment() -> dict[str, Any]:
         "architecture": architecture(),
         "tf32": tf32_enabled(),
         "blas": blas(),
-        "mlx-dpo": __version__,  # a clone that is not installed has no metadata
+        "mlx-dpo": VERSION,  # a clone that is not installed has no metadata
         **{name: version(name) for name in ("mlx", "mlx-lm", "numpy", "transformers")},
     }

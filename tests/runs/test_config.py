@@ -75,7 +75,7 @@ def test_steps_as_an_option_replaces_epochs_of_the_file() -> None:
 
 
 def test_without_a_clone_and_a_model_the_way_out_is_named() -> None:
-    with pytest.raises(UsageError, match="run from a clone of the repository, or pass"):
+    with pytest.raises(UsageError, match="no model given: pass --model and --data"):
         resolve(None, {})
 
 

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 def check(file: Path, model: str | None, max_length: int, log: Path | None, as_json: bool) -> None:
     """Check a preference file as `train` does, and show all its problems.
 
-    Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md lists
-    the codes. Problems of one code are shown together, with their first rows. The verdict of
-    `audit` on the lengths follows. Exit code 3 if there are errors.
+    Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md
+    of the repository lists the codes. Problems of one code are shown together, with their
+    first rows. The verdict of `audit` on the lengths follows. Exit code 3 if there are errors.
 
     \b
     Examples:
