@@ -145,6 +145,7 @@ function drawFinished() {
     : `Write a pair of your own: press w. Pairs go to ${state.out}.`;
   $("next").hidden = !pairs;
   $("next-commands").textContent = session.next_commands.join("\n");
+  $("next-note").textContent = session.next_note;
 }
 
 function drawLast() {

@@ -5,7 +5,7 @@
 const token = location.hash.slice(1);
 const PAUSE = { key: 150, click: 300 };  // ms in which the chosen card is seen; a second click cancels
 let state = null;     // what the server said last
-let session = { command: "mlx_dpo data label", next_commands: [], guidelines: "" };
+let session = { command: "mlx_dpo data label", next_commands: [], next_note: "", guidelines: "" };
 let texts = null;     // the two answers as they read now, as HTML, and in pieces (null: not asked yet)
 let editing = false;
 let comparing = false;  // whether differences are marked
