@@ -67,7 +67,11 @@ def heading(cell: Any) -> str | None:
 
 def page(notebook: Any) -> str:
     """The notebook as a page of HTML, styles included; it loads nothing."""
-    body, _ = HTMLExporter(template_name="basic", anchor_link_text="").from_notebook_node(notebook)
+    imports = {"enabled": True, "remove_cell_tags": {"remove-cell"}}  # nothing to read there
+    exporter = HTMLExporter(
+        template_name="basic", anchor_link_text="", config=Config(TagRemovePreprocessor=imports)
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     frame = (SOURCE.parent / "page.html").read_text("utf-8")
     return frame.replace("{{ body }}", body)
 

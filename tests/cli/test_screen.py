@@ -2,12 +2,14 @@
 
 import io
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from mlx_dpo.cli.footer import Footer, printable
-from mlx_dpo.cli.screen import Stream, clock, open_page, say, table
+from mlx_dpo.cli.screen import Stream, clock, open_page, page_place, say, table
 from mlx_dpo.runs.plan import gigabytes
 
 
@@ -125,3 +127,13 @@ def test_the_browser_starts_without_the_preload_and_only_where_there_is_a_screen
     open_page("http://127.0.0.1/")
     assert seen == [("http://127.0.0.1/", False)]
     assert os.environ["LD_PRELOAD"] == "libblas.so"
+
+
+def test_a_page_is_an_address_on_a_terminal_and_a_path_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path("my runs/report.html")
+    assert page_place(page) == "my runs/report.html"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert page_place(page) == f"{Path.cwd().as_uri()}/my%20runs/report.html"
