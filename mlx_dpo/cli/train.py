@@ -12,7 +12,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program, say
+from mlx_dpo.cli.screen import page_place, program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
@@ -160,6 +160,7 @@ def _write_report(folder: Path) -> None:
 
     footer.doing("writing the report")
     try:
-        say(f"The report is {write_report([folder], program=program())}.")
+        page = write_report([folder], program=program())
+        say(f"The report is {page_place(page)}.")
     except MlxDpoError as error:
         say(f"warning: no report: {error}", err=True)

@@ -39,8 +39,6 @@ class RunCost:
         phases: Name and seconds of each; what is in none of them is the last, "the rest".
         peak: Bytes, the most that MLX's arrays took; `peak_step`, from 1, first took it.
         padding: Tokens computed for each real one; None in runs that did not count.
-        unshared: Tokens that reading each prompt for each response would have computed, for each
-            token computed.
     """
 
     steps: int
@@ -52,7 +50,6 @@ class RunCost:
     peak: int
     peak_step: int
     padding: float | None
-    unshared: float | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,6 @@ class RunRecord:
             peak=largest["peak_bytes"],
             peak_step=largest["step"] + 1,
             padding=computed / real if real else None,
-            unshared=total("unshared_tokens") / computed if computed else None,
         )
 
 
