@@ -209,7 +209,7 @@ def main() -> int:
         found = problems_of(install(wheel, folder))
     for problem in found:
         print(f"WRONG  {problem}", file=sys.stderr)
-    print(f"{wheel.name}: {len(found) or 'no'} things don't work without a clone")
+    print(f"{wheel.name} without a clone: {len(found)} problems")
     return 1 if found else 0
 
 

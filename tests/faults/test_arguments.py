@@ -100,6 +100,7 @@ ROWS_OF: dict[str, Row] = {
         }.items()
     },
     "profile out": (["profile", *ON, "--out"], NO_PLACE | {"a folder": "folder"}, []),
+    "push folder": (["push"], NO_FOLDER, ["ada/new", "--dry-run"]),
     "report runs": (["report"], NO_FOLDER, []),
     "report out": (["report", "run", "--out"], NO_PLACE | {"a folder": "folder"}, []),
     "data check file": (["data", "check"], NO_FILE, []),
