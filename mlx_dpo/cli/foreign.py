@@ -1,4 +1,4 @@
-"""Files of other tools where pairs are expected: named, with the import that reads them."""
+"""Files of other tools, and candidates, where pairs are expected: named, with what to type."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mlx_dpo.errors import DataError
 
 
 def refuse_foreign(*files: str | Path | None) -> None:
-    """Refuse files of a shape that `data import` reads and the preference reader does not.
+    """Refuse candidates, and shapes that `data import` reads and the preference reader does not.
 
     Raises:
         DataError: If there is one; the message names the command.

@@ -6,6 +6,7 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.data.merge import rework_to
+from mlx_dpo.cli.foreign import refuse_foreign
 
 
 @click.command("filter", short_help="Leave out pairs by length or kind.")
@@ -52,4 +53,5 @@ def filter_(
     if not filters or (model and ratio is None):
         what = "--model is for --max-length-ratio" if filters or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
+    refuse_foreign(file)
     rework_to([file], Path(out), filters, overwrite=overwrite)

@@ -3,6 +3,7 @@
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import about_template, say
 from mlx_dpo.errors import DataError
 
@@ -22,6 +23,7 @@ def preview(file: str, model: str, row: int, max_length: int) -> None:
     from mlx_dpo.preferences.encoding import CUT, MERGED, PairEncoder
     from mlx_dpo.preferences.reader import read_pair
 
+    refuse_foreign(file)
     pair = read_pair(file, row)
     chat = options.chat_of(model)
     (encoded,) = PairEncoder(chat, max_length)([pair])

@@ -126,6 +126,8 @@ def test_packed_files_and_tables_are_named_too(tmp_path: Path) -> None:
         ("audit",),
         ("data", "merge", "--out", "never.jsonl"),
         ("data", "split"),
+        ("data", "filter", "--unique", "--out", "never.jsonl"),
+        ("data", "preview", "--model", MODEL),
         ("train", "--model", MODEL, "--data"),
         ("plan", "--model", MODEL, "--data"),
         ("train", "--model", MODEL, "--data", "data/dpo/preferences.json", "--eval-data"),
