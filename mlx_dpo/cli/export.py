@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     short_help="Write a model for MLX, PyTorch, GGUF, LM Studio or Ollama, and measure it."
 )
 @click.argument("model", type=options.Name())
-@click.argument("out", type=options.Name(path_type=Path))
+@click.argument("out", type=options.Name())
 @click.option(
     "--to",
     type=click.Choice(FORMS),
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @options.keeps_awake
 def export(
     model: str,
-    out: Path,
+    out: str,
     to: str | None,
     fuse: bool,
     base: str | None,
@@ -99,30 +99,30 @@ def export(
     to = to or "mlx"
     check_form(to, quantize, out)
     _check_packing(model, source, to, quantize)
-    out = place_of(out, to)
-    _check_out(out, source, to, overwrite)
-    check_writable(out)
-    remove_abandoned(out.parent, out.name)
+    place = place_of(out, to)
+    _check_out(place, source, to, overwrite)
+    check_writable(place)
+    remove_abandoned(place.parent, place.name)
     dtype = dtype or _own_dtype(source, to, quantize)
     order = Order(source, to, dtype, quantize, _is_rounded(source, dtype, quantize))
     trial = _trial(order, data, model, force=force) if order.is_rounded else None
     before = _before(trial) if trial else None
-    with scratch_folder(out) as scratch:
+    with scratch_folder(place) as scratch:
         if to == "torch" and not order.is_rounded:
-            write_torch(order, source.folder, out, overwrite)
+            write_torch(order, source.folder, place, overwrite)
         else:
-            with _new(out, scratch, to, overwrite) as place:
-                written = _write(place, scratch / "back", order)
+            with _new(place, scratch, to, overwrite) as new:
+                written = _write(new, scratch / "back", order)
                 proof = None
                 if trial and before:
                     proof = _proven(trial, written, before)
-                    _check(proof, out, order, force)
-                if place.is_dir():
-                    _record(place, model, base, order, written, proof)
+                    _check(proof, place, order, force)
+                if new.is_dir():
+                    _record(new, model, base, order, written, proof)
             if to == "torch":
-                write_torch(order, place, out, overwrite)
-    say(f"wrote   {out}  ({order})")
-    _say_what_next(out, to, source)
+                write_torch(order, new, place, overwrite)
+    say(f"wrote   {place}  ({order})")
+    _say_what_next(place, to, source)
 
 
 @contextmanager

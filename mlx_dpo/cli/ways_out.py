@@ -58,7 +58,7 @@ class Written(NamedTuple):
     notes: list[str]
 
 
-def check_form(to: str, bits: str | None, out: Path) -> None:
+def check_form(to: str, bits: str | None, out: str) -> None:
     """Refuse what a form does not have.
 
     Raises:
@@ -80,21 +80,21 @@ def check_form(to: str, bits: str | None, out: Path) -> None:
                 "makes other kinds of a 16-bit file"
             )
         package()
-    if to == "gguf" and out.suffix != ".gguf":
+    if to == "gguf" and not out.endswith(".gguf"):
         raise UsageError(f"{out}: --to gguf writes one file: give it a name that ends in .gguf")
 
 
-def place_of(out: Path, to: str) -> Path:
+def place_of(out: str, to: str) -> Path:
     """Where to write: LM Studio looks at ``~/.lmstudio/models/publisher/name``.
 
-    A relative path of two parts, the first of which is no folder here, is taken for the last two of
-    that.
+    A name of two parts, the first of which is no folder here, is taken for the last two of that;
+    one that begins with a dot, a slash or a tilde is a path.
     """
-    out = out.expanduser()
-    is_name = not out.is_absolute() and len(out.parts) == 2 and ".." not in out.parts
-    if to == "lm-studio" and is_name and not Path(out.parts[0]).exists():
-        return Path.home() / ".lmstudio" / "models" / out
-    return out
+    path = Path(out).expanduser()
+    is_name = out[:1] not in ("", ".", "/", "~") and len(path.parts) == 2
+    if to == "lm-studio" and is_name and ".." not in path.parts and not path.parent.exists():
+        return Path.home() / ".lmstudio" / "models" / path
+    return path
 
 
 def write(place: Path, scratch: Path, order: Order, advance: Advance) -> Written:

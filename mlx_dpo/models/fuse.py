@@ -92,9 +92,9 @@ def choose_packings(model: nn.Module, bits: int, mode: str = "affine") -> dict[s
         for path, layer in layers.items()
         if is_packed(layer)
     }
-    common = Counter(own.values()).most_common(1)
-    # Their own of these bits, unless another mode is asked for than that.
-    if common and common[0][0].bits == bits and mode in ("affine", common[0][0].mode):
+    common = Counter(packing.bits for packing in own.values()).most_common(1)
+    # Their own of these bits, unless another mode is asked for than theirs.
+    if common and common[0][0] == bits and mode in ("affine", *(p.mode for p in own.values())):
         return own
     candidates = _candidates(model)
     for group in _GROUPS if mode == "affine" else _GROUPS[-1:]:
