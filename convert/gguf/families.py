@@ -50,8 +50,7 @@ def family_of(config: dict[str, Any]) -> Family:
     if kind not in FAMILIES:
         raise UsageError(
             f"GGUF is not written of {kind!r} here, only of {', '.join(FAMILIES)}; --to mlx or "
-            "--to torch writes it, and llama.cpp's convert_hf_to_gguf.py may read what --to torch "
-            "writes"
+            "--to torch writes it, and llama.cpp's own converter may read what --to torch writes"
         )
     if config.get("hidden_act") not in _ACTIVATIONS:
         raise UsageError(
