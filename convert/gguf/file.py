@@ -205,8 +205,10 @@ class Check:
     packed: int
 
 
-def read_back(file: Path, model: nn.Module, source: Path, plan: Plan, folder: Path) -> Check:
-    """Read a file by the package's reader and make it a folder for MLX, for `load_source`.
+def read_back(
+    file: Path, model: nn.Module, source: Path, plan: Plan, folder: Path | None = None
+) -> Check:
+    """Read a file by the package's reader, and make it a folder for MLX, for `load_source`.
 
     Packed tensors become MLX's of the same values: 32 weights to a scale, in float32.
 
@@ -215,7 +217,7 @@ def read_back(file: Path, model: nn.Module, source: Path, plan: Plan, folder: Pa
         model: That it is of.
         source: Folder of the model, for its tokenizer and config.json.
         plan: Of the model.
-        folder: An empty folder.
+        folder: An empty folder; None makes none.
 
     Raises:
         MlxDpoError: If a tensor that is not packed is not the model's, as its dtype rounds it.
@@ -225,7 +227,9 @@ def read_back(file: Path, model: nn.Module, source: Path, plan: Plan, folder: Pa
     counts = {"same": 0, "rounded": 0, "packed": 0}
     arrays: dict[str, mx.array] = {}
     packings: dict[str, Packing] = {}
-    for name, expected in fused(model, mx.float32).items():
+    of_model = fused(model, mx.float32)
+    for name in list(of_model):
+        expected = of_model.pop(name)  # computed here, and freed
         kind, data = plan.kinds[name].name, tensors[plan.names[name]].data
         if name in plan.heads:
             data = turned_back(data, plan.heads[name])
@@ -233,16 +237,28 @@ def read_back(file: Path, model: nn.Module, source: Path, plan: Plan, folder: Pa
             path = name.removesuffix(".weight")
             counts["packed"] += 1
             packings[path], parts = _as_mlx(data, kind)
-            arrays |= {f"{path}.{part}": value for part, value in parts.items()}
+            found = {f"{path}.{part}": value for part, value in parts.items()}
         else:
-            arrays[name] = value = _dense(data, kind, expected.shape)
-            counts[_compared(name, value, expected, file)] += 1
+            found = {name: _dense(data, kind, expected.shape)}
+            counts[_compared(name, found[name], expected, file)] += 1
+        arrays |= found if folder else {}
+    if folder is not None:
+        _save(arrays, packings, source, plan.dtype, folder)
+    return Check(**counts)
+
+
+def _save(
+    arrays: dict[str, mx.array],
+    packings: dict[str, Packing],
+    source: Path,
+    dtype: str,
+    folder: Path,
+) -> None:
     files = read_files(source)
     packing = packing_entry(packings) if packings else None
     write_companions(files.companions, folder)
-    write_json(folder / "config.json", config_of(files.config, getattr(mx, plan.dtype), packing))
+    write_json(folder / "config.json", config_of(files.config, getattr(mx, dtype), packing))
     save_shards(folder, arrays, {"format": "mlx"}, max_bytes=SHARD_BYTES)
-    return Check(**counts)
 
 
 def _compared(name: str, found: mx.array, model: mx.array, file: Path) -> str:

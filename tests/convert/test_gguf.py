@@ -107,8 +107,7 @@ def test_rows_are_turned_back() -> None:
 @pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "BF16"), ("float16", "F16")])
 def test_sixteen_bits_are_those_that_mlx_rounds_to(dtype: str, kind: str, tmp_path: Path) -> None:
     model, plan = written(ORACLE, tmp_path / "model.gguf", dtype)
-    (tmp_path / "back").mkdir()
-    check = files.read_back(tmp_path / "model.gguf", model, ORACLE, plan, tmp_path / "back")
+    check = files.read_back(tmp_path / "model.gguf", model, ORACLE, plan)
     assert check == files.Check(same=9, rounded=29, packed=0)  # norms stay float32
     kinds = {each.tensor_type.name for each in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert kinds == {"F32", kind}
@@ -117,9 +116,8 @@ def test_sixteen_bits_are_those_that_mlx_rounds_to(dtype: str, kind: str, tmp_pa
 def test_a_tensor_that_is_read_back_as_another_is_an_error(tmp_path: Path) -> None:
     model, plan = written(ORACLE, tmp_path / "model.gguf", "float32")
     model.model.norm.weight = model.model.norm.weight * 1.01
-    (tmp_path / "back").mkdir()
     with pytest.raises(MlxDpoError, match=r"model.norm.weight is read back as other numbers"):
-        files.read_back(tmp_path / "model.gguf", model, ORACLE, plan, tmp_path / "back")
+        files.read_back(tmp_path / "model.gguf", model, ORACLE, plan)
 
 
 @pytest.mark.parametrize("bits", ["4", "8"])
@@ -147,8 +145,7 @@ def test_rows_that_no_block_divides_are_not_packed(tmp_path: Path) -> None:
     model, plan = written(folder, tmp_path / "model.gguf", "bfloat16", "8")
     down = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)]
     assert sorted(plan.left_out) == down
-    (tmp_path / "back").mkdir()
-    check = files.read_back(tmp_path / "model.gguf", model, folder, plan, tmp_path / "back")
+    check = files.read_back(tmp_path / "model.gguf", model, folder, plan)
     assert (check.rounded, check.packed) == (2, 13)
 
 
