@@ -6,6 +6,7 @@ what was trained.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from mlx_dpo.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 
-_ACTIVATIONS = (None, "silu", "swish")
+_SILU = (None, "silu", "swish")
+_GELU = (None, "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_EVERY = 6  # layers of a Gemma 3, in llama.cpp, of which the last has full attention
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Family:
         arch: Its key in `gguf.MODEL_ARCH`.
         is_turned: Whether llama.cpp rotates neighbouring rows of a head of queries and keys, where
             MLX and transformers rotate one half of its rows with the other.
+        is_shifted: Whether norms are stored less 1, and llama.cpp wants them whole.
     """
 
     arch: str
     is_turned: bool = False
+    is_shifted: bool = False
 
 
 FAMILIES = {
@@ -37,6 +42,8 @@ FAMILIES = {
     "mistral": Family("LLAMA", is_turned=True),
     "qwen2": Family("QWEN2"),
     "qwen3": Family("QWEN3"),
+    "gemma": Family("GEMMA", is_shifted=True),
+    "gemma3_text": Family("GEMMA3", is_shifted=True),
 }
 
 
@@ -52,18 +59,21 @@ def family_of(config: dict[str, Any]) -> Family:
             f"GGUF is not written of {kind!r} here, only of {', '.join(FAMILIES)}; --to mlx or "
             "--to torch writes it, and llama.cpp's own converter may read what --to torch writes"
         )
-    if config.get("hidden_act") not in _ACTIVATIONS:
+    family = FAMILIES[kind]
+    computed = _GELU if family.is_shifted else _SILU
+    named = config.get("hidden_activation") or config.get("hidden_act")  # Gemma 3 has the first
+    if named not in computed:
         raise UsageError(
-            f"config.json: hidden_act is {config['hidden_act']!r}, and llama.cpp computes silu "
-            f"for a {kind}: it would be another model"
+            f"config.json: hidden_act is {named!r}, and llama.cpp computes {computed[1]} for a "
+            f"{kind}: it would be another model"
         )
     layers = config.get("layer_types")
-    if isinstance(layers, list) and set(layers) - {"full_attention"}:
+    if family.arch != "GEMMA3" and isinstance(layers, list) and set(layers) - {"full_attention"}:
         raise UsageError(
             f"config.json: layer_types has others than full_attention, which llama.cpp does not "
             f"compute for a {kind}"
         )
-    return FAMILIES[kind]
+    return family
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,13 @@ class Sizes:
         return cls(heads, args.num_key_value_heads or heads, width)
 
 
-def describe(writer: Any, args: Any, folder: Any) -> Floats | None:
+def describe(writer: Any, args: Any, config: dict[str, Any], folder: Path) -> Floats | None:
     """Say in a file what a model is.
 
     Args:
         writer: A `gguf.GGUFWriter`.
         args: The arguments of mlx-lm's model.
+        config: Of the model, for what mlx-lm does not ask.
         folder: Of the model, for messages.
 
     Returns:
@@ -95,13 +106,14 @@ def describe(writer: Any, args: Any, folder: Any) -> Floats | None:
         None for none.
 
     Raises:
-        UsageError: If the model has rotary positions that can't be said.
+        UsageError: If the model has rotary positions, or layers of a Gemma 3, that can't be said.
     """
     sizes = Sizes.of(args)
-    if args.max_position_embeddings is None:
+    positions = getattr(args, "max_position_embeddings", config.get("max_position_embeddings"))
+    if positions is None:
         raise UsageError(f"{folder}: config.json has no max_position_embeddings, which GGUF needs")
     writer.add_vocab_size(args.vocab_size)
-    writer.add_context_length(args.max_position_embeddings)
+    writer.add_context_length(positions)
     writer.add_embedding_length(args.hidden_size)
     writer.add_block_count(args.num_hidden_layers)
     writer.add_feed_forward_length(args.intermediate_size)
@@ -112,11 +124,25 @@ def describe(writer: Any, args: Any, folder: Any) -> Floats | None:
     writer.add_layer_norm_rms_eps(args.rms_norm_eps)
     writer.add_rope_dimension_count(sizes.width)
     writer.add_rope_freq_base(float(args.rope_theta))
+    if args.model_type == "gemma3_text":
+        _describe_gemma3(writer, args, sizes, folder)
     return _scaling(writer, args, sizes.width, folder)
 
 
-def _scaling(writer: Any, args: Any, width: int, folder: Any) -> Floats | None:
-    scaling = args.rope_scaling or {}
+def _describe_gemma3(writer: Any, args: Any, sizes: Sizes, folder: Path) -> None:
+    wanted = {"sliding_window_pattern": _EVERY, "query_pre_attn_scalar": sizes.width}
+    for name, value in wanted.items():
+        if getattr(args, name) != value:
+            raise UsageError(
+                f"{folder}: {name} is {getattr(args, name)}, and llama.cpp computes a Gemma 3 with "
+                f"{value}: it would be another model"
+            )
+    writer.add_sliding_window(args.sliding_window)
+    writer.add_rope_freq_base_swa(float(args.rope_local_base_freq))
+
+
+def _scaling(writer: Any, args: Any, width: int, folder: Path) -> Floats | None:
+    scaling = getattr(args, "rope_scaling", None) or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if getattr(args, "rope_traditional", False):
         raise UsageError(f"{folder}: has rope_traditional, which is not written as GGUF here")

@@ -43,6 +43,7 @@ class Plan:
         names: In the file, by the name of mlx-lm's parameter.
         kinds: Of `gguf.GGMLQuantizationType`, by the same.
         heads: By how many heads the rows of a parameter are turned, where they are.
+        shifted: Parameters that the file holds with 1 added.
         dtype: Of what has 16 or 32 bits.
         kind: What most weights are.
     """
@@ -50,6 +51,7 @@ class Plan:
     names: dict[str, str]
     kinds: dict[str, Any]
     heads: dict[str, int]
+    shifted: set[str]
     dtype: str
     kind: str
 
@@ -80,6 +82,7 @@ def plan(model: nn.Module, folder: Path, dtype: str, bits: str | None) -> Plan:
     kind = _PLAIN[dtype] if bits is None else BITS[bits]
     sizes = Sizes.of(args)
     names, kinds, heads = {}, {}, {}
+    shifted = set[str]()
     for name, array in fused(model, mx.float32).items():
         found = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
@@ -90,12 +93,14 @@ def plan(model: nn.Module, folder: Path, dtype: str, bits: str | None) -> Plan:
             own = "F32"
         elif own not in _PLAIN.values() and array.shape[-1] % _BLOCK:
             own = _PLAIN[dtype]
+        if family.is_shifted and name.endswith("norm.weight"):
+            shifted.add(name)
         kinds[name] = gguf.GGMLQuantizationType[own]
         if family.is_turned and _QUERIES.search(name):
             heads[name] = sizes.heads
         elif family.is_turned and _KEYS.search(name):
             heads[name] = sizes.key_heads
-    return Plan(names, kinds, heads, dtype, kind)
+    return Plan(names, kinds, heads, shifted, dtype, kind)
 
 
 def write(
@@ -127,7 +132,8 @@ def write(
     """
     gguf = package()
     args: Any = model.args
-    arch = gguf.MODEL_ARCH[family_of(read_config(folder)).arch]
+    config = read_config(folder)
+    arch = gguf.MODEL_ARCH[family_of(config).arch]
     rows = fused(model, mx.float32)[_TABLES[0]].shape[0]
     vocabulary = read_vocabulary(folder, chat, rows)
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
@@ -137,7 +143,7 @@ def write(
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(plan.kind, f"MOSTLY_{plan.kind}")])
         if plan.kind not in _PLAIN.values():
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        divisors = describe(writer, args, folder)
+        divisors = describe(writer, args, config, folder)
         vocabulary.add_to(writer)
         _write_tensors(writer, file, model, plan, divisors, progress)
     finally:
@@ -179,6 +185,8 @@ def _write_tensors(
     total = len(arrays)
     for name in list(arrays):
         values = np.array(arrays.pop(name))
+        if name in plan.shifted:
+            values = values + np.float32(1)
         if name in plan.heads:
             values = turned(values, plan.heads[name])
         with np.errstate(over="ignore"):
@@ -195,7 +203,7 @@ class Check:
     """What a file holds, compared with the model it is of.
 
     Attributes:
-        same: Tensors that are the model's bit by bit.
+        same: Tensors that are the model's bit by bit, or with the 1 that was added.
         rounded: Tensors of 16 bits that are the model's, rounded.
         packed: Tensors of fewer bits.
     """
@@ -239,8 +247,9 @@ def read_back(
             packings[path], parts = _as_mlx(data, kind)
             found = {f"{path}.{part}": value for part, value in parts.items()}
         else:
-            found = {name: _dense(data, kind, expected.shape)}
-            counts[_compared(name, found[name], expected, file)] += 1
+            value, shift = _dense(data, kind, expected.shape), float(name in plan.shifted)
+            counts[_compared(name, value, expected + shift if shift else expected, file)] += 1
+            found = {name: value - shift if shift else value}
         arrays |= found if folder else {}
     if folder is not None:
         _save(arrays, packings, source, plan.dtype, folder)

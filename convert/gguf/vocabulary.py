@@ -6,10 +6,12 @@ tokenizer with other rules is refused, since it would give other tokens.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.convert.gguf.pieces import scores_of, space_before
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import MAX_TOKENIZER, read_json
 from mlx_dpo.preferences.chat import ChatFormat
@@ -31,7 +33,12 @@ _RULES = {
 _FORGOTTEN = ("qwen2",)  # these normalise to NFC, which llama.cpp leaves out
 
 # As `gguf.TokenType`.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+_NAMED = ("bos", "eos", "pad", "unk")  # of what a tokenizer names
+_BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
+_PIECES = "default"  # llama.cpp's rule for pieces, which are not split before
+_LAST = -1e9  # score of a piece that nothing is joined to
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Vocabulary:
     """What a GGUF file says of a tokenizer.
 
     Attributes:
-        rule: Name of the splitting rule in llama.cpp.
+        rule: Name of the splitting rule in llama.cpp; ``default`` where pieces have scores.
         tokens: By id; one for each row of the embeddings.
         kinds: As many of `gguf.TokenType`.
-        merges: Pairs of byte-pair encoding, with a space between.
-        ids: Of special tokens, by ``bos``, ``eos``, ``eot`` and ``pad``.
+        merges: Pairs of byte-pair encoding, with a space between; none where pieces have scores.
+        scores: Of as many pieces; none where there are merges.
+        ids: Of special tokens, by ``bos``, ``eos``, ``eot``, ``pad`` and ``unk``.
         adds_bos: Whether the tokenizer puts the first of them before a text.
+        adds_space: Whether it puts a space there.
         chat_template: Jinja; None where the folder has none.
     """
 
@@ -52,17 +61,23 @@ class Vocabulary:
     tokens: list[str]
     kinds: list[int]
     merges: list[str]
+    scores: list[float]
     ids: dict[str, int]
     adds_bos: bool
+    adds_space: bool
     chat_template: str | None
 
     def add_to(self, writer: Any) -> None:
         """Give it to a `gguf.GGUFWriter`."""
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model("llama" if self.scores else "gpt2")
         writer.add_tokenizer_pre(self.rule)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.kinds)
-        writer.add_token_merges(self.merges)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.adds_space)
+        else:
+            writer.add_token_merges(self.merges)
         for name, number in self.ids.items():
             getattr(writer, f"add_{name}_token_id")(number)
         writer.add_add_bos_token(self.adds_bos)
@@ -74,7 +89,7 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
     """Read the tokenizer of a model folder.
 
     Args:
-        folder: With a ``tokenizer.json`` of byte-pair encoding over bytes.
+        folder: With a ``tokenizer.json`` of byte-pair encoding, over bytes or pieces.
         chat: Its conversation format.
         rows: Of the model's table of tokens.
 
@@ -83,13 +98,18 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
     """
     content = read_json(folder / "tokenizer.json", MAX_TOKENIZER)
     model = content.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
+    if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
         raise UsageError(
-            f"{folder}: its tokenizer is {_shown(kind)}, and GGUF is written here with byte-level "
-            "BPE alone; --to mlx or --to torch writes the model with its own tokenizer"
+            f"{folder}: its tokenizer is {_shown(kind)}, and GGUF is written here with BPE alone; "
+            "--to mlx or --to torch writes the model with its own tokenizer"
         )
-    rule = _rule(content, model, folder)
+    scores, adds_space = None, False
+    if model.get("byte_fallback"):
+        rule = _PIECES
+        scores, adds_space = _scores(content, model, folder)
+    else:
+        rule = _rule(content, model, folder)
     added = {each["id"]: each for each in content.get("added_tokens", [])}
     names = {number: token for token, number in model["vocab"].items()}
     names |= {number: each["content"] for number, each in added.items()}
@@ -97,27 +117,53 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
         raise UsageError(
             f"{folder}: its tokenizer has an id {max(names)}, and the model has {rows} tokens"
         )
-    kinds = [_kind(number, names, added) for number in range(rows)]
-    tokenizer = chat.tokenizer
-    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+    tokens = [names.get(number, f"[PAD{number}]") for number in range(rows)]
+    unknown = model["vocab"].get(model.get("unk_token"))
+    kinds = [_kind(number, names, added, unknown) for number in range(rows)]
+    if scores is not None:
+        kinds = [
+            _BYTE if kind == _NORMAL and _BYTE_NAME.fullmatch(token) else kind
+            for kind, token in zip(kinds, tokens, strict=True)
+        ]
+    ids = {name: getattr(chat.tokenizer, f"{name}_token_id", None) for name in _NAMED}
     if chat.closing_id != ids["eos"]:
         ids["eot"] = chat.closing_id
     bos = ids["bos"]
+    (first, *_) = encode(chat.tokenizer, ["a"], add_special_tokens=True)[0]
     return Vocabulary(
         rule=rule,
-        tokens=[names.get(number, f"[PAD{number}]") for number in range(rows)],
+        tokens=tokens,
         kinds=kinds,
         merges=[each if isinstance(each, str) else " ".join(each) for each in model["merges"]],
+        scores=[scores.get(token, _LAST) for token in tokens] if scores is not None else [],
         ids={name: number for name, number in ids.items() if number is not None},
-        adds_bos=bos is not None and encode(tokenizer, ["a"], add_special_tokens=True)[0][0] == bos,
-        chat_template=_template(tokenizer),
+        adds_bos=first == bos,
+        adds_space=adds_space,
+        chat_template=_template(chat.tokenizer),
     )
 
 
-def _kind(number: int, names: dict[int, str], added: dict[int, Any]) -> int:
+def _kind(number: int, names: dict[int, str], added: dict[int, Any], unknown: int | None) -> int:
+    if number == unknown:
+        return _UNKNOWN
     if number in added:
         return _CONTROL if added[number].get("special") else _USER_DEFINED
     return _NORMAL if number in names else _UNUSED
+
+
+def _scores(
+    content: dict[str, Any], model: dict[str, Any], folder: Path
+) -> tuple[dict[str, float], bool]:
+    """Scores of pieces, and whether a space comes before a text."""
+    adds_space, scores = space_before(content), scores_of(model)
+    if adds_space is None or scores is None:
+        raise UsageError(
+            f"{folder}: llama.cpp is not known to make the pieces of this tokenizer "
+            f"({_shown(content.get('normalizer'))}, {_shown(content.get('pre_tokenizer'))}): GGUF "
+            "would give other tokens; --to mlx or --to torch writes the model with its own "
+            "tokenizer"
+        )
+    return scores, adds_space
 
 
 def _template(tokenizer: Any) -> str | None:
