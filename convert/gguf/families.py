@@ -42,6 +42,8 @@ FAMILIES = {
     "mistral": Family("LLAMA", is_turned=True),
     "qwen2": Family("QWEN2"),
     "qwen3": Family("QWEN3"),
+    "phi": Family("PHI2"),
+    "phi3": Family("PHI3"),
     "gemma": Family("GEMMA", is_shifted=True),
     "gemma3_text": Family("GEMMA3", is_shifted=True),
 }
@@ -60,7 +62,7 @@ def family_of(config: dict[str, Any]) -> Family:
             "--to torch writes it, and llama.cpp's own converter may read what --to torch writes"
         )
     family = FAMILIES[kind]
-    computed = _GELU if family.is_shifted else _SILU
+    computed = _GELU if family.is_shifted or family.arch == "PHI2" else _SILU
     named = config.get("hidden_activation") or config.get("hidden_act")  # Gemma 3 has the first
     if named not in computed:
         raise UsageError(
@@ -121,8 +123,11 @@ def describe(writer: Any, args: Any, config: dict[str, Any], folder: Path) -> Fl
     writer.add_head_count_kv(sizes.key_heads)
     writer.add_key_length(sizes.width)
     writer.add_value_length(sizes.width)
-    writer.add_layer_norm_rms_eps(args.rms_norm_eps)
-    writer.add_rope_dimension_count(sizes.width)
+    if hasattr(args, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(args.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(args.layer_norm_eps)
+    writer.add_rope_dimension_count(int(sizes.width * getattr(args, "partial_rotary_factor", 1)))
     writer.add_rope_freq_base(float(args.rope_theta))
     if args.model_type == "gemma3_text":
         _describe_gemma3(writer, args, sizes, folder)

@@ -25,6 +25,8 @@ from mlx_dpo.preferences.chat import ChatFormat
 BITS = {"4": "Q4_0", "8": "Q8_0"}  # kinds of GGUF that the package packs, by bits of a weight
 
 _MARK = "mlx_dpo.export"
+# Names of models for which llama.cpp changes what tokens do, whatever the file says.
+_TELLING = re.compile(r"phi-?3|jina|nomic|modern-?bert", re.IGNORECASE)
 _BLOCK = 32  # weights that share a scale
 _PLAIN = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _FILE_TYPES = {"Q4_0": "MOSTLY_Q4_0", "Q8_0": "MOSTLY_Q8_0", "F32": "ALL_F32"}
@@ -139,7 +141,8 @@ def write(
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     try:
         writer.add_bool(_MARK, True)
-        writer.add_name(folder.resolve().name)
+        if not _TELLING.search(name := folder.resolve().name):
+            writer.add_name(name)
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(plan.kind, f"MOSTLY_{plan.kind}")])
         if plan.kind not in _PLAIN.values():
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -111,6 +111,12 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
     else:
         rule = _rule(content, model, folder)
     added = {each["id"]: each for each in content.get("added_tokens", [])}
+    for each in added.values():
+        if each.get("lstrip") or each.get("rstrip"):
+            raise UsageError(
+                f"{folder}: its token {each['content']} takes the spaces beside it away, which "
+                "GGUF can't say; --to mlx or --to torch writes the model with its own tokenizer"
+            )
     names = {number: token for token, number in model["vocab"].items()}
     names |= {number: each["content"] for number, each in added.items()}
     if max(names) >= rows:

@@ -32,6 +32,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+PHI = {"hidden_act": "gelu_new", "tie_word_embeddings": False}
 GELU = "gelu_pytorch_tanh"
 GEMMA3 = {
     **{"hidden_activation": GELU, "query_pre_attn_scalar": 16, "sliding_window": 4},
@@ -75,6 +76,8 @@ def written(folder: Path, file: Path, dtype: str, bits: str | None = None) -> tu
         ("qwen2", {"tie_word_embeddings": False}),
         ("qwen3", {"head_dim": 32}),
         ("gemma", {"hidden_act": GELU}),
+        ("phi", {**PHI, "num_key_value_heads": 4}),
+        ("phi3", {"tie_word_embeddings": False, "original_max_position_embeddings": 512}),
         ("gemma3_text", {**GEMMA3, "num_hidden_layers": 6}),
     ],
 )
@@ -308,6 +311,22 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         vocabulary(tmp_path, **changes)
+
+
+def test_a_token_that_takes_spaces_away_is_refused(tmp_path: Path) -> None:
+    added = json.loads((ORACLE / "tokenizer.json").read_text())["added_tokens"]
+    added[1]["rstrip"] = True
+    with pytest.raises(UsageError, match=r"its token <\|user\|> takes the spaces beside it away"):
+        vocabulary(tmp_path, added_tokens=added)
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("Phi-3-mine", False), ("mine", True)])
+def test_a_name_by_which_llama_cpp_changes_tokens_is_left_out(
+    name: str, is_said: bool, tmp_path: Path
+) -> None:
+    folder = made(tmp_path / name, "qwen2")
+    written(folder, tmp_path / "model.gguf", "bfloat16")
+    assert ("general.name" in gguf.GGUFReader(tmp_path / "model.gguf").fields) == is_said
 
 
 def test_rows_without_a_token_and_tokens_without_a_row(tmp_path: Path) -> None:
