@@ -1,8 +1,10 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
+# make test-pages  every command of the pages, run
 # make test-gpulike  tests of what trains, under an emulator of a GPU's habits
 # make notebook  run the eight experiments of notebooks/dpo.ipynb in small and show the page; FULL=1 whole
 # make scaffold OUT=folder  a copy of the project with the functions of the course left to write
+# make test-wheel  the wheel where no clone is: built, installed, and used there for a minute
 # make torture  what docs/reliability.md promises, tried in full: up to an hour
 # make check  lint, format, types;              make fix         mend what can be mended
 # make doctor what this machine is, and whether it trains to the right numbers
@@ -36,8 +38,8 @@ SHOWN := | awk '/^Collecting/ {n++; next} \
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help doctor demo test test-gpulike torture test-torch notebook scaffold check fix install \
-	dev
+.PHONY: help doctor demo test test-pages test-gpulike test-wheel torture test-torch notebook \
+	scaffold check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
 
@@ -48,10 +50,16 @@ demo: install
 	@$(FAST) $(BIN)/mlx_dpo train
 
 test: dev
-	@$(FAST) $(TWO) -m "not torch"
+	@$(FAST) $(TWO) -m "not torch and not pages"
+
+test-pages: dev
+	@$(FAST) $(TWO) -m pages
 
 test-gpulike: dev
 	@$(FAST) $(TWO) -p tests.gpulike -m "not torch" $(addprefix tests/,gpulike training runs models faults)
+
+test-wheel: dev
+	@$(FAST) $(BIN)/python -m tools.wheel
 
 test-torch: $(VENV)/.torch
 	@$(FAST) $(TWO) -m torch

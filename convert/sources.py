@@ -3,6 +3,7 @@
 Checkpoints in PyTorch's own formats are converted when they are first asked for, and kept.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Callable
@@ -30,6 +31,7 @@ RECORD = (
 
 _WITHOUT_WEIGHTS = [
     *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*"),
+    "README.md",  # says the licence
 ]
 _HUB_FILES = [*_WITHOUT_WEIGHTS, "model*.safetensors", "adapter*.safetensors"]
 
@@ -291,17 +293,37 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
         raise UsageError(f"{name}: no such user") from None
     if name and folder.is_dir():
         check_links(folder)
+        if (folder / "config.toml").is_file() and not (folder / "config.json").is_file():
+            raise UsageError(f"{name}: is the folder of a run{_result_of(folder)}")
         return folder
     if name and folder.exists():
         raise UsageError(f"{name}: is a file; a folder is expected")
     if not is_hub_id(name):
-        raise UsageError(f"{name}: no such model folder, and not a hub id of the form owner/name")
+        near = difflib.get_close_matches(folder.name, _names_beside(folder), n=1)
+        hint = f"; did you mean {folder.with_name(near[0])}?" if near else ""
+        raise UsageError(f"{name}: no such model folder, and no hub id owner/name{hint}")
     if not weights:
         return download(name, _WITHOUT_WEIGHTS)
     downloaded = download(name, _HUB_FILES)
     if any(downloaded.glob("model*.safetensors")) or is_adapter(downloaded):
         return downloaded
     return download(name, [*_HUB_FILES, "pytorch_model*"])
+
+
+def _result_of(run: Path) -> str:
+    """What to take in place of a run's folder: the model that the run wrote."""
+    try:
+        out = json.loads((run / "result.json").read_text(encoding="utf-8"))["out"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ", which has not finished"
+    return f"; its model is {out}"
+
+
+def _names_beside(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _has_weights(folder: Path) -> bool:

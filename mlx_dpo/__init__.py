@@ -14,7 +14,9 @@ import resource
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mlx_dpo.records import VERSION
+
+__version__ = VERSION
 
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 if 0 <= _OPEN_FILES < 4096:
@@ -30,31 +32,47 @@ if 0 <= _OPEN_FILES < 4096:
 
 if TYPE_CHECKING:
     from mlx_dpo.convert.sources import load
+    from mlx_dpo.errors import MlxDpoError
     from mlx_dpo.models.adapters import attach_adapters
     from mlx_dpo.preferences.collate import pad_and_collate_pref
-    from mlx_dpo.records import PreferenceExample
+    from mlx_dpo.preferences.reader import read_preferences
+    from mlx_dpo.preferences.rows import encode
+    from mlx_dpo.records import Preference, PreferenceExample
+    from mlx_dpo.runs.finished import save
     from mlx_dpo.training.logprobs import sequence_logprob
     from mlx_dpo.training.loss import dpo_loss
-    from mlx_dpo.training.trainer import DPOTrainer
+    from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 _HOME = {
+    "Callback": "mlx_dpo.training.trainer",
     "DPOTrainer": "mlx_dpo.training.trainer",
+    "MlxDpoError": "mlx_dpo.errors",
+    "Preference": "mlx_dpo.records",
     "PreferenceExample": "mlx_dpo.records",
     "attach_adapters": "mlx_dpo.models.adapters",
     "dpo_loss": "mlx_dpo.training.loss",
+    "encode": "mlx_dpo.preferences.rows",
     "load": "mlx_dpo.convert.sources",
     "pad_and_collate_pref": "mlx_dpo.preferences.collate",
+    "read_preferences": "mlx_dpo.preferences.reader",
+    "save": "mlx_dpo.runs.finished",
     "sequence_logprob": "mlx_dpo.training.logprobs",
 }
 
 __all__ = [
+    "Callback",
     "DPOTrainer",
+    "MlxDpoError",
+    "Preference",
     "PreferenceExample",
     "__version__",
     "attach_adapters",
     "dpo_loss",
+    "encode",
     "load",
     "pad_and_collate_pref",
+    "read_preferences",
+    "save",
     "sequence_logprob",
 ]
 
@@ -66,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
 from mlx_dpo.errors import DiskError, MlxDpoError, UsageError, disk_error
@@ -234,7 +233,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Delete what writers that were killed left half done in a folder others may write to now.
 
     What was moved aside to be replaced stays until something has its name. What can't be deleted
-    only takes room, and stays.
+    only takes room, and stays. Not to be called by a process that is writing what has this name.
 
     Args:
         folder: The folder; nothing happens where there is none.
@@ -243,7 +242,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     with suppress(OSError):
         for entry in folder.iterdir():
             match = _LEFTOVER.fullmatch(entry.name)
-            if not match or name not in (None, match[1]) or _is_alive(int(match[2])):
+            if not match or name not in (None, match[1]) or _is_another(int(match[2])):
                 continue
             # A writer killed between the two renames of a replacement leaves the only copy aside.
             if entry.suffix == ".tmp" or (folder / match[1]).exists():
@@ -256,7 +255,13 @@ def mark_used(entry: Path) -> None:
         os.utime(entry)
 
 
-def _is_alive(process: int) -> bool:
+def _is_another(process: int) -> bool:
+    """Whether a process lives and is not this one.
+
+    What has this one's number was left by a dead one: in a container all have the same.
+    """
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -401,9 +406,13 @@ def check_writable(path: Path) -> None:
         DiskError: If it can't.
     """
     make_folder(path.parent)
+    # Under the name that it will have until it is whole: the next command removes it where this one
+    # is killed.
+    trial = _temporary(path)
+    remove_abandoned(path.parent, path.name)
     try:
-        with TemporaryDirectory(prefix=".", dir=path.parent), suppress(FileNotFoundError):
-            os.lstat(_temporary(path))  # raises where its name would be too long
+        trial.mkdir()
+        trial.rmdir()
     except OSError as error:
         raise disk_error(path, error, "cannot be written") from None
 

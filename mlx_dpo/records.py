@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+VERSION = "0.1.0"  # of this project
+
 
 class Message(NamedTuple):
     """One turn of a conversation."""

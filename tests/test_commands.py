@@ -101,7 +101,7 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"^\.\[(\w+)\]$", rest[-1]):
             assert extra in extras["optional-dependencies"]
-        assert rest[0] in ("install", "uninstall", "download")
+        assert rest[0] in ("install", "uninstall", "download", "wheel")
     elif rest[0] == "-m":
         found = find_spec(rest[1])
         assert found, rest[1]
@@ -176,6 +176,7 @@ def run(command: Command, capsys: pytest.CaptureFixture[str]) -> str:
     return (shown.out + shown.err)[-400:] if ended.value.code else ""
 
 
+@pytest.mark.pages
 def test_every_command_of_the_pages_runs(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = [c for c in COMMANDS if not c.line.startswith(tuple(ELSEWHERE))]
     demo = Command("Makefile", "mlx_dpo train", "")

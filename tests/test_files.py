@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -163,6 +164,29 @@ def test_a_writer_first_removes_what_dead_writers_of_the_same_name_left(
     with write(tmp_path / "model"):
         names = {entry.name for entry in tmp_path.iterdir()}
         assert names == {living.name, other.name, f".model.{os.getpid()}.tmp"}
+
+
+@pytest.mark.parametrize("write", [new_file, new_folder])
+def test_what_a_dead_process_with_our_number_left_is_in_nobodys_way(
+    tmp_path: Path, write: Callable[..., AbstractContextManager[Any]]
+) -> None:
+    half = tmp_path / f".model.{os.getpid()}.tmp"  # in a container every process has one number
+    half.mkdir()
+    with write(tmp_path / "model"):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_check_that_was_killed_leaves_what_the_next_one_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rmdir", MagicMock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            check_writable(tmp_path / "model")
+    assert len(list(tmp_path.iterdir())) == 1
+    check_writable(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_two_writers_that_replace_a_folder_at_once_the_last_wins(

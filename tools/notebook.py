@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-import webbrowser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +20,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from mlx_dpo.cli.screen import open_page
 from mlx_dpo.files import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,11 @@ def heading(cell: Any) -> str | None:
 
 def page(notebook: Any) -> str:
     """The notebook as a page of HTML, styles included; it loads nothing."""
-    body, _ = HTMLExporter(template_name="basic", anchor_link_text="").from_notebook_node(notebook)
+    imports = {"enabled": True, "remove_cell_tags": {"remove-cell"}}  # nothing to read there
+    exporter = HTMLExporter(
+        template_name="basic", anchor_link_text="", config=Config(TagRemovePreprocessor=imports)
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     frame = (SOURCE.parent / "page.html").read_text("utf-8")
     return frame.replace("{{ body }}", body)
 
@@ -87,16 +91,9 @@ def main() -> int:
         print(f"{failure}\nnotebook: a cell failed; {shown} shows where", file=sys.stderr)
         return 1
     print(f"The notebook with its results is {shown}, and dpo.ipynb beside it.")
-    if sys.stdout.isatty() and has_display():
-        webbrowser.open((OUT / "dpo.html").as_uri())
+    if sys.stdout.isatty():
+        open_page((OUT / "dpo.html").as_uri())
     return 0
-
-
-def has_display() -> bool:
-    """Whether a browser has a screen; without one a text browser might take the terminal."""
-    return sys.platform == "darwin" or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
 
 
 if __name__ == "__main__":

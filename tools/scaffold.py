@@ -4,7 +4,7 @@
 
 The copy is made from the source as it is now. Signatures and docstrings stay; each body becomes a
 `NotImplementedError` that says what to write, so that the groups of `tests/test_dpo.py` fail until
-it is written.
+it is written. The copy's README says how to run the copy's own code.
 """
 
 import ast
@@ -25,7 +25,17 @@ COPIED = (
     *(".gitignore", "mlx_dpo", "convert", "tests", "tools", "benchmarks", "docs", "data"),
     *("notebooks", "checkpoints/README.md", "checkpoints/tiny-sft", "checkpoints/tiny-base"),
 )
+# The rest of `trainer` is about code that stays.
+GIVEN = "of trainer, tests of settings, learning rate and refusals pass from the start"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
+
+# Below the title of the copy's README. `python -m` looks in the current folder first.
+README_NOTE = """
+> This is a copy to practise on: some functions are left for you to write, and
+> `NotImplementedError` says what. To train with **your** code, type `python -m mlx_dpo` in this
+> folder wherever these pages say `mlx_dpo`: `python -m mlx_dpo train`. The plain command runs the
+> clone that it was installed from.
+"""
 
 # What to write, by file and by the function's name in it.
 EXERCISES: Mapping[str, Mapping[str, str]] = {
@@ -144,6 +154,8 @@ def make_scaffold(out: Path) -> None:
             for file, exercises in EXERCISES.items():
                 source = (copy / file).read_text("utf-8")
                 (copy / file).write_text(emptied(source, exercises), "utf-8")
+            title, _, rest = (copy / "README.md").read_text("utf-8").partition("\n")
+            (copy / "README.md").write_text(f"{title}\n{README_NOTE}{rest}", "utf-8")
             copy.rename(place)
     except OSError as error:
         raise DiskError(f"{out}: not written: {error.strerror or error}") from None
@@ -161,15 +173,17 @@ def main() -> None:
     """Make the copy and say how to go on."""
     if len(sys.argv) != 2 or not sys.argv[1]:
         raise UsageError("make scaffold OUT=../dpo-exercise: OUT is the folder for the copy")
-    out = Path(sys.argv[1]).expanduser()
+    out, python = Path(sys.argv[1]).expanduser(), shlex.quote(sys.executable)
     make_scaffold(out)
     print(f"{out} is a copy of the project. These bodies are yours to write:")
     for file, exercises in EXERCISES.items():
         print(f"  {file:32} {', '.join(exercises)}")
-    print("Each group of tests fails until its functions are written:")
+    print(f"Each group of tests fails until its functions are written ({GIVEN}):")
     print(f"  cd {shlex.quote(str(out))}")
     for group in GROUPS:
-        print(f"  {shlex.quote(sys.executable)} -m pytest -q tests/test_dpo.py -k {group}")
+        print(f"  {python} -m pytest -q tests/test_dpo.py -k {group}")
+    print("Then train with your own code, in that folder (plain `mlx_dpo` runs this clone's):")
+    print(f"  {python} -m mlx_dpo train")
 
 
 if __name__ == "__main__":

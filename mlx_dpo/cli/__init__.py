@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from mlx_dpo import __version__
 from mlx_dpo.cli.adapter import adapter
 from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
@@ -17,8 +16,10 @@ from mlx_dpo.cli.evaluate import evaluate
 from mlx_dpo.cli.export import export
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
+from mlx_dpo.cli.habits import translated
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
+from mlx_dpo.cli.push import push
 from mlx_dpo.cli.report import report
 from mlx_dpo.cli.score import score
 from mlx_dpo.cli.screen import fitted, say
@@ -34,6 +35,7 @@ from mlx_dpo.errors import (
     is_disk_fault,
     is_shortage,
 )
+from mlx_dpo.records import VERSION
 
 _EPILOG = """\b
 Exit codes
@@ -63,7 +65,7 @@ class Context(click.Context):
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="mlx_dpo")
+@click.version_option(VERSION, prog_name="mlx_dpo")
 def cli() -> None:
     """Make a language model better from pairs of answers, on this machine.
 
@@ -82,7 +84,7 @@ def cli() -> None:
 
 for _command in (
     *(train, plan, profile, convert, export, data, generate, audit, evaluate),
-    *(score, compare, report, sweep, doctor, adapter),
+    *(score, compare, report, sweep, doctor, adapter, push),
 ):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.commands.values()):
@@ -92,8 +94,9 @@ for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
     try:
-        _check_encoding(sys.argv[1:] if args is None else args)
-        code = cli.main(args, prog_name="mlx_dpo", standalone_mode=False)
+        words = sys.argv[1:] if args is None else args
+        _check_encoding(words)
+        code = cli.main(translated(words, cli), prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         code = 2

@@ -34,7 +34,7 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
     its products, and whether adapters train and can be turned off. The logits of --model are
     compared with those of transformers where torch is installed. Nothing is kept. The
     block at the end names no person, path or host, and can be pasted into an issue; docs/mac.md
-    explains each line. Exit code 1 if a check failed.
+    of the repository explains each line. Exit code 1 if a check failed.
 
     \b
     Example:

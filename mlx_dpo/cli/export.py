@@ -118,7 +118,7 @@ def export(
                     proof = _proven(trial, written, before)
                     _check(proof, place, order, force)
                 if new.is_dir():
-                    _record(new, model, base, order, written, proof)
+                    _record(new, place.name, model, base, order, written, proof)
             if to == "torch":
                 write_torch(order, new, place, overwrite)
     say(f"wrote   {place}  ({order})")
@@ -143,15 +143,17 @@ def _new(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
 
 def _record(
     folder: Path,
+    name: str,
     model: str,
     base: str | None,
     order: Order,
     written: Written,
     proof: "Proof | None",
 ) -> None:
-    """The dpo.json of an exported folder: that of the run, and what the export came to."""
+    """The dpo.json of an exported folder, that of the run with the export, and its model card."""
     from mlx_dpo.convert.sources import read_record
-    from mlx_dpo.models.export import write_json
+    from mlx_dpo.models.export import write_card, write_json
+    from mlx_dpo.runs.card import licence_of, model_card, published
 
     exported = {
         "model": model,
@@ -163,8 +165,13 @@ def _record(
     }
     record = read_record(order.source.origin) | {"export": exported}
     if base is not None:  # where it is now
-        record["trained_from"] = record.get("trained_from", {}) | {"model": base}
+        record["trained_from"] = record.get("trained_from", {}) | {
+            "model": base,
+            "name": published(base),
+        }
     write_json(folder / "dpo.json", record)
+    if order.to in ("mlx", "lm-studio") and "trained_from" in record:
+        write_card(folder, model_card(record, name, licence_of(order.source.folder)))
 
 
 def _say_what_next(out: Path, to: str, source: "Source") -> None:

@@ -1,5 +1,6 @@
 """`mlx_dpo generate`."""
 
+import shlex
 import sys
 
 import click
@@ -15,8 +16,7 @@ from mlx_dpo.errors import UsageError
 @options.adapter()
 @click.option(
     "--prompt",
-    required=True,
-    help="What to ask, put into the chat template; - reads it from stdin.",
+    help="What to ask, put into the chat template; - reads it from stdin, as a pipe without it.",
 )
 @options.max_tokens(128)
 @click.option(
@@ -30,7 +30,7 @@ from mlx_dpo.errors import UsageError
 def generate(
     model: str,
     adapter: str | None,
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -47,10 +47,13 @@ def generate(
     from mlx_dpo.models.generate import answer
     from mlx_dpo.records import Message
 
-    if prompt == "-":
+    if prompt is None and sys.stdin.isatty():
+        chat = shlex.join(["mlx_lm.chat", "--model", model])
+        raise UsageError(f"--prompt is missing: what to ask; to talk with the model: {chat}")
+    if prompt in (None, "-"):
         prompt = sys.stdin.read().strip()
         if not prompt:
-            raise UsageError("--prompt -: nothing came on stdin")
+            raise UsageError("nothing came on stdin to answer; give --prompt")
     options.opening(model, adapter)
     loaded = open_model(model, adapter)
     stream = Stream() if sys.stdout.isatty() else None

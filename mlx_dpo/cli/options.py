@@ -14,7 +14,7 @@ import click
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
-from mlx_dpo.runs.config import REFUSED, RunConfig, option_type
+from mlx_dpo.runs.config import RunConfig, option_type
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -50,10 +50,6 @@ def config(*left_out: str) -> Decorator:
     """
 
     def add(command: Any) -> Any:
-        for name in REFUSED:
-            command = click.option(
-                _flag(name), hidden=True, expose_value=False, callback=_refuse, default=None
-            )(command)
         for setting in reversed(_SETTINGS.values()):
             if setting.name not in left_out:
                 command = _option_of(setting)(command)
@@ -118,11 +114,6 @@ def _of_run(name: str, about: str) -> Decorator:
     return click.option(_flag(name), type=_range(name), help=shown)
 
 
-def _refuse(_: click.Context, option: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise UsageError(f"{_flag(str(option.name))}: {REFUSED[str(option.name)]}")
-
-
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -162,7 +153,10 @@ def _metavar(name: str, kind: type) -> str:
 _LENGTH: str = _SETTINGS["max_length"].metadata["help"]
 
 verbose = click.option(
-    "-v", "--verbose", is_flag=True, help="More lines, for work on the engine: docs/training.md."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="More lines, for work on the engine: docs/training.md of the repository.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
 drop_bad = click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import program, say
+from mlx_dpo.cli.screen import page_place, program, say
 from mlx_dpo.errors import UsageError
 
 
@@ -38,11 +38,17 @@ def report(runs: tuple[Path, ...], out: Path | None, live: bool) -> None:
     """
     from mlx_dpo.insight.report.live import follow
     from mlx_dpo.insight.report.page import write_report
+    from mlx_dpo.runs.folder import RESULT, changed_record
 
     if not live:
-        say(f"written: {write_report(runs, out, program=program())}")
+        say(f"written: {page_place(write_report(runs, out, program=program()))}")
+        for run in runs:
+            if not (run / RESULT).is_file():
+                say(f"warning: {run}: the run has not finished (no {RESULT})", err=True)
+            for file in changed_record(run):
+                say(f"warning: {file}; what the page says of it may be wrong", err=True)
     elif len(runs) > 1:
         raise UsageError("--live follows one run; without it, several stand on one page")
     else:
-        page = follow(runs[0], out, wait=time.sleep, say=say, program=program())
-        say(f"written: {page}")
+        page = follow(runs[0], out, wait=time.sleep, say=say, place=page_place, program=program())
+        say(f"written: {page_place(page)}")

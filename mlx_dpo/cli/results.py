@@ -63,7 +63,10 @@ def show_result(result: RunResult, *, verbose: bool = False) -> None:
         )
     _print_kept(result.kept, result.folder)
     _print_verdict(result.verdict)
-    _print_next(job, result.answers[0].prompt if result.answers else "Hello")
+    if result.verdict.outcome in (COLLAPSED, LOOPING):
+        say(f"What it came to is kept in {job.out}.")
+    else:
+        _print_next(job, result.answers[0].prompt if result.answers else "Hello")
 
 
 def _print_kept(kept: Kept, folder: Path) -> None:
@@ -85,6 +88,7 @@ def _print_next(job: Job, question: str) -> None:
     say(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
     say(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
     if not is_adapter:
+        say(f"  {shlex.join(['mlx_lm.chat', '--model', out])}")
         return
     if config.adapter_format == "peft":
         say("It is in PEFT's layout; --adapter-format both writes mlx-lm's beside it.")

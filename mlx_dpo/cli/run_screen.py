@@ -1,5 +1,6 @@
 """What a training run shows: a header, then a progress bar or plain lines."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from mlx_dpo.insight import words
 from mlx_dpo.insight.audit.bias import Measures
 from mlx_dpo.insight.audit.checks import LENGTH_ADVICE, OK, Check, check_length
 from mlx_dpo.models.adapters import describe
-from mlx_dpo.models.device import TF32_SWITCH
+from mlx_dpo.models.device import TF32_SWITCH, blas, on_gpu
 from mlx_dpo.models.export import left_behind
 from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.packed import num_parameters, packed_bits
@@ -27,6 +28,7 @@ from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
 USUAL_BETA = (0.05, 0.5)
+USUAL_RATE = 1e-2  # above it no model of any size was seen to learn
 FEW_PAIRS = 50
 
 
@@ -238,8 +240,7 @@ def _about_rows(account: RowCounts) -> str:
 
 def length_check(job: Job) -> Check:
     """The verdict of `audit` on the lengths of the pairs of --data, in tokens."""
-    pairs = job.train.examples if job.config.eval_data else job.examples
-    return check_length(Measures("tokens", lengths(pairs).T))
+    return check_length(Measures("tokens", lengths(job.measured).T))
 
 
 def _warnings(job: Job) -> Iterator[str]:
@@ -249,6 +250,16 @@ def _warnings(job: Job) -> Iterator[str]:
         yield (
             f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
             f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
+        )
+    if config.learning_rate > USUAL_RATE:
+        yield (
+            f"learning rate {config.learning_rate:g} is far above what is usual (1e-6 to 1e-4): "
+            "models fall apart"
+        )
+    if sys.platform == "linux" and not on_gpu() and not blas():
+        yield (
+            "MLX computes with the slow BLAS of its wheel; with OpenBLAS loaded first, training is "
+            "several times faster (README, on Linux)"
         )
     if len(job.train.examples) < FEW_PAIRS:
         yield (

@@ -45,6 +45,27 @@ def program() -> str:
     return os.path.relpath(sys.argv[0])
 
 
+def open_page(address: str) -> None:
+    """Open a page in the person's browser, if there is a screen to show it on.
+
+    Without a screen a text browser might take the terminal.
+    """
+    screens = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform != "darwin" and not screens:
+        return
+    preload = os.environ.pop("LD_PRELOAD", None)  # a BLAS for MLX, with which Chromium aborts
+    try:
+        click.launch(address)
+    finally:
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload
+
+
+def page_place(page: Path) -> str:
+    """Where a page lies: an address to click on a terminal, its path as given elsewhere."""
+    return page.absolute().as_uri() if sys.stdout.isatty() else str(page)
+
+
 def counted(number: int, noun: str) -> str:
     """`1 pair`, `2 pairs`."""
     return f"{number} {noun}{'s'[: number != 1]}"

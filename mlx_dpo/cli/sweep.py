@@ -12,7 +12,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program, say, share, table
+from mlx_dpo.cli.screen import page_place, program, say, share, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
 
@@ -214,7 +214,7 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
     advice = advise(outcomes)
     say(f"\n{advice.sentence}", bold=True)
     say(f"{advice.reason}\n")
-    say(f"The report is {page}.")
+    say(f"The report is {page_place(page)}.")
 
 
 def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:

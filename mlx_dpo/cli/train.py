@@ -12,10 +12,10 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import program, say
+from mlx_dpo.cli.screen import page_place, program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
-from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
 
 
@@ -37,9 +37,10 @@ def train(
 ) -> None:
     """Train a model on preference pairs with DPO.
 
-    CONFIG is a TOML file whose keys are the option names below with underscores; an option on the
-    command line beats it. Paths in it are relative to the current folder. Without CONFIG and
-    --model, the embedded default of a clone is trained (checkpoints/tiny-sft/train.toml).
+    CONFIG is a TOML or YAML file whose keys are the option names below; an option on the command
+    line beats it. mlx-lm's and TRL's names are understood in both. Paths in it are relative to the
+    current folder. Without CONFIG and --model, the embedded default of a clone is trained
+    (checkpoints/tiny-sft/train.toml).
 
     \b
     Examples:
@@ -62,6 +63,8 @@ def train(
         sys.exit(_supervised(settings, resume))
     with stop_on_signal():  # from the first second: the imports take some
         refuse_foreign(settings.data, settings.eval_data)
+        if source := config or (None if "model" in given else EMBEDDED_CONFIG):
+            say(f"{'config':<10}  {source}", err=True)
         fixed = None if _has_begun(settings) else given_names(config, given)
         _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
 
@@ -157,6 +160,7 @@ def _write_report(folder: Path) -> None:
 
     footer.doing("writing the report")
     try:
-        say(f"The report is {write_report([folder], program=program())}.")
+        page = write_report([folder], program=program())
+        say(f"The report is {page_place(page)}.")
     except MlxDpoError as error:
         say(f"warning: no report: {error}", err=True)

@@ -121,6 +121,7 @@ def export_folder(
     out: Path,
     record: dict[str, Any],
     *,
+    card: str | None = None,
     replace: bool = False,
 ) -> None:
     """Save `model` with the tokenizer and config of the folder it came from.
@@ -130,6 +131,7 @@ def export_folder(
         files: Of the folder it was loaded from.
         out: The new folder; it appears complete or not at all.
         record: The model's source and settings, written as ``dpo.json``.
+        card: Written as ``README.md``; None for no such file.
         replace: Whether `out` may exist.
 
     Raises:
@@ -140,6 +142,8 @@ def export_folder(
         write_companions(files.companions, folder)
         write_json(folder / "config.json", config_of(files.config, dtype))
         write_json(folder / "dpo.json", record)
+        if card is not None:
+            write_card(folder, card)
         save_arrays(folder / "model.safetensors", model.parameters(), {"format": "mlx"})
 
 
@@ -209,6 +213,11 @@ def config_of(
         for key in PACKINGS:
             holder.pop(key, None)
     return config | dict.fromkeys(PACKINGS if packing else (), packing)
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write the README of a model folder."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.models.course import MODEL_TYPE
 from mlx_dpo.models.rotary import rope_type, scaling_of
 
-DOCS = "docs/conversion.md"
+DOCS = "docs/conversion.md of the repository"
 _FOLDER = Path(__file__).parent
 _OTHER = "mlx-lm's {} computes other logits than transformers"
 _RIGHT, _WRONG, _UNKNOWN = "right", "wrong", "unknown"

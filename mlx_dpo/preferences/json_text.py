@@ -149,6 +149,8 @@ def not_readable(path: Path, error: OSError) -> UsageError:
     """The error to raise where a preference file can't be opened or read."""
     reasons = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
     reason = reasons.get(type(error), f"not readable: {error.strerror}")
+    if isinstance(error, FileNotFoundError) and path.suffix in (".json", ".jsonl", ".txt"):
+        return UsageError(f"{path}: {reason}; check the name and the folder")
     return UsageError(f"{path}: {reason}; pairs are a .json or .jsonl file")
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import flaw_of_name, text_of
 from mlx_dpo.preferences.chat import is_date
+from mlx_dpo.runs.habits import MEANS, SAME, refusal
 from mlx_dpo.runs.sources import data_files
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
@@ -26,11 +27,6 @@ OF_LORA = ("lora_rank", "lora_scale", "lora_layers", "lora_modules", "adapter_re
 REFERENCES = ("cached", "copy", "adapters-off")
 KEEPS = (LAST, BEST) = ("last", "best")
 MEASURES = ("loss", "accuracy")
-# Settings of other trainers that people bring along, and why there is no such one here.
-REFUSED = {
-    "lora_dropout": "adapters train without dropout: in the policy alone it would start the loss "
-    "anywhere but at log 2; leave it out"
-}
 _LIMITS: dict[str, Any] = {"above": gt, "at_least": ge, "below": lt}
 
 
@@ -221,12 +217,14 @@ class RunConfig:
         return self.keep == BEST or self.patience is not None
 
     def to_toml(self) -> str:
-        """The settings as TOML, to be read by `read_toml`; those that are unset are left out."""
+        """The settings as TOML, for `read_settings`; those that are unset are left out."""
         settings = {key: value for key, value in asdict(self).items() if value is not None}
         if self.steps is not None:
             settings.pop("epochs", None)
         # JSON's spelling of text, numbers and booleans is TOML's as well.
-        lines = [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in settings.items()]
+        # But for the character DEL, which TOML wants escaped.
+        texts = {key: json.dumps(v, ensure_ascii=False) for key, v in settings.items()}
+        lines = [f"{key} = {text}".replace("\x7f", "\\u007f") for key, text in texts.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -254,14 +252,11 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     Raises:
         UsageError: If a key is unknown, a value is out of range, or no model is known.
     """
-    if toml is None and options.get("model") is None:
-        if not EMBEDDED_CONFIG.is_file():
-            raise UsageError(
-                "no model given, and the embedded default is not here: run from a clone of the "
-                "repository, or pass --model and --data"
-            )
-        toml = EMBEDDED_CONFIG
-    settings = read_toml(toml) if toml else {}
+    toml = toml or _embedded(options)
+    settings = read_settings(toml) if toml else {}
+    if toml == EMBEDDED_CONFIG and options.get("data") is not None:
+        for name in ("epochs", "warmup_steps"):  # chosen for the demo's pairs; others may be few
+            settings.pop(name, None)
     _check_not_both(options, "--epochs and --steps")
     if "steps" in options:
         settings.pop("epochs", None)
@@ -280,36 +275,83 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     return RunConfig(**settings)
 
 
+def _embedded(options: dict[str, Any]) -> Path | None:
+    """The embedded default, where no model is named."""
+    if options.get("model") is not None:
+        return None
+    if not EMBEDDED_CONFIG.is_file():
+        raise UsageError(
+            "no model given: pass --model and --data (only a clone of the repository holds a "
+            "model to try)"
+        )
+    return EMBEDDED_CONFIG
+
+
 def given_names(toml: Path | None, options: dict[str, Any]) -> set[str]:
     """Settings that were given by hand, in a config file or as options."""
-    return set(options) | (set(read_toml(toml)) if toml else set())
+    return set(options) | (set(read_settings(toml)) if toml else set())
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Settings of a TOML file, with every key known and every value of its type.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a TOML or YAML file, with every key known and every value of its type.
+
+    Keys may have hyphens, and the names of other trainers; see `runs.habits`.
 
     Raises:
         UsageError: If the file is missing or broken, or a key or value is not as it must be.
     """
+    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+        raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
     try:
-        settings = tomllib.loads(text_of(path))
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        content = _of_yaml(path) if is_yaml else tomllib.loads(text_of(path))
     except OSError as error:
         raise UsageError(f"{path}: not readable: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]
-    for key, value in settings.items():
-        if key in REFUSED:
-            raise UsageError(f"{path}: {key}: {REFUSED[key]}")
+    settings: dict[str, Any] = {}
+    for spelled, value in content.items():
+        key, value = _as_ours(f"{path}: {spelled}", str(spelled).replace("-", "_"), value, known)
+        if key is None:
+            continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise UsageError(f"{path}: unknown key {key!r}{hint}")
-        if isinstance(value, datetime.date):  # TOML has dates of its own
+            raise UsageError(f"{path}: unknown key {spelled!r}{hint}")
+        if key in settings:
+            raise UsageError(f"{path}: {spelled}: {key} is given twice")
+        if isinstance(value, datetime.date):  # TOML and YAML have dates of their own
             value = value.isoformat()
-        settings[key] = _check_value(f"{path}: {key}", key, value)
+        settings[key] = _check_value(f"{path}: {spelled}", key, value)
     _check_not_both(settings, f"{path}: epochs and steps")
     return settings
+
+
+def _of_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text_of(path))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: holds no settings: a line each is needed, such as beta: 0.1")
+    for key, value in content.items():
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
+            content[key] = float(value)  # YAML 1.1 takes 1e-5 for text
+    return content
+
+
+def _as_ours(where: str, key: str, value: Any, known: list[str]) -> tuple[str | None, Any]:
+    """A setting by its name here, with its value; no name where a switch is off."""
+    if key in known:
+        return key, value
+    if reason := refusal(key):
+        raise UsageError(f"{where}: {reason}")
+    if key in MEANS and isinstance(value, bool):
+        return MEANS[key] if value else (None, None)
+    return SAME.get(key, key), value
 
 
 def _check_not_both(settings: dict[str, Any], names: str) -> None:

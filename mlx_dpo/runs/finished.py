@@ -1,55 +1,37 @@
 """The finished model of a run, or its adapter, with the record of how it was made."""
 
-import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.convert.adapters import write_mlx, write_peft
-from mlx_dpo.convert.sources import RECORD
+from mlx_dpo.convert.sources import RECORD, base_of, locate, read_record
+from mlx_dpo.errors import UsageError
 from mlx_dpo.files import make_folder, new_folder
-from mlx_dpo.models.adapters import parts_of
-from mlx_dpo.models.export import export_folder, write_companions
-from mlx_dpo.models.hub import is_hub_id
+from mlx_dpo.models.adapters import describe, parts_of
+from mlx_dpo.models.export import (
+    ModelFiles,
+    export_folder,
+    read_files,
+    write_card,
+    write_companions,
+    write_json,
+)
+from mlx_dpo.models.hub import is_quantised
+from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.config import LAST
-from mlx_dpo.runs.defaults import LORA
-from mlx_dpo.runs.folder import environment
+from mlx_dpo.runs.card import UNTAUGHT, licence_of, model_card, published
+from mlx_dpo.runs.folder import environment, is_inside
 from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.scores import is_taught
+from mlx_dpo.runs.scores import is_taught, score_groups
 from mlx_dpo.training.loss import pair_metrics
 
 Scores = npt.NDArray[np.float32]
-
-_CARD = """\
----
-base_model: {base}
-library_name: {library}
-tags: [dpo, lora]
----
-# {name}
-
-A LoRA adapter for `{base}`, trained with DPO (Rafailov et al. 2023) by mlx-dpo.
-
-| | |
-|---|---|
-| rank, scale, modules | {rank}, {scale:g}, {modules} |
-| beta, learning rate | {beta:g}, {rate:g} |
-| steps, pairs trained on | {steps}, {pairs} |
-| held-out pairs | {held_out} |
-
-The adapter means something only on the weights it was trained on. To talk to it:
-
-    mlx_dpo generate --model {base} --adapter {name} --prompt "Hello"
-{other}
-"""
-_OTHER = {
-    "mlx": "    mlx_lm.chat --model {base} --adapter-path {name}",
-    "peft": '    PeftModel.from_pretrained(model, "{name}")',
-}
 
 
 def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> None:
@@ -69,77 +51,119 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
     results = {}
     if policy.size:
         results = pair_metrics(policy[:, judged], reference[:, judged], beta=config.beta)
-    origin = {"model": str(config.model), "fingerprint": job.weights_digest}
+    model, data = str(config.model), str(config.data)
+    origin = {"model": model, "name": published(model), "fingerprint": job.weights_digest}
+    adapter = describe(job.policy)
     record: dict[str, Any] = {
         "trained_from": origin,
-        "data": {"file": str(config.data), "digest": job.data.digest, "split": job.split()},
+        "data": {
+            "file": data,
+            "name": published(data),
+            "digest": job.data.digest,
+            "split": job.split(),
+        },
         "settings": asdict(config),
         "steps": kept.step,
         "kept": asdict(kept),
         "held_out": results,
+        "groups": _groups(job, policy, reference),
+        **({} if adapter is None else {"adapter": asdict(adapter)}),
         "environment": environment(),
     }
-    if config.method != LORA:
-        export_folder(job.policy, job.files, job.out, record, replace=config.overwrite)
+    if adapter is not None:
+        assert job.stored_digest is not None
+        origin["sha256"] = job.stored_digest
+        if job.adapter_digest is not None:
+            origin["adapter"] = job.adapter_digest
+    layout = config.adapter_format or "mlx"
+    _write(job.policy, job.files, job.source, job.out, record, layout, replace=config.overwrite)
+
+
+def save(model: nn.Module, source: str | Path, out: str | Path, *, overwrite: bool = False) -> None:
+    """Save a trained model, or its adapter, as a folder that mlx-lm and `load` read.
+
+    Args:
+        model: As `load` gave it, trained; with adapters only they are written.
+        source: What `load` was given: the folder or hub id. Its tokenizer, chat template and config
+            go along.
+        out: The new folder; it appears complete or not at all.
+        overwrite: Whether `out` may be there, if this project wrote it.
+
+    Raises:
+        UsageError: If the source is not there, `out` is or overlaps it, or the model is quantised
+            and has no adapters.
+        DiskError: If `out` can't be written.
+    """
+    found, out = locate(source), Path(out)
+    _check_out(out, found.folder, overwrite)
+    files, adapter = read_files(found.folder), describe(model)
+    base = base_of(found.adapter) if found.adapter else str(source)
+    origin = {"model": base, "name": published(base)}
+    record: dict[str, Any] = {"trained_from": origin, "environment": environment()}
+    if adapter is not None:
+        origin["sha256"] = stored_digest(found.folder)
+        record["adapter"] = asdict(adapter)
+    elif is_quantised(files.config):
+        raise UsageError(f"{source}: is quantised, and the model has no adapters: nothing trained")
+    _write(model, files, found.folder, out, record, "mlx", replace=overwrite)
+
+
+def _check_out(out: Path, source: Path, overwrite: bool) -> None:
+    here, there = source.resolve(), out.resolve()
+    if is_inside(here, there) or is_inside(there, here):
+        raise UsageError(f"{out}: overlaps {source}, which is only read; choose another name")
+    if os.path.lexists(out) and not overwrite:
+        raise UsageError(f"{out}: exists; pass overwrite=True to replace it, or another name")
+    if os.path.lexists(out) and (out.is_symlink() or not read_record(out)):
+        raise UsageError(f"{out}: exists and is not of this project; choose another name")
+
+
+def _write(
+    model: nn.Module,
+    files: ModelFiles,
+    source: Path,
+    out: Path,
+    record: dict[str, Any],
+    layout: str,
+    *,
+    replace: bool,
+) -> None:
+    """Write a model or its adapter with its record and card, whole or not at all."""
+    library = "peft" if layout == "peft" else "mlx"
+    card = model_card(record, out.name, licence_of(source), library=library)
+    adapter = parts_of(model)
+    if not adapter:
+        export_folder(model, files, out, record, card=card, replace=replace)
         return
-    assert job.stored_digest is not None
-    origin["sha256"] = job.stored_digest
-    if job.adapter_digest is not None:
-        origin["adapter"] = job.adapter_digest
-    _write_adapter(job, record)
-
-
-def _write_adapter(job: Job, record: dict[str, Any]) -> None:
-    """The adapter's files, its record and card, and the tokenizer and chat template of the base."""
-    config, adapter = job.config, parts_of(job.policy)
-    with new_folder(job.out, replace=config.overwrite) as folder:
-        write_companions(job.files.companions, folder)
-        if config.adapter_format != "peft":
-            write_mlx(folder, adapter, job.policy)
-        if config.adapter_format != "mlx":
-            below = folder / "peft" if config.adapter_format == "both" else folder
+    with new_folder(out, replace=replace) as folder:
+        write_companions(files.companions, folder)
+        if layout != "peft":
+            write_mlx(folder, adapter, model)
+        if layout != "mlx":
+            below = folder / "peft" if layout == "both" else folder
             make_folder(below)
-            write_peft(below, adapter, job.policy, _published(job))
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(job, record), encoding="utf-8")
+            write_peft(below, adapter, model, record["trained_from"]["name"])
+        write_json(folder / RECORD, record)
+        write_card(folder, card)
 
 
-def _published(job: Job) -> str:
-    """The base's name, for files that others may read: its hub id, or its folder's name."""
-    name = str(job.config.model)
-    return name if is_hub_id(name) and not Path(name).exists() else job.name
+def _groups(job: Job, policy: Scores, reference: Scores) -> list[dict[str, Any]]:
+    """Scores of the held-out pairs: all, each kind, and those of kinds that were not trained on."""
+    kinds = np.array(job.held_out.kinds, dtype=str)
+    judged = is_taught(job.held_out.kinds, job.data.untaught)
+    beta = job.config.beta
+    groups = []
+    if judged.any():
+        mine = list(kinds[judged])
+        groups += score_groups(policy[:, judged], reference[:, judged], mine, beta=beta)
+    if not judged.all():
+        rest = ~judged
+        others = score_groups(policy[:, rest], reference[:, rest], [""] * rest.sum(), beta=beta)
+        groups.append(replace(others[0], name=UNTAUGHT))
+    return [asdict(group) for group in groups]
 
 
 def adapter_bytes(folder: Path) -> int:
     """Size of the weights of a finished adapter, in the larger of its layouts."""
     layouts = (folder, folder / "peft")
     return max(sum(f.stat().st_size for f in each.glob("adapter*.safetensors")) for each in layouts)
-
-
-def _card(job: Job, record: dict[str, Any]) -> str:
-    config, results = job.config, record["held_out"]
-    adapter = parts_of(job.policy)
-    ranks = sorted({part.rank for part in adapter.values()})
-    held_out = "none"
-    if results:
-        held_out = (
-            f"{len(job.held_out.ids)}: loss {results['loss']:.4f} (log 2 = 0.6931), accuracy "
-            f"{results['accuracy']:.2f}, margin {results['reward_margin']:+.3f}"
-        )
-        if record["kept"]["by"] != LAST:
-            held_out += "; the step was selected by these pairs"
-    library = "peft" if config.adapter_format == "peft" else "mlx"
-    return _CARD.format(
-        library=library,
-        other=_OTHER[library].format(base=_published(job), name=job.out.name),
-        base=_published(job),
-        name=job.out.name,
-        rank=", ".join(map(str, ranks)),
-        scale=next(iter(adapter.values())).scale,
-        modules=config.lora_modules or f"those of {Path(str(config.adapter)).name}",
-        beta=config.beta,
-        rate=config.learning_rate,
-        steps=record["steps"],
-        pairs=len(job.train.ids),
-        held_out=held_out,
-    )

@@ -22,7 +22,6 @@ from zlib import crc32
 
 import mlx.core as mx
 
-from mlx_dpo import __version__
 from mlx_dpo.convert.sources import find, name_of, read_record
 from mlx_dpo.convert.store import CONVERTED
 from mlx_dpo.errors import UsageError, disk_error
@@ -36,14 +35,19 @@ from mlx_dpo.files import (
     remove_folder,
     write_file,
 )
+from mlx_dpo.manifest import digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
+from mlx_dpo.records import VERSION
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
 
 CHECKED = ("metrics.jsonl", "samples.jsonl")  # logs that follow from the seed
 LOGS = (*CHECKED, "timings.jsonl")
+RESULT = "result.json"  # a run that has it is finished
+DIGESTS = "digests.json"  # of the files that tell of a finished run
+SEALED = (RESULT, "config.toml", "environment.json", "split.json", "held_out.json", *LOGS)
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
 PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
 CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
@@ -67,11 +71,17 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file of the folder whole."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, _json_text(value))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder whole."""
         write_file(self.path / name, text)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result of a run, its last file, and before it the digests of all the others."""
+        text = _json_text(result)
+        self.write_json(DIGESTS, {**_digests(self.path), RESULT: digest(text.encode())})
+        self.write_text(RESULT, text)
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to a .jsonl file."""
@@ -138,6 +148,31 @@ def _lines_before(lines: Iterable[str], step: int) -> Iterable[str]:
         with suppress(ValueError, TypeError, KeyError):  # half a line of a killed run
             if line.endswith("\n") and json.loads(line)["step"] < step:
                 yield line
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digests(run: Path) -> dict[str, str]:
+    return {name: digest((run / name).read_bytes()) for name in SEALED if (run / name).is_file()}
+
+
+def changed_record(run: Path) -> list[str]:
+    """What tells of a finished run and is not as the run left it, a line each.
+
+    Nothing is known of runs that did not finish, and of those of earlier versions.
+    """
+    if not ((run / RESULT).is_file() and (run / DIGESTS).is_file()):
+        return []
+    now = _digests(run)
+    try:
+        then = json.loads((run / DIGESTS).read_bytes())
+        changed = [name for name in SEALED if then.get(name) != now.get(name)]
+    except (ValueError, AttributeError, RecursionError):
+        changed = [DIGESTS]
+    files = [run / name for name in changed]
+    return [f"{file}: {'changed' if file.exists() else 'gone'} since the run" for file in files]
 
 
 def new_run_dir(name: str, parent: Path = Path("runs")) -> Path:
@@ -327,6 +362,6 @@ def environment() -> dict[str, Any]:
         "architecture": architecture(),
         "tf32": tf32_enabled(),
         "blas": blas(),
-        "mlx-dpo": __version__,  # a clone that is not installed has no metadata
+        "mlx-dpo": VERSION,  # a clone that is not installed has no metadata
         **{name: version(name) for name in ("mlx", "mlx-lm", "numpy", "transformers")},
     }

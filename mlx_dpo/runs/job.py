@@ -100,6 +100,12 @@ class Job:
         """Every pair: training, then held out."""
         return JoinedExamples(self.train.examples, self.held_out.examples)
 
+    @property
+    def measured(self) -> JoinedExamples:
+        """The pairs of ``--data``, by whose lengths a run is told from one that learns length."""
+        held_out = [] if self.config.eval_data else self.held_out.examples
+        return JoinedExamples(self.train.examples, held_out)
+
     def epoch_order(self) -> EpochOrder:
         """The order of the training pairs, as the trainer has it before the first step."""
         examples, size = self.train.examples, self.config.batch_size

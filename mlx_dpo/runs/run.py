@@ -1,5 +1,6 @@
 """One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
     Clock,
@@ -37,7 +39,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import BEST, RunConfig, read_toml
+from mlx_dpo.runs.config import BEST, RunConfig, read_settings
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -170,7 +172,7 @@ def _with_its_date(config: RunConfig) -> RunConfig:
     own = Path(config.run_dir or "") / "config.toml"
     if config.date is not None or not own.is_file():
         return config
-    return replace(config, date=read_toml(own).get("date"))
+    return replace(config, date=read_settings(own).get("date"))
 
 
 @contextmanager
@@ -220,6 +222,7 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
         folder.write_text("config.toml", job.config.to_toml())
         folder.write_json("environment.json", environment())
         folder.write_json("split.json", job.split())
+        folder.write_text("lengths.json", json.dumps(lengths(job.measured).T.tolist()) + "\n")
         if job.data.log is not None:
             with new_file(path / "problems.jsonl", replace=True) as file:
                 file.write(job.data.log)
@@ -362,7 +365,6 @@ def _finish(
     }
     if (adapter := describe(job.policy)) is not None:
         result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
-    # Last: a run with this file is finished.
-    folder.write_json("result.json", result)
+    folder.finish(result)
     totals, peak = trained.totals, mx.get_peak_memory()
     return RunResult(job, folder.path, policy, reference, answers, verdict, kept, totals, peak)

@@ -258,7 +258,8 @@ def _unchanged(run: Evidence) -> Verdict | None:
     if 0 < made < _USUAL_STEPS:
         epochs = math.ceil(run.settings.epochs * _USUAL_STEPS / made)
         more = f"--steps {_USUAL_STEPS}" if run.settings.steps else f"--epochs {epochs}"
-        advice = f"The run made {made} step{'s'[: made != 1]}; try {more}."
+        rate = f"--learning-rate {3 * run.settings.learning_rate:g}"
+        advice = f"The run made {made} step{'s'[: made != 1]}; try {rate}, and {more}."
     return Verdict(UNCHANGED, f"{sentence}.", advice)
 
 

@@ -9,6 +9,7 @@ import mlx.optimizers as optim
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.models.adapters import adapted_modules
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.preferences.batches import EpochOrder, largest_batches
 from mlx_dpo.preferences.store import lengths as token_lengths
@@ -18,6 +19,7 @@ from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
 from mlx_dpo.training.paths import PlainPath, ScoringPath
 from mlx_dpo.training.reference import (
     Reference,
+    adapter_off,
     frozen_reference,
     reference_path,
     score_in_batches,
@@ -116,7 +118,8 @@ class DPOTrainer:
     Args:
         model: The policy, an `mlx.nn.Module` called as ``model(ids)`` for logits. It trains in
             place; only its trainable parameters change.
-        ref_model: The reference, a second module of the same dtype, frozen here; or None.
+        ref_model: The reference, a second module of the same dtype, frozen here. With
+            neither it nor `reference`, a model with adapters is its own, its adapters off.
         examples: Training pairs as token ids.
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
@@ -156,7 +159,7 @@ class DPOTrainer:
         self,
         model: nn.Module,
         *,
-        ref_model: nn.Module | None,
+        ref_model: nn.Module | None = None,
         examples: Examples,
         max_seq_len: int,
         pad_id: int,
@@ -215,7 +218,7 @@ class DPOTrainer:
         model.eval()  # dropout in the policy alone would start the loss anywhere but at log 2
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
-        assert reference is not None
+        reference = reference or adapter_off(model, self.score)
         self.optimizer = optimizer or make_optimizer(
             "adamw", learning_rate=max_lr, weight_decay=weight_decay
         )
@@ -417,7 +420,9 @@ def _check_above_zero(**options: float | None) -> None:
 def _check_reference(
     model: nn.Module, ref_model: nn.Module | None, reference: Reference | None
 ) -> None:
-    if (ref_model is None) == (reference is None):
+    both = ref_model is not None and reference is not None
+    neither = ref_model is None and reference is None
+    if both or (neither and not adapted_modules(model)):
         raise ValueError("give exactly one of ref_model and reference")
     if ref_model is model:
         raise ValueError("ref_model is the policy itself: it would train along; load it twice")

@@ -1,23 +1,25 @@
 """Candidates: prompts with the answers somebody has to choose between, a JSON object a line.
 
     {"id": "p-3fb0a1c2", "kind": "tone", "prompt": "I am late.",
-     "answers": [{"text": "Come in.", "finished": true, "model": "checkpoints/tiny-sft",
+     "answers": [{"text": "Come in.", "finished": true, "model": "tiny-sft",
                   "weights": "5b1f...", "seed": 0, "temperature": 0.8}, ...],
-     "sampling": {"batch": 8, "max_tokens": 128, "mlx": "0.32.4", ...}}
+     "sampling": {"model": "checkpoints/tiny-sft", "max_tokens": 128, "mlx": "0.32.4", ...}}
 
 ``prompt`` is plain text or a list of messages. Only ``prompt`` is required: a file of prompts is
 a file of candidates without answers, and an answer may be plain text. A row with ``chosen`` and
 ``rejected`` is a pair: a prompt to sample from, with nothing left to choose.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_dpo.errors import DataError
-from mlx_dpo.preferences.json_text import Finding, RawRow, raw_rows
+from mlx_dpo.errors import DataError, UsageError
+from mlx_dpo.files import text_of
+from mlx_dpo.preferences.json_text import Finding, RawRow, not_readable, raw_rows
 from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import (
     ERROR,
@@ -84,6 +86,26 @@ def contests_of(row: Candidates) -> list[Contest]:
     return [Contest(f"{row.id}-{number}", row, *two) for number, two in enumerate(couples, 1)]
 
 
+class Origin(NamedTuple):
+    """The model that answers were sampled from, as it was named to `data sample`."""
+
+    model: str  # folder or hub id; "" where the row does not say
+    adapter: str = ""  # folder of the adapter on it
+
+
+def origins_of(rows: Iterable[Candidates]) -> list[Origin]:
+    """Where the answers of some rows are from, each origin once."""
+    return list(dict.fromkeys(_origin(row) for row in rows if row.answers))
+
+
+def _origin(row: Candidates) -> Origin:
+    names = [row.sampling.get(key, "") for key in Origin._fields]
+    # The name becomes part of a command to paste.
+    if all(isinstance(name, str) and name.isprintable() for name in names):
+        return Origin(*names)
+    return Origin("")
+
+
 def prompt_id(prompt: tuple[Message, ...]) -> str:
     """The id of a row without one of its own: equal prompts have equal ids."""
     return f"p-{blake2b(text_digest(prompt), digest_size=6).hexdigest()}"
@@ -120,6 +142,26 @@ def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates
         raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
     refuse_errors(problems, raw.number)
     return rows
+
+
+def load_prompts(path: str | Path, *, unique: bool = True) -> list[Candidates]:
+    """The same, where a ``.txt`` file is read too: a prompt a line, without answers.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataError: If a row can't be read, or there is none.
+    """
+    path = Path(path)
+    if path.suffix != ".txt":
+        return load_candidates(path, unique=unique)
+    try:
+        text = text_of(path, DataError)
+    except OSError as error:
+        raise not_readable(path, error) from None
+    lines = [(Message("user", line.strip()),) for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UsageError(f"{path}: holds no prompt")
+    return [Candidates(prompt_id(line), line) for line in lines]
 
 
 def candidates_line(candidates: Candidates) -> str:

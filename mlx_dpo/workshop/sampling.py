@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import text_of
+from mlx_dpo.errors import UsageError
 from mlx_dpo.models.adapters import whole_digest
 from mlx_dpo.models.generate import Request, batches_exactly, generate_each, generate_together
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import special_tokens
-from mlx_dpo.preferences.json_text import not_readable
 from mlx_dpo.preferences.reader import text_digest
-from mlx_dpo.records import Message
 from mlx_dpo.workshop.candidates import (
     Candidate,
     Candidates,
+    Origin,
     candidates_line,
     load_candidates,
+    load_prompts,
     prompt_id,
 )
 from mlx_dpo.workshop.journal import LineFile
@@ -52,6 +52,7 @@ class Session:
         model: The model.
         chat: Its conversation format.
         name: Its name in the file of candidates.
+        origin: Where it was loaded from, for the same file.
         prompts: The prompts, without answers.
         settings: How to sample.
         path: The file of candidates, possibly begun by an earlier session.
@@ -72,6 +73,7 @@ class Session:
         model: nn.Module,
         chat: ChatFormat,
         name: str,
+        origin: Origin,
         prompts: Sequence[Candidates],
         settings: SamplingSettings,
         path: Path,
@@ -86,6 +88,7 @@ class Session:
         self._special = special_tokens(chat)
         self._ids = [chat.prompt_ids(row.prompt) for row in prompts]
         self.together = settings.batch_size > 1 and batches_exactly(model, self._ids)
+        self._origin = {key: place for key, place in origin._asdict().items() if place}
         self._sampling = {
             **asdict(settings),
             "temperatures": list(settings.temperatures),
@@ -161,7 +164,8 @@ class Session:
             )
             different.setdefault(text, answer)
         return Candidates(
-            prompt.id, prompt.prompt, prompt.kind, tuple(different.values()), self._sampling
+            *(prompt.id, prompt.prompt, prompt.kind, tuple(different.values())),
+            sampling=self._origin | self._sampling,
         )
 
     def _temperature(self, number: int) -> float:
@@ -187,12 +191,14 @@ class Session:
             models = {(answer.model, answer.weights) for answer in row.answers}
             if not models <= {(self._name, self._weights)}:
                 raise self._other("was made with another model")
-            if row.sampling != self._sampling:
-                raise self._other(f"was made with other settings ({self._difference(row)})")
+            # The weights say which model it was, wherever its folder lies.
+            settings = {key: row.sampling[key] for key in row.sampling if key not in Origin._fields}
+            if settings != self._sampling:
+                raise self._other(f"was made with other settings ({self._difference(settings)})")
         return rows
 
-    def _difference(self, row: Candidates) -> str:
-        then, now = row.sampling, self._sampling
+    def _difference(self, then: dict[str, Any]) -> str:
+        now = self._sampling
         return ", ".join(
             f"{key} {then.get(key)}, now {now.get(key)}"
             for key in {**then, **now}
@@ -215,23 +221,10 @@ def read_prompts(path: str | Path) -> tuple[list[Candidates], int]:
         UsageError: If there is no such file.
         DataError: If a row can't be read, or there is none.
     """
-    path = Path(path)
-    rows = _text_prompts(path) if path.suffix == ".txt" else load_candidates(path, unique=False)
+    rows = load_prompts(path, unique=False)
     prompts: dict[bytes, Candidates] = {}
     for row in rows:
         # The id follows from the prompt: the row's own may be that of a pair.
         prompt = Candidates(prompt_id(row.prompt), row.prompt, row.kind)
         prompts.setdefault(text_digest(row.prompt), prompt)
     return list(prompts.values()), len(rows)
-
-
-def _text_prompts(path: Path) -> list[Candidates]:
-    try:
-        text = text_of(path, DataError)
-    except OSError as error:
-        raise not_readable(path, error) from None
-    lines = [line.strip() for line in text.split("\n")]
-    rows = [Candidates("", (Message("user", line),)) for line in lines if line]
-    if not rows:
-        raise UsageError(f"{path}: holds no prompt")
-    return rows

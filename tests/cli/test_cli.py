@@ -56,7 +56,7 @@ def commands(group: click.Command, name: str = "") -> Iterator[tuple[str, click.
         (["train", "--model", MODEL, "--data", "absent.json"], 2, "absent.json: no such file"),
         (["train", "--model", MODEL, "--data", "empty.json"], 3, "empty.json: the file is empty"),
         (["train", "--model", MODEL], 2, "no data given: pass --data"),
-        (["train"], 2, "run from a clone of the repository, or pass --model and --data"),
+        (["train"], 2, "no model given: pass --model and --data"),
         (["train", "typo.toml"], 2, "typo.toml: unknown key 'betta'; did you mean 'beta'"),
         ([*TRAIN, "--beta", "inf"], 2, "--beta: must be a finite number"),
         (["train", "--model", "~nosuchuser/x", "--data", "pairs.json"], 2, "no such user"),
@@ -355,4 +355,4 @@ def test_generate_reads_its_prompt_from_stdin(
     assert exit_code(*ask, "-") == 0
     assert capsys.readouterr() == typed
     assert exit_code(*ask, "-") == 2  # there is no more
-    assert "--prompt -: nothing came on stdin" in capsys.readouterr().err
+    assert "nothing came on stdin to answer" in capsys.readouterr().err

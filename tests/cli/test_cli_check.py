@@ -103,7 +103,7 @@ def test_candidates_are_named_as_such_in_one_line(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert "holds candidates" in shown.err
-    assert "`mlx_dpo data label`" in shown.err
+    assert "mlx_dpo data label candidates.jsonl" in shown.err
     assert "drop-bad" not in shown.err
 
 

@@ -67,8 +67,11 @@ def test_float32_keeps_all_of_it(large: Path, capsys: Capture) -> None:
     assert record["export"]["model"] == str(large)
     assert record["export"]["dtype"] == "float32"
     assert record["export"]["proof"]["kept"] == pytest.approx(1, abs=1e-3)
+    card = Path("out/README.md").read_text()
+    assert "| margin kept by the export | 1 |" in card
+    assert "--adapter-path" not in card
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        *("chat_template.jinja", "config.json", "dpo.json", "generation_config.json"),
+        *("README.md", "chat_template.jinja", "config.json", "dpo.json", "generation_config.json"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     ]
 
@@ -209,7 +212,7 @@ def test_an_adapter_of_others_takes_its_base(large: Path, capsys: Capture) -> No
     code, out, _ = run(capsys, "export", "copy", "out", "--fuse", "--base", str(ORACLE))
     assert code == 0
     assert "not measured: no dpo.json says which pairs its run held out" in out
-    assert record_of("out")["trained_from"] == {"model": str(ORACLE)}
+    assert record_of("out")["trained_from"]["model"] == str(ORACLE)
     code, _, err = run(
         capsys, "export", "copy", "more", "--fuse", "--base", str(ORACLE), "--quantize", "8"
     )

@@ -11,7 +11,7 @@ from mlx_dpo.errors import NonFiniteError, StoppedError
 from mlx_dpo.insight import sweep
 from mlx_dpo.preferences import store
 from mlx_dpo.runs import defaults, plan, run
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import RunConfig, read_settings
 from tests.cli.test_cli import exit_code
 from tests.runs.conftest import ORACLE, dated_model
 
@@ -58,7 +58,9 @@ def test_a_sweep_keeps_the_date_of_its_first_run(
     monkeypatch.setattr(defaults, "today", lambda: "2031-01-01")
     assert exit_code(*args, "--beta", "0.1,1") == 0
     assert capsys.readouterr().err.count(": finished earlier") == 1
-    first, second = (read_toml(Path(f"s/beta-{b}/run/config.toml"))["date"] for b in ("0.1", "1"))
+    first, second = (
+        read_settings(Path(f"s/beta-{b}/run/config.toml"))["date"] for b in ("0.1", "1")
+    )
     assert first == second
 
 

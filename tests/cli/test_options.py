@@ -12,7 +12,7 @@ import pytest
 
 import mlx_dpo
 from mlx_dpo.cli import cli
-from mlx_dpo.runs.config import REFUSED, RunConfig
+from mlx_dpo.runs.config import RunConfig
 
 PACKAGE = Path(mlx_dpo.__file__).parent
 SETTINGS = {setting.name for setting in fields(RunConfig)}
@@ -109,7 +109,7 @@ def test_no_option_is_accepted_and_ignored(name: str) -> None:
     loaded = {n.id for s in function.body for n in ast.walk(s) if isinstance(n, ast.Name)}
     accepted = {parameter.name for parameter in command.params if parameter.name}
     assert named - loaded == set(), "parameters that the command never looks at"
-    settings = accepted - named - set(REFUSED)
+    settings = accepted - named
     assert settings <= SETTINGS
     assert settings - settings_read(command) == set(), "settings that nothing reads"
 

@@ -1,12 +1,15 @@
 """Text from models and files can't take over the terminal; the bar fits 80 columns."""
 
 import io
+import os
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from mlx_dpo.cli.footer import Footer, printable
-from mlx_dpo.cli.screen import Stream, clock, say, table
+from mlx_dpo.cli.screen import Stream, clock, open_page, page_place, say, table
 from mlx_dpo.runs.plan import gigabytes
 
 
@@ -103,3 +106,34 @@ def test_a_log_says_what_begins_and_a_line_leaves_the_status_below_it(
     footer.clear()
     assert not footer.is_shown
     assert screen.getvalue().endswith("\x1b[2K")
+
+
+def test_the_browser_starts_without_the_preload_and_only_where_there_is_a_screen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = list[tuple[str, bool]]()
+
+    def launch(address: str) -> None:
+        seen.append((address, "LD_PRELOAD" in os.environ))
+
+    monkeypatch.setattr("click.launch", launch)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("LD_PRELOAD", "libblas.so")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    open_page("http://127.0.0.1/")
+    assert seen == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    open_page("http://127.0.0.1/")
+    assert seen == [("http://127.0.0.1/", False)]
+    assert os.environ["LD_PRELOAD"] == "libblas.so"
+
+
+def test_a_page_is_an_address_on_a_terminal_and_a_path_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path("my runs/report.html")
+    assert page_place(page) == "my runs/report.html"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert page_place(page) == f"{Path.cwd().as_uri()}/my%20runs/report.html"

@@ -67,3 +67,23 @@ def test_loading_a_checkpoint_that_is_converted_writes_nothing_into_the_current_
     assert list(here.iterdir()) == []
     assert len(list((cache / "mlx_dpo" / "converted").iterdir())) == 1
     assert tokenizer.encode(g2c.expected()["encoded"][0]["prompt_text"])
+
+
+def test_a_name_that_is_nearly_a_folders_is_corrected(tmp_path: Path) -> None:
+    (tmp_path / "tiny-sft").mkdir()
+    with pytest.raises(UsageError, match=r"no such model folder.*did you mean .*tiny-sft\?"):
+        sources.find(tmp_path / "tinysft")
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [('{"out": "checkpoints/m-dpo"}', "its model is checkpoints/m-dpo"), (None, "not finished")],
+)
+def test_the_folder_of_a_run_is_no_model_and_names_the_one_it_made(
+    tmp_path: Path, result: str | None, said: str
+) -> None:
+    (tmp_path / "config.toml").write_text("")
+    if result is not None:
+        (tmp_path / "result.json").write_text(result)
+    with pytest.raises(UsageError, match=f"is the folder of a run.*{said}"):
+        sources.find(tmp_path)

@@ -179,7 +179,7 @@ def test_a_folder_without_tokenizer_is_scored_on_ids(
 def test_what_is_known_of_the_config_is_told(make_source: MakeSource, tmp_path: Path) -> None:
     said = run(make_source("phi3", sliding_window=16), tmp_path / "out")
     assert "\nforward pass: phi3, every setting of config.json verified against tr" in said
-    assert ", up to 16 tokens (docs/conversion.md)\n" in said
+    assert ", up to 16 tokens (docs/conversion.md of the repository)\n" in said
 
 
 def test_tensors_the_model_does_not_use_close_the_way_back(

@@ -75,3 +75,9 @@ def _live(life: Callable[[], object]) -> None:
 def wait(child: int) -> int:
     """Exit code of a child; below 0 where a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tell(wrong: str) -> None:
+    """Say what was not as promised, if anything."""
+    if wrong:
+        print(wrong[:2000], file=sys.stderr, flush=True)

@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults import fuzz, lives, mutations, saves
+from tests.faults import fuzz, lives, mutations, saves, system_calls
+from tests.faults.caches import first_runs
 from tests.faults.damage import damages
+from tests.faults.forks import tell
+from tests.faults.left_files import damages as left_damages
 from tests.faults.small_disks import filled_and_freed
+from tests.faults.writers import preload
 
 
 class Outcome(NamedTuple):
@@ -38,12 +42,14 @@ class Row(NamedTuple):
         full: How often, in full; 1 where there are only so many, and all are tried.
         run: Given an empty folder, how often, and a seed.
         sharded: Whether several processes can share it.
+        usual: How often without ``--full``; 0 for `full`.
     """
 
     says: str
     full: int
     run: Callable[[Path, int, int], Outcome]
     sharded: bool = False
+    usual: int = 0
 
 
 def boundaries(mode: str) -> Callable[[Path, int, int], Outcome]:
@@ -54,6 +60,30 @@ def boundaries(mode: str) -> Callable[[Path, int, int], Outcome]:
         return Outcome(abs(tried), max(tried, 0), {})
 
     return run
+
+
+def calls(kind: str) -> Callable[[Path, int, int], Outcome]:
+    """A row of system calls that fail; they need a library preloaded, so another process."""
+
+    def run(folder: Path, count: int, seed: int) -> Outcome:
+        if why := system_calls.missing():
+            return Outcome(0, 0, {why: 1})
+        ran = system_calls.started(kind, count, seed)
+        return Outcome(*json.loads(ran.stdout)) if ran.returncode == 0 else Outcome(1, 0, {})
+
+    return run
+
+
+def left_files(folder: Path, count: int, seed: int) -> Outcome:
+    """Files that commands leave and use, changed in six ways."""
+    preload()
+    return Outcome(*left_damages(folder, count, seed))
+
+
+def caches(folder: Path, count: int, seed: int) -> Outcome:
+    """Two runs that fill all caches at once."""
+    preload()
+    return Outcome(count, first_runs(folder, count, seed), {})
 
 
 def small_disks(folder: Path, count: int, seed: int) -> Outcome:
@@ -178,6 +208,16 @@ ROWS = {
     "save-full": Row("no space left (ENOSPC) at each write of a save", 1, boundaries("full")),
     "small-disks": Row("a small tmpfs that fills up, of so many sizes", 100, small_disks),
     "damage": Row("a bit flipped, bytes cut, a file missing or added", 10_000, damaged, True),
+    "calls-kill": Row(
+        "kill -9 at a system call that changes a file, of every command", 600, calls("kill"), True
+    ),
+    "calls-error": Row(
+        "ENOSPC, EIO, EROFS or EDQUOT at such a call, or from it on", 600, calls("error"), True
+    ),
+    "left-files": Row(
+        "a file that a command left changed, then used", 10_000, left_files, True, 600
+    ),
+    "caches": Row("two simultaneous first runs, with nothing cached", 40, caches),
     "kills": Row("kill -9 at random moments of real runs", 400, kills, True),
     "stops": Row("SIGTERM or SIGINT in every phase of real runs", 200, stops, True),
     "starts": Row("simultaneous starts in one folder", 30, starts),
@@ -187,12 +227,6 @@ ROWS = {
     "preferences": Row("fuzzed preference files", 5_000, fuzzed_files, True),
     "arguments": Row("each path of each command given as what it is not", 1, arguments),
 }
-
-
-def tell(wrong: str) -> None:
-    """Say what was not as promised, if anything."""
-    if wrong:
-        print(wrong, file=sys.stderr, flush=True)
 
 
 def _straight(folder: Path) -> tuple[dict[str, str], float]:

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from tests.faults.forks import FORKS
+from tests.faults.system_calls import missing, started
+
 # By name, not imported: forks must come from a process in which MLX has computed nothing.
 ROW = [sys.executable, "-m", "tests.faults.torture", "--here", "--seed", "3"]
 PHASES = """
@@ -70,6 +73,32 @@ def test_real_runs_that_are_killed_or_begun_together_end_as_one_straight_run(
     assert done.returncode == 0, done.stderr
     tries, good, _ = json.loads(done.stdout)
     assert good == tries >= count, done.stderr
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.parametrize(
+    ("kind", "only"), [("kill", "train,import"), ("error", "convert,label,split")]
+)
+def test_a_command_that_fails_at_a_system_call_does_when_it_is_given_again(
+    kind: str, only: str
+) -> None:
+    ran = started(kind, 5, seed=3, only=only)
+    assert ran.returncode == 0
+    tries, good, _ = json.loads(ran.stdout)
+    assert good == tries == 5
+
+
+@pytest.mark.skipif(not FORKS, reason="too slow where children can't be forked")
+def test_changed_files_and_simultaneous_first_runs_cost_no_result() -> None:
+    for words in (
+        ["left_files", "6", "--only", "report"],
+        ["torture", "caches=1", "--here"],
+    ):
+        command = [sys.executable, "-m", f"tests.faults.{words[0]}", *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        tries, good, _ = json.loads(done.stdout)
+        assert good == tries > 0, done.stderr
 
 
 def test_a_stop_in_any_phase_exits_75_and_costs_nothing() -> None:

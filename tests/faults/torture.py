@@ -3,10 +3,12 @@
 Each row runs alone too, in as many processes as asked for, and prints the seed that repeats it:
 
     python -m tests.faults.torture
+    python -m tests.faults.torture --full
     python -m tests.faults.torture kills=20 starts --seed 7 --jobs 1
 
-The outcome of a row becomes a line of runs/torture.jsonl. With --resume, rows that are there in
-full are left out; the table of --write is made from the last line of each row.
+Without --full, rows that would take an hour are tried less often. The outcome of a row becomes a
+line of runs/torture.jsonl. With --resume, rows that are there in full are left out; the table of
+--write is made from the last line of each row.
 """
 
 import argparse
@@ -90,6 +92,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="row[=tries]", help=", ".join(ROWS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--full", action="store_true", help="the largest size of each row")
     parser.add_argument("--resume", action="store_true", help=f"leave out what {LOG} has in full")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
     parser.add_argument("--here", action="store_true", help="one row in this process, as JSON")
@@ -104,7 +107,8 @@ def main() -> int:
     for name in names:
         if arguments.resume and known().get(name, {}).get("full"):
             continue
-        count = int(sizes.get(name) or ROWS[name].full)
+        row = ROWS[name]
+        count = int(sizes.get(name) or (not arguments.full and row.usual) or row.full)
         record = measure(name, count, arguments.seed, arguments.jobs)
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("a") as log:

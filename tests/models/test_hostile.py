@@ -18,7 +18,7 @@ from mlx_dpo.models.export import read_companions
 from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.preferences.chat import chat_format
-from mlx_dpo.runs.config import read_toml
+from mlx_dpo.runs.config import read_settings
 from tests.runs.conftest import ORACLE
 
 
@@ -145,7 +145,7 @@ def test_a_template_that_writes_half_of_a_surrogate_pair_is_refused(folder: Path
         chat_format(load_tokenizer(folder))
 
 
-@pytest.mark.parametrize("read", [read_header, read_toml, check_ordinary])
+@pytest.mark.parametrize("read", [read_header, read_settings, check_ordinary])
 def test_a_device_is_no_file(read: Callable[[Path], Any]) -> None:
     with pytest.raises(UsageError, match="/dev/zero: is a pipe, socket or device"):
         read(Path("/dev/zero"))

@@ -133,7 +133,7 @@ def test_resume_cuts_what_was_logged_after_the_checkpoint(workplace: Path) -> No
     ("changes", "named"),
     [
         ({"beta": 0.2}, "beta"),
-        ({"steps": 9}, "steps"),
+        ({"steps": 9}, "number of steps"),
         ({"learning_rate": 2e-3}, "learning rate"),
         ({"dtype": "bfloat16"}, "dtype"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs.config import RunConfig, read_toml, resolve
+from mlx_dpo.runs.config import RunConfig, read_settings, resolve
 
 
 def written(text: str) -> Path:
@@ -54,14 +54,14 @@ def test_what_to_toml_writes_is_read_back_equal() -> None:
 )
 def test_a_mistake_in_the_file_is_named(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        read_toml(written(text))
+        read_settings(written(text))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["date = 2024-07-26", 'date = "2024-07-26"'])
 def test_a_date_is_one_of_tomls_or_text(text: str) -> None:
-    assert read_toml(written(text)) == {"date": "2024-07-26"}
+    assert read_settings(written(text)) == {"date": "2024-07-26"}
 
 
 def test_a_number_without_a_point_is_a_float_where_one_is_expected() -> None:
@@ -75,9 +75,26 @@ def test_steps_as_an_option_replaces_epochs_of_the_file() -> None:
 
 
 def test_without_a_clone_and_a_model_the_way_out_is_named() -> None:
-    with pytest.raises(UsageError, match="run from a clone of the repository, or pass"):
+    with pytest.raises(UsageError, match="no model given: pass --model and --data"):
         resolve(None, {})
 
 
 def test_every_setting_has_help() -> None:
     assert all(setting.metadata["help"].endswith(".") for setting in fields(RunConfig))
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "mine.csv"])
+def test_pairs_in_the_place_of_a_config_file_are_named(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}: is no config file; pairs are given by --data"):
+        read_settings(Path(name))
+
+
+def test_the_embedded_settings_leave_the_length_of_a_run_on_other_pairs_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    demo, own = resolve(None, {}), resolve(None, {"data": "mine.jsonl"})
+    assert (demo.epochs, demo.warmup_steps) == (3, 10)
+    assert "epochs" not in own.to_toml()
+    assert "warmup_steps" not in own.to_toml()
+    assert own.learning_rate == demo.learning_rate

@@ -75,7 +75,7 @@ def test_equal_answers_and_log_probs_that_stand_still_are_no_change() -> None:
         verdict.UNCHANGED,
         "Nothing changed: 2 of 2 answers are the same as before, and log-probs of held-out "
         "answers moved by 0.02 nats.",
-        "The run made 2 steps; try --epochs 50.",
+        "The run made 2 steps; try --learning-rate 3e-05, and --epochs 50.",
     )
     assert judge(evidence(50, 50, answers=same)).outcome == verdict.BETTER  # it did move
 

@@ -70,6 +70,27 @@ def test_the_loss_is_computed_by_hand_beside_the_function() -> None:
         assert name in code
 
 
+def test_a_prediction_stands_apart_from_its_result_which_is_under_run() -> None:
+    texts = ["".join(cell["source"]) for cell in CELLS]
+    asked = [place for place, text in enumerate(texts) if "**My prediction:**" in text]
+    assert len(asked) == sum("**Predict.**" in text for text in texts[1:])
+    for place in asked:
+        assert texts[place].endswith("\n\n### Run")
+        assert CELLS[place + 1]["cell_type"] == "code"
+
+
+def test_the_page_shows_no_imports() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("nbconvert")
+    from tools.notebook import SOURCE, page
+
+    body = page(nbformat.read(SOURCE, as_version=4))
+    assert "DPO in eight experiments" in body
+    assert "loss_by_hand" in body
+    assert "warnings" not in body
+
+
 def test_the_notebook_is_committed_without_outputs() -> None:
     code = [cell for cell in CELLS if cell["cell_type"] == "code"]
     assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)

@@ -36,7 +36,26 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = scaffold(out)
     assert done.returncode == 0, done.stderr
     assert all(f"-k {group}\n" in done.stdout for group in GROUPS)
+    assert done.stdout.endswith(" -m mlx_dpo train\n")
     return out
+
+
+def test_the_copy_says_how_its_own_code_is_run_though_another_clone_is_installed(
+    copy: Path,
+) -> None:
+    lines = (copy / "README.md").read_text("utf-8").splitlines()
+    assert lines[0] == "# mlx-dpo"
+    assert any("`python -m mlx_dpo train`" in line for line in lines[:6])
+    done = subprocess.run(
+        [sys.executable, "-v", "-m", "mlx_dpo", "--help"],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{copy}/mlx_dpo/cli/" in done.stderr
+    assert f"{ROOT}/mlx_dpo/" not in done.stderr
 
 
 def test_in_the_copy_each_group_fails_with_what_to_write(copy: Path) -> None:

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from mlx_dpo.cli import cli
 from mlx_dpo.errors import DataError, DiskError, LockedError
 from mlx_dpo.workshop import sampling
-from mlx_dpo.workshop.candidates import load_candidates
+from mlx_dpo.workshop.candidates import Origin, load_candidates, origins_of
 from mlx_dpo.workshop.journal import LineFile
 from mlx_dpo.workshop.sampling import read_prompts
 
@@ -53,6 +53,7 @@ def test_each_prompt_is_answered_once_with_all_that_reproduces_it(
         assert all(answer.model == "tiny-sft" and answer.weights for answer in row.answers)
         assert {answer.seed for answer in row.answers} <= {0, 1, 2}
         assert row.sampling["max_tokens"] == 12
+    assert origins_of(rows) == [Origin(str(MODEL))]
     assert any(answer.finished for row in rows for answer in row.answers)
 
 
@@ -102,6 +103,16 @@ def test_what_is_finished_is_not_made_again(
 
     monkeypatch.setattr(sampling, "generate_together", never)
     result = sample(prompts, out)
+    assert result.exit_code == 0, result.output
+    assert "5 of 5 prompts are answered" in result.stdout
+
+
+def test_a_model_that_was_moved_meanwhile_goes_on(tmp_path: Path, prompts: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    sample(prompts, out)
+    elsewhere = tmp_path / "tiny-sft"
+    elsewhere.symlink_to(MODEL)
+    result = sample(prompts, out, "--model", str(elsewhere))
     assert result.exit_code == 0, result.output
     assert "5 of 5 prompts are answered" in result.stdout
 

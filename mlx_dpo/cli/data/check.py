@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 def check(file: Path, model: str | None, max_length: int, log: Path | None, as_json: bool) -> None:
     """Check a preference file as `train` does, and show all its problems.
 
-    Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md lists
-    the codes. Problems of one code are shown together, with their first rows. The verdict of
-    `audit` on the lengths follows. Exit code 3 if there are errors.
+    Each problem is FILE:LINE:COLUMN, a code, the reason and what to do; docs/preferences.md
+    of the repository lists the codes. Problems of one code are shown together, with their
+    first rows. The verdict of `audit` on the lengths follows. Exit code 3 if there are errors.
 
     \b
     Examples:
@@ -55,7 +55,6 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     if log is not None and log.exists() and log.samefile(file):
         raise UsageError(f"{log}: is the file to check; --log takes another")
     refuse_foreign(file)
-    candidates = _holds_candidates(file)
     tokenizing = Tokenizing(options.chat_of(model), max_length) if model else None
     if tokenizing and (template := about_template(tokenizing.chat)) and not as_json:
         say(f"template: {template}")
@@ -68,27 +67,13 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
         raise disk_error(log, error) from None
     if as_json:
         show_json(_as_json(file, ingested, problems), indent=None)
-    elif not candidates:
+    else:
         _show(ingested, problems, model, log)
         _show_length_bias(file, ingested, is_in_tokens=model is not None)
-    if candidates:
-        raise DataError(
-            f"{file}: holds candidates, and no choice has been made yet: "
-            "`mlx_dpo data label` or `mlx_dpo data judge` makes pairs of them"
-        )
     if problems.num_errors:
         count = counted(problems.num_errors, "error")
         way_out = "" if problems.cut_short else ", or leave such rows out: --drop-bad"
         raise DataError(f"{file}: {count}; train refuses the file: correct it{way_out}")
-
-
-def _holds_candidates(file: Path) -> bool:
-    """Whether the first row has answers and no choice; each such row would be an error."""
-    from mlx_dpo.preferences.json_text import raw_rows
-
-    first = next(raw_rows(file), None)
-    row = first.value if first else None
-    return isinstance(row, dict) and "answers" in row and "chosen" not in row
 
 
 def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str, Any]:

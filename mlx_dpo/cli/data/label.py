@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import counted, program, say
+from mlx_dpo.cli.screen import counted, open_page, program, say
 from mlx_dpo.errors import UsageError
 from mlx_dpo.extras import to_install
 
 if TYPE_CHECKING:
+    from mlx_dpo.workshop.candidates import Candidates, Origin
     from mlx_dpo.workshop.label.book import Book, Task
+    from mlx_dpo.workshop.label.server import Session
 
 _PACKAGES = ("starlette", "uvicorn", "markdown_it", "nh3")
 
@@ -37,8 +39,8 @@ def label(
 
     Keys: 1 and 2 choose, t is a tie, b says that both are bad, s skips, d marks the differences,
     e edits the answers until Esc, u takes the last decision back, w writes a pair from scratch,
-    ? shows all keys. Where a file has prompts and no answers, you write both. Finished pairs in a
-    file are counted and left alone.
+    ? shows all keys. Where a file has prompts and no answers, you write both; prompts may also be
+    the lines of a .txt file. Finished pairs in a file are counted and left alone.
 
     Each decision is on the disk before the next one is shown: close the page or press Ctrl-C at
     any time, and run the same command again to go on. Only this computer can open the page.
@@ -53,10 +55,12 @@ def label(
         raise UsageError(
             f"`data label` needs starlette, uvicorn, markdown-it-py and nh3: {to_install('label')}"
         )
+    from mlx_dpo.workshop.candidates import load_prompts, origins_of
     from mlx_dpo.workshop.label.book import Book
     from mlx_dpo.workshop.label.server import Session, serve
 
-    tasks = _tasks(files)
+    by_file = {file: load_prompts(file) for file in files}
+    tasks = _tasks(by_file)
     text = _guidelines(guidelines) if guidelines else ""
     book = Book(Path(out), tasks)
     command = shlex.join(
@@ -66,24 +70,23 @@ def label(
             *(["--port", str(port)] if port else []),
         ]
     )
-    session = Session(command, _next_commands(out), text)
+    origins = origins_of(row for rows in by_file.values() for row in rows)
+    session = Session(command, *_next(out, origins), guidelines=text)
     try:
         serve(book, session, port=port, announce=lambda page: _announce(book, page, open_it))
     finally:
         book.close()
-    _say_what_is_left(book, session.command, session.next_commands)
+    _say_what_is_left(book, session)
 
 
-def _tasks(files: tuple[str, ...]) -> "list[Task]":
+def _tasks(by_file: "dict[str, list[Candidates]]") -> "list[Task]":
     """The tasks of all files.
 
     Raises:
         UsageError: If files are given and hold nothing but pairs.
     """
-    from mlx_dpo.workshop.candidates import load_candidates
     from mlx_dpo.workshop.label.book import tasks_of
 
-    by_file = {file: load_candidates(file) for file in files}
     pairs = {file: sum(row.is_pair for row in rows) for file, rows in by_file.items()}
     found = {file: number for file, number in pairs.items() if number}
     tasks = tasks_of(row for rows in by_file.values() for row in rows)
@@ -113,9 +116,20 @@ def _guidelines(file: str) -> str:
     return text
 
 
-def _next_commands(out: str) -> tuple[str, ...]:
+def _next(out: str, origins: "list[Origin]") -> tuple[tuple[str, ...], str]:
+    """The commands to train on the pairs, and what to add to them if that is not clear.
+
+    The model to train is the one that gave the answers.
+    """
     check = shlex.join([program(), "data", "check", out])
-    return check, shlex.join([program(), "train", "--data", out])
+    train = [program(), "train", "--data", out]
+    if len(origins) == 1 and origins[0].model:
+        for option, place in origins[0]._asdict().items():
+            train += [f"--{option}", place] if place else []
+        return (check, shlex.join(train)), ""
+    names = ", ".join(" + ".join(filter(None, origin)) for origin in origins if origin.model)
+    which = f"one of those that gave the answers ({names})" if names else "the one to improve"
+    return (check, shlex.join(train)), f"Add --model to the last: {which}."
 
 
 def _announce(book: "Book", address: str, open_it: bool) -> None:
@@ -130,10 +144,10 @@ def _announce(book: "Book", address: str, open_it: bool) -> None:
         f"Open this page; Ctrl-C here ends it:\n  {address}"
     )
     if open_it and sys.stdout.isatty():
-        click.launch(address)
+        open_page(address)
 
 
-def _say_what_is_left(book: "Book", command: str, next_commands: tuple[str, ...]) -> None:
+def _say_what_is_left(book: "Book", session: "Session") -> None:
     from mlx_dpo.workshop.label.book import BAD, PAIR, SKIP
 
     left = len(book.tasks) - book.num_done()
@@ -146,6 +160,8 @@ def _say_what_is_left(book: "Book", command: str, next_commands: tuple[str, ...]
             "or write better ones (w)."
         )
     if left:
-        say(f"Go on:\n  {command}")
+        say(f"Go on:\n  {session.command}")
     if pairs:
-        say("Next:\n" + "\n".join(f"  {line}" for line in next_commands))
+        say("Next:\n" + "\n".join(f"  {line}" for line in session.next_commands))
+        if session.next_note:
+            say(session.next_note)

@@ -58,6 +58,7 @@ def sample(
     from mlx_dpo.convert.sources import name_of
     from mlx_dpo.files import check_writable
     from mlx_dpo.insight.scoring import open_model
+    from mlx_dpo.workshop.candidates import Origin
     from mlx_dpo.workshop.sampling import SamplingSettings, Session, read_prompts
 
     path = Path(out)
@@ -67,7 +68,8 @@ def sample(
     loaded = open_model(model, adapter)
     name = name_of(model) + (f"+{name_of(adapter)}" if adapter else "")
     settings = SamplingSettings(answers, temperatures, seed, max_tokens, batch_size)
-    with closing(Session(loaded.model, loaded.chat, name, rows, settings, path)) as session:
+    origin = Origin(model, adapter or "")
+    with closing(Session(loaded.model, loaded.chat, name, origin, rows, settings, path)) as session:
         say(f"prompts   {prompts}  ({num_rows} read, {len(rows)} different)")
         if session.done:
             say(f"continue  {session.done} of {len(rows)} prompts are answered in {path}")

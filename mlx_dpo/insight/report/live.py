@@ -18,6 +18,7 @@ def follow(
     *,
     wait: Callable[[float], object],
     say: Callable[[str], None],
+    place: Callable[[Path], str] = str,
     program: str = "mlx_dpo",
 ) -> Path:
     """Write the page of a run whenever there is something new, until the run ends.
@@ -30,6 +31,7 @@ def follow(
         out: The page; by default ``report.html`` in the folder.
         wait: Waits so many seconds.
         say: Told where the page is, and before that, once, if the run does not train yet.
+        place: How to name the page.
         program: What to type for this program.
 
     Returns:
@@ -57,7 +59,7 @@ def follow(
                     [folder], out, program=program, refresh=REFRESH, measured=measured
                 )
                 if seen is None:
-                    say(f"live: {path}, until the run ends or Ctrl-C")
+                    say(f"live: {place(path)} until the run ends or Ctrl-C")
                 seen = now
             wait(REFRESH)
     except KeyboardInterrupt:

@@ -85,7 +85,8 @@ def write_report(
     measured = {} if measured is None else measured
     try:
         runs = [read_run(folder) for folder in folders]
-        for data in {_data_of(run) for run in runs} - measured.keys():  # each file is read once
+        unknown = {_data_of(run) for run in runs if run.lengths is None}
+        for data in unknown - measured.keys():  # each file is read once
             measured[data] = _measure(*data)
         about = _of_runs(runs, measured, program) | _of_sweep(sweep, failed)
         page = fill_template(program=program, refresh=refresh, **about)
@@ -149,7 +150,7 @@ def _of_runs(runs: Sequence[RunRecord], measured: DataMeasures, program: str) ->
     return {
         "title": f"DPO report: {', '.join(names)}",
         "runs": [
-            {**_parts(run, measured[_data_of(run)]), "command": command(run.config, program)}
+            {**_parts(run, _measures(run, measured)), "command": command(run.config, program)}
             for run in runs
         ],
         "names": names,
@@ -174,6 +175,11 @@ def _of_sweep(sweep: Sequence[BetaOutcome], failed: Sequence[FailedBeta]) -> dic
 def _data_of(run: RunRecord) -> tuple[str, bool]:
     """A run's data file, and whether its rows with errors were left out."""
     return str(run.config.data), run.config.drop_bad
+
+
+def _measures(run: RunRecord, measured: DataMeasures) -> Measures | MlxDpoError:
+    """Lengths of a run's pairs: in tokens, as `train` judged them, where the run kept them."""
+    return measured[_data_of(run)] if run.lengths is None else Measures("tokens", run.lengths)
 
 
 def _measure(file: str, drop_bad: bool) -> Measures | MlxDpoError:
@@ -248,7 +254,7 @@ def _warnings(run: RunRecord) -> list[str]:
         )
     if not run.split["held_out"]:
         warnings.append("no pair was held out: nothing here says how it does on unseen pairs")
-    return warnings
+    return [*warnings, *(f"{file}; what stands here may be wrong" for file in run.changed)]
 
 
 def _share(value: float, num_pairs: int) -> str:

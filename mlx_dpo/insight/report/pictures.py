@@ -150,7 +150,7 @@ def calibration_diagram(calibration: Reliability) -> Drawing:
     area = axes(
         nice_ticks(0.5, 1.0),
         nice_ticks(0.0, 1.0),
-        x_label="predicted: \u03c3(|margin|)",
+        x_label="how sure it is of its pick: \u03c3(|margin|)",
         x_range=(0.5, 1.0),
     )
     x, y = area.x, area.y
@@ -166,7 +166,7 @@ def calibration_diagram(calibration: Reliability) -> Drawing:
         marks.append(dot(at, y(each.right / each.num_pairs), "f1"))
         told = f"right {each.right} of {each.num_pairs} ({low:.2f} to {high:.2f})"
         around = (at - 6, y.end, 12.0, y.start - y.end)
-        marks.append(hit(around, [f"predicted {each.confidence:.2f}", told]))
+        marks.append(hit(around, [f"sure {each.confidence:.2f}", told]))
     y_label = "share of picks that are right (95 % interval)"
     return Drawing("Calibration, held out", y_label, HEIGHT, marks)
 

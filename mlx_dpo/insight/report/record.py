@@ -8,12 +8,14 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
-from mlx_dpo.runs.config import RunConfig, read_toml
+from mlx_dpo.runs.config import RunConfig, read_settings
 from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.folder import changed_record
 from mlx_dpo.runs.scores import Logprobs
 
 Rows = list[dict[str, Any]]
@@ -37,8 +39,6 @@ class RunCost:
         phases: Name and seconds of each; what is in none of them is the last, "the rest".
         peak: Bytes, the most that MLX's arrays took; `peak_step`, from 1, first took it.
         padding: Tokens computed for each real one; None in runs that did not count.
-        unshared: Tokens that reading each prompt for each response would have computed, for each
-            token computed.
     """
 
     steps: int
@@ -50,7 +50,6 @@ class RunCost:
     peak: int
     peak_step: int
     padding: float | None
-    unshared: float | None
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,13 @@ class RunRecord:
     `steps` (loss, rewards, accuracy, lr, grad_norm) and `timings` (seconds by phase, tokens, peak
     memory) have a row a step, `held_out` a row an evaluation. `policy` and `reference` are float32
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds,
-    `untaught` those of them that no training pair is of.
+    `untaught` those of them that no training pair is of. `lengths` are int (3, M), tokens of
+    prompt, chosen and rejected of the M pairs of the data; None for a run of an older version.
     `samples` are answers given during the run, `answers` those before and after it. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
-    `step` whose weights it kept, and what `by`, where these are not the last ones.
+    `step` whose weights it kept, and what `by`, where these are not the last ones. `changed` names
+    files that are not as the run left them.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class RunRecord:
     samples: Rows
     kinds: list[str]
     untaught: list[str]
+    lengths: npt.NDArray[np.int64] | None
     policy: Logprobs
     reference: Logprobs
     answers: Rows
@@ -84,6 +86,7 @@ class RunRecord:
     is_finished: bool
     adapter: dict[str, Any]
     kept: dict[str, Any]
+    changed: list[str]
 
     @property
     def planned_steps(self) -> int:
@@ -133,7 +136,6 @@ class RunRecord:
             peak=largest["peak_bytes"],
             peak_step=largest["step"] + 1,
             padding=computed / real if real else None,
-            unshared=total("unshared_tokens") / computed if computed else None,
         )
 
 
@@ -160,7 +162,7 @@ def read_run(folder: Path) -> RunRecord:
     try:
         return RunRecord(
             folder=folder,
-            config=RunConfig(**read_toml(folder / "config.toml")),
+            config=RunConfig(**read_settings(folder / "config.toml")),
             environment=_json(folder / "environment.json"),
             split=_json(folder / "split.json"),
             steps=[row for row in metrics if "loss" in row],
@@ -169,6 +171,7 @@ def read_run(folder: Path) -> RunRecord:
             samples=_lines(folder / "samples.jsonl"),
             kinds=[str(kind) for kind in held_out.get("kinds", [])],
             untaught=[str(kind) for kind in held_out.get("untaught", [])],
+            lengths=_lengths(folder / "lengths.json"),
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
@@ -176,6 +179,7 @@ def read_run(folder: Path) -> RunRecord:
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
             kept=dict(result.get("kept") or {}),
+            changed=changed_record(folder),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{folder}: a file of the run is not as runs write it: {error}") from None
@@ -183,6 +187,12 @@ def read_run(folder: Path) -> RunRecord:
 
 def _logprobs(rows: list[list[float]]) -> Logprobs:
     return np.array(rows, dtype=np.float32).reshape(2, -1)
+
+
+def _lengths(path: Path) -> npt.NDArray[np.int64] | None:
+    if not path.is_file():
+        return None
+    return np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.int64).reshape(3, -1)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mlx_dpo.preferences.schema import (
 from mlx_dpo.workshop.importers.chosen import STEP, TRL
 from mlx_dpo.workshop.importers.fields import Fields, Format, LeftOutError, Row, first_of
 from mlx_dpo.workshop.importers.formats import detect
+from mlx_dpo.workshop.importers.rankings import is_undecided
 from mlx_dpo.workshop.importers.sources import source_rows
 
 _NUM_TRIED = 20  # first rows
@@ -34,6 +35,8 @@ def advice(file: Path) -> str | None:
         for number, raw in enumerate(source_rows(file), 1):
             if packing is None and (not _is_whole(raw) or _is_own(raw.value)):
                 return None
+            if isinstance(raw.value, dict) and is_undecided(raw.value):
+                return _candidates_line(file)
             found = detect(raw.value)
             if found is not None and (found is not TRL or _gives_pairs(raw.value, found)):
                 more = _context(raw.value) if found is TRL else ""
@@ -54,6 +57,14 @@ def advice(file: Path) -> str | None:
 def _line(place: str, what: str, file: Path, name: str) -> str:
     command = f"mlx_dpo data import {shlex.quote(str(file))} --format {name} --out pairs.jsonl"
     return f"{place}: this is {what}: {command}"
+
+
+def _candidates_line(file: Path) -> str:
+    name = shlex.quote(str(file))
+    return (
+        f"{file}: holds candidates, and no choice has been made yet; this makes pairs of them: "
+        f"mlx_dpo data label {name} --out pairs.jsonl (or data judge)"
+    )
 
 
 def _is_whole(raw: RawRow) -> bool:

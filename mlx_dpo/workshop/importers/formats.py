@@ -53,6 +53,11 @@ def detect(row: Any) -> Format | None:
 
 def what_is_missing(row: Fields) -> str:
     """What to make of a row whose shape is not known, in a few words."""
+    if rankings.is_undecided(row):
+        return (
+            "it holds candidates, and no choice has been made yet: `mlx_dpo data label` or "
+            "`mlx_dpo data judge` makes pairs of them"
+        )
     for name, value in row.items():
         if isinstance(value, list) and value and detect(value[0]) is not None:
             return f"it holds rows in {name!r}; write those alone, as a JSON array or JSON lines"

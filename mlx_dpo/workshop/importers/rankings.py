@@ -67,12 +67,27 @@ def _entries(row: Fields) -> tuple[str, list[Any]] | None:
 
 def _is_scored(row: Fields) -> bool:
     found = _entries(row)
-    return found is not None and not first_of(found[1][0], ("rank",))
+    return (
+        found is not None
+        and not first_of(found[1][0], ("rank",))
+        and any(name in entry for entry in found[1] for name in _POINTS)
+    )
 
 
 def _is_ranked(row: Fields) -> bool:
     found = _entries(row)
     return found is not None and first_of(found[1][0], ("rank",)) is not None
+
+
+def is_undecided(row: Fields) -> bool:
+    """Whether a row has a prompt and answers that nothing tells the better of: candidates."""
+    answers = parsed(row.get("answers"))
+    return (
+        isinstance(answers, list)
+        and first_of(row, PROMPTS) is not None
+        and first_of(row, ("chosen", "rejected", *_POINT_LISTS, "ranks")) is None
+        and not (_is_scored(row) or _is_ranked(row))
+    )
 
 
 def _scored_pairs(row: Row, all_pairs: bool) -> list[Fields]:

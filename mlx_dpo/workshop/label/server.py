@@ -55,6 +55,7 @@ class Session(NamedTuple):
 
     command: str  # starts the same again; shown when the program gives no answer
     next_commands: tuple[str, ...] = ()  # shown at the end, if there are pairs
+    next_note: str = ""  # below them: what to add to them
     guidelines: str = ""  # Markdown
 
 

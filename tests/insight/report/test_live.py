@@ -61,7 +61,7 @@ def test_the_page_follows_the_run_until_it_is_finished(unfinished: Path) -> None
         assert clock.follow(unfinished) == page
     assert shown == [(True, True), False]
     assert clock.acts == []
-    assert clock.said == [f"live: {page}, until the run ends or Ctrl-C"]
+    assert clock.said == [f"live: {page} until the run ends or Ctrl-C"]
     assert not reloads(page)
     assert "Not finished" not in page.read_text()
 

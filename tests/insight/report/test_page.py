@@ -27,6 +27,7 @@ from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.runs.defaults import decided
+from mlx_dpo.runs.folder import DIGESTS, RESULT, SEALED, RunFolder
 from tests.cli.test_cli import exit_code
 from tests.insight.report.conftest import HOSTILE
 from tests.runs.conftest import ORACLE
@@ -42,7 +43,6 @@ def test_the_page_holds_what_happened_and_is_self_contained(run: Path) -> None:
     assert "<td>forward and backward</td><td>18.00</td><td>0.300</td><td>60 %</td>" in cells
     assert "<td>the rest</td><td>3.00</td><td>0.050</td><td>10 %</td>" in cells
     assert "first reached at step 8. Padding: 1.25 tokens" in page
-    assert "would have computed 1.20 times as many" in page
     assert "halfway" in page
     assert "right in" in page  # the audit's word on length
     assert "<td>0.50 <small>0.09\u20130.91</small></td>" in page  # accuracies of all, by hand
@@ -105,6 +105,15 @@ def test_a_run_that_kept_its_best_step_says_so(run: Path) -> None:
     assert "The exported model is that of step 30, which has the best held-out loss" in page
 
 
+def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
+    rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
+    (run.parent / "pairs.json").write_text(json.dumps(rows))
+    (run / "lengths.json").write_text(json.dumps([[3, 3], [5, 4], [4, 5]]))
+    page = write_report([run]).read_text()
+    assert "Length of answers, stop" not in page
+    assert "mean +0.0 tokens" in page
+
+
 def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> None:
     rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
     (run.parent / "pairs.json").write_text(json.dumps(rows))
@@ -137,6 +146,31 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
     assert [str(file) for file in files] == ["pairs.json"]
     assert len(alive) == 20
     assert max(alive) <= 1
+
+
+def test_files_that_were_changed_since_the_run_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        assert exit_code("report", str(run)) == 0
+        return capsys.readouterr().err
+
+    assert not told()  # a run of an earlier version, which knew no digests
+    RunFolder(run).finish({"out": "o 1", "answers": []})
+    assert not told()
+    for name in SEALED:
+        text = (run / name).read_text()
+        (run / name).write_text(text.replace("1", "2", 1).replace(HOSTILE, "other"))
+        assert f"warning: {run / name}: changed since the run" in told(), name
+        assert f"{run.name}/{name}: changed" in (run / "report.html").read_text()
+        (run / name).write_text(text)
+    (run / DIGESTS).write_text("{")
+    assert f"{DIGESTS}: changed since the run" in told()
+    RunFolder(run).finish({"out": "o 1", "answers": []})
+    (run / "samples.jsonl").unlink()
+    assert "samples.jsonl: gone since the run" in told()
+    (run / RESULT).unlink()
+    assert "has not finished (no result.json)" in told()
 
 
 def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
@@ -293,6 +327,10 @@ def test_a_phone_scrolls_no_page_sideways_and_a_touch_shows_the_values(
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     browser.get(write_report([run]).as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    hidden = (
+        "return [...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+    )
+    assert set(browser.execute_script(hidden)) == {0}, "no table is cut"
     find = functools.partial(browser.find_element, "css selector")
     tip, loss = find(".tip"), find("svg.plot")
     assert not tip.is_displayed()

@@ -53,7 +53,7 @@ def test_our_own_files_are_no_other_tools() -> None:
         {},
         {"prompt": "q", "chosen": "a"},
         {"prompt": "q", "chosen": 1, "rejected": "b"},
-        {"prompt": "q", "answers": ["a", "b"]},
+        {"prompt": "q"},
         {"prompt": "q", "chosen": "a", "rejected": "b", "system": "", "history": []},
         {"user": "q", "chosen": "a", "rejected": "b", "source": "x"},
     ],
@@ -64,6 +64,22 @@ def test_what_the_reader_knows_best_is_left_to_it(tmp_path: Path, row: dict[str,
     assert advice(file) is None
     file.write_text("{\n")
     assert advice(file) is None
+
+
+@pytest.mark.parametrize(
+    "answers", [[], ["a", "b"], [{"text": "a", "model": "m"}, {"text": "b", "seed": 1}]]
+)
+def test_candidates_are_named_with_the_command_that_makes_pairs_of_them(
+    tmp_path: Path, answers: list[Any]
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"id": "p", "prompt": "q", "answers": answers}) + "\n")
+    for command in (("data", "check"), ("audit",), ("train", "--model", MODEL, "--data")):
+        said = str(invoke(*command, file).exception)
+        assert said.startswith(f"{file}: holds candidates")
+        assert f"mlx_dpo data label {file} --out pairs.jsonl (or data judge)" in said
+    imported = invoke("data", "import", file, "--out", tmp_path / "out.jsonl")
+    assert "it holds candidates" in str(imported.exception)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ class Page:
             actions.click()
         actions.perform()
 
+    def drag(self, element: str, right: int) -> None:
+        """Pull the mouse from an element's lower edge, where there is no text."""
+        from selenium.webdriver import ActionChains
+
+        place = self.browser.find_element("id", element)
+        actions = ActionChains(self.browser, duration=0)
+        actions.move_to_element_with_offset(place, 0, place.size["height"] // 2 - 5)
+        actions.click_and_hold().move_by_offset(right, 0).release().perform()
+
     def focused(self) -> str:
         """Id of what has the focus."""
         found: str = self.browser.execute_script("return document.activeElement.id")

@@ -67,7 +67,9 @@ def test_twenty_pairs_by_keyboard_with_undo_edit_reload_and_a_kill(
     choose_the_good_one()
     served.kill()
     page.press("1")
+    top = page.run("$('do-a').getBoundingClientRect().top")
     page.wait(lambda: "does not answer" in page.text("error"))
+    assert page.run("$('do-a').getBoundingClientRect().top") == top
     assert page.text("status") == ""
     assert page.text("error").startswith("This decision was not saved.")
     assert "data label candidates.jsonl b.jsonl --out preferences.jsonl` " in page.text("error")
@@ -109,11 +111,35 @@ def test_a_pair_is_written_from_scratch_and_answers_to_a_prompt(
     page.press("Is it far?", Keys.TAB, "No.", Keys.TAB, "No.", Keys.TAB, "style", Keys.TAB)
     page.press(Keys.ENTER)
     page.wait(lambda: "the two answers are the same" in page.text("error"))
+    page.press(Keys.ESCAPE)
+    assert page.text("status") == "Your draft is kept: w opens it again."
+    assert page.run("[$('write').hidden, hasUnsaved()]") == [True, True]
+    page.press("w")
+    assert page.run("formValues()") == ["Is it far?", "No.", "No.", "style"]
     rejected = page.browser.find_element("id", "write-rejected")
     rejected.clear()
     rejected.send_keys("Maybe it is not.", Keys.CONTROL + Keys.ENTER)
     page.wait(lambda: page.text("status") == "Saved: your own pair.")
     assert page.text("progress-text") == "1 of 1 done, 1 pair saved, 1 pair written by hand"
+    page.press("w")
+    assert page.run("[...formValues(), hasUnsaved()]") == ["", "", "", "", False]
+    page.press("Is it", Keys.ESCAPE)
+    page.decide("u")  # back to the pair, then to the task: the draft outlives other decisions
+    page.decide("u")
+    assert page.focused() == "write-chosen"
+    assert page.run("formValues().join('')") == ""
+    page.press("Snow falls.", Keys.TAB, "It is cold.")
+    page.click("do-write")
+    assert page.run("formValues()[0]") == "Is it"
+    page.press(Keys.ESCAPE)
+    assert page.run("formValues()") == ["", "Snow falls.", "It is cold.", ""]
+    page.hold(Keys.CONTROL, Keys.ENTER)
+    page.wait(lambda: page.text("status") == "Saved: your answers.")
+    page.press("w")
+    page.run("$('write-prompt').select()")
+    page.press("Is it far?", Keys.TAB, "No.", Keys.TAB, "Maybe it is not.", Keys.TAB, "style")
+    page.hold(Keys.CONTROL, Keys.ENTER)
+    page.wait(lambda: page.text("status") == "Saved: your own pair.")
     pairs = read_preferences(tmp_path / "mine.jsonl")
     assert [(p.question, p.chosen[0].content, p.rejected[0].content, p.kind) for p in pairs] == [
         ("Write a line about snow.", "Snow falls.", "It is cold.", "format"),
@@ -167,6 +193,8 @@ def test_a_click_on_a_card_chooses_and_one_that_selects_does_not(
     assert page.run("clicked") is None
     page.click("a-card")  # clears the selection
     assert page.run("[clicked, getSelection().isCollapsed]") == [None, True]
+    page.drag("a-card", 40)
+    assert page.run("[clicked, getSelection().isCollapsed]") == [None, True]
     page.click("a-card")
     assert page.run("$('a-card').matches('.chosen')") is True
     page.press("?")  # any key takes a click back that is not sent yet
@@ -215,7 +243,11 @@ def test_guidelines_keys_both_bad_the_last_decisions_and_the_next_commands(
     assert page.run("$('next').hidden") is False
     assert page.run(
         "[...document.querySelectorAll('#last summary b')].map(e => e.textContent)"
-    ) == [*("Pair", "Both bad", "Pair")]
+    ) == [*("Better:", "Both bad", "Better:")]
+    better = read_preferences(tmp_path / "preferences.jsonl")[1]
+    assert page.run("document.querySelector('#last-list summary').textContent") == (
+        f"Better: “{better.chosen[0].content}” to {better.question}"
+    )
     page.run("document.querySelectorAll('#last button')[2].click()")
     page.wait(lambda: page.text("status") == "Undone: a pair.")
     assert page.text("conversation") == "userQuestion 0\n"

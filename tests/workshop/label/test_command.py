@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -46,6 +47,62 @@ def test_files_are_checked_before_anything_is_made(capsys: pytest.CaptureFixture
     assert label("bad.jsonl") == 3
     assert "bad.jsonl:2:1: missing-key" in capsys.readouterr().err
     assert [file.name for file in Path().iterdir()] == ["bad.jsonl"]
+
+
+def test_a_file_that_is_not_there_is_only_that(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("absent.jsonl", "absent.txt"):
+        assert label(name) == 2
+        assert capsys.readouterr().err == (
+            f"mlx_dpo: {name}: no such file; check the name and the folder\n"
+        )
+
+
+def test_the_lines_of_a_text_file_are_prompts_to_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_dpo.workshop.label.server.serve", lambda book, *_, **__: None)
+    Path("prompts.txt").write_text("I am late.\n\n  Is it far?\nI am late.\n")
+    assert label("prompts.txt") == 0
+    assert "0 pairs in preferences.jsonl; 2 tasks to do." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("origins", "command", "note"),
+    [
+        (["a b"], "train --data mine.jsonl --model 'a b'", ""),
+        ([("base", "lora")], "train --data mine.jsonl --model base --adapter lora", ""),
+        (["a", "b"], "train --data mine.jsonl", "one of those that gave the answers (a, b)"),
+        (["a", None], "train --data mine.jsonl", "one of those that gave the answers (a)"),
+        ([None], "train --data mine.jsonl", "the one to improve"),
+        (["a\nb"], "train --data mine.jsonl", "the one to improve"),
+        ([], "train --data mine.jsonl", "the one to improve"),
+    ],
+)
+def test_the_model_that_gave_the_answers_is_the_one_to_train(
+    origins: list[Any],
+    command: str,
+    note: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write_one(book: Book, *_: object, **__: object) -> None:
+        book.add_pair({"prompt": "Is it far?", "chosen": "No", "rejected": "Yes", "kind": ""})
+
+    monkeypatch.setattr("mlx_dpo.workshop.label.server.serve", write_one)
+    rows = [
+        {
+            "prompt": f"Question {i}",
+            "answers": ["Yes", "No"],
+            "sampling": dict(zip(("model", "adapter"), origin, strict=False)),
+        }
+        for i, named in enumerate(origins)
+        for origin in [named if isinstance(named, tuple) else (named,) if named else ()]
+    ]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert label(*(["rows.jsonl"] if rows else []), "--out", "mine.jsonl") == 0
+    said = capsys.readouterr().out
+    assert f"{command}\n" in said
+    assert (f"Add --model to the last: {note}.\n" in said) == bool(note)
 
 
 def test_files_of_pairs_alone_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@
 
 const $ = (id) => document.getElementById(id);
 const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-const EVENTS = { pair: "Pair", tie: "Tie", bad: "Both bad", skip: "Skipped" };
+const EVENTS = { pair: "Better:", tie: "Tie", bad: "Both bad", skip: "Skipped" };
 const IDLE = 300;  // seconds; who takes longer was away
 const policy = { createHTML: (html) => html };
 const rendered = window.trustedTypes ? trustedTypes.createPolicy("rendered", policy) : policy;
@@ -35,6 +35,7 @@ function draw() {
   $("do-undo").disabled = !state.can_undo;
   $("do-guidelines").hidden = $("keys-guidelines").hidden = !session.guidelines;
   if (choosing) drawChoice(task);
+  openForm(onForm ? (writeTask ? task.id : "") : null);
   if (onForm) drawForm(writeTask ? task : null);
   drawProgress();
   drawFinished();
@@ -145,6 +146,7 @@ function drawFinished() {
     : `Write a pair of your own: press w. Pairs go to ${state.out}.`;
   $("next").hidden = !pairs;
   $("next-commands").textContent = session.next_commands.join("\n");
+  $("next-note").textContent = session.next_note;
 }
 
 function drawLast() {
@@ -154,7 +156,8 @@ function drawLast() {
     const more = make("details");
     const title = make("summary");
     const question = each.question || "a task of another file";
-    title.append(make("b", "", EVENTS[each.event]), ` ${question.slice(0, 120)}`);
+    const better = each.event === "pair" ? ` “${each.texts[0].slice(0, 80)}” to` : "";
+    title.append(make("b", "", EVENTS[each.event]), `${better} ${question.slice(0, 120)}`);
     const names = each.event === "pair" ? ["Better", "Worse"] : ["Answer", "Answer"];
     more.append(title, ...each.texts.flatMap(
       (text, place) => [make("div", "role", names[place]), make("div", "text", text)]));

@@ -5,7 +5,7 @@
 const token = location.hash.slice(1);
 const PAUSE = { key: 150, click: 300 };  // ms in which the chosen card is seen; a second click cancels
 let state = null;     // what the server said last
-let session = { command: "mlx_dpo data label", next_commands: [], guidelines: "" };
+let session = { command: "mlx_dpo data label", next_commands: [], next_note: "", guidelines: "" };
 let texts = null;     // the two answers as they read now, as HTML, and in pieces (null: not asked yet)
 let editing = false;
 let comparing = false;  // whether differences are marked
@@ -13,6 +13,10 @@ let writing = false;  // whether the person asked to write a pair from scratch
 let busy = false;     // a second key press must not decide the next pair unseen
 let clicked = null;   // timer of a card that was clicked and is not sent yet
 let hadSelection = false;  // whether text was selected before a click
+let pressedAt = [0, 0];  // where on the screen a click began
+const FORM = ["write-prompt", "write-chosen", "write-rejected", "write-kind"];
+const drafts = {};    // what was typed into the form, by task; "" is the pair from scratch
+let formOf = null;    // whose draft the form holds; null while it is closed
 let shownAt = null;   // when the task was shown; null if the page was hidden since then
 let times = [];       // seconds that decisions took
 
@@ -48,8 +52,8 @@ async function send(path, body, pause = 0) {
     const seen = new Promise((resolve) => { setTimeout(resolve, calm ? 0 : pause); });
     const [found] = await Promise.all([ask(path, body), seen]);
     if (path === "api/label" && task.is_choice) times.push(took);
+    if (path === "api/write" || "ab".includes(body.verdict)) dropDraft();
     writing = false;
-    $("writing").reset();
     show(found);
     $("status").textContent = found.saved;
     $("error").textContent = "";
@@ -126,29 +130,47 @@ function decide(verdict, pause = PAUSE.key) {
     "ab".includes(verdict) && state.task.is_choice ? pause : 0);
 }
 
-// A click chooses, and is seen to; one that selects text, clears a selection or begins a double
-// click does not.
+// A click chooses, and is seen to; one that drags, selects text, clears a selection or begins a
+// double click does not.
 function onCard(side, event) {
   const selected = hadSelection || !getSelection().isCollapsed;
-  if (busy || editing || selected || event.detail > 1) return;
+  const dragged = Math.hypot(event.clientX - pressedAt[0], event.clientY - pressedAt[1]) > 5;
+  if (busy || editing || selected || dragged || event.detail > 1) return;
   mark(side);
   clicked = setTimeout(() => decide(side, 0), PAUSE.click);
 }
 
+function formValues() {
+  return FORM.map((id) => $(id).value);
+}
+
+// The form as it was left for this task, or for the pair from scratch; null closes it.
+function openForm(name) {
+  if (name === formOf) return;
+  if (formOf !== null) drafts[formOf] = formValues();
+  formOf = name;
+  const values = drafts[name] ?? [];
+  FORM.forEach((id, place) => { $(id).value = values[place] ?? ""; });
+}
+
+function dropDraft() {
+  if (formOf !== null) delete drafts[formOf];
+  formOf = null;
+}
+
 function startWriting() {
   writing = true;
-  $("writing").reset();
   draw();
   focusTask();
 }
 
 function stopWriting() {
-  if (!state.task || state.task.is_choice || writing) {
-    writing = false;
-    $("writing").reset();
-    draw();
-    focusTask();
-  }
+  if (!writing) return;
+  const isBegun = formValues().some((text) => text.trim());
+  writing = false;
+  draw();
+  focusTask();
+  if (isBegun) $("status").textContent = "Your draft is kept: w opens it again.";
 }
 
 function saveWriting(event) {
@@ -203,8 +225,8 @@ function hasUnsaved() {
   keepEdits();
   const task = state && state.task;
   const edited = task && task.is_choice && (texts.a !== task.a || texts.b !== task.b);
-  const typed = !$("write").hidden &&
-    ["write-prompt", "write-chosen"].some((id) => $(id).value.trim());
+  const forms = formOf === null ? drafts : { ...drafts, [formOf]: formValues() };
+  const typed = Object.values(forms).some(([prompt, chosen]) => (prompt + chosen).trim());
   return Boolean(edited || typed);
 }
 
@@ -212,7 +234,8 @@ for (const side of ["a", "b"]) {
   $(`${side}-card`).addEventListener("click", (event) => onCard(side, event));
   $(`do-${side}`).addEventListener("click", () => decide(side));
 }
-document.addEventListener("pointerdown", () => {
+document.addEventListener("pointerdown", (event) => {
+  pressedAt = [event.clientX, event.clientY];
   hadSelection = !getSelection().isCollapsed;
   if (!busy) mark(null);
 });

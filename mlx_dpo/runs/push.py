@@ -1,0 +1,188 @@
+"""A finished folder to the hub: which files go, what is taken out of them, and the upload.
+
+Only files that a run or an export writes go along: never pairs, logs or whatever else lies there.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_dpo.convert.sources import RECORD, read_record
+from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.files import check_links, check_ordinary, entries_of, inside
+from mlx_dpo.models.export import companions
+from mlx_dpo.models.hub import is_hub_id
+from mlx_dpo.runs.card import CARD, licence_of, model_card
+
+_PATTERNS = (
+    *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors"),
+    *("peft/adapter_config.json", "peft/adapter_model.safetensors"),
+)
+_TEXTS = (".json", ".md", ".jinja", ".txt")
+_VOCABULARIES = ("tokenizer.", "vocab.", "merges.")  # lists of pieces of words
+_MAX_TEXT = 64 * 2**20  # bytes of a text file that is searched for paths
+_PATH = re.compile(r"[/~\\]|\.\.|[A-Za-z]:[/\\]")  # how a path begins that says where things lie
+
+
+class Upload(NamedTuple):
+    """A file to upload.
+
+    Attributes:
+        name: Its path in the repository.
+        content: Its bytes, or where they lie.
+        size: In bytes.
+    """
+
+    name: str
+    content: bytes | Path
+    size: int
+
+
+def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
+    """What of a finished folder goes to the hub.
+
+    Its ``dpo.json`` goes along without paths and without the ids of pairs. The card gets
+    the repository's name, unless a person has edited it.
+
+    Args:
+        folder: Of a model or an adapter.
+        name: Of the repository, ``owner/name``.
+
+    Returns:
+        The files, by name, and the names of those that stay here.
+
+    Raises:
+        UsageError: If no run or export made the folder, a link leads out of it, or a file names a
+            path of this machine.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    check_links(folder)
+    record = read_record(folder)
+    if "trained_from" not in record:
+        raise UsageError(f"{folder}: no run or export made it (no {RECORD} in it says so)")
+    found = {file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    if not any(file.suffix == ".safetensors" for file in found):
+        raise UsageError(f"{folder}: holds no weights")
+    for file in found:
+        check_ordinary(file)
+    files = [inside(file.parent, file.name) for file in found] + companions(folder)
+    texts = {RECORD: (json.dumps(without_paths(record), indent=2) + "\n").encode()}
+    if (card := _card(folder, record, name)) is None:
+        files.append(inside(folder, CARD))
+    else:
+        texts[CARD] = card.encode()
+    uploads = [Upload(str(f.relative_to(folder)), f, f.stat().st_size) for f in files]
+    uploads += [Upload(file, text, len(text)) for file, text in texts.items()]
+    _check_paths(folder, uploads, set(_paths_in(record)))
+    going = {upload.name for upload in uploads}
+    left = [e.name for e in entries_of(folder) if e.is_file() and e.name not in going]
+    return sorted(uploads), sorted(left)
+
+
+def _card(folder: Path, record: dict[str, Any], name: str) -> str | None:
+    """The card with the repository's name; None where the folder has one that a person edited."""
+    is_peft = "export" not in record and not (folder / "adapters.safetensors").is_file()
+    library = "peft" if is_peft and "adapter" in record else "mlx"
+    licence, card = licence_of(folder), folder / CARD
+    if card.is_file():
+        own = inside(folder, CARD).read_text(encoding="utf-8", errors="replace")
+        if own != model_card(record, folder.resolve().name, licence, library=library):
+            return None
+    return model_card(record, name, licence, library=library)
+
+
+def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
+    """Upload files as one commit of a hub repository, which is made where it is not there.
+
+    Args:
+        uploads: From `files_to_push`.
+        name: ``owner/name``.
+        public: Whether everybody may read it. A repository that is there stays as it is.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UsageError: If it is public already and was not to be, there is no login, or the hub
+            refuses or can't be reached.
+    """
+    import httpx2
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=not public, exist_ok=True)
+        if not public and not api.repo_info(name).private:
+            raise UsageError(f"{name}: is public already; pass --public to upload there")
+        api.create_commit(
+            name,
+            [CommitOperationAdd(each.name, each.content) for each in uploads],
+            commit_message="Trained by mlx-dpo",
+        )
+    except UsageError:
+        raise
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        raise UsageError(
+            f"{name}: not pushed (no network, no login, or no right to write there; hf auth login "
+            f"stores a token): {one_line(error)}"
+        ) from None
+    return str(address)
+
+
+def without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """A ``dpo.json`` as others may read it: names for paths, and numbers of pairs for their ids."""
+    cleaned: dict[str, Any] = _named(record)
+    data = cleaned.get("data")
+    if isinstance(data, dict) and isinstance(data.get("split"), dict):
+        sides = data["split"].items()
+        data["split"] = {side: len(ids) if isinstance(ids, list) else None for side, ids in sides}
+    origin = cleaned.get("trained_from")
+    if isinstance(origin, dict) and isinstance(origin.get("name"), str):
+        origin["model"] = origin["name"]
+    return cleaned
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    is_path = isinstance(value, str) and _PATH.match(value)
+    return re.split(r"[/\\]+", value.rstrip("/\\"))[-1] if is_path else value
+
+
+def _paths_in(value: Any) -> Iterator[str]:
+    """The absolute paths in a record, but for those that may be found in any text, as ``/data``."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _paths_in(each)
+    elif isinstance(value, str) and value.startswith("/") and value.count("/") > 1:
+        yield value
+
+
+def _check_paths(folder: Path, uploads: list[Upload], paths: set[str]) -> None:
+    """Refuse texts that name this user's folder, or a path that the run knew."""
+    places = sorted({*paths, str(folder.resolve()), str(Path.home())})
+    for name, content, size in uploads:
+        if not name.endswith(_TEXTS) or name.startswith(_VOCABULARIES) or size > _MAX_TEXT:
+            continue
+        found = content if isinstance(content, bytes) else content.read_bytes()
+        text = found.decode("utf-8", "replace")
+        if place := next((each for each in places if each in text), None):
+            raise UsageError(
+                f"{folder / name}: names {place}, a path of this machine; take it out, then push"
+            )
+
+
+def check_name(name: str) -> None:
+    """Refuse what can't be the name of a repository.
+
+    Raises:
+        UsageError: If it is not ``owner/name``.
+    """
+    if not is_hub_id(name):
+        raise UsageError(f"{name}: expected owner/name, a repository of the hub")
