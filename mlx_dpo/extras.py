@@ -8,7 +8,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def to_install(extra: str, root: Path = _ROOT) -> str:
-    """What to type to get an optional part: `label`, `parquet` or `torch`.
+    """What to type to get an optional part: `gguf`, `label`, `parquet` or `torch`.
 
     In a clone that is the part of the clone. From a wheel it is the packages themselves, since
     mlx-dpo is in no package index.

@@ -75,11 +75,12 @@ class NewFile(io.RawIOBase):
     """A file being written, with the size and digest of what was written so far.
 
     Args:
-        path: The file; emptied if it is there.
+        path: The file, its `name`; emptied if it is there.
         append: Whether to keep what it holds.
     """
 
     def __init__(self, path: Path, *, append: bool = False) -> None:
+        self.name = os.fspath(path)
         self._file: io.FileIO = path.open("ab" if append else "wb", buffering=0)
         self._digest = hashlib.sha256()
         self.size = 0
@@ -447,6 +448,20 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise disk_error(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, on the same disk, which is deleted when the block ends."""
+    scratch = _temporary(path.with_name(f"{path.name}.scratch"))
+    try:
+        remove_abandoned(path.parent, f"{path.name}.scratch")
+        scratch.mkdir(parents=True)
+        yield scratch
+    except OSError as error:
+        raise disk_error(path, error) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +12,35 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.screen import say
+from mlx_dpo.cli.ways_out import (
+    BITS,
+    FORMS,
+    IN_GGUF,
+    Order,
+    Written,
+    check_form,
+    place_of,
+    write,
+    write_torch,
+)
 from mlx_dpo.errors import MlxDpoError, UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.convert.sources import Source
     from mlx_dpo.insight.proof import Proof, Trial
 
-_BITS = ("2", "3", "4", "6", "8")
-
 
 @click.command(
-    short_help="Fuse an adapter into its model, or pack a model, and measure what it keeps."
+    short_help="Write a model for MLX, PyTorch, GGUF, LM Studio or Ollama, and measure it."
 )
 @click.argument("model", type=options.Name())
-@click.argument("out", type=options.Name(path_type=Path))
-@click.option("--fuse", is_flag=True, help="Sum an adapter into the model it was trained on.")
+@click.argument("out", type=options.Name())
+@click.option(
+    "--to",
+    type=click.Choice(FORMS),
+    help="What it is for. Default: mlx, which needs --fuse or --quantize.",
+)
+@click.option("--fuse", is_flag=True, help="Sum an adapter into its model; --to does so unasked.")
 @options.path(
     "--base",
     "The model an adapter was trained on. Default: the one its dpo.json names.",
@@ -38,8 +54,8 @@ _BITS = ("2", "3", "4", "6", "8")
 @click.option(
     "--quantize",
     metavar="BITS",
-    type=click.Choice(_BITS),
-    help=f"Pack the new weights in so many bits: {', '.join(_BITS)}.",
+    type=click.Choice(BITS),
+    help=f"Pack the new weights in so many bits: {', '.join(BITS)}; in GGUF 4 or 8.",
 )
 @options.path("--data", "The file with the run's held-out pairs, if it has moved.")
 @click.option(
@@ -51,7 +67,8 @@ _BITS = ("2", "3", "4", "6", "8")
 @options.keeps_awake
 def export(
     model: str,
-    out: Path,
+    out: str,
+    to: str | None,
     fuse: bool,
     base: str | None,
     dtype: str | None,
@@ -60,60 +77,113 @@ def export(
     force: bool,
     overwrite: bool,
 ) -> None:
-    """Write a trained model as one folder of plain weights, and measure what it keeps.
+    """Write a trained model for what is to run it, and measure what it keeps.
 
-    MODEL is the folder of an adapter, with --fuse, or of a fully trained model, with --quantize.
-    OUT is loaded by mlx-lm and by whatever reads such folders. Rounding may undo what preference
-    tuning did: the margin on the pairs that the run held out is measured before and after, and
-    where less than 0.9 of it is kept nothing is written (exit code 1) unless --force is given.
+    MODEL is the folder of a fully trained model or of an adapter, which is summed into the model it
+    was trained on. OUT is a file with --to gguf, publisher/name or a folder with --to lm-studio,
+    and else a folder. Rounding may undo what preference tuning did: the margin on the pairs that
+    the run held out is measured before and after, of what was written, and where less than 0.9 of
+    it is kept nothing is written (exit code 1) unless --force is given. Where nothing is rounded,
+    every tensor is compared instead.
 
     \b
     Examples:
-      mlx_dpo export checkpoints/tiny-sft-dpo models/fused --fuse
-      mlx_dpo export checkpoints/tiny-sft-dpo models/packed --fuse --quantize 8
+      mlx_dpo export checkpoints/tiny-sft-dpo tiny.gguf --to gguf
+      mlx_dpo export checkpoints/tiny-sft-dpo me/tiny --to lm-studio --quantize 8
+      mlx_dpo export checkpoints/tiny-sft-dpo for-ollama --to ollama
+      mlx_dpo export checkpoints/tiny-sft-dpo for-torch --to torch
     """
+    from mlx_dpo.files import check_writable, remove_abandoned, scratch_folder
+
+    source = _located(model, to, fuse=fuse, base=base, packs=quantize is not None)
+    to = to or "mlx"
+    check_form(to, quantize, out)
+    _check_packing(model, source, to, quantize)
+    place = place_of(out, to)
+    _check_out(place, source, to, overwrite)
+    check_writable(place)
+    remove_abandoned(place.parent, place.name)
+    dtype = dtype or _own_dtype(source, to, quantize)
+    order = Order(source, to, dtype, quantize, _is_rounded(source, dtype, quantize))
+    trial = _trial(order, data, model, force=force) if order.is_rounded else None
+    before = _before(trial) if trial else None
+    with scratch_folder(place) as scratch:
+        if to == "torch" and not order.is_rounded:
+            write_torch(order, source.folder, place, overwrite)
+        else:
+            with _new(place, scratch, to, overwrite) as new:
+                written = _write(new, scratch / "back", order)
+                proof = None
+                if trial and before:
+                    proof = _proven(trial, written, before)
+                    _check(proof, place, order, force)
+                if new.is_dir():
+                    _record(new, place.name, model, base, order, written, proof)
+            if to == "torch":
+                write_torch(order, new, place, overwrite)
+    say(f"wrote   {place}  ({order})")
+    _say_what_next(place, to, source)
+
+
+@contextmanager
+def _new(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
+    """What is filled, a folder or a file; it appears as OUT when the block ends well."""
+    from mlx_dpo.files import new_file, new_folder
+
+    if to == "torch":  # which is made of it
+        (scratch / "fused").mkdir()
+        yield scratch / "fused"
+    elif to == "gguf":
+        with new_file(out, replace=overwrite) as file:
+            yield Path(file.name)
+    else:
+        with new_folder(out, replace=overwrite) as folder:
+            yield folder
+
+
+def _record(
+    folder: Path,
+    name: str,
+    model: str,
+    base: str | None,
+    order: Order,
+    written: Written,
+    proof: "Proof | None",
+) -> None:
+    """The dpo.json of an exported folder, that of the run with the export, and its model card."""
     from mlx_dpo.convert.sources import read_record
-    from mlx_dpo.files import check_writable, new_folder, remove_abandoned
-    from mlx_dpo.insight.proof import prove
-    from mlx_dpo.models.export import left_behind, write_card, write_json
+    from mlx_dpo.models.export import write_card, write_json
     from mlx_dpo.runs.card import licence_of, model_card, published
 
-    bits = int(quantize) if quantize else None
-    source = _located(model, fuse=fuse, base=base, packs=bits is not None)
-    _check_packing(model, source, bits)
-    _check_out(out, source, overwrite)
-    check_writable(out)
-    remove_abandoned(out.parent, out.name)
-    dtype = dtype or _own_dtype(source)
-    trial = _trial(source, data, dtype, model, packs=bits is not None, force=force)
-    before = _before(trial) if trial else None
-    with new_folder(out, replace=overwrite) as folder:
-        packing = _write(folder, source, dtype, bits)
-        proof = None
-        if trial and before:
-            proof = prove(_after(trial, folder), *before, beta=trial.beta)
-            _check(proof, out, dtype, bits, force)
-        exported = {
-            "model": model,
-            "base": str(source.folder) if source.adapter else None,
-            "dtype": dtype,
-            "quantization": packing,
-            "proof": proof.as_record() if proof else None,
+    exported = {
+        "model": model,
+        "base": str(order.source.folder) if order.source.adapter else None,
+        "to": order.to,
+        "dtype": order.dtype,
+        "quantization": written.packing,
+        "proof": proof.as_record() if proof else None,
+    }
+    record = read_record(order.source.origin) | {"export": exported}
+    if base is not None:  # where it is now
+        record["trained_from"] = record.get("trained_from", {}) | {
+            "model": base,
+            "name": published(base),
         }
-        record = read_record(source.origin) | {"export": exported}
-        if base is not None:  # where it is now
-            record["trained_from"] = record.get("trained_from", {}) | {
-                "model": base,
-                "name": published(base),
-            }
-        write_json(folder / "dpo.json", record)
-        write_card(folder, model_card(record, out.name, licence_of(source.folder)))
-    say(f"wrote   {out}  ({_what(dtype, bits)})")
-    if names := left_behind(source.folder):
+    write_json(folder / "dpo.json", record)
+    if order.to in ("mlx", "lm-studio") and "trained_from" in record:
+        write_card(folder, model_card(record, name, licence_of(order.source.folder)))
+
+
+def _say_what_next(out: Path, to: str, source: "Source") -> None:
+    from mlx_dpo.models.export import left_behind
+
+    if to == "ollama":
+        say(f"next    ollama create {out.name} -f {out / 'Modelfile'}")
+    elif to not in IN_GGUF and (names := left_behind(source.folder)):
         say(f"left    {', '.join(names)}, in {source.folder}: not copied")
 
 
-def _located(name: str, *, fuse: bool, base: str | None, packs: bool) -> "Source":
+def _located(name: str, to: str | None, *, fuse: bool, base: str | None, packs: bool) -> "Source":
     """The model to export.
 
     Raises:
@@ -122,10 +192,10 @@ def _located(name: str, *, fuse: bool, base: str | None, packs: bool) -> "Source
     from mlx_dpo.convert.sources import RECORD, find, is_adapter, locate
 
     if is_adapter(find(name)):
-        if not fuse:
+        if not fuse and to is None:
             raise UsageError(
-                f"{name}: is an adapter: --fuse sums it into its model, and mlx_dpo adapter "
-                "convert writes it for PEFT or mlx-lm"
+                f"{name}: is an adapter: --fuse or --to sums it into its model, and mlx_dpo "
+                "adapter convert writes it for PEFT or mlx-lm"
             )
         if base is not None:
             return locate(base, name)
@@ -141,15 +211,15 @@ def _located(name: str, *, fuse: bool, base: str | None, packs: bool) -> "Source
             raise UsageError(
                 f"{name}: is a full model, no adapter: {option} means nothing for it; leave it out"
             )
-    if not packs:
+    if not packs and to is None:
         raise UsageError(
-            f"{name}: is a full model as it stands: mlx_dpo convert copies it, in another dtype or "
-            "for PyTorch; --quantize BITS packs it"
+            f"{name}: is a full model as it stands: --to says what to write it for, and --quantize "
+            "BITS packs it"
         )
     return locate(name)
 
 
-def _check_packing(name: str, source: "Source", bits: int | None) -> None:
+def _check_packing(name: str, source: "Source", to: str, bits: str | None) -> None:
     """Refuse to pack what nobody would load, or what is packed already.
 
     Raises:
@@ -158,20 +228,23 @@ def _check_packing(name: str, source: "Source", bits: int | None) -> None:
     from mlx_dpo.convert.course.checkpoint import is_course_folder
     from mlx_dpo.models.hub import is_quantised, read_config
 
+    is_course = is_course_folder(source.folder)
+    if is_course and to in ("lm-studio", *IN_GGUF):
+        raise UsageError(f"{name}: is a model of the course, which only --to mlx and torch write")
     if bits is None:
         return
-    if is_course_folder(source.folder):
+    if is_course:
         raise UsageError(f"{name}: is a model of the course, which nothing loads packed; leave "
                          "--quantize out")  # fmt: skip
     if source.adapter is None and is_quantised(read_config(source.folder)):
         raise UsageError(f"{name}: is quantised already; --quantize takes the model before that")
 
 
-def _check_out(out: Path, source: "Source", overwrite: bool) -> None:
-    """Refuse a folder that is in use, or holds what no export made.
+def _check_out(out: Path, source: "Source", to: str, overwrite: bool) -> None:
+    """Refuse a folder or file that is in use, or that no export made.
 
     Raises:
-        UsageError: If it does.
+        UsageError: If it is one.
     """
     from mlx_dpo.convert.sources import read_record
     from mlx_dpo.runs.folder import is_inside
@@ -184,20 +257,40 @@ def _check_out(out: Path, source: "Source", overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another name")
-    if out.is_symlink() or "export" not in read_record(out):
+    if to == "torch":
+        return  # a conversion knows its own
+    if to == "gguf":
+        from mlx_dpo.convert.gguf.file import is_ours
+
+        is_own = is_ours(out)
+    else:
+        is_own = "export" in read_record(out)
+    if out.is_symlink() or not is_own:
         raise UsageError(f"{out}: exists and no export made it; choose another name")
 
 
-def _own_dtype(source: "Source") -> str:
+def _own_dtype(source: "Source", to: str, bits: str | None) -> str:
+    """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
     from mlx_dpo.models.hub import own_dtype
 
     own = own_dtype(source.folder)
-    return "bfloat16" if own == "float32" else own
+    is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
+    return "bfloat16" if own == "float32" and not is_kept else own
 
 
-def _trial(
-    source: "Source", data: str | None, dtype: str, name: str, *, packs: bool, force: bool
-) -> "Trial | None":
+def _is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
+    """Whether a number of what is written may not be one of the model."""
+    from mlx_dpo.models.hub import is_quantised, read_config
+    from mlx_dpo.models.parameters import tensor_shapes
+
+    if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
+        return True
+    codes = {code for _, code in tensor_shapes(source.folder).values()}
+    own = {"bfloat16": "BF16", "float16": "F16"}
+    return dtype != "float32" and codes != {own[dtype]}
+
+
+def _trial(order: Order, data: str | None, name: str, *, force: bool) -> "Trial | None":
     """What to measure by; None, after a line that says why, where nothing can be measured.
 
     Raises:
@@ -205,11 +298,14 @@ def _trial(
     """
     from mlx_dpo.insight.proof import NotMeasurableError, plan_trial
 
+    packs = order.bits is not None
     try:
         footer.doing("reading the held-out pairs")
         if not packs:
-            _check_memory(source, dtype)
-        return plan_trial(source, data, exported=dtype)
+            _check_memory(order.source, order.dtype)
+        # What is packed in GGUF is told apart from what bfloat16 would round it to.
+        exported = "float32" if packs and order.to in IN_GGUF else order.dtype
+        return plan_trial(order.source, data, exported=exported)
     except NotMeasurableError as error:
         if packs and not force:
             hint = "--data with the run's pairs, or " if error.moved else ""
@@ -264,30 +360,28 @@ def _before(trial: "Trial") -> "tuple[Any, Any]":
     return trained, reference
 
 
-def _write(folder: Path, source: "Source", dtype: str, bits: int | None) -> dict[str, Any] | None:
-    """The new folder but for its dpo.json; how it is packed."""
-    import mlx.core as mx
-
-    from mlx_dpo.convert.sources import load_stored
-    from mlx_dpo.models.export import write_fused
-
+def _write(place: Path, scratch: Path, order: Order) -> Written:
+    """What is asked for, but for its dpo.json; its notes are shown."""
     footer.doing("loading the weights")
+    scratch.mkdir()
     with progress() as advance:
-        model, target = load_stored(source), getattr(mx, dtype)
-        return write_fused(folder, model, source.folder, target, bits=bits, progress=advance)
+        written = write(place, scratch, order, advance)
+    for note in written.notes:
+        say(note)
+    return written
 
 
-def _after(trial: "Trial", folder: Path) -> Any:
-    """Log-probs of what was written, loaded from its files."""
-    from mlx_dpo.convert.sources import Source
-    from mlx_dpo.insight.proof import score
+def _proven(trial: "Trial", written: Written, before: "tuple[Any, Any]") -> "Proof":
+    """Score what was written, loaded from its files."""
+    from mlx_dpo.insight.proof import prove, score
 
     footer.doing("loading what was written")
     with progress() as advance:
-        return score(trial, Source(folder, None, folder), "exported", advance)
+        after = score(trial, written.readable, "exported", advance)
+    return prove(after, *before, beta=trial.beta)
 
 
-def _check(proof: "Proof", out: Path, dtype: str, bits: int | None, force: bool) -> None:
+def _check(proof: "Proof", out: Path, order: Order, force: bool) -> None:
     """Say what is kept.
 
     Raises:
@@ -302,15 +396,9 @@ def _check(proof: "Proof", out: Path, dtype: str, bits: int | None, force: bool)
         say("warning: rounding moved log-probs further than training did", err=True)
     if proof.is_enough:
         return
-    finer = "leave --quantize out for 16 bits, or give it more bits" if bits else "--dtype float32"
-    lost = (
-        f"{_what(dtype, bits)} keeps {proof.shown} of the margin on held-out pairs, less than "
-        f"{ENOUGH}"
-    )
+    finer = "leave --quantize out for 16 bits, or give it more bits"
+    finer = finer if order.bits else "--dtype float32"
+    lost = f"{order} keeps {proof.shown} of the margin on held-out pairs, less than {ENOUGH}"
     if not force:
         raise MlxDpoError(f"{out}: not written: {lost}; {finer}; --force writes it all the same")
     say(f"warning: {lost}; {finer}", err=True)
-
-
-def _what(dtype: str, bits: int | None) -> str:
-    return f"{bits} bits" if bits else dtype

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary, entries_of, inside, is_system_file, new_folder
 from mlx_dpo.models.dialects import normalised
-from mlx_dpo.models.fuse import choose_packings, fused, packed_anew, packing_entry
+from mlx_dpo.models.fuse import choose_packings, fused, left_dense, packed_anew, packing_entry
 from mlx_dpo.models.hub import NAMED_TEMPLATES, PACKINGS, read_config
 from mlx_dpo.models.parameters import is_float, named_arrays, save_arrays
 from mlx_dpo.models.shards import save_shards
@@ -154,8 +154,9 @@ def write_fused(
     dtype: mx.Dtype,
     *,
     bits: int | None = None,
+    mode: str = "affine",
     progress: Callable[[str, int, int], None] = lambda name, total, more: None,
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any] | None, list[str]]:
     """Write a model without its adapter and packing, or packed anew, but for its ``dpo.json``.
 
     Args:
@@ -164,16 +165,18 @@ def write_fused(
         source: The folder it was loaded from; only read.
         dtype: Of the new weights.
         bits: To pack them in; None leaves them unpacked.
+        mode: Of packed ones, as `mlx.core.quantize` names it.
         progress: Called with what is written, how many tensors it is, and how many more are done.
 
     Returns:
-        How config.json says it is packed; None where it is not.
+        How config.json says it is packed, None where it is not; and the layers that are not packed
+        though others are.
 
     Raises:
         UsageError: If a value does not fit the dtype, or no layer can be packed.
         DiskError: If a file can't be written.
     """
-    packings = None if bits is None else choose_packings(model, bits)
+    packings = None if bits is None else choose_packings(model, bits, mode)
     packing = None if packings is None else packing_entry(packings)
     arrays = fused(model, dtype) if packings is None else packed_anew(model, dtype, packings)
     total = len(arrays)
@@ -188,7 +191,7 @@ def write_fused(
     write_companions(files.companions, folder, *([] if packing is None else [CONVERSION]))
     write_json(folder / "config.json", config_of(files.config, dtype, packing))
     save_shards(folder, arrays, {"format": "mlx"}, max_bytes=SHARD_BYTES, after_array=check)
-    return packing
+    return packing, [] if packings is None else left_dense(model, packings)
 
 
 def config_of(

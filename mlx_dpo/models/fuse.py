@@ -77,7 +77,7 @@ def packed_anew(
     return arrays
 
 
-def choose_packings(model: nn.Module, bits: int) -> dict[str, Packing]:
+def choose_packings(model: nn.Module, bits: int, mode: str = "affine") -> dict[str, Packing]:
     """Which layers to quantise, and how: as the model's own are if they have these bits.
 
     Else as ``mlx_lm.convert`` does: groups of 64, every layer whose columns they divide, and the
@@ -92,17 +92,24 @@ def choose_packings(model: nn.Module, bits: int) -> dict[str, Packing]:
         for path, layer in layers.items()
         if is_packed(layer)
     }
-    if own and Counter(packing.bits for packing in own.values()).most_common(1)[0][0] == bits:
+    common = Counter(packing.bits for packing in own.values()).most_common(1)
+    # Their own of these bits, unless another mode is asked for than theirs.
+    if common and common[0][0] == bits and mode in ("affine", *(p.mode for p in own.values())):
         return own
-    candidates = {p: m for p, m in layers.items() if is_packed(m) or hasattr(m, "to_quantized")}
-    for group in _GROUPS:
+    candidates = _candidates(model)
+    for group in _GROUPS if mode == "affine" else _GROUPS[-1:]:
         fitting = {p: m for p, m in candidates.items() if num_inputs(m) % group == 0}
         if fitting:
-            return _as_architecture_wants(model, fitting, Packing(group, bits))
+            return _as_architecture_wants(model, fitting, Packing(group, bits, mode))
     raise UsageError(
         f"--quantize {bits}: no layer of the model has a number of columns that {_GROUPS[-1]} "
         "divides, so that none can be packed"
     )
+
+
+def left_dense(model: nn.Module, packings: dict[str, Packing]) -> list[str]:
+    """Paths of layers with a matrix that others are packed beside, and these are not."""
+    return [path for path in _candidates(model) if path not in packings]
 
 
 def packing_entry(packings: dict[str, Packing]) -> dict[str, Any]:
@@ -124,6 +131,11 @@ def _layers(model: nn.Module) -> dict[str, Any]:
         for path, module in model.named_modules()
         if path.rpartition(".")[0] not in adapted
     }
+
+
+def _candidates(model: nn.Module) -> dict[str, Any]:
+    layers = _layers(model)
+    return {p: m for p, m in layers.items() if is_packed(m) or hasattr(m, "to_quantized")}
 
 
 def _dense_arrays(model: nn.Module) -> dict[str, mx.array]:
@@ -160,7 +172,7 @@ def _as_architecture_wants(
     for path, layer in layers.items():
         answer = True if wanted is None else wanted(path, layer)
         if isinstance(answer, dict):
-            own = Packing(**asdict(packing) | answer)
+            own = Packing(**asdict(packing) | {"mode": "affine"} | answer)
             if num_inputs(layer) % own.group_size == 0:
                 chosen[path] = own
         elif answer:

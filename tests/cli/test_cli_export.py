@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +12,14 @@ import pytest
 from mlx_dpo.convert.sources import Source, load_source, locate
 from mlx_dpo.insight.proof import plan_trial
 from mlx_dpo.models.parameters import load_arrays
-from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.run import train
-from tests.cli.conftest import run
-from tests.runs.conftest import ORACLE, ROWS, workplace
+from tests.cli.conftest import run, trained
+from tests.runs.conftest import ORACLE, workplace
 
 __all__ = ["workplace"]  # a fixture, used by its name
 
 ROOT = Path(__file__).parent.parent.parent
 IDS = mx.array([[5, 9, 11, 2, 7, 3, 60]])
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="session")
-def packed_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The oracle's llama in 4 bits, as mlx-lm packs it."""
-    from mlx_lm import convert
-
-    folder = tmp_path_factory.mktemp("bases") / "packed"
-    convert(str(ORACLE), str(folder), quantize=True, q_bits=4, q_group_size=32)
-    return folder
-
-
-def trained(folder: Path, **settings: Any) -> Path:
-    """The adapter of a short run, measured on the pairs it was trained on: a margin for sure."""
-    (folder / "pairs.json").write_text(json.dumps(ROWS))
-    common: dict[str, Any] = {"data": "pairs.json", "batch_size": 4, "warmup_steps": 0}
-    with chdir(folder):
-        assert train(RunConfig(**common, method="lora", out="adapter", **settings))
-    record = json.loads((folder / "adapter" / "dpo.json").read_text())
-    split = record["data"]["split"]
-    split["train"], split["held_out"] = split["held_out"], split["train"]
-    del record["held_out"]
-    (folder / "adapter" / "dpo.json").write_text(json.dumps(record))
-    return folder / "adapter"
-
-
-@pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes much."""
-    folder = tmp_path_factory.mktemp("large")
-    return trained(folder, model=str(ORACLE), learning_rate=5e-3, steps=12)
 
 
 @pytest.fixture(scope="session")
@@ -290,10 +256,10 @@ def test_a_model_of_the_course_is_fused_and_not_packed(here: Path, capsys: Captu
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["ADAPTER", "out"], "is an adapter: --fuse sums it into its model, and mlx_dpo adapter"),
+        (["ADAPTER", "out"], "is an adapter: --fuse or --to sums it into its model, and mlx_dpo"),
         (["MODEL", "out", "--fuse"], "is a full model, no adapter: --fuse means nothing"),
         (["MODEL", "out", "--quantize", "4", "--base", "MODEL"], "--base means nothing"),
-        (["MODEL", "out"], "is a full model as it stands: mlx_dpo convert copies it"),
+        (["MODEL", "out"], "is a full model as it stands: --to says what to write it for"),
         (["MODEL", "out", "--quantize", "4"], "no dpo.json says which pairs"),
         (["./absent", "out", "--fuse"], "no such model folder"),
         (["ADAPTER", "out", "--fuse", "--quantize", "5"], "--quantize"),

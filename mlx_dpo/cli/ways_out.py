@@ -1,0 +1,228 @@
+"""The forms in which `mlx_dpo export` writes a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlx_dpo.cli.screen import counted, say
+from mlx_dpo.errors import MlxDpoError, UsageError
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from mlx_dpo.convert.sources import Source
+
+FORMS = ("mlx", "torch", "gguf", "lm-studio", "ollama")
+BITS = ("2", "3", "4", "6", "8", "mxfp4")
+IN_GGUF = ("gguf", "ollama")
+WEIGHTS = "model.gguf"  # beside a Modelfile
+_SHOWN = 3  # names in a note
+
+Advance = Callable[[str, int, int], None]
+
+
+class Order(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        source: The model.
+        to: One of `FORMS`.
+        dtype: Of what is not packed.
+        bits: One of `BITS`; None packs nothing.
+        is_rounded: Whether a number may not be the model's own.
+    """
+
+    source: "Source"
+    to: str
+    dtype: str
+    bits: str | None
+    is_rounded: bool
+
+    def __str__(self) -> str:
+        if self.bits is None:
+            return self.dtype
+        return self.bits if self.bits == "mxfp4" else f"{self.bits} bits"
+
+
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+        packing: How it is packed, for the record; None where it is not.
+        readable: The same for MLX to load.
+        notes: Lines for the screen.
+    """
+
+    packing: Any
+    readable: "Source"
+    notes: list[str]
+
+
+def check_form(to: str, bits: str | None, out: str) -> None:
+    """Refuse what a form does not have.
+
+    Raises:
+        UsageError: If that is asked for.
+    """
+    if to == "torch" and bits is not None:
+        raise UsageError(
+            "--to torch: a PyTorch folder holds whole numbers of 16 or 32 bits; leave --quantize "
+            "out"
+        )
+    if to in IN_GGUF:
+        from mlx_dpo.convert.gguf.file import BITS as KINDS
+        from mlx_dpo.convert.gguf.package import package
+
+        if bits is not None and bits not in KINDS:
+            made = " and ".join(f"{bits} ({kind})" for bits, kind in KINDS.items())
+            raise UsageError(
+                f"--quantize {bits}: the writer of GGUF makes {made}; llama-quantize of llama.cpp "
+                "makes other kinds of a 16-bit file"
+            )
+        package()
+    if to == "gguf" and not out.endswith(".gguf"):
+        raise UsageError(f"{out}: --to gguf writes one file: give it a name that ends in .gguf")
+
+
+def place_of(out: str, to: str) -> Path:
+    """Where to write: LM Studio looks at ``~/.lmstudio/models/publisher/name``.
+
+    A name of two parts, the first of which is no folder here, is taken for the last two of that;
+    one that begins with a dot, a slash or a tilde is a path.
+    """
+    path = Path(out).expanduser()
+    is_name = out[:1] not in ("", ".", "/", "~") and len(path.parts) == 2
+    if to == "lm-studio" and is_name and ".." not in path.parts and not path.parent.exists():
+        return Path.home() / ".lmstudio" / "models" / path
+    return path
+
+
+def write(place: Path, scratch: Path, order: Order, advance: Advance) -> Written:
+    """Write the weights, tokenizer and config of a model, and read back what was rounded to.
+
+    Args:
+        place: An empty folder, or the file of `--to gguf`.
+        scratch: An empty folder for what is read back.
+        order: What is asked for.
+        advance: Called as tensors are done.
+
+    Raises:
+        UsageError: If the form does not have this model.
+        MlxDpoError: If what is read back is not what was written.
+        DiskError: If a file can't be written.
+    """
+    from mlx_dpo.convert.sources import load_stored
+
+    model = load_stored(order.source)
+    if order.to not in IN_GGUF:
+        return _write_mlx(place, model, order, advance)
+    if order.to == "gguf":
+        return _write_gguf(place, scratch, model, order, advance)[0]
+    written, chat, adds_bos = _write_gguf(place / WEIGHTS, scratch, model, order, advance)
+    from mlx_dpo.convert.gguf.ollama import modelfile
+
+    text, has_template = modelfile(chat, f"./{WEIGHTS}", adds_bos=adds_bos)
+    (place / "Modelfile").write_text(text, encoding="utf-8")
+    if not has_template:
+        note = "chat    Ollama can't write turns as this model's template does: it guesses"
+        written.notes.append(note)
+    return written
+
+
+def _write_mlx(place: Path, model: "nn.Module", order: Order, advance: Advance) -> Written:
+    import mlx.core as mx
+
+    from mlx_dpo.convert.sources import Source
+    from mlx_dpo.models.export import write_fused
+
+    mode = "mxfp4" if order.bits == "mxfp4" else "affine"
+    bits = 4 if order.bits == "mxfp4" else order.bits and int(order.bits)
+    packing, left = write_fused(
+        place,
+        model,
+        order.source.folder,
+        getattr(mx, order.dtype),
+        bits=bits or None,
+        mode=mode,
+        progress=advance,
+    )
+    notes = _left(left, order.dtype)
+    if not order.is_rounded:
+        notes.append(_unchanged(_compared(place, model)))
+    return Written(packing, Source(place, None, place), notes)
+
+
+def _write_gguf(
+    file: Path, scratch: Path, model: "nn.Module", order: Order, advance: Advance
+) -> tuple[Written, Any, bool]:
+    """With the model's conversation format, and whether llama.cpp puts a BOS before a text."""
+    from mlx_dpo.convert.gguf import file as gguf
+    from mlx_dpo.convert.sources import Source, date_of
+    from mlx_dpo.models.hub import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
+
+    folder = order.source.folder
+    chat = chat_format(load_tokenizer(folder), date_of(order.source.origin))
+    plan = gguf.plan(model, folder, order.dtype, order.bits)
+    vocabulary = gguf.write(file, model, folder, chat, plan, advance)
+    check = gguf.read_back(file, model, folder, plan, scratch if order.is_rounded else None)
+    notes = _left(plan.left_out, order.dtype)
+    if not (check.rounded or check.packed):
+        notes.append(_unchanged(check.same))
+    elif not order.is_rounded:
+        raise MlxDpoError(f"{file}: not written: {check.rounded} tensors were rounded; report this")
+    if vocabulary.chat_template is None:
+        notes.append("chat    the model has no chat template: what reads the file will guess one")
+    packing = None if order.bits is None else {"gguf": plan.kind}
+    return Written(packing, Source(scratch, None, scratch), notes), chat, vocabulary.adds_bos
+
+
+def write_torch(order: Order, folder: Path, out: Path, overwrite: bool) -> None:
+    """Convert a folder for MLX, whose numbers are final, for PyTorch.
+
+    Raises:
+        UsageError: If it can't be converted.
+        MlxDpoError: If it is not the same there and back.
+        DiskError: If a file can't be written.
+    """
+    from mlx_dpo.convert.conversion import Options, convert
+
+    dtype = None if order.is_rounded else order.dtype
+    lines: list[str] = []
+    convert(folder, out, Options("torch", dtype, overwrite=overwrite), lines.append)
+    for line in lines[1:-1]:  # the first names the folder, and the last what was written
+        say(line)
+
+
+def _compared(folder: Path, model: "nn.Module") -> int:
+    """How many tensors a folder holds, all of which are a model's.
+
+    Raises:
+        MlxDpoError: If one is not, in any bit.
+    """
+    import mlx.core as mx
+
+    from mlx_dpo.models.fuse import fused
+    from mlx_dpo.models.parameters import load_arrays, same_bits
+
+    arrays: dict[str, Any] = {}
+    for file in folder.glob("model*.safetensors"):
+        arrays |= load_arrays(file)
+    expected = fused(model, mx.float32)
+    number = len(expected)
+    for name in list(expected):  # each is computed here, and freed
+        found, array = arrays.pop(name), expected.pop(name)
+        if not same_bits(found.astype(mx.float32), array.astype(mx.float32)):
+            raise MlxDpoError(f"not written: {name} is read back as other numbers; report this")
+    return number
+
+
+def _unchanged(number: int) -> str:
+    return f"tensors {number} of {number} are the model's, bit by bit"
+
+
+def _left(names: list[str], dtype: str) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return [f"dense   {counted(len(names), 'layer')} can't be packed, in {dtype}: {shown}"]
