@@ -88,7 +88,7 @@ def _print_next(job: Job, question: str) -> None:
     say(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
     say(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
     if not is_adapter:
-        say(f"  {shlex.join(['mlx_lm.chat', '--model', out])}")
+        say(f"  {shlex.join([program('mlx_lm.chat'), '--model', out])}")
         return
     if config.adapter_format == "peft":
         say("It is in PEFT's layout; --adapter-format both writes mlx-lm's beside it.")
@@ -96,7 +96,7 @@ def _print_next(job: Job, question: str) -> None:
         # A checkpoint that had to be converted is served from what it was converted to.
         is_converted = find(str(config.model)) != job.source
         base = str(job.source if is_converted else config.model)
-        say(f"  {shlex.join(['mlx_lm.server', '--model', base, '--adapter-path', out])}")
+        say(f"  {shlex.join([program('mlx_lm.server'), '--model', base, '--adapter-path', out])}")
     fuse = shlex.join([program(), "export", out, "FOLDER", "--fuse"])
     if bits := packed_bits(job.policy):
         say(

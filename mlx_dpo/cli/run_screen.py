@@ -21,8 +21,9 @@ from mlx_dpo.models.verified import statement
 from mlx_dpo.preferences.schema import Problems, by_code
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
-from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig
 from mlx_dpo.runs.data import RowCounts
+from mlx_dpo.runs.defaults import rate_of_model
 from mlx_dpo.runs.job import FINDING, READ_FIRST, Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
@@ -95,7 +96,7 @@ class TerminalScreen(Screen):
         held_out = f"{len(job.held_out.examples) or 'none'} held out"
         count = counted(len(job.train.examples), "pair")
         self._line("data", f"{config.data}  ({count} to train on, {held_out})")
-        self._line("settings", _about_settings(job))
+        self._line("settings", _about_settings(job, self.config))
         if config.epochs > 1 and self.config.epochs is None and not config.steps:
             self._line(
                 "epochs",
@@ -217,12 +218,15 @@ class TerminalScreen(Screen):
         say(f"{name:<10}  {text}", err=True)
 
 
-def _about_settings(job: Job) -> str:
+def _about_settings(job: Job, given: RunConfig) -> str:
     config = job.config
+    rate = f"learning rate {config.learning_rate:g}"
+    if given.learning_rate is None and rate_of_model(job.source):
+        rate += f" (of {job.source / EMBEDDED_CONFIG.name})"
     together = f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else ""
     length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
     return (
-        f"beta {config.beta:g}, learning rate {config.learning_rate:g}, batch "
+        f"beta {config.beta:g}, {rate}, batch "
         f"{config.batch_size}{together}, {length}{counted(job.max_steps, 'step')}, "
         f"clip {config.grad_clip:g}, reference {_about_reference(config)}, seed {config.seed}"
     )

@@ -37,12 +37,12 @@ _WORD = r"""(?:[^\s'"]|'[^']*'|"[^"]*")+"""
 _ARGUMENT = re.compile(rf"(?:-\S+ (?!-))?{_WORD}\s*|\S+\s*")  # an option with its value
 
 
-def program() -> str:
-    """What to type for this program: its name, or its path where the name is not found."""
-    name = "mlx_dpo"
-    if shutil.which(name) or Path(sys.argv[0]).name != name:
+def program(name: str = "mlx_dpo") -> str:
+    """What to type for a program: its name, or its path beside ours where that is not found."""
+    ours = Path(sys.argv[0])
+    if shutil.which(name) or ours.name != "mlx_dpo":
         return name
-    return os.path.relpath(sys.argv[0])
+    return os.path.relpath(ours.with_name(name))
 
 
 def open_page(address: str) -> None:

@@ -85,8 +85,8 @@ def download(
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UsageError(
-            f"{name}: not here, and the download from the hub failed (no network, no such {kind}, "
-            f"or it needs a login): {one_line(error)}"
+            f"{name}: no such folder here, and the download from the hub failed (no network, no "
+            f"such {kind}, or it needs a login): {one_line(error)}"
         ) from None
 
 

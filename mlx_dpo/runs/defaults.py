@@ -8,7 +8,7 @@ from mlx_dpo.convert.sources import base_of, find, is_adapter
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.hub import asks_for_date, is_quantised, own_dtype, read_config
 from mlx_dpo.preferences.chat import today
-from mlx_dpo.runs.config import BEST, MEASURES, RunConfig
+from mlx_dpo.runs.config import BEST, EMBEDDED_CONFIG, MEASURES, RunConfig, read_settings
 
 FULL, LORA = "full", "lora"
 
@@ -50,6 +50,8 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
     method = config.method or (LORA if packed or config.adapter else FULL)
     _check(config, method, packed=packed)
     chosen: dict[str, Any] = {"method": method, "learning_rate": _LEARNING_RATE[method]}
+    if method == FULL:
+        chosen |= rate_of_model(folder)
     chosen["dtype"] = own_dtype(folder) if packed else "float32"
     if method == LORA:
         chosen |= LORA_SETTINGS
@@ -60,6 +62,18 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
     if config.selects:
         chosen["best_by"] = MEASURES[0]
     return _filled(config, chosen)
+
+
+def rate_of_model(folder: Path) -> dict[str, Any]:
+    """The learning rate that suits a model trained whole, where its own ``train.toml`` has one.
+
+    Very small models want a far larger one than the default, which would leave them as they are.
+    """
+    try:
+        settings = read_settings(folder / EMBEDDED_CONFIG.name)
+    except UsageError:  # there is none, or it is another program's
+        return {}
+    return {name: settings[name] for name in ("learning_rate",) if name in settings}
 
 
 def decided_by_pairs(config: RunConfig, num_pairs: int) -> tuple[RunConfig, int]:

@@ -248,9 +248,13 @@ def _collapsed(run: Evidence) -> Verdict | None:
 def _unchanged(run: Evidence) -> Verdict | None:
     same = sum(answer.mark == SAME for answer in run.answers)
     moved = float(np.abs(run.policy - run.reference).mean()) if run.policy.size else 0.0
-    if not same or same < len(run.answers) or moved >= _STILL:
+    total = run.policy.shape[1]
+    low, high = wilson_interval(run.wins, total) if total else (0.0, 1.0)
+    is_decided = moved >= _STILL and not low <= 0.5 <= high
+    if not same or same < len(run.answers) or is_decided:
         return None
-    sentence = f"Nothing changed: {same} of {same} answers are the same as before"
+    what = "Nothing" if moved < _STILL else "No answer"
+    sentence = f"{what} changed: {same} of {same} answers are the same as before"
     if run.policy.size:
         sentence += f", and log-probs of held-out answers moved by {moved:.2f} nats"
     advice = f"Raise --learning-rate (it was {run.settings.learning_rate:g}; try three times that)."

@@ -1,5 +1,6 @@
 """Settings that were not given: decided in one place, by the model and by each other."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,17 @@ def test_all_weights_of_a_quantised_model_can_t_train_and_both_ways_out_are_name
         decided(RunConfig(model=packed, method="full"))
     assert "--method lora" in str(error.value)
     assert "full-precision model" in str(error.value)
+
+
+def test_a_model_that_names_the_rate_it_wants_gets_it_unless_another_is_given(
+    tmp_path: Path,
+) -> None:
+    model = shutil.copytree(ORACLE, tmp_path / "model")
+    (model / "train.toml").write_text('model = "m"\nlearning_rate = 4e-4\nepochs = 9\n')
+    found = decided(RunConfig(model=str(model)))
+    assert found.learning_rate == 4e-4
+    assert "epochs" not in found.to_toml()  # nothing else of that file
+    assert decided(RunConfig(model=str(model), learning_rate=1e-6)).learning_rate == 1e-6
+    assert decided(RunConfig(model=str(model), method="lora")).learning_rate == 1e-4
+    (model / "train.toml").write_text("[another.program]\nx = 1\n")
+    assert decided(RunConfig(model=str(model))).learning_rate == 1e-5

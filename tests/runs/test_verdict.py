@@ -78,6 +78,9 @@ def test_equal_answers_and_log_probs_that_stand_still_are_no_change() -> None:
         "The run made 2 steps; try --learning-rate 3e-05, and --epochs 50.",
     )
     assert judge(evidence(50, 50, answers=same)).outcome == verdict.BETTER  # it did move
+    moved = judge(evidence(2, 3, answers=same))  # and so few pairs show nothing
+    assert moved.outcome == verdict.UNCHANGED
+    assert moved.sentence.startswith("No answer changed: 2 of 2 answers are the same as before")
 
 
 def test_an_answer_that_begins_to_repeat_itself_is_a_collapse_whatever_the_pairs_say() -> None:

@@ -53,7 +53,7 @@ def tasks_of(rows: Iterable[Candidates]) -> list[Task]:
     """All tasks of some rows, each once, whatever files they come from.
 
     Every two different answers of a row are a task. A row with fewer has one task, in which the
-    missing answers are to be written. A row that is a pair already has none.
+    missing answers are to be written; these come last. A row that is a pair already has none.
     """
     tasks: dict[str, Task] = {}
     for row in rows:
@@ -66,7 +66,8 @@ def tasks_of(rows: Iterable[Candidates]) -> list[Task]:
             answers = tuple(Message("assistant", text) for text in sorted(pair))
             task = Task(text_digest(row.prompt, answers).hex(), row.prompt, row.kind, pair)
             tasks.setdefault(task.id, task)
-    return list(tasks.values())
+    # Keys that choose would end up in the form of a task to write, if one came in between.
+    return sorted(tasks.values(), key=lambda task: not task.is_choice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,8 @@ class Book:
 
     def _foreign(self) -> DataError:
         return DataError(
-            f"{self.out}: holds something other than {journal_path(self.out).name} beside it "
-            "says; move it away, or choose another --out"
+            f"{self.out}: already holds pairs that were not labelled there (those of "
+            f"{journal_path(self.out).name} are); move it away, or choose another --out"
         )
 
     @property

@@ -226,7 +226,7 @@ def test_a_kill_between_journal_and_export_loses_nothing(out: Path) -> None:
 
 def test_pairs_of_somebody_else_are_never_written_over(out: Path) -> None:
     out.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    with pytest.raises(DataError, match="holds something other than"):
+    with pytest.raises(DataError, match="already holds pairs that were not labelled there"):
         Book(out, tasks())
     out.unlink()
     book = Book(out, tasks())
@@ -234,7 +234,7 @@ def test_pairs_of_somebody_else_are_never_written_over(out: Path) -> None:
     book.close()
     mended = out.read_text().replace("Yes", "Yes!")
     out.write_text(mended)
-    with pytest.raises(DataError, match="holds something other than"):
+    with pytest.raises(DataError, match="already holds pairs that were not labelled there"):
         Book(out, tasks())
     assert out.read_text() == mended
 
