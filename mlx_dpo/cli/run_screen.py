@@ -96,7 +96,7 @@ class TerminalScreen(Screen):
         held_out = f"{len(job.held_out.examples) or 'none'} held out"
         count = counted(len(job.train.examples), "pair")
         self._line("data", f"{config.data}  ({count} to train on, {held_out})")
-        self._line("settings", _about_settings(job, self.config))
+        self._line("settings", _about_settings(job))
         if config.epochs > 1 and self.config.epochs is None and not config.steps:
             self._line(
                 "epochs",
@@ -218,11 +218,11 @@ class TerminalScreen(Screen):
         say(f"{name:<10}  {text}", err=True)
 
 
-def _about_settings(job: Job, given: RunConfig) -> str:
+def _about_settings(job: Job) -> str:
     config = job.config
     rate = f"learning rate {config.learning_rate:g}"
-    if given.learning_rate is None and rate_of_model(job.source):
-        rate += f" (of {job.source / EMBEDDED_CONFIG.name})"
+    if rate_of_model(job.source).get("learning_rate") == config.learning_rate:
+        rate += f" (the model's own, in its {EMBEDDED_CONFIG.name})"
     together = f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else ""
     length = "" if config.steps else f"{counted(config.epochs, 'epoch')} = "
     return (
