@@ -124,18 +124,19 @@ class TerminalScreen(Screen):
     def path_chosen(self, choice: Choice) -> None:
         for name, reason in choice.refused:
             self.warned(f"training is slower: the {name} path is not used: {reason}")
+        if choice.tf32:
+            self.warned(f"TF32 is on ({TF32_SWITCH}=1): products are computed from 10 bits")
         if not self.verbose:
             return
-        tf32 = f"; TF32 is on ({TF32_SWITCH}=1): products of 10 bits" if choice.tf32 else ""
         if choice.num_pairs:
             self._line(
                 "path",
                 f"{choice.path.name}: agrees with the plain path on "
                 f"{counted(choice.num_pairs, 'pair')} (log-probs to "
-                f"{choice.largest_difference:.0e}) and their gradients{tf32}",
+                f"{choice.largest_difference:.0e}) and their gradients",
             )
         else:
-            self._line("path", f"{choice.path.name}: the definition, and the slowest{tf32}")
+            self._line("path", f"{choice.path.name}: the definition, and the slowest")
 
     def scoring(self, done: int, total: int) -> None:
         footer.bar("scoring the pairs before training", done, total, pace=f"{done}/{total}")

@@ -252,9 +252,10 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     Raises:
         UsageError: If a key is unknown, a value is out of range, or no model is known.
     """
+    is_implied = toml is None
     toml = toml or _embedded(options)
     settings = read_settings(toml) if toml else {}
-    if toml == EMBEDDED_CONFIG and options.get("data") is not None:
+    if is_implied and options.get("data") is not None:
         for name in ("epochs", "warmup_steps"):  # chosen for the demo's pairs; others may be few
             settings.pop(name, None)
     _check_not_both(options, "--epochs and --steps")

@@ -68,11 +68,11 @@ def test_the_demo_trains_on_an_m5(tmp_path: Path, switch: str | None) -> None:
     for name in ("checkpoints", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     places = ("--out", str(tmp_path / "out"), "--run-dir", str(tmp_path / "run"))
-    command = ("-m", "mlx_dpo", "train", "--steps", "12", *places)
+    command = ("-m", "mlx_dpo", "train", "-v", "--steps", "12", *places)
     printed = _python(*command, m5=True, switch=switch, cwd=tmp_path)
     (path,) = [line for line in printed.splitlines() if line.startswith("path")]
     assert "shared-prompt: agrees" in path
-    assert (f"TF32 is on ({TF32_SWITCH}=1)" in path) is (switch == "1")
+    assert (f"TF32 is on ({TF32_SWITCH}=1)" in printed) is (switch == "1")
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, rows) if "loss" in row]
     assert len(losses) == 12
