@@ -1,6 +1,6 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
-# make test-pages  every command of the pages, run
+# make test-pages  every command of the pages, run;  make test-survival  runs that are killed, in small
 # make test-gpulike  tests of what trains, under an emulator of a GPU's habits
 # make notebook  run the eight experiments of notebooks/dpo.ipynb in small and show the page; FULL=1 whole
 # make scaffold OUT=folder  a copy of the project with the functions of the course left to write
@@ -38,7 +38,7 @@ SHOWN := | awk '/^Collecting/ {n++; next} \
 # Two processes of one thread each: faster than one process, and more would crowd a laptop's memory.
 TWO := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help doctor demo test test-pages test-gpulike test-wheel torture test-torch notebook \
+.PHONY: help doctor demo test test-pages test-survival test-gpulike test-wheel torture test-torch notebook \
 	scaffold check fix install dev
 help:
 	@sed -n '/^$$/q;s/^# //p' Makefile
@@ -50,10 +50,13 @@ demo: install
 	@$(FAST) $(BIN)/mlx_dpo train
 
 test: dev
-	@$(FAST) $(TWO) -m "not torch and not pages"
+	@$(FAST) $(TWO) -m "not torch and not pages and not survival"
 
 test-pages: dev
 	@$(FAST) $(TWO) -m pages
+
+test-survival: dev
+	@$(FAST) $(TWO) -m survival
 
 test-gpulike: dev
 	@$(FAST) $(TWO) -p tests.gpulike -m "not torch" $(addprefix tests/,gpulike training runs models faults)

@@ -9,6 +9,8 @@ import pytest
 from tests.faults.forks import FORKS
 from tests.faults.system_calls import missing, started
 
+pytestmark = pytest.mark.survival
+
 # By name, not imported: forks must come from a process in which MLX has computed nothing.
 ROW = [sys.executable, "-m", "tests.faults.torture", "--here", "--seed", "3"]
 PHASES = """
