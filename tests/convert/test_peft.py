@@ -80,7 +80,9 @@ def test_tensors_come_back_bit_by_bit(kind: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # PEFT calls what transformers has deprecated
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_loads_what_is_written(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="not installed")
+    pytest.importorskip(
+        "peft", reason="CI has no PEFT; `pip install peft` beside the extra torch runs it"
+    )
     of, _ = KINDS[kind]
     model = base(of, tmp_path / "base")
     write_peft(tmp_path, read_adapter(FOLDER / kind, model), model, None)
