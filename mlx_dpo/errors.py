@@ -93,6 +93,19 @@ def is_disk_fault(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (*faults, errno.ESTALE, errno.EMFILE)
 
 
+class PeerError(MlxDpoError):
+    """Another process of a run on several machines has failed or is lost.
+
+    Args:
+        message: What is known.
+        exit_code: The other's, where it could tell.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class StoppedError(MlxDpoError):
     """A signal ended the run after its state was saved; it can be resumed."""
 

@@ -68,9 +68,13 @@ class EpochOrder:
             self.epoch, self.position = self.epoch + 1, 0
         return batch
 
-    def first_epoch(self) -> list[list[int]]:
-        """Indices of each micro-batch of the first epoch, in turn; the cursor stays."""
-        order, size = self._epoch_order(0).tolist(), self._micro_batch
+    def first_epoch(self, size: int | None = None) -> list[list[int]]:
+        """Indices of each micro-batch of the first epoch, in turn; the cursor stays.
+
+        Args:
+            size: Of other parts instead, such as `batch_size`.
+        """
+        order, size = self._epoch_order(0).tolist(), size or self._micro_batch
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def peek(self) -> list[int]:

@@ -27,6 +27,7 @@ from mlx_dpo.runs.folder import REFERENCES
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.paths import ScoringPath
+from mlx_dpo.training.peers import Alone, in_batches
 from mlx_dpo.training.reference import (
     Reference,
     cached_reference,
@@ -40,7 +41,7 @@ SCORING_VERSION = "3"  # changes whenever a way of scoring changes a bit of a lo
 
 
 def cached_by_policy(
-    job: Job, path: ScoringPath, screen: Screen, stop: Stop, *, keep: bool
+    job: Job, path: ScoringPath, screen: Screen, stop: Stop, *, keep: bool, peers: Alone
 ) -> Reference:
     """Reference log-probs of every pair: from disk, or computed now.
 
@@ -50,6 +51,7 @@ def cached_by_policy(
         screen: Shows the progress.
         stop: Checked after every batch.
         keep: Whether they are kept on disk for later runs.
+        peers: Share the work; the first looks on its disk, and keeps them there.
 
     Raises:
         StoppedError: If a signal came.
@@ -65,10 +67,13 @@ def cached_by_policy(
             # What has a gradient decides how MLX rounds the rest.
             trained = " ".join(named_arrays(job.policy.trainable_parameters()))
             name += f", {hashlib.sha256(trained.encode()).hexdigest()}"
+        if peers.size > 1:
+            name += f", shared by {peers.size}"
     file = cache_file(job.model_digest, examples, config.batch_size, name)
-    logprobs = read(file, examples)
+    logprobs = peers.found(read(file, examples) if peers.rank == 0 else None, len(examples))
     if logprobs is not None:
-        mark_used(file)
+        if peers.rank == 0:
+            mark_used(file)
         screen.reference_found(len(examples))
         return cached_reference(examples, logprobs)
     done = 0
@@ -84,20 +89,32 @@ def cached_by_policy(
         partial(reference_path(path, float32=config.dtype == "float32"), job.reference_model),
         batch_size=config.batch_size,
         after_batch=after_batch,
+        peers=peers,
     )
-    logprobs = score(examples) if in_any_batches else _score_as_trained(job, score)
+    logprobs = score(examples) if in_any_batches else _score_as_trained(job, score, peers)
+    if done < len(examples):
+        screen.scoring(len(examples), len(examples))
     if keep:
         write(file, examples, logprobs)
     return cached_reference(examples, logprobs)
 
 
-def _score_as_trained(job: Job, score: Callable[..., Scores]) -> Scores:
+def _score_as_trained(job: Job, score: Callable[..., Scores], peers: Alone) -> Scores:
     """Score the reference in exactly the batches that training and evaluation will use.
 
     In bfloat16 a pair's log-prob changes by tenths of a nat with the batch shape; equal shapes make
     the first loss exactly log 2.
     """
-    parts = [score(job.train.examples, batches=job.epoch_order().first_epoch())]
+    pairs, order = job.train.examples, job.epoch_order()
+    batches = order.first_epoch()
+    if peers.size > 1:
+        batches = [
+            [step[row] for row in rows]
+            for step in order.first_epoch(order.batch_size)
+            for share in peers.shares([pairs[row] for row in step])
+            for rows in in_batches(share, job.config.batch_size)
+        ]
+    parts = [score(pairs, batches=batches)]
     if job.held_out.examples:
         parts.append(score(job.held_out.examples))
     return np.concatenate(parts, axis=1)

@@ -15,12 +15,15 @@ from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.reference_cache import cached_by_policy
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer
 from mlx_dpo.training.paths import PlainPath, ScoringPath
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.reference import Reference, adapter_off, reference_path
 from mlx_dpo.training.self_check import Choice, choose_path
 from mlx_dpo.training.trainer import DPOTrainer
 
 
-def trainer_of(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTrainer:
+def trainer_of(
+    job: Job, screen: Screen, stop: Stop, *, keep: bool, peers: Alone | None = None
+) -> DPOTrainer:
     """The trainer of a run, with its path and its reference log-probs.
 
     Args:
@@ -28,6 +31,7 @@ def trainer_of(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTraine
         screen: Shows the path and the progress of the reference pass.
         stop: Checked after every batch of that pass.
         keep: Whether reference log-probs are kept on disk for later runs.
+        peers: The processes that make the run together; by default this one alone.
 
     Raises:
         StoppedError: If a signal came.
@@ -38,12 +42,13 @@ def trainer_of(job: Job, screen: Screen, stop: Stop, *, keep: bool) -> DPOTraine
     screen.path_chosen(choice)
     if job.config.reference == "copy":
         screen.working("loading the reference")
-        return make_trainer(job, choice.path, ref_model=load_model(job.source, job.config.dtype))
+        copy = load_model(job.source, job.config.dtype)
+        return make_trainer(job, choice.path, ref_model=copy, peers=peers)
     if job.config.reference == "adapters-off":
         score = reference_path(choice.path, float32=job.config.dtype == "float32")
-        return make_trainer(job, choice.path, reference=adapter_off(job.policy, score))
-    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep)
-    return make_trainer(job, choice.path, reference=reference)
+        return make_trainer(job, choice.path, reference=adapter_off(job.policy, score), peers=peers)
+    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep, peers=peers or Alone())
+    return make_trainer(job, choice.path, reference=reference, peers=peers)
 
 
 def path_of(job: Job) -> Choice:
@@ -67,6 +72,7 @@ def make_trainer(
     *,
     ref_model: nn.Module | None = None,
     reference: Reference | None = None,
+    peers: Alone | None = None,
 ) -> DPOTrainer:
     """The trainer of a job, with one of the two sources of reference log-probs."""
     config = job.config
@@ -90,6 +96,7 @@ def make_trainer(
         seed=config.seed,
         lengths=lengths(job.train.examples),
         path=path,
+        peers=peers,
     )
 
 

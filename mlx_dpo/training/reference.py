@@ -22,6 +22,7 @@ from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import replaced
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.peers import Alone
 
 Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
 Reference = Callable[[Sequence[PreferenceExample]], mx.array]
@@ -146,6 +147,7 @@ def score_in_batches(
     batches: Iterable[Sequence[int]] | None = None,
     before_batch: Callable[[], None] | None = None,
     after_batch: Callable[[int], None] | None = None,
+    peers: Alone | None = None,
 ) -> npt.NDArray[np.float32]:
     """Score every pair once, without gradient.
 
@@ -159,18 +161,20 @@ def score_in_batches(
         batches: Indices of the pairs of each forward, instead.
         before_batch: Called before each forward; it may raise.
         after_batch: Called with the number of pairs just scored.
+        peers: The processes among whom the batches are shared out.
 
     Returns:
         float32 (2, N).
     """
+    peers = peers or Alone()
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
-    for rows in batches or _rows_by_length(examples, batch_size):
+    for rows in peers.some(batches or _rows_by_length(examples, batch_size)):
         if before_batch is not None:
             before_batch()
         logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
         if after_batch is not None:
             after_batch(len(rows))
-    return logprobs
+    return peers.table("scores", logprobs)
 
 
 def _rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""One optimizer step: score, loss, gradient in parts, reduce, check, clip, update.
+"""One optimizer step: score, loss, gradient in parts, sum over peers, check, clip, update.
 
 A gradient is a dict of arrays by parameter name. It is evaluated layer by layer, in the order in
 which layers become known, and a layer leaves the dict when it is used: its gradient is freed before
@@ -27,6 +27,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.layout import Work
 from mlx_dpo.training.loss import PAIR_METRICS, Metrics, add_weighted, dpo_loss
 from mlx_dpo.training.paths import ScoringPath
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.reference import Reference
 
 PHASES = ("data", "reference", "forward_backward", "update")
@@ -76,25 +77,29 @@ class Phases:
 
     Attributes:
         seconds: Of the last step, by phase: ``data`` (fetching the pairs), ``reference``,
-            ``forward_backward``, ``update`` (gradient norm included).
+            ``forward_backward``, ``update`` (gradient norm included); ``peers`` where there are
+            some (waiting for them, and sums). Of a phase within another, only the inner counts.
         around: Entered around each phase, by its name.
     """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.around: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        self._within = 0.0  # seconds of phases within the present one
 
     def reset(self) -> None:
         """Begin a step."""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds, self._within = dict.fromkeys(PHASES, 0.0), 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time what is inside; entered again, seconds add up."""
-        start = time.perf_counter()
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
         with self.around(name):
             yield
-        self.seconds[name] += time.perf_counter() - start
+        spent = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._within
+        self._within = outside + spent
 
 
 class Step:
@@ -114,8 +119,8 @@ class Step:
         grad_clip: Largest global L2 norm of the gradient; None for no clipping.
         fused: Whether a step of one batch is fused.
         before_batch: Called before each batch. It may raise: nothing has been applied then.
-        reduce: Sums a gradient over machines, before it is checked and clipped; by default there
-            is one machine.
+        peers: The processes that share the step; by default this one is alone. Gradients are
+            summed over them before they are checked and clipped, so that all decide alike.
         runtime: Evaluates.
 
     Attributes:
@@ -136,14 +141,14 @@ class Step:
         grad_clip: float | None = None,
         fused: bool = False,
         before_batch: Callable[[], None] = lambda: None,
-        reduce: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+        peers: Alone | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.path, self.reference = path, reference
         self.beta, self.batch_size = beta, batch_size
         self.grad_clip, self.fused = grad_clip, fused
-        self.before_batch, self.reduce = before_batch, reduce
+        self.before_batch, self.peers = before_batch, peers or Alone()
         self.runtime = runtime or Runtime()
         self.phases, self.work, self.num_pairs = Phases(), Work(0, 0, 0), 0
         self._value_and_grad = nn.value_and_grad(model, self._loss)
@@ -175,15 +180,16 @@ class Step:
         if not self._is_fused(examples):
             metrics, grad_norm = self._read(*self._accumulate(examples))
             return metrics["loss"], grad_norm
-        loss, _, grads = self._gradient(examples, self.reference(examples))
+        metrics, grads = self._begun(examples)
         squares = []
         for layer in self._evaluated_layers(grads):
             squares.append(sum_of_squares(layer))
             self.runtime.evaluate(squares[-1])
-        return self.runtime.numbers({"loss": loss})["loss"], self._norm_of(squares)
+        return metrics["loss"], self._norm_of(squares)
 
     def _is_fused(self, examples: Batch) -> bool:
-        return self.fused and len(examples) <= self.batch_size
+        """Whether no rank has more than a batch, and the gradient is not needed whole."""
+        return self.fused and max(map(len, self.peers.shares(examples))) <= self.batch_size
 
     def _whole(self, examples: Batch, number: int, lr: float) -> tuple[Metrics, float]:
         """Gradient first, and an update once its norm is known."""
@@ -200,16 +206,30 @@ class Step:
 
     def _fused(self, examples: Batch, number: int, lr: float) -> tuple[Metrics, float]:
         """Each layer updated as soon as its gradient is there, which is freed at once."""
-        reference = self._reference_of(examples)
+        metrics, grads = self._begun(examples)
+        check_finite(number, metrics["loss"])
         with self.phases("forward_backward"):
-            loss, scalars, grads = self._gradient(examples, reference)
-            self.runtime.evaluate(loss, scalars)
-            metrics = self.runtime.numbers({"loss": loss, **scalars})
-            check_finite(number, metrics["loss"])
             self.optimizer.learning_rate = lr
             grad_norm = self._norm_of(self._update(grads, measured=True))
         check_finite(number, metrics["loss"], grad_norm, applied=True)
         return metrics, grad_norm
+
+    def _begun(self, examples: Batch) -> tuple[Metrics, Gradient]:
+        """Metrics of a step of one batch, and its gradient, unevaluated."""
+        batch = [examples[row] for row in self.peers.shares(examples)[self.peers.rank]]
+        metrics, grads = dict.fromkeys(PAIR_METRICS, 0.0), Gradient()
+        if batch:
+            reference = self._reference_of(batch)
+            with self.phases("forward_backward"):
+                loss, scalars, grads = self._gradient(batch, reference)
+                self.runtime.evaluate(loss, scalars)
+                metrics = self.runtime.numbers({"loss": loss, **scalars})
+        if self.peers.size > 1:
+            weight = len(batch) / len(examples)
+            with self.phases("peers"):
+                metrics = self.peers.totals({n: weight * value for n, value in metrics.items()})
+            grads = in_dtype_of(self.model, self._summed(added({}, grads, weight)))
+        return metrics, grads
 
     def _accumulate(self, examples: Batch) -> tuple[list[_Part], Gradient]:
         """Scalars of each batch, and the gradient of the mean over all pairs.
@@ -217,8 +237,8 @@ class Step:
         The activations of one batch are in memory at a time.
         """
         parts, grads = [], Gradient()
-        for start in range(0, len(examples), self.batch_size):
-            batch = examples[start : start + self.batch_size]
+        for rows in self.peers.batches(examples, self.batch_size):
+            batch = [examples[row] for row in rows]
             # By pairs, not by batches: a smaller last batch must not count for more.
             weight = len(batch) / len(examples)
             reference = self._reference_of(batch)
@@ -230,7 +250,29 @@ class Step:
                 for _ in self._evaluated_layers(dict(grads)):
                     pass
             parts.append(_Part(weight, {"loss": loss, **scalars}))
-        return parts, in_dtype_of(self.model, self.reduce(grads))
+        if self.peers.size > 1:
+            parts = [self._of_all(parts)]
+        grads = self._summed(grads)
+        if self.peers.due:
+            for layer in self._evaluated_layers(dict(grads)):
+                grads.update(layer)
+        return parts, in_dtype_of(self.model, grads)
+
+    def _of_all(self, parts: Sequence[_Part]) -> _Part:
+        """The scalars of every rank's batches."""
+        mine = dict.fromkeys(PAIR_METRICS, 0.0)
+        for part in parts:
+            add_weighted(mine, self.runtime.numbers(part.scalars), part.weight)
+        with self.phases("peers"):
+            totals = self.peers.totals(mine)
+        return _Part(1.0, {name: mx.array(value) for name, value in totals.items()})
+
+    def _summed(self, grads: Gradient) -> Gradient:
+        """The gradient of all ranks' pairs; a rank without pairs adds zeros."""
+        if self.peers.size > 1:
+            trained = dict(tree_flatten(self.model.trainable_parameters()))
+            grads = {name: grads.get(name, mx.zeros(p.shape)) for name, p in trained.items()}
+        return self.peers.sums(self.model, grads)
 
     def _read(self, parts: Sequence[_Part], grads: Gradient) -> tuple[Metrics, float]:
         """Metrics of the mean over all pairs, and the gradient's norm, read at once."""
@@ -266,7 +308,19 @@ class Step:
         return dpo_loss(policy[0], policy[1], reference[0], reference[1], beta=self.beta)
 
     def _evaluated_layers(self, grads: Gradient) -> Iterator[Gradient]:
-        return evaluated_layers(self.model, grads, self.runtime)
+        """Gradients layer by layer; of sums over the peers, what this rank adds comes first."""
+        due = self.peers.due
+        if not due:
+            yield from evaluated_layers(self.model, grads, self.runtime)
+        while due:
+            self.runtime.evaluate(due[0].mine)
+            if self.runtime.ahead and len(due) > 1:
+                self.runtime.begin(due[1].mine)
+            with self.phases("peers"):
+                names = self.peers.complete()
+            layer = {name: grads.pop(name) for name in names}
+            self.runtime.evaluate(layer)
+            yield layer
 
     def _update(self, grads: Gradient, *, measured: bool = False) -> list[mx.array]:
         """Update the model, layer by layer; `grads` is emptied.
@@ -275,7 +329,8 @@ class Step:
             Sum of squares of each layer's gradient, evaluated, where they are `measured`.
         """
         self.optimizer.update(self.model, tree_unflatten(list(grads.items())))
-        update = self._update_ahead if self.runtime.ahead else self._update_in_turn
+        ahead = self.runtime.ahead and not self.peers.due  # no update waits on a GPU for a peer
+        update = self._update_ahead if ahead else self._update_in_turn
         squares = update(grads, measured)
         self.runtime.evaluate(self.model.parameters(), self.optimizer.state)
         return squares

@@ -17,6 +17,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.optimizers import make_optimizer, warmup_cosine
 from mlx_dpo.training.paths import PlainPath, ScoringPath
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.reference import (
     Reference,
     adapter_off,
@@ -34,6 +35,7 @@ _STEP = (
     *("step", "train_loss", "lr", "grad_norm"),
     *("chosen_reward", "rejected_reward", "reward_margin", "accuracy"),
 )
+_NONE = np.zeros((2, 0), np.float32)
 _EVALUATION = ("val_step", "val_loss", "val_accuracy", "val_reward_margin")
 
 
@@ -144,6 +146,7 @@ class DPOTrainer:
         fused_update: Whether a step of one batch updates each tensor as soon as its gradient is
             there: less memory, but a gradient that is not finite is noticed after the update. Not
             together with `grad_clip`, which needs the whole gradient first.
+        peers: The processes that share each step and each evaluation; by default this is alone.
 
     Attributes:
         stages: The step, with its phases in seconds and the tokens it computed.
@@ -180,6 +183,7 @@ class DPOTrainer:
         optimizer: optim.Optimizer | None = None,
         path: ScoringPath | None = None,
         fused_update: bool = False,
+        peers: Alone | None = None,
     ) -> None:
         _check_reference(model, ref_model, reference)
         _check_above_zero(
@@ -233,6 +237,7 @@ class DPOTrainer:
             grad_clip=grad_clip,
             fused=fused_update,
             before_batch=self._before_batch,
+            peers=peers,
         )
 
     @property
@@ -299,24 +304,34 @@ class DPOTrainer:
             policy and reference are not the same model.
         """
         mx.eval(self.optimizer.state)
-        rows = largest_batches(
-            self.order.first_epoch()[: self.max_steps * self.grad_accumulation],
-            token_lengths(self.examples),
-            self.max_seq_len,
-            min(2, self.grad_accumulation),
-        )
-        batches = [[self.examples[row] for row in batch] for batch in rows]
-        loss, grad_norm = self.stages.measure([pair for batch in batches for pair in batch])
+        pairs = self._largest_pairs()
+        loss, grad_norm = self.stages.measure(pairs)
+        batches = [
+            [pairs[row] for row in rows]
+            for rows in self.stages.peers.batches(pairs, self.batch_size)
+        ]
         policy, reference = (
-            np.concatenate([np.array(score(batch)) for batch in batches], axis=1)
+            np.concatenate([_NONE, *(np.array(score(batch)) for batch in batches)], axis=1)
             for score in (partial(self.score, self.model), self.reference)
         )
         return {
             "loss": loss,
             "grad_norm": grad_norm,
-            "largest_reward": self.beta * float(np.abs(policy - reference).max()),
-            "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max())),
+            "largest_reward": self.beta * float(np.abs(policy - reference).max(initial=0)),
+            "allowed_reward": self.beta * (1e-4 + 5e-7 * float(np.abs(reference).max(initial=0))),
         }
+
+    def _largest_pairs(self) -> list[PreferenceExample]:
+        """Pairs of the step to start with, in batches as they are trained on."""
+        lengths, count = token_lengths(self.examples), self.grad_accumulation
+        if self.stages.peers.size > 1:  # shares follow from all pairs of a step
+            batches = self.order.first_epoch(self.order.batch_size)[: self.max_steps]
+            count = 1
+        else:
+            batches = self.order.first_epoch()[: self.max_steps * count]
+        chosen = largest_batches(batches, lengths, self.max_seq_len, min(2, count))
+        rows = [row for batch in chosen for row in batch]
+        return [self.examples[row] for row in rows]
 
     def evaluate(self, eval_examples: Examples) -> Metrics:
         """Loss, both rewards, margin and accuracy over every pair once, without gradient.
@@ -338,7 +353,10 @@ class DPOTrainer:
         if not examples:
             raise ValueError("no examples to evaluate")
         score = partial(
-            score_in_batches, batch_size=self.batch_size, before_batch=self._before_batch
+            score_in_batches,
+            batch_size=self.batch_size,
+            before_batch=self._before_batch,
+            peers=self.stages.peers,
         )
         policy = partial(self.score, self.model)
         return score(policy, examples), score(self.reference, examples)

@@ -16,6 +16,7 @@ from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.step import Runtime, Step
 from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
@@ -107,19 +108,25 @@ def test_a_cpu_begins_nothing_ahead() -> None:
     assert (counting.begun, counting.waited) == (0, 0)
 
 
-def test_the_reduced_gradient_is_what_is_checked_clipped_and_applied() -> None:
+class Scaled(Alone):
+    """Peers who add what this process has, some times over."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def sums(self, model: nn.Module, gradient: dict[str, mx.array]) -> dict[str, mx.array]:
+        return {
+            name: mx.stack([g * factor for factor in self.factors]).sum(axis=0)
+            for name, g in gradient.items()
+        }
+
+
+def test_the_summed_gradient_is_what_is_checked_clipped_and_applied() -> None:
     """Two machines with the same pairs: the sum of both gradients, halved, is that of one."""
     alone = make_step(Runtime(0), grad_clip=0.1)
-    halves = make_step(
-        Runtime(0),
-        grad_clip=0.1,
-        reduce=lambda gradient: {name: (g + g) * 0.5 for name, g in gradient.items()},
-    )
-    doubled = make_step(
-        Runtime(0),
-        grad_clip=None,
-        reduce=lambda gradient: {name: g * 2 for name, g in gradient.items()},
-    )
+    halves = make_step(Runtime(0), grad_clip=0.1, peers=Scaled(0.5, 0.5))
+    doubled = make_step(Runtime(0), grad_clip=None, peers=Scaled(1, 1))
     expected = alone.take(PAIRS[:4], number=0, lr=1e-3)
     assert halves.take(PAIRS[:4], number=0, lr=1e-3) == expected
     assert bytes_of(halves) == bytes_of(alone)

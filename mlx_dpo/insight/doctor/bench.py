@@ -32,6 +32,7 @@ from mlx_dpo.runs.config import EMBEDDED_CONFIG, resolve
 from mlx_dpo.runs.job import prepare
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.reference import (
     Reference,
     cached_reference,
@@ -302,18 +303,21 @@ class Bench:
 
     def gradient(self, path: ScoringPath, batch: Batch) -> Gradient:
         """Gradient of a batch's loss before the first update, evaluated, as a step makes it."""
-        gradient: Gradient = {}
-
-        def keep(grads: Gradient) -> Gradient:
-            gradient.update(grads)
-            return grads
-
+        keeping = _Keeping()
         optimizer = make_optimizer("adamw", learning_rate=LEARNING_RATE, weight_decay=0.0)
         size = len(batch)
         step = Step(
-            self.model, optimizer, path, self.reference, beta=BETA, batch_size=size, reduce=keep
+            self.model, optimizer, path, self.reference, beta=BETA, batch_size=size, peers=keeping
         )
         step.measure(batch)
+        return keeping.gradient
+
+
+class _Keeping(Alone):
+    """Keeps the gradient of a step."""
+
+    def sums(self, model: nn.Module, gradient: Gradient) -> Gradient:
+        self.gradient = dict(gradient)
         return gradient
 
 
