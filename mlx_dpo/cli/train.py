@@ -1,10 +1,12 @@
 """`mlx_dpo train`."""
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,11 @@ from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
+from mlx_dpo.runs.launcher import check_shares, is_ours, is_rank
+
+if TYPE_CHECKING:
+    from mlx_dpo.runs.launcher import Ranks
+    from mlx_dpo.training.peers import Alone
 
 
 @click.command()
@@ -26,12 +33,25 @@ from mlx_dpo.runs.guards import check_free, stop_on_signal
 @click.option(
     "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
 )
+@options.count("--ranks", about="Processes on this machine that share each step.", default=1)
+@options.path("--hosts", "Machines that share each step, as mlx.distributed_config lists them.")
+@click.option(
+    "--peer-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long ranks wait for one that does not answer.",
+)
 @options.verbose
 def train(
     config: Path | None,
     resume: bool,
     dry_run: bool,
     supervise: bool,
+    ranks: int,
+    hosts: str | None,
+    peer_timeout: float,
     verbose: bool,
     **given: Any,
 ) -> None:
@@ -49,33 +69,114 @@ def train(
       mlx_dpo train --resume --run-dir runs/my-sft-1
     """
     given = options.typed(given)
+    shown = {"resume": resume, "dry_run": dry_run, "verbose": verbose}
+    if is_rank():
+        _check_launched_once(ranks, hosts)
+        _take_part(config, given, peer_timeout, **shown)
+        return
+    settings = _settings(config, given, resume)
+    if settings is None:
+        return
+    if settings.run_dir and not dry_run:
+        check_free(Path(settings.run_dir))
+    start = _launch(ranks, hosts, settings) if ranks > 1 or hosts is not None else None
+    if supervise and not dry_run:
+        sys.exit(_supervised(settings, resume, start, peer_timeout))
+    if start is not None:
+        code = start([sys.executable, "-m", "mlx_dpo", *sys.argv[1:]]).wait()
+        sys.exit(128 - code if code < 0 else code)
+    with stop_on_signal():  # from the first second: the imports take some
+        _run(settings, config, given, None, **shown)
+
+
+def _settings(config: Path | None, given: dict[str, Any], resume: bool) -> RunConfig | None:
+    """The settings of the run; None where it had finished."""
     if resume:
         run_dir = _run_to_resume(given)
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
-            return
+            return None
         config = _config_of_run(run_dir, config, given)
-    settings = resolve(config, given)
-    if settings.run_dir and not dry_run:
-        check_free(Path(settings.run_dir))
-    if supervise and not dry_run:
-        sys.exit(_supervised(settings, resume))
-    with stop_on_signal():  # from the first second: the imports take some
-        refuse_foreign(settings.data, settings.eval_data)
-        if source := config or (None if "model" in given else EMBEDDED_CONFIG):
-            say(f"{'config':<10}  {source}", err=True)
-        fixed = None if _has_begun(settings) else given_names(config, given)
-        _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
+    return resolve(config, given)
+
+
+def _check_launched_once(ranks: int, hosts: str | None) -> None:
+    """Refuse ranks that were to start ranks; those of our own launcher have its words."""
+    if (ranks > 1 or hosts is not None) and not is_ours():
+        raise UsageError(
+            "mlx.launch or mpirun has started the ranks: leave --ranks and --hosts out"
+        )
+
+
+def _launch(ranks: int, hosts: str | None, settings: RunConfig) -> "Callable[[list[str]], Ranks]":
+    """Starts a command on each rank."""
+    from mlx_dpo.runs.launcher import Ranks, local_hosts, read_hosts
+
+    if ranks > 1 and hosts is not None:
+        raise UsageError("--ranks is for this machine and --hosts for several: give one")
+    found = local_hosts(ranks) if hosts is None else read_hosts(Path(hosts))
+    check_shares(len(found.names), settings.batch_size * settings.grad_accumulation)
+    if hosts is not None:
+        say(
+            "warning: what the machines send each other is neither encrypted nor authenticated: "
+            "use a cable between them, or a network you trust",
+            err=True,
+        )
+
+    def start(command: list[str]) -> Ranks:
+        footer.clear()  # the first rank has its own
+        return Ranks(found, command, lambda line: say(line, err=True))
+
+    return start
+
+
+def _take_part(
+    config: Path | None, given: dict[str, Any], peer_timeout: float, **shown: bool
+) -> None:
+    """Be one of the ranks of a run: the first, or one that follows it."""
+    with stop_on_signal():
+        from mlx_dpo.runs.group import joined, same_start, settings_of_first
+
+        footer.doing("waiting for the other ranks")
+        with joined(peer_timeout) as peers:
+            same_start(peers, config, {**given, "resume": shown["resume"] or None})
+            if peers.rank:
+                from mlx_dpo.runs.follower import follow
+
+                settings = settings_of_first(peers, None)
+                if settings is not None:
+                    follow(settings, peers, dry_run=shown["dry_run"])
+                return
+            settings = _settings(config, given, shown["resume"])
+            if settings is None:
+                settings_of_first(peers, None)
+                return
+            check_shares(peers.size, settings.batch_size * settings.grad_accumulation)
+            _run(settings, config, given, peers, **shown)
 
 
 def _run(
-    settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool, verbose: bool
+    settings: RunConfig,
+    config: Path | None,
+    given: dict[str, Any],
+    peers: "Alone | None",
+    *,
+    resume: bool,
+    dry_run: bool,
+    verbose: bool,
 ) -> None:
-    """Run, under settings that keep the budget; as they are where `fixed` is None."""
+    """Run, under settings that keep the budget; as they are where the run has begun."""
+    refuse_foreign(settings.data, settings.eval_data)
+    if resume:
+        config = _config_of_run(Path(str(settings.run_dir)), config, given)
+    if source := config or (None if "model" in given else EMBEDDED_CONFIG):
+        say(f"{'config':<10}  {source}", err=True)
+    fixed = None if _has_begun(settings) else given_names(config, given)
     from mlx_dpo.cli.results import show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.defaults import decided
+    from mlx_dpo.runs.group import settings_of_first
     from mlx_dpo.runs.run import train as run
 
     settings = decided(settings)
@@ -83,7 +184,10 @@ def _run(
         data = None
         if fixed is not None:
             settings, data = within_budget(settings, fixed, screen, keep=not dry_run)
-        result = run(settings, resume=resume, dry_run=dry_run, data=data, screen=screen)
+        settings_of_first(peers, settings)
+        result = run(
+            settings, resume=resume, dry_run=dry_run, data=data, screen=screen, peers=peers
+        )
     if result is None:
         say("dry run: all checks passed; nothing was trained")
     else:
@@ -96,7 +200,12 @@ def _has_begun(settings: RunConfig) -> bool:
     return bool(settings.run_dir) and (Path(str(settings.run_dir)) / "config.toml").is_file()
 
 
-def _supervised(settings: RunConfig, resume: bool) -> int:
+def _supervised(
+    settings: RunConfig,
+    resume: bool,
+    start: "Callable[[list[str]], Ranks] | None",
+    peer_timeout: float,
+) -> int:
     """Run this command in a child process; resume from its checkpoint after a crash."""
     from mlx_dpo.convert.sources import name_of
     from mlx_dpo.runs.folder import new_run_dir
@@ -110,7 +219,8 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
     def command(again: bool) -> list[str]:
         begin = [sys.executable, "-m", "mlx_dpo"]
         if again and not begun and (run_dir / "config.toml").is_file():
-            return [*begin, "train", "--resume", "--run-dir", str(run_dir)]
+            again_words = ["train", "--resume", "--run-dir", str(run_dir)]
+            return [*begin, *again_words, *(["--peer-timeout", str(peer_timeout)] if start else [])]
         return [*begin, *words, "--run-dir", str(run_dir)]
 
     def warn(line: str) -> None:
@@ -120,7 +230,7 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
         # macOS ends long GPU work while the display is on; this defers it (mlx #3267).
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     footer.clear()  # the child has its own
-    return supervise(run_dir, command, warn=warn)
+    return supervise(run_dir, command, warn=warn, launch=start or subprocess.Popen)
 
 
 def _run_to_resume(given: dict[str, Any]) -> Path:

@@ -263,6 +263,7 @@ class Save(Callback):
         self._job, self._folder, self._checkpoints = job, folder, checkpoints
         self._stop = stop
         self._resume = f"mlx_dpo train --resume --run-dir {folder.path}"
+        self.resume = f"what was saved is whole; continue with: {self._resume}"
 
     def before_batch(self, trainer: DPOTrainer) -> None:
         """Stop, if a signal came."""

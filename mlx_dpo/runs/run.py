@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.errors import MlxDpoError, NonFiniteError, StoppedError
+from mlx_dpo.errors import MlxDpoError, NonFiniteError, PeerError, StoppedError
 from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
 from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
@@ -55,6 +55,7 @@ from mlx_dpo.runs.folder import (
     new_run_dir,
     prune_caches,
 )
+from mlx_dpo.runs.group import compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
@@ -63,6 +64,7 @@ from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.scores import margins
 from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
+from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.trainer import DPOTrainer, Scores
 
 
@@ -101,6 +103,7 @@ def train(
     data: Data | None = None,
     screen: Screen | None = None,
     probe: Probe = read_pressure,
+    peers: Alone | None = None,
 ) -> RunResult | None:
     """Run DPO from settings to a finished checkpoint.
 
@@ -111,6 +114,8 @@ def train(
         data: The pairs, where they have been read.
         screen: Shows what happens.
         probe: Reads how much memory the machine has left.
+        peers: The processes that make the run together, of which this is the first; by default it
+            is alone.
 
     Returns:
         The result; None after a dry run.
@@ -118,7 +123,7 @@ def train(
     Raises:
         MlxDpoError: One of its kinds, each with its exit code; see `mlx_dpo.errors`.
     """
-    screen = screen or Screen()
+    screen, peers = screen or Screen(), peers or Alone()
     mx.reset_peak_memory()
     config = decided(_with_its_date(config) if resume else config)
     check_folders(config)
@@ -133,10 +138,11 @@ def train(
         newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
         if newest.path is not None:
             check_identity(newest.path, job.identity())
+        compare_jobs(peers, job, resumes=newest.path is not None)
         screen.prepared(job, path)
         for problem in newest.problems:
             screen.warned(f"{problem}; going on from {newest.path}, which is whole")
-        trainer = trainer_of(job, screen, stop, keep=not dry_run)
+        trainer = trainer_of(job, screen, stop, keep=not dry_run, peers=peers)
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
         sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
@@ -144,7 +150,7 @@ def train(
             restore(newest.path, trainer)
         else:
             screen.working("self-check: scoring the largest batch")
-            _check_start(job, trainer, screen)
+            check_start(job, trainer, screen)
         if dry_run or path is None:
             return None
         folder = _open_folder(job, path, is_new=newest.path is None)
@@ -153,12 +159,14 @@ def train(
             if newest.path is not None:
                 _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
+        share_state(peers, trainer, _rows_for_all(folder, trainer, job.config))
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
         if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
             screen.warned(
                 f"{job.source}: its weights were changed while the run trained: the adapter "
                 "belongs to those before, and on the new ones it means nothing"
             )
+        trainer.stages.peers = Alone()  # the others are done
         return _finish(job, trainer, folder, screen, stop, trained, sft_answers)
 
 
@@ -240,6 +248,15 @@ def _warn_of_changes(folder: RunFolder, checkpoint: Path, screen: Screen) -> Non
         screen.warned(f"{damage}; the training is whole, the report and --keep best may be wrong")
 
 
+def _rows_for_all(
+    folder: RunFolder, trainer: DPOTrainer, config: RunConfig
+) -> list[dict[str, Any]]:
+    """What other ranks need of metrics.jsonl: evaluations, and steps left out just before."""
+    rows = folder.last_rows("metrics.jsonl", 0)
+    recent = trainer.step - config.skip_nonfinite
+    return [row for row in rows if "held_out" in row or row["step"] >= recent]
+
+
 class _Trained(NamedTuple):
     """Sums over the steps; which step was kept; its scores of the held-out pairs, where known."""
 
@@ -284,12 +301,20 @@ def _train(
             trainer.train(callbacks=callbacks)
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
+        except PeerError as error:
+            raise PeerError(f"{error}; {save.resume}", error.exit_code) from None
     kept = best.kept(trainer)
     is_last = kept.step == trainer.step
     return _Trained(log.totals, kept, evaluate.scores if is_last else None)
 
 
-def _check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
+def check_start(job: Job, trainer: DPOTrainer, screen: Screen) -> None:
+    """Score the first batch, and refuse to train from a start that is not as it must be.
+
+    Raises:
+        NonFiniteError: If loss or gradient are not finite.
+        MlxDpoError: If the loss is not log 2, or the gradient is zero.
+    """
     start = trainer.check_start()
     if not (math.isfinite(start["loss"]) and math.isfinite(start["grad_norm"])):
         raise NonFiniteError(

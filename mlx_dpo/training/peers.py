@@ -11,8 +11,8 @@ it. So nothing of a step is applied on one rank and not on another.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -125,6 +125,7 @@ class Group(Alone):
     Attributes:
         around: Entered around each message, with what it is for: a watchdog's deadline.
         is_over: Whether the ranks have parted: one has failed, and all know, or one is lost.
+        is_lost: Whether one is lost.
     """
 
     def __init__(self, group: Any, names: Sequence[str] = ()) -> None:
@@ -132,8 +133,9 @@ class Group(Alone):
         self.rank, self.size = int(group.rank()), int(group.size())
         self.names = list(names) or [""] * self.size
         self.around: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-        self.is_over = False
+        self.is_over = self.is_lost = False
         self._group = group
+        self._is_within = False  # messages that follow one another
 
     def called(self, rank: int) -> str:
         """``rank 1 (mac-b)``."""
@@ -169,7 +171,7 @@ class Group(Alone):
 
         In the middle of a sum they can't: they notice that this rank is gone.
         """
-        if self.is_over or self.due:
+        if self.is_over or self.due or self._is_within:
             return False
         table = np.zeros((self.size, _WIDTH), np.float32)
         table[self.rank, 0] = code
@@ -178,7 +180,7 @@ class Group(Alone):
             self._part(int(np.flatnonzero(table[:, 0])[0]), table, text)
         except (PeerError, StoppedError):
             pass
-        return True
+        return not self.is_lost
 
     def totals(self, mine: Metrics) -> Metrics:
         """See `Alone.totals`."""
@@ -217,28 +219,37 @@ class Group(Alone):
 
     def table(self, what: str, mine: Floats) -> Floats:
         """See `Alone.table`."""
-        self.meet(what)
-        return np.array(self._message(mx.array(mine), what))
+        with self._together():
+            self.meet(what)
+            return np.array(self._message(mx.array(mine), what))
 
     def texts(self, what: str, mine: str) -> list[str]:
         """A text of each rank."""
         data = np.frombuffer(mine.encode(), np.uint8)
-        sizes = self.meet(what, divmod(len(data), _MEBI)) @ np.array([_MEBI, 1])
-        table = np.zeros((self.size, int(sizes.max())), np.uint8)
-        table[self.rank, : len(data)] = data
-        table = np.array(self._message(mx.array(table), what))
-        return [table[r, : int(n)].tobytes().decode() for r, n in enumerate(sizes)]
+        with self._together():
+            sizes = self.meet(what, divmod(len(data), _MEBI)) @ np.array([_MEBI, 1])
+            table = np.zeros((self.size, int(sizes.max())), np.uint8)
+            table[self.rank, : len(data)] = data
+            table = np.array(self._message(mx.array(table), what))
+        return [table[rank, : int(n)].tobytes().decode() for rank, n in enumerate(sizes)]
 
     def of_first(self, what: str, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         """The arrays of rank 0, bit by bit; all ranks have the same names, shapes and dtypes."""
-        self.meet(what)
         found = {}
-        for name, array in arrays.items():
-            bits = as_bits(array)
-            bits = bits if self.rank == 0 else mx.zeros_like(bits)
-            mx.eval(bits)
-            found[name] = self._message(bits, what).view(array.dtype)
+        with self._together():
+            self.meet(what)
+            for name, array in arrays.items():
+                bits = as_bits(array)
+                mine = bits if self.rank == 0 else mx.zeros_like(bits)
+                found[name] = self._message(mine, what).view(array.dtype)
         return found
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Messages that a rank can't leave between, not even to tell that it failed."""
+        self._is_within = True
+        yield
+        self._is_within = False
 
     def _message(self, array: mx.array, what: str) -> mx.array:
         """The sum of an array over all ranks."""
@@ -252,7 +263,7 @@ class Group(Alone):
             with self.around(what):
                 mx.eval(total)
         except RuntimeError as error:
-            self.is_over = True
+            self.is_over = self.is_lost = True
             raise PeerError(
                 f"a peer of rank {self.rank} is lost, or the link to it ({error})"
             ) from None

@@ -4,11 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.training.peers import Alone, shared_out
+from mlx_dpo.training.peers import shared_out
 from tests.training import ranked
 
 
@@ -41,5 +40,7 @@ def test_ranks_train_to_the_weights_of_one_process(ranks: int, tmp_path: Path) -
             reach = 2e-6
             assert found[0][way]["losses"] == pytest.approx(losses, rel=1e-5)
         d = ranked.distance(dict(files), ranked.weights(trainer))
-        print(ranks, way, d, reach, max(abs(a-b) for a,b in zip(losses, found[0][way]["losses"])))
+        print(
+            ranks, way, d, reach, max(abs(a - b) for a, b in zip(losses, found[0][way]["losses"]))
+        )
         assert d <= reach
