@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.plan import about_link, measured_link
 from mlx_dpo.cli.screen import say, show_json
 
 if TYPE_CHECKING:
@@ -23,16 +25,18 @@ _SUMMARY = {
 
 @click.command()
 @options.model("Examine this model instead: a folder, hub id or adapter.", required=False)
+@options.path("--hosts", "Measure the link between these machines too.")
 @options.as_json
 @click.pass_context
-def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
+def doctor(context: click.Context, model: str | None, hosts: str | None, as_json: bool) -> None:
     """Check this machine: its versions, its numbers, its speed.
 
     Runs the parts of a training run on small random models and, in a clone, on the embedded one,
     in about a minute: which path computes log-probs, plain against fast, the first loss, twenty
     gradients of one batch, a resumed run, memory against the plan, seconds; of a quantised model
     its products, and whether adapters train and can be turned off. The logits of --model are
-    compared with those of transformers where torch is installed. Nothing is kept. The
+    compared with those of transformers where torch is installed. With --hosts, versions of the
+    machines are compared, and a sum over the link between them is timed. Nothing is kept. The
     block at the end names no person, path or host, and can be pasted into an issue; docs/mac.md
     of the repository explains each line. Exit code 1 if a check failed.
 
@@ -50,6 +54,8 @@ def doctor(context: click.Context, model: str | None, as_json: bool) -> None:
 
     own = None if model is None else own_specimens(model)  # refused before anything is shown
     machine = describe_machine()
+    if hosts is not None:
+        machine["link"] = asdict(measured_link(hosts))
     if not as_json:
         say(_machine_table(machine) + "\n")
     with _progress("models"):
@@ -94,9 +100,22 @@ def _machine_table(machine: Mapping[str, Any]) -> str:
         ["MLX may hold", f"{machine['mlx_memory_limit_bytes'] / 2**30:.1f} GiB"],
         ["TF32", f"MLX_ENABLE_TF32 {tf32}{by_user}"],
         *([["BLAS", machine["blas"]]] if machine["blas"] else []),
+        *([["link", _about_link(machine["link"])]] if "link" in machine else []),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _about_link(figures: Mapping[str, Any]) -> str:
+    """The link, and what a step of two usual sizes would take on it."""
+    from mlx_dpo.runs.link import Link
+
+    link = Link(**figures)
+    lora, full = (link.seconds(size, layers) for size, layers in ((168e6, 33), (540e6, 33)))
+    return (
+        f"{link.ranks} ranks: {about_link(link)}; of a step, LoRA of rank 16 on 8 billion "
+        f"parameters {lora:.2g} s, 135 million trained whole {full:.2g} s"
+    )
 
 
 def _versions(machine: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlx_dpo.memory.predict import Prediction
     from mlx_dpo.runs.callbacks import Screen
     from mlx_dpo.runs.data import Data
+    from mlx_dpo.runs.link import Link
     from mlx_dpo.runs.profile import Calibration
 
 _WHY = {
@@ -34,8 +35,11 @@ _WHY = {
 @click.option(
     "--calibrate", is_flag=True, help="Load the model and run a few steps: how long is an epoch?"
 )
+@options.path("--hosts", "Say also what a step sends between these machines; measures the link.")
 @options.as_json
-def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> None:
+def plan(
+    config: Path | None, calibrate: bool, hosts: str | None, as_json: bool, **given: Any
+) -> None:
     """Predict how much memory a training run will need.
 
     Takes the settings of `train`, the lengths of the data and the shapes of the model, and reads no
@@ -44,13 +48,15 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
     the run fits, in this order: cached reference, smaller batches that add up to the same step,
     layer checkpointing, and for full fine-tuning bfloat16, Adafactor. Exit code 4 if nothing
     fits. From the hub, only the config and tokenizer are downloaded. With --calibrate, a
-    few steps under those settings are run and thrown away.
+    few steps under those settings are run and thrown away. With --hosts, the machines sum a few
+    numbers, and it says whether training on all of them is worth it.
 
     \b
     Examples:
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl
       mlx_dpo plan --model ~/models/my-sft --data pairs.jsonl --memory-budget 4GB
     """
+    from mlx_dpo.models.parts import by_layer
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.plan import changes, fit, make_plan
 
@@ -81,9 +87,11 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
         footer.doing("loading the model and running a few steps", log=True)
         changed = {} if chosen is None else changes(settings, chosen.settings)
         times = measure(replace(settings, **changed, memory_budget=None))
+    link = None if hosts is None else measured_link(hosts)
     footer.doing("tracing a training step")
     if as_json:
         record = _as_json(made.prediction, budget, chosen)
+        record["link"] = None if link is None else asdict(link)
         record["calibration"] = None if times is None else asdict(times)
         show_json(record)
         return
@@ -92,6 +100,11 @@ def plan(config: Path | None, calibrate: bool, as_json: bool, **given: Any) -> N
         _show_chosen(settings, budget, chosen)
     if times is not None:
         _show_times(times)
+    if link is not None:
+        # A message for each layer, and one in which all meet.
+        layers = by_layer(made.predictor.shell(made.prediction.settings))
+        trained = made.prediction.num_trained
+        _show_link(link, trained, 1 + len(layers), None if times is None else times.step_seconds)
 
 
 def within_budget(
@@ -196,6 +209,43 @@ def _show_chosen(settings: RunConfig, budget: int, chosen: "Prediction") -> None
     say(f"\nbudget     {gigabytes(budget)}: {gigabytes(chosen.total)} with {as_options(changed)}")
     for name in changed:
         say(f"{'':9}  {_WHY[name]}")
+
+
+def measured_link(hosts: str) -> "Link":
+    """The link between the machines of a file, measured."""
+    from mlx_dpo.runs.launcher import read_hosts
+    from mlx_dpo.runs.link import measure_link
+
+    found = read_hosts(Path(hosts))
+    footer.doing(f"measuring the link between {len(found.names)} machines", log=True)
+    return measure_link(found, lambda line: say(line, err=True))
+
+
+def about_link(link: "Link") -> str:
+    """A link in figures."""
+    return f"{link.latency * 1e3:.2g} ms a message, {link.bandwidth / 1e6:.3g} MB/s of sums"
+
+
+def _show_link(link: "Link", trained: int, layers: int, step: float | None) -> None:
+    """What a step sends, how long that takes, and whether it is worth it."""
+    from mlx_dpo.runs.link import SHARE
+
+    size = 4 * trained  # float32
+    seconds = link.seconds(size, layers)
+    even, worth = (link.least_step(seconds, share) for share in (1 / link.ranks, SHARE))
+    say(f"\nlink       {link.ranks} ranks: {about_link(link)}")
+    say(f"a step     sends {size / 1e6:.3g} MB in {layers} messages: {seconds:.2g} s")
+    if step is None:
+        say(
+            f"worth it   where a step of one process takes {worth:.2g} s or more: "
+            f"{SHARE * link.ranks:.2g} times as fast; slower below {even:.2g} s (--calibrate "
+            "measures it)"
+        )
+        return
+    times = step / (step / link.ranks + seconds)
+    verdict = "worth it" if times >= SHARE * link.ranks else "not worth it"
+    verdict = "of little use" if 1.1 < times < SHARE * link.ranks else verdict
+    say(f"{verdict:<13} a step takes {step:.2g} s here: {times:.2g} times as fast, at best")
 
 
 def _show_times(times: "Calibration") -> None:

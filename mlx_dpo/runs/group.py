@@ -37,16 +37,19 @@ from mlx_dpo.errors import (
 from mlx_dpo.manifest import digest
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
+from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.launcher import PLACE, QUIT, is_ours
+from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.peers import STOPPED, Alone, Group
-from mlx_dpo.training.trainer import DPOTrainer
+from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 TIMEOUT = 300.0  # seconds that a rank waits for the others
 # Others may be downloading a model, or writing one.
 _LONG = {"settings", "model and data", "the end"}
 _PATIENCE = 10
+_LOOKED_AT, _MUCH = 10, 0.3  # steps, and the share of their time that is warned of
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -293,3 +296,25 @@ def share_state(
             mx.eval(model.parameters(), optimizer.state)
     trainer.restore(first["state"])
     return list(first["rows"])
+
+
+class LinkWatch(Callback):
+    """Warns once where much of the first steps goes to the other ranks."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._steps, self._spent, self._seconds = 0, 0.0, 0.0
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Look, once there are enough; the first is left out, which compiles and allocates."""
+        self._steps += 1
+        if 1 < self._steps <= _LOOKED_AT + 1:
+            seconds = trainer.stages.phases.seconds
+            self._spent += seconds.get("peers", 0.0)
+            self._seconds += sum(seconds.values())
+        if self._steps == _LOOKED_AT + 1 and self._spent > _MUCH * self._seconds:
+            self._screen.warned(
+                f"{self._spent / self._seconds:.0%} of the time goes to waiting for the other "
+                "ranks and to sums over the link: a faster link, more pairs a step "
+                "(--grad-accumulation) or --method lora would help"
+            )

@@ -151,11 +151,19 @@ class Ranks:
         command: The command line of each.
         tell: Called with each line that a rank other than the first writes, and with what the
             launcher has to say.
+        stdout: Of the first, as for `subprocess.Popen`.
     """
 
-    def __init__(self, hosts: Hosts, command: list[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        command: list[str],
+        tell: Callable[[str], None],
+        *,
+        stdout: int | None = None,
+    ) -> None:
         self._hosts, self._tell = hosts, tell
-        self._requests = 0
+        self._requests, self._stdout = 0, stdout
         self._processes = [self._started(rank, command) for rank in range(len(hosts.names))]
 
     def _started(self, rank: int, command: list[str]) -> "subprocess.Popen[bytes]":
@@ -166,13 +174,12 @@ class Ranks:
             exports = [f"{key}={shlex.quote(value)}" for key, value in env.items()]
             script = f"cd {shlex.quote(os.getcwd())} && exec env {' '.join(exports)} "
             command = [*_SSH, "--", name, script + shlex.join(command)]
-        shown = None if rank == 0 else subprocess.PIPE
         process = subprocess.Popen(
             command,
             env={**os.environ, **env} if is_here else None,
             stdin=subprocess.PIPE,
-            stdout=shown,
-            stderr=None if rank == 0 else subprocess.STDOUT,
+            stdout=subprocess.PIPE if rank else self._stdout,
+            stderr=subprocess.STDOUT if rank else None,
             start_new_session=True,  # Ctrl-C comes to the launcher alone, which passes it on
         )
         if rank:
@@ -185,6 +192,11 @@ class Ranks:
             text = line.decode(errors="replace").rstrip()
             if text and not text.startswith("[ring]"):
                 self._tell(f"rank {rank}: {text}")
+
+    def said(self) -> str:
+        """What the first rank wrote to its stdout, where that is a pipe."""
+        stdout = self._processes[0].stdout
+        return stdout.read().decode() if stdout is not None else ""
 
     def send_signal(self, number: int) -> None:
         """Let all ranks stop, saved; the second time, leave at once."""

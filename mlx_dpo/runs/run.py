@@ -55,7 +55,7 @@ from mlx_dpo.runs.folder import (
     new_run_dir,
     prune_caches,
 )
-from mlx_dpo.runs.group import compare_jobs, share_state
+from mlx_dpo.runs.group import LinkWatch, compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
@@ -293,6 +293,7 @@ def _train(
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
+        *([LinkWatch(screen)] if trainer.stages.peers.size > 1 else []),
         Clock(log),
     ]
     screen.working("making the first step")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults import fuzz, lives, mutations, saves, system_calls
+from tests.faults import fuzz, lives, mutations, ranks, saves, system_calls
 from tests.faults.caches import first_runs
 from tests.faults.damage import damages
 from tests.faults.forks import tell
@@ -139,6 +139,50 @@ def stops(folder: Path, count: int, seed: int) -> Outcome:
     return Outcome(count, good, {"after the end": late})
 
 
+def rank_kills(folder: Path, count: int, seed: int) -> Outcome:
+    """SIGKILL to a rank of a run on two or three, at a random moment of a real run."""
+    return _ranked(folder, count, seed, ranks.killed)
+
+
+def rank_stops(folder: Path, count: int, seed: int) -> Outcome:
+    """SIGTERM to one rank, which stops all."""
+    return _ranked(folder, count, seed, ranks.stopped)
+
+
+def _ranked(folder: Path, count: int, seed: int, accident: ranks.Accident) -> Outcome:
+    lives.STEPS = 12
+    lives.preload()
+    choose, good, late = random.Random(seed), 0, 0
+    straight = {n: ranks.straight(folder / f"straight-{n}", n) for n in range(2, 2 + min(2, count))}
+    for number in range(count):
+        size = 2 + number % len(straight)
+        hit, wrong = accident(folder / str(number), size, *straight[size], choose)
+        good, late = good + (not wrong), late + (not hit)
+        tell(wrong)
+    return Outcome(count, good, {"after the end": late})
+
+
+def rank_silences(folder: Path, count: int, seed: int) -> Outcome:
+    """SIGSTOP to one rank: to the others a pulled cable."""
+    lives.STEPS = 24
+    lives.preload()
+    choose, good = random.Random(seed), 0
+    _, longest = ranks.straight(folder / "straight", 2)
+    for number in range(count):
+        wrong = ranks.silent(folder / str(number), 2, longest, choose)
+        good += not wrong
+        tell(wrong)
+    return Outcome(count, good, {})
+
+
+def ranks_equal(folder: Path, count: int, seed: int) -> Outcome:
+    """Two, three and four ranks against one process, sixteen steps in each way of training."""
+    ran = [_in_python("tests.training.ranked", str(n)) for n in range(2, 2 + count)]
+    for each in ran:
+        tell(each.stdout + each.stderr)
+    return Outcome(count, sum(each.returncode == 0 for each in ran), {})
+
+
 def starts(folder: Path, count: int, seed: int) -> Outcome:
     """Processes that begin one run together."""
     codes = lives.start_together(folder / "run", count)
@@ -220,6 +264,10 @@ ROWS = {
     "caches": Row("two simultaneous first runs, with nothing cached", 40, caches),
     "kills": Row("kill -9 at random moments of real runs", 400, kills, True),
     "stops": Row("SIGTERM or SIGINT in every phase of real runs", 200, stops, True),
+    "rank-kills": Row("kill -9 of one of 2 or 3 ranks, at a random moment", 20, rank_kills),
+    "rank-stops": Row("SIGTERM to one of 2 or 3 ranks", 12, rank_stops),
+    "rank-silences": Row("SIGSTOP of one of 2 ranks, as a pulled cable", 6, rank_silences),
+    "ranks-equal": Row("2, 3 and 4 ranks against one process", 3, ranks_equal),
     "starts": Row("simultaneous starts in one folder", 30, starts),
     "models": Row(
         "safetensors, indexes, configs, zips, pickles malformed", 5_000, mutated_models, True

@@ -67,7 +67,9 @@ def test_an_interrupted_save_or_damaged_checkpoint_costs_nothing_before_it(
     assert good == tries >= 18, done.stderr
 
 
-@pytest.mark.parametrize(("row", "count"), [("kills", 1), ("starts", 3)])
+@pytest.mark.parametrize(
+    ("row", "count"), [("kills", 1), ("starts", 3), ("rank-kills", 1), ("rank-stops", 1)]
+)
 def test_real_runs_that_are_killed_or_begun_together_end_as_one_straight_run(
     row: str, count: int
 ) -> None:

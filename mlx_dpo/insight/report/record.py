@@ -25,6 +25,7 @@ _PHASES = {
     "reference_seconds": "reference",
     "forward_backward_seconds": "forward and backward",
     "update_seconds": "update",
+    "peers_seconds": "other machines",
 }
 
 
