@@ -190,8 +190,10 @@ class Ranks:
         assert process.stdout is not None
         for line in process.stdout:
             text = line.decode(errors="replace").rstrip()
-            if text and not text.startswith("[ring]"):
-                self._tell(f"rank {rank}: {text}")
+            if text and not text.startswith("[ring]"):  # MLX's own, a dozen lines for one end
+                text = text.removeprefix("mlx_dpo: ")
+                named = text.startswith(f"rank {rank}")
+                self._tell(text if named else f"rank {rank}: {text}")
 
     def said(self) -> str:
         """What the first rank wrote to its stdout, where that is a pipe."""
