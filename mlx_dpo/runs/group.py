@@ -194,9 +194,30 @@ class _Watchdog(threading.Thread):
 
 
 @contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A signal that comes while the block runs is handled after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = list[int]()
+    old = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in _REQUESTS
+        if callable(signal.getsignal(number))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextmanager
 def _watched(peers: Group, timeout: float) -> Iterator[None]:
     watchdog = _Watchdog(timeout, peers.rank)
-    peers.around = watchdog.waiting
+    peers.around, peers.hold = watchdog.waiting, _signals_wait
     watchdog.open()
     try:
         yield

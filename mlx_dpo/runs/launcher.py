@@ -101,7 +101,7 @@ def read_hosts(file: Path) -> Hosts:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{file}: no list of hosts ({type(error).__name__}: {error}); "
-            "mlx.distributed_config --output writes one"
+            "mlx.distributed_config --output-hostfile writes one"
         ) from None
     _check_hosts(file, [(name, ips) for name, ips, _ in hosts], backend)
     names = [name for name, _, _ in hosts]
@@ -164,6 +164,7 @@ class Ranks:
     ) -> None:
         self._hosts, self._tell = hosts, tell
         self._requests, self._stdout = 0, stdout
+        self._readers: list[threading.Thread] = []
         self._processes = [self._started(rank, command) for rank in range(len(hosts.names))]
 
     def _started(self, rank: int, command: list[str]) -> "subprocess.Popen[bytes]":
@@ -183,7 +184,9 @@ class Ranks:
             start_new_session=True,  # Ctrl-C comes to the launcher alone, which passes it on
         )
         if rank:
-            threading.Thread(target=self._read, args=(rank, process), daemon=True).start()
+            reader = threading.Thread(target=self._read, args=(rank, process), daemon=True)
+            self._readers.append(reader)
+            reader.start()
         return process
 
     def _read(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
@@ -194,11 +197,15 @@ class Ranks:
                 text = text.removeprefix("mlx_dpo: ")
                 named = text.startswith(f"rank {rank}")
                 self._tell(text if named else f"rank {rank}: {text}")
+        process.stdout.close()
 
     def said(self) -> str:
         """What the first rank wrote to its stdout, where that is a pipe."""
         stdout = self._processes[0].stdout
-        return stdout.read().decode() if stdout is not None else ""
+        if stdout is None:
+            return ""
+        with stdout:
+            return stdout.read().decode()
 
     def send_signal(self, number: int) -> None:
         """Let all ranks stop, saved; the second time, leave at once."""
@@ -219,19 +226,24 @@ class Ranks:
         """
         until, killed = float("inf"), set[int]()
         with self._passing_signals():
-            while any(process.poll() is None for process in self._processes):
-                codes = [process.returncode for process in self._processes]
-                if any(codes) and until == float("inf"):
+            while None in (running := [process.poll() for process in self._processes]):
+                if any(running) and until == float("inf"):
                     until = time.monotonic() + GRACE
                 if time.monotonic() > until - 1:
                     self._say(QUIT)
                 if time.monotonic() > until:
-                    running = [rank for rank, code in enumerate(codes) if code is None]
-                    killed |= set(running)
-                    for rank in running:
+                    late = [rank for rank, code in enumerate(running) if code is None]
+                    killed |= set(late)
+                    for rank in late:
                         self._processes[rank].kill()
                 time.sleep(0.05)
-        codes = [process.returncode for process in self._processes]
+        for reader in self._readers:
+            reader.join(1)
+        for process in self._processes:
+            with suppress(OSError):
+                assert process.stdin is not None
+                process.stdin.close()
+        codes = [process.wait() for process in self._processes]
         return self._worst([code for rank, code in enumerate(codes) if rank not in killed])
 
     def _worst(self, codes: list[int]) -> int:

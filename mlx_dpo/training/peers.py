@@ -124,6 +124,7 @@ class Group(Alone):
 
     Attributes:
         around: Entered around each message, with what it is for: a watchdog's deadline.
+        hold: Entered around messages that belong together: a signal has to wait.
         is_over: Whether the ranks have parted: one has failed, and all know, or one is lost.
         is_lost: Whether one is lost.
     """
@@ -133,6 +134,7 @@ class Group(Alone):
         self.rank, self.size = int(group.rank()), int(group.size())
         self.names = list(names) or [""] * self.size
         self.around: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        self.hold: Callable[[], AbstractContextManager[None]] = nullcontext
         self.is_over = self.is_lost = False
         self._group = group
         self._is_within = False  # messages that follow one another
@@ -247,9 +249,10 @@ class Group(Alone):
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Messages that a rank can't leave between, not even to tell that it failed."""
-        self._is_within = True
-        yield
-        self._is_within = False
+        with self.hold():
+            self._is_within = True
+            yield
+            self._is_within = False
 
     def _message(self, array: mx.array, what: str) -> mx.array:
         """The sum of an array over all ranks."""

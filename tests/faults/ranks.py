@@ -135,8 +135,10 @@ def stopped(
     codes, seconds = live(workplace(folder), ranks, {victim: before})
     if codes[0] == 0:
         return False, finish(folder, ranks, expected)
-    # While MLX connects the kernel ends the process, and the others don't find it.
-    together = {*codes} == {75} or (codes[victim] == -signal.SIGTERM and 0 not in codes)
+    # One that leaves before it has connected can't tell the others, which don't find it; while
+    # MLX connects, the kernel ends it.
+    unmet = codes[victim] in (75, -signal.SIGTERM) and not (folder / "run").exists()
+    together = {*codes} == {75} or (unmet and 0 not in codes)
     if not together or seconds > PATIENCE:
         return True, f"{folder}: rank {victim} stopped: exit {codes} within {seconds:.1f} s"
     return True, finish(folder, ranks, expected)
