@@ -17,6 +17,7 @@ from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, stop_on_signal
+from mlx_dpo.runs.tracker_process import check_installed
 
 
 @click.command()
@@ -57,6 +58,7 @@ def train(
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
+    check_installed(settings.report_to)
     if settings.run_dir and not dry_run:
         check_free(Path(settings.run_dir))
     if supervise and not dry_run:
