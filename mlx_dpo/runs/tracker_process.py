@@ -273,6 +273,8 @@ class Follower:
         tracker = self._tracker
         if tracker is not None:
             is_well &= self._tried(lambda: tracker.finish(is_done()))
+        if self._file is not None:
+            self._file.close()
         mark.close()
         return is_well
 

@@ -60,7 +60,10 @@ class Trackers(Callback):
         self._step = trainer.step
         for link in self._links:
             link.hear(0)
-            self._show(link)
+            self._show_place(link)
+            if not link.is_warned and (trouble := link.trouble(self._step)):
+                link.is_warned = True
+                self._screen.warned(f"{link.name}: {trouble}; the run goes on")
 
     def at_end(self, trainer: DPOTrainer) -> None:
         """From now on the run counts as done in the trackers."""
@@ -78,23 +81,25 @@ class Trackers(Callback):
             link.close(LAST_LINE if self._is_done else b"")
         deadline = time.monotonic() + self._wait
         for link in self._links:
-            is_well = link.ended(deadline)
-            self._show(link)
-            if not is_well:
-                missing = max(0, self._step - link.sent)
-                what = f"{missing} of {self._step} steps were not sent" if missing else "not closed"
-                self._screen.tracked(
-                    f"{link.name}: {what}; {self._folder / 'metrics.jsonl'} has every step"
-                )
+            is_whole = link.ended(deadline)
+            self._show_place(link)
+            if not is_whole:
+                self._show_missing(link)
 
-    def _show(self, link: "_Link") -> None:
-        """Say once where the tracker shows the run, and once what is wrong with it."""
+    def _show_place(self, link: "_Link") -> None:
         if link.place:
             self._screen.tracked(f"{link.name}: {link.place}")
             link.place = ""
-        if not link.is_warned and (trouble := link.trouble(self._step)):
-            link.is_warned = True
-            self._screen.warned(f"{link.name}: {trouble}; the run goes on")
+
+    def _show_missing(self, link: "_Link") -> None:
+        """Say what a tracker lacks in the end; as a warning, where there was none of it yet."""
+        missing = max(0, self._step - link.sent)
+        what = f"{missing} of {self._step} steps were not sent" if missing else "it was not closed"
+        text = f"{what}; {self._folder / 'metrics.jsonl'} has every step"
+        if link.is_warned:
+            self._screen.tracked(f"{link.name}: {text}")
+        else:
+            self._screen.warned(f"{link.name}: {link.trouble(self._step)}: {text}")
 
 
 class _Link:
@@ -162,7 +167,7 @@ class _Link:
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._failed = self._failed or "it did not finish in time"
+            self._failed = self._failed or "it had not finished in time"
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
