@@ -163,7 +163,8 @@ class _Wandb:
                 x_disable_machine_info=True,
             ),
         )
-        self.place = self._run.url or f"wandb sync {run.folder}/wandb/offline-run-*"
+        offline = "" if self._run.disabled else f"wandb sync {run.folder}/wandb/offline-run-*"
+        self.place = self._run.url or offline
 
     def log(self, figures: Figures, step: int) -> None:
         self._run.log(figures, step=step)

@@ -150,7 +150,7 @@ class Settings:
 
 
 class Run:
-    url = "https://wandb.example/mine"
+    url, disabled = "https://wandb.example/mine", False
     log = staticmethod(log)
 
     def finish(self, exit_code):
