@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import signal
 import sys
 import threading
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.extras import to_install
 
 PROGRAM = Path(__file__)
 PACKAGES = {"trackio": "trackio", "wandb": "wandb", "tensorboard": "tensorboardX"}
@@ -84,6 +82,8 @@ def check_installed(report_to: str) -> None:
     for name in trackers_of(report_to) or ():
         spec = find_spec(PACKAGES[name])
         if spec is None or spec.origin is None:  # wandb leaves folders of its name behind
+            from mlx_dpo.extras import to_install
+
             needs = f"--report-to {name} needs {PACKAGES[name]}"
             raise UsageError(f"{needs}: {to_install(name)}")
 
@@ -219,7 +219,7 @@ class Mark:
         try:
             state = json.loads(os.read(self._descriptor, 4096))
         except ValueError:  # a new one
-            state = {"id": secrets.token_hex(4), "step": 0, "has_held_out": False}
+            state = {"id": os.urandom(4).hex(), "step": 0, "has_held_out": False}
         self.id, self.step = str(state["id"]), int(state["step"])
         self.has_held_out = bool(state["has_held_out"])
         self._write()
@@ -294,8 +294,10 @@ class Follower:
         file = Path(self._run.folder) / "metrics.jsonl"
         if self._file is None and file.is_file():
             self._file = file.open("rb")
-        before = mark.step
-        for line in self._file or ():
+        if self._file is None:
+            return
+        self._file.seek(self._read)
+        for line in self._file:
             if not line.endswith(b"\n"):  # it is being written
                 break
             row = json.loads(line)
@@ -303,11 +305,8 @@ class Follower:
             if mark.is_new(step, is_held_out):
                 self._tracker.log(figures_of(row, self._run.steps_per_epoch), step)
                 mark.move(step, is_held_out)
+                self._tell({"sent": step})
             self._read += len(line)
-        if self._file is not None:
-            self._file.seek(self._read)
-        if mark.step > before:
-            self._tell({"sent": mark.step})
 
 
 def figures_of(row: dict[str, Any], steps_per_epoch: int) -> Figures:
@@ -330,7 +329,6 @@ def _main() -> int:
     """Follow the run of the first line until standard input ends; 0 where all was sent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they stop the run, whose end is waited for
-    os.nice(10)
     asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what a tracker asks or prints

@@ -55,6 +55,10 @@ class Trackers(Callback):
                 self._screen.warned(f"{tracker}: not started: {one_line(error)}")
         return self
 
+    def at_start(self, trainer: DPOTrainer) -> None:
+        """A resumed run has made some steps."""
+        self._step = trainer.step
+
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """Hear of the trackers; they read the step's figures in metrics.jsonl."""
         self._step = trainer.step
@@ -128,11 +132,13 @@ class _Link:
         assert self._process.stdout is not None
         self._asking, self._answers = self._process.stdin, self._process.stdout
         self._rest = b""
+        self._poll = select.poll()  # select.select takes no number of a file above 1023
+        self._poll.register(self._answers, select.POLLIN)
         self._say(first_line(run))
 
     def hear(self, seconds: float) -> bool:
         """Take what the process says, waiting so long for it; whether it may say more."""
-        while select.select([self._answers], [], [], seconds)[0]:
+        while self._poll.poll(seconds * 1000):
             if not (read := os.read(self._answers.fileno(), 65536)):
                 return False
             self._heard, seconds = time.monotonic(), 0

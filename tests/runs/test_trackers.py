@@ -54,10 +54,14 @@ def log(*steps: int, held_out: int | None = None) -> None:
     Path("run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def followed(tracker: str = "wandb", *, is_done: bool = True) -> tuple[bool, list[dict[str, Any]]]:
+def followed(
+    tracker: str = "wandb", *, is_done: bool = True, ending: Any = None
+) -> tuple[bool, list[dict[str, Any]]]:
     """Whether all of the log was sent, and what the process told, of a run that has ended."""
-    ending, told = Event(), list[dict[str, Any]]()
-    ending.set()
+    told = list[dict[str, Any]]()
+    if ending is None:
+        ending = Event()
+        ending.set()
     run = Tracked(tracker, "run", "name", "group", {"beta": 0.1}, steps_per_epoch=4)
     return Follower(run, ending, told.append).follow(lambda: is_done), told
 
@@ -138,6 +142,23 @@ def test_what_an_outage_held_up_is_sent_after_it(fake_trackers: Path) -> None:
     Path("wandb.fails").unlink()
     assert followed()[0]
     assert steps_of("wandb") == [(1, False), (2, False)]
+
+
+def test_a_call_that_fails_is_made_again_after_a_pause(fake_trackers: Path) -> None:
+    log(0, 1)
+    Path("wandb.fails").write_text("down")
+    pauses: list[float] = []
+
+    class Ending(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0)
+            if len(pauses) == 3:
+                Path("wandb.fails").unlink()
+            return len(pauses) == 3
+
+    assert followed(ending=Ending())[0]
+    assert steps_of("wandb") == [(1, False), (2, False)]
+    assert pauses == [0, 2, 4]
 
 
 def job_of(**changes: Any) -> Any:
