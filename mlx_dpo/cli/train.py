@@ -54,6 +54,8 @@ def train(
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
+            if not (run_dir / "report.html").is_file():  # it was killed before it had its page
+                _write_report(run_dir)
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
