@@ -15,6 +15,7 @@ from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import page_place, program, say, share, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.guards import forget_dead
 from mlx_dpo.runs.tracker_process import check_installed
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def _is_finished(settings: RunConfig) -> bool:
     )
     if made != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
+    forget_dead(run)
     return True
 
 

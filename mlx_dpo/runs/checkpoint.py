@@ -98,7 +98,8 @@ class Checkpoints:
         """
         step = trainer.step
         path = self.run / f"step-{step:06d}"
-        if path in self._whole:
+        if path in self._whole:  # the run goes on from it, or ends with it
+            self._name(path)
             return path
         state = {
             "trainer": trainer.state(),
@@ -121,6 +122,14 @@ class Checkpoints:
         write_file(self.run / LATEST, canonical(latest))
         self._delete_old(step)
         return path
+
+    def _name(self, path: Path) -> None:
+        """Let LATEST name a checkpoint, where the run was killed before it did."""
+        manifest = digest((path / MANIFEST).read_bytes())
+        text = canonical({"manifest": manifest, "step": _step(path)})
+        file = self.run / LATEST
+        if not file.is_file() or file.read_bytes() != text:
+            write_file(file, text)
 
     def of_best(self) -> Path | None:
         """The checkpoint of the best evaluation; None where it is missing or damaged."""

@@ -35,10 +35,16 @@ from tests.runs.conftest import (
 )
 
 
-def test_only_the_newest_two_checkpoints_are_kept(workplace: Path) -> None:
+def test_only_the_newest_two_checkpoints_are_kept_and_the_newest_is_named(workplace: Path) -> None:
     finished(run_dir="run", save_every=1)
     found = sorted(p.name for p in Path("run").glob("step-*"))
     assert found == ["step-000007", "step-000008"]
+    # Killed after the last checkpoint was whole, before LATEST named it: the next life does.
+    named = Path("run/LATEST").read_bytes()
+    Path("run/LATEST").unlink()
+    Path("run/result.json").unlink()
+    train(settings(run_dir="run", save_every=1), resume=True)
+    assert Path("run/LATEST").read_bytes() == named
 
 
 def test_a_run_that_was_stopped_is_byte_equal_to_a_straight_one_whatever_its_trackers_do(
