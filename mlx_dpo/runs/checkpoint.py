@@ -98,8 +98,7 @@ class Checkpoints:
         """
         step = trainer.step
         path = self.run / f"step-{step:06d}"
-        if path in self._whole:  # the run goes on from it, or ends with it
-            self._name(path)
+        if path in self._whole:
             return path
         state = {
             "trainer": trainer.state(),
@@ -123,8 +122,8 @@ class Checkpoints:
         self._delete_old(step)
         return path
 
-    def _name(self, path: Path) -> None:
-        """Let LATEST name a checkpoint, where the run was killed before it did."""
+    def go_on_from(self, path: Path) -> None:
+        """Let LATEST name a whole checkpoint: a run that was killed may not have come to it."""
         manifest = digest((path / MANIFEST).read_bytes())
         text = canonical({"manifest": manifest, "step": _step(path)})
         file = self.run / LATEST

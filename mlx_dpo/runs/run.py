@@ -154,6 +154,7 @@ def train(
         if resume:
             screen.resumed(trainer.step)
             if newest.path is not None:
+                checkpoints.go_on_from(newest.path)
                 _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
