@@ -62,6 +62,8 @@ from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.scores import margins
+from mlx_dpo.runs.tracker_process import check_installed
+from mlx_dpo.runs.trackers import Trackers
 from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from mlx_dpo.training.peers import Alone
@@ -124,6 +126,7 @@ def train(
         MlxDpoError: One of its kinds, each with its exit code; see `mlx_dpo.errors`.
     """
     screen, peers = screen or Screen(), peers or Alone()
+    check_installed(config.report_to)
     mx.reset_peak_memory()
     config = decided(_with_its_date(config) if resume else config)
     check_folders(config)
@@ -157,6 +160,7 @@ def train(
         if resume:
             screen.resumed(trainer.step)
             if newest.path is not None:
+                checkpoints.go_on_from(newest.path)
                 _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
         share_state(peers, trainer, _rows_for_all(folder, trainer, job.config))
@@ -294,12 +298,11 @@ def _train(
         save,
         Pressure(PressureWatch(probe), screen),
         *([LinkWatch(screen)] if trainer.stages.peers.size > 1 else []),
-        Clock(log),
     ]
     screen.working("making the first step")
-    with stop.deferred():
+    with stop.deferred(), Trackers(job, folder.path, screen) as trackers:
         try:
-            trainer.train(callbacks=callbacks)
+            trainer.train(callbacks=[*callbacks, trackers, Clock(log)])
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
         except PeerError as error:
