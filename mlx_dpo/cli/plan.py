@@ -228,24 +228,33 @@ def about_link(link: "Link") -> str:
 
 def _show_link(link: "Link", trained: int, layers: int, step: float | None) -> None:
     """What a step sends, how long that takes, and whether it is worth it."""
-    from mlx_dpo.runs.link import SHARE
-
     size = 4 * trained  # float32
     seconds = link.seconds(size, layers)
-    even, worth = (link.least_step(seconds, share) for share in (1 / link.ranks, SHARE))
     say(f"\nlink       {link.ranks} ranks: {about_link(link)}")
     say(f"a step     sends {size / 1e6:.3g} MB in {layers} messages: {seconds:.2g} s")
+    say(about_worth(link, seconds, step))
+
+
+def about_worth(link: "Link", seconds: float, step: float | None) -> str:
+    """Whether training on all ranks is worth it.
+
+    Args:
+        link: Between them.
+        seconds: That the sums of a step take.
+        step: Seconds of a step in one process, where they are known.
+    """
+    from mlx_dpo.runs.link import SHARE
+
+    even, worth = (link.least_step(seconds, share) for share in (1 / link.ranks, SHARE))
+    most = SHARE * link.ranks
     if step is None:
-        say(
-            f"worth it   where a step of one process takes {worth:.2g} s or more: "
-            f"{SHARE * link.ranks:.2g} times as fast; slower below {even:.2g} s (--calibrate "
-            "measures it)"
+        return (
+            f"worth it   where a step of one process takes {worth:.2g} s or more: {most:.2g} times "
+            f"as fast; slower below {even:.2g} s (--calibrate measures it)"
         )
-        return
     times = step / (step / link.ranks + seconds)
-    verdict = "worth it" if times >= SHARE * link.ranks else "not worth it"
-    verdict = "of little use" if 1.1 < times < SHARE * link.ranks else verdict
-    say(f"{verdict:<13} a step takes {step:.2g} s here: {times:.2g} times as fast, at best")
+    verdict = "worth it" if times >= most else "of little use" if times > 1.1 else "not worth it"
+    return f"{verdict}: a step takes {step:.2g} s here, and would be {times:.2g} times as fast"
 
 
 def _show_times(times: "Calibration") -> None:

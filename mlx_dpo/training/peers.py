@@ -12,7 +12,7 @@ it. So nothing of a step is applied on one rank and not on another.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -138,6 +138,7 @@ class Group(Alone):
         self.is_over = self.is_lost = False
         self._group = group
         self._is_within = False  # messages that follow one another
+        self._held = ExitStack()
 
     def called(self, rank: int) -> str:
         """``rank 1 (mac-b)``."""
@@ -185,7 +186,10 @@ class Group(Alone):
         return not self.is_lost
 
     def totals(self, mine: Metrics) -> Metrics:
-        """See `Alone.totals`."""
+        """See `Alone.totals`; a signal waits from here until the sums are complete."""
+        self.due.clear()  # of a step that was refused for its loss, on all ranks alike
+        self._held.close()
+        self._held.enter_context(self.hold())
         table = self.meet("step", list(mine.values())).astype(np.float64)
         return dict(zip(mine, table.sum(axis=0).tolist(), strict=True))
 
@@ -211,7 +215,10 @@ class Group(Alone):
         layer = self.due[0]
         layer.mine.clear()  # without another name for it, MLX sums in the buffer itself
         self._send(layer.total, "a sum of gradients")
-        return super().complete()
+        names = super().complete()
+        if not self.due:
+            self._held.close()
+        return names
 
     def found(self, mine: Floats | None, num_pairs: int) -> Floats | None:
         """See `Alone.found`."""

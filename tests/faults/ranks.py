@@ -33,7 +33,11 @@ def workplace(folder: Path) -> Path:
 
 
 def _live(
-    folder: Path, rank: int, hosts: str, timeout: float, before: Callable[[], object]
+    folder: Path,
+    rank: int,
+    hosts: str,
+    before: Callable[[], object],
+    words: list[str],
 ) -> None:
     from mlx_dpo.cli import main
 
@@ -41,7 +45,7 @@ def _live(
     lives.preload()
     os.chdir(folder if rank == 0 else folder / "elsewhere")
     before()
-    main([*lives.arguments(lives.STEPS), "--peer-timeout", str(timeout)])
+    main([*lives.arguments(lives.STEPS), *words])
 
 
 def live(
@@ -50,6 +54,7 @@ def live(
     before: dict[int, Callable[[], object]] | None = None,
     timeout: float = 60.0,
     meanwhile: Callable[[list[int]], None] = lambda children: None,
+    words: dict[int, list[str]] | None = None,
 ) -> tuple[list[int], float]:
     """A life of the run on so many ranks; exit codes, and seconds from the first end to the last.
 
@@ -59,19 +64,19 @@ def live(
         before: What happens to each rank as it begins.
         timeout: Of the watchdogs.
         meanwhile: Called with the children's numbers.
+        words: More words of a rank's command line.
     """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(ranks)]
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]))
     for each in sockets:
         each.close()
-    children = [
-        start_child(
-            partial(_live, folder, rank, str(hosts), timeout, (before or {}).get(rank, NOTHING)),
-            quiet=True,
-        )
-        for rank in range(ranks)
-    ]
+    children = []
+    for rank in range(ranks):
+        more = ["--peer-timeout", str(timeout), *(words or {}).get(rank, [])]
+        accident = (before or {}).get(rank, NOTHING)
+        life = partial(_live, folder, rank, str(hosts), accident, more)
+        children.append(start_child(life, quiet=True))
     meanwhile(children)
     codes: dict[int, int] = {}
     first = 0.0
@@ -146,24 +151,28 @@ def stopped(
 
 def silent(folder: Path, ranks: int, longest: float, choose: random.Random) -> str:
     """Suspend one rank, as a pulled cable does; what is not as promised."""
-    victim, timeout = choose.randrange(ranks), 1.0
+    victim = choose.randrange(ranks)
+    before = lives.signal_after(choose.uniform(0.3 * longest, 0.7 * longest), signal.SIGSTOP)
+    codes = silenced(workplace(folder), ranks, {victim: before})
+    return f"{folder}: rank {victim} silent: exit {codes}" if 0 in codes else ""
 
-    def suspend(children: list[int]) -> None:
-        time.sleep(choose.uniform(0.3 * longest, 0.7 * longest))
-        os.kill(children[victim], signal.SIGSTOP)
-        begin = time.monotonic()
-        rest = [child for index, child in enumerate(children) if index != victim]
-        while any(_is_running(child) for child in rest) and time.monotonic() < begin + 60:
+
+def silenced(folder: Path, ranks: int, before: dict[int, Callable[[], object]]) -> list[int]:
+    """A life in which a rank suspends itself; exit codes of the others, which end by themselves.
+
+    The suspended one is killed when they have.
+    """
+
+    def wait(children: list[int]) -> None:
+        rest = [child for rank, child in enumerate(children) if rank not in before]
+        until = time.monotonic() + 60
+        while any(_is_running(child) for child in rest) and time.monotonic() < until:
             time.sleep(0.05)
-        took.append(time.monotonic() - begin)
-        os.kill(children[victim], signal.SIGKILL)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
 
-    took: list[float] = []
-    codes, _ = live(workplace(folder), ranks, timeout=timeout, meanwhile=suspend)
-    rest = [code for index, code in enumerate(codes) if index != victim]
-    if 0 in rest or took[0] > timeout * 10 + PATIENCE:
-        return f"{folder}: rank {victim} silent: exit {codes} after {took[0]:.1f} s"
-    return ""
+    codes, _ = live(folder, ranks, before, timeout=1.0, meanwhile=wait)
+    return [code for rank, code in enumerate(codes) if rank not in before]
 
 
 def _is_running(child: int) -> bool:

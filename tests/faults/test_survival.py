@@ -54,6 +54,43 @@ assert sorted(lives.start_together(folder / "together", 2)) == [0, 6]
 print("the same")
 """
 
+RANKS = """
+import signal, tempfile
+from pathlib import Path
+from tests.faults import lives, ranks
+
+lives.STEPS = 4
+lives.preload()
+folder = Path(tempfile.mkdtemp())
+expected, _ = ranks.straight(folder / "straight", 2)
+
+# Killed in the middle of a step, once a checkpoint is there.
+step = ("mlx_dpo.training.peers:Group", "complete")
+save = ("mlx_dpo.runs.checkpoint:Checkpoints", "save")
+killed = ranks.workplace(folder / "killed")
+codes, _ = ranks.live(killed, 2, {0: lives.signal_when(*save, signal.SIGKILL, seconds=0.3)})
+assert codes == [-signal.SIGKILL, 1], codes
+assert ranks.finish(killed, 2, expected) == ""
+
+stopped = ranks.workplace(folder / "stopped")
+evaluation = lives.phases()["evaluation"]
+codes, _ = ranks.live(stopped, 2, {1: lives.signal_when(*evaluation, signal.SIGTERM)})
+assert codes == [75, 75], codes
+assert (stopped / "run" / "LATEST").exists()
+
+silent = {1: lives.signal_when(*step, signal.SIGSTOP)}
+assert ranks.silenced(ranks.workplace(folder / "silent"), 2, silent) == [1]
+
+early = ranks.workplace(folder / "early")
+assert ranks.live(early, 2, {1: lives.signal_when(*step, signal.SIGTERM)})[0] == [75, 75]
+assert not (early / "run" / "metrics.jsonl").exists()
+
+other = ranks.workplace(folder / "other")
+assert ranks.live(other, 2, words={1: ["--beta", "0.2"]})[0] == [2, 2]
+assert not (other / "run").exists()
+print("all ranks")
+"""
+
 
 @pytest.mark.parametrize(
     ("row", "count"), [("save-kill", 1), ("save-power", 1), ("save-full", 1), ("damage", 40)]
@@ -67,9 +104,7 @@ def test_an_interrupted_save_or_damaged_checkpoint_costs_nothing_before_it(
     assert good == tries >= 18, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("row", "count"), [("kills", 1), ("starts", 3), ("rank-kills", 1), ("rank-stops", 1)]
-)
+@pytest.mark.parametrize(("row", "count"), [("kills", 1), ("starts", 3)])
 def test_real_runs_that_are_killed_or_begun_together_end_as_one_straight_run(
     row: str, count: int
 ) -> None:
@@ -119,3 +154,11 @@ def test_children_that_are_started_anew_live_as_forked_ones_do() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "the same\n"
+
+
+def test_ranks_end_together_and_go_on_together() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RANKS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all ranks\n"
