@@ -229,6 +229,8 @@ class Ranks:
             while None in (running := [process.poll() for process in self._processes]):
                 if any(running) and until == float("inf"):
                     until = time.monotonic() + GRACE
+                if self._requests > 1:  # one that is suspended does not hear it
+                    until = min(until, time.monotonic() + 1)
                 if time.monotonic() > until - 1:
                     self._say(QUIT)
                 if time.monotonic() > until:
@@ -243,18 +245,18 @@ class Ranks:
             with suppress(OSError):
                 assert process.stdin is not None
                 process.stdin.close()
-        codes = [process.wait() for process in self._processes]
-        return self._worst([code for rank, code in enumerate(codes) if rank not in killed])
-
-    def _worst(self, codes: list[int]) -> int:
-        if self._requests and any(codes):
+        codes = {rank: process.wait() for rank, process in enumerate(self._processes)}
+        if self._requests and any(codes.values()):
             return StoppedError.exit_code
-        for rank, code in enumerate(codes):
+        return self._worst({rank: code for rank, code in codes.items() if rank not in killed})
+
+    def _worst(self, codes: dict[int, int]) -> int:
+        for rank, code in codes.items():
             if code < 0:
                 self._tell(f"rank {rank} was ended by {signal.Signals(-code).name}")
             elif code == 255 and not self._hosts.is_local:
                 self._tell(f"rank {rank}: ssh to {self._hosts.names[rank]} failed, or was cut off")
-        return max(codes, key=_weight)
+        return max(codes.values(), key=_weight)
 
     @contextmanager
     def _passing_signals(self) -> Iterator[None]:

@@ -51,6 +51,12 @@ def test_a_stop_reaches_every_rank_and_the_second_ends_them() -> None:
     running.send_signal(15)
     running.send_signal(15)
     assert running.wait() == 75
+    begin = time.monotonic()
+    deaf = ranks("time.sleep(600) if rank else sys.exit(1)")
+    deaf.send_signal(15)
+    deaf.send_signal(15)
+    assert deaf.wait() == 75
+    assert time.monotonic() - begin < 60
 
 
 def test_a_rank_sees_the_end_of_the_launcher() -> None:
