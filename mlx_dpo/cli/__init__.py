@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mlx_dpo.cli import options
 from mlx_dpo.cli.adapter import adapter
 from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
@@ -79,7 +80,6 @@ def cli() -> None:
     and this your own model:
       mlx_dpo train --model path/to/sft-model --data pairs.jsonl
     """
-    footer.doing("starting")  # the imports of a command take seconds
 
 
 for _command in (
@@ -89,6 +89,9 @@ for _command in (
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.commands.values()):
     _command.context_class = Context
+    if not isinstance(_command, click.Group):
+        packs = _command.name in ("convert", "export")  # -q packs in mlx_lm.convert
+        options.quiet(*() if packs else ("-q",))(_command)
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -96,7 +99,8 @@ def main(args: list[str] | None = None) -> Any:
     try:
         words = sys.argv[1:] if args is None else args
         _check_encoding(words)
-        code = cli.main(translated(words, cli), prog_name="mlx_dpo", standalone_mode=False)
+        words = translated(words, cli, lambda line: say(line, err=True))
+        code = cli.main(words, prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         code = 2

@@ -11,7 +11,7 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
-from mlx_dpo.cli.screen import say
+from mlx_dpo.cli.screen import say, show_json, show_next
 from mlx_dpo.cli.ways_out import (
     BITS,
     FORMS,
@@ -19,6 +19,8 @@ from mlx_dpo.cli.ways_out import (
     Order,
     Written,
     check_form,
+    dtype_for,
+    is_rounded,
     place_of,
     write,
     write_torch,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     help="Write OUT even if too little is kept, or if that is unknown.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if an earlier export made it.")
+@options.as_json
 @options.keeps_awake
 def export(
     model: str,
@@ -76,6 +79,7 @@ def export(
     data: str | None,
     force: bool,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a trained model for what is to run it, and measure what it keeps.
 
@@ -103,17 +107,17 @@ def export(
     _check_out(place, source, to, overwrite)
     check_writable(place)
     remove_abandoned(place.parent, place.name)
-    dtype = dtype or _own_dtype(source, to, quantize)
-    order = Order(source, to, dtype, quantize, _is_rounded(source, dtype, quantize))
+    dtype = dtype or dtype_for(source, to, quantize)
+    order = Order(source, to, dtype, quantize, is_rounded(source, dtype, quantize))
     trial = _trial(order, data, model, force=force) if order.is_rounded else None
     before = _before(trial) if trial else None
+    proof = None
     with scratch_folder(place) as scratch:
         if to == "torch" and not order.is_rounded:
             write_torch(order, source.folder, place, overwrite)
         else:
             with _new(place, scratch, to, overwrite) as new:
                 written = _write(new, scratch / "back", order)
-                proof = None
                 if trial and before:
                     proof = _proven(trial, written, before)
                     _check(proof, place, order, force)
@@ -123,6 +127,9 @@ def export(
                 write_torch(order, new, place, overwrite)
     say(f"wrote   {place}  ({order})")
     _say_what_next(place, to, source)
+    if as_json:
+        how = {"to": to, "dtype": dtype, "quantize": quantize}
+        show_json({"out": str(place), **how, "proof": proof.as_record() if proof else None})
 
 
 @contextmanager
@@ -178,9 +185,12 @@ def _say_what_next(out: Path, to: str, source: "Source") -> None:
     from mlx_dpo.models.export import left_behind
 
     if to == "ollama":
-        say(f"next    ollama create {out.name} -f {out / 'Modelfile'}")
-    elif to not in IN_GGUF and (names := left_behind(source.folder)):
+        say(f"Next:\n  ollama create {out.name} -f {out / 'Modelfile'}")
+        return
+    if to not in IN_GGUF and (names := left_behind(source.folder)):
         say(f"left    {', '.join(names)}, in {source.folder}: not copied")
+    if to in ("mlx", "lm-studio"):
+        show_next(["generate", "--model", str(out), "--prompt", "Hello"])
 
 
 def _located(name: str, to: str | None, *, fuse: bool, base: str | None, packs: bool) -> "Source":
@@ -267,27 +277,6 @@ def _check_out(out: Path, source: "Source", to: str, overwrite: bool) -> None:
         is_own = "export" in read_record(out)
     if out.is_symlink() or not is_own:
         raise UsageError(f"{out}: exists and no export made it; choose another name")
-
-
-def _own_dtype(source: "Source", to: str, bits: str | None) -> str:
-    """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
-    from mlx_dpo.models.hub import own_dtype
-
-    own = own_dtype(source.folder)
-    is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
-    return "bfloat16" if own == "float32" and not is_kept else own
-
-
-def _is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
-    """Whether a number of what is written may not be one of the model."""
-    from mlx_dpo.models.hub import is_quantised, read_config
-    from mlx_dpo.models.parameters import tensor_shapes
-
-    if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
-        return True
-    codes = {code for _, code in tensor_shapes(source.folder).values()}
-    own = {"bfloat16": "BF16", "float16": "F16"}
-    return dtype != "float32" and codes != {own[dtype]}
 
 
 def _trial(order: Order, data: str | None, name: str, *, force: bool) -> "Trial | None":

@@ -84,6 +84,27 @@ def check_form(to: str, bits: str | None, out: str) -> None:
         raise UsageError(f"{out}: --to gguf writes one file: give it a name that ends in .gguf")
 
 
+def dtype_for(source: "Source", to: str, bits: str | None) -> str:
+    """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
+    from mlx_dpo.models.hub import own_dtype
+
+    own = own_dtype(source.folder)
+    is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
+    return "bfloat16" if own == "float32" and not is_kept else own
+
+
+def is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
+    """Whether a number of what is written may not be one of the model."""
+    from mlx_dpo.models.hub import is_quantised, read_config
+    from mlx_dpo.models.parameters import tensor_shapes
+
+    if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
+        return True
+    codes = {code for _, code in tensor_shapes(source.folder).values()}
+    own = {"bfloat16": "BF16", "float16": "F16"}
+    return dtype != "float32" and codes != {own[dtype]}
+
+
 def place_of(out: str, to: str) -> Path:
     """Where to write: LM Studio looks at ``~/.lmstudio/models/publisher/name``.
 

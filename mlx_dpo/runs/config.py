@@ -5,16 +5,15 @@ import difflib
 import json
 import math
 import re
-import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, gt, lt
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import flaw_of_name, text_of
+from mlx_dpo.files import flaw_of_name
 from mlx_dpo.preferences.chat import is_date
-from mlx_dpo.runs.habits import MEANS, SAME, refusal
+from mlx_dpo.runs.config_file import read_file
 from mlx_dpo.runs.sources import data_files
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
@@ -301,58 +300,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is missing or broken, or a key or value is not as it must be.
     """
-    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
-        raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
-    try:
-        is_yaml = path.suffix.lower() in (".yaml", ".yml")
-        content = _of_yaml(path) if is_yaml else tomllib.loads(text_of(path))
-    except OSError as error:
-        raise UsageError(f"{path}: not readable: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]
+    content, _ = read_file(path, known)
     settings: dict[str, Any] = {}
-    for spelled, value in content.items():
-        key, value = _as_ours(f"{path}: {spelled}", str(spelled).replace("-", "_"), value, known)
-        if key is None:
-            continue
+    for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise UsageError(f"{path}: unknown key {spelled!r}{hint}")
-        if key in settings:
-            raise UsageError(f"{path}: {spelled}: {key} is given twice")
+            raise UsageError(f"{path}: unknown key {key!r}{hint}")
         if isinstance(value, datetime.date):  # TOML and YAML have dates of their own
             value = value.isoformat()
-        settings[key] = _check_value(f"{path}: {spelled}", key, value)
+        settings[key] = _check_value(f"{path}: {key}", key, value)
     _check_not_both(settings, f"{path}: epochs and steps")
     return settings
-
-
-def _of_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text_of(path))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds no settings: a line each is needed, such as beta: 0.1")
-    for key, value in content.items():
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
-            content[key] = float(value)  # YAML 1.1 takes 1e-5 for text
-    return content
-
-
-def _as_ours(where: str, key: str, value: Any, known: list[str]) -> tuple[str | None, Any]:
-    """A setting by its name here, with its value; no name where a switch is off."""
-    if key in known:
-        return key, value
-    if reason := refusal(key):
-        raise UsageError(f"{where}: {reason}")
-    if key in MEANS and isinstance(value, bool):
-        return MEANS[key] if value else (None, None)
-    return SAME.get(key, key), value
 
 
 def _check_not_both(settings: dict[str, Any], names: str) -> None:

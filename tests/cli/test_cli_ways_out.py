@@ -73,7 +73,7 @@ def test_what_is_not_rounded_is_compared_bit_by_bit(capsys: Capture) -> None:
 def test_ollama_gets_a_file_and_a_modelfile(large: Path, capsys: Capture) -> None:
     code, out, err = run(capsys, "export", str(large), "for-ollama", "--to", "ollama")
     assert (code, err) == (0, "")
-    assert out.endswith("next    ollama create for-ollama -f for-ollama/Modelfile\n")
+    assert out.endswith("Next:\n  ollama create for-ollama -f for-ollama/Modelfile\n")
     names = ["Modelfile", "dpo.json", "model.gguf"]
     assert sorted(path.name for path in Path("for-ollama").iterdir()) == names
     text = Path("for-ollama/Modelfile").read_text()

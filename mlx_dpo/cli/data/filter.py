@@ -23,6 +23,7 @@ from mlx_dpo.cli.foreign import refuse_foreign
 @click.option("--kind", "kinds", multiple=True, help="Keep only pairs of this kind; repeatable.")
 @click.option("--unique", is_flag=True, help="Leave out repeated pairs.")
 @options.overwrite
+@options.as_json
 def filter_(
     file: str,
     out: str,
@@ -31,6 +32,7 @@ def filter_(
     kinds: tuple[str, ...],
     unique: bool,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Leave pairs out, and show how many for each reason.
 
@@ -54,4 +56,4 @@ def filter_(
         what = "--model is for --max-length-ratio" if filters or model else "nothing to filter by"
         raise click.UsageError(f"{what}; give --max-length-ratio, --kind or --unique")
     refuse_foreign(file)
-    rework_to([file], Path(out), filters, overwrite=overwrite)
+    rework_to([file], Path(out), filters, overwrite=overwrite, as_json=as_json)
