@@ -162,7 +162,7 @@ class RewardWatch(Callback):
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """Warn, if `judge` says so."""
         if metrics is not None and (warning := self.judge(step, metrics)) is not None:
-            self._screen.warned(warning)
+            self._screen.warned(f"{warning}. Training goes on; --patience would end it")
 
     def judge(self, step: int, metrics: Metrics) -> str | None:
         """A warning, the first time that both mean rewards are below the floor."""
