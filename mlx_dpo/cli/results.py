@@ -99,7 +99,7 @@ def _print_next(job: Job, question: str) -> None:
     """What a run made, and what to type to use it."""
     config, out = job.config, str(job.out)
     is_adapter = config.method == LORA
-    say(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
+    say(f"The {'adapter' if is_adapter else 'tuned model'} is {out}. Next:")
     say(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
     if not is_adapter:
         say(f"  {shlex.join([program('mlx_lm.chat'), '--model', out])}")

@@ -56,12 +56,12 @@ class RunConfig:
         False, "Skip and count rows with errors, instead of refusing the file."
     )
     eval_fraction: float = _option(
-        0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
+        0.2, "Share of the pairs of each kind to hold out; 0 holds out none.", at_least=0, below=1
     )
     out: str | None = _option(
         None,
-        "Folder of the finished checkpoint. Default: checkpoints/<model>-dpo, numbered where that "
-        "is taken.",
+        "Folder of the finished model or adapter. Default: checkpoints/<model>-dpo, numbered where "
+        "that is taken.",
     )
     overwrite: bool = _option(False, "Replace --out if an earlier run made it.")
     run_dir: str | None = _option(
@@ -128,7 +128,7 @@ class RunConfig:
     )
     keep: str = _option(
         "last",
-        "Which weights become the finished checkpoint: those of the last step, or of the "
+        "Which weights become the finished model: those of the last step, or of the "
         "evaluation with the best result (best). The others stay in --run-dir.",
         choices=KEEPS,
     )
@@ -141,7 +141,9 @@ class RunConfig:
     patience: int | None = _option(
         None, "Stop after so many evaluations in a row without a better result.", at_least=1
     )
-    save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
+    save_every: int = _option(
+        100, "Steps between saved states, from which --resume goes on.", at_least=1
+    )
     sample_every: int = _option(
         0,
         "Steps between answers to a few held-out prompts, kept in samples.jsonl of the run; 0 "
@@ -207,7 +209,7 @@ class RunConfig:
         is_size=True,
     )
     plain: bool = _option(
-        False, "Compute log-probs by the plain definition: the slowest path, and the reference."
+        False, "Compute log-probs by the plain definition: the slowest way, to compare others with."
     )
 
     @property

@@ -1,4 +1,4 @@
-"""One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
+"""One run, from settings to a finished model: joins data, trainer, callbacks and files."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def train(
     screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
-    """Run DPO from settings to a finished checkpoint.
+    """Run DPO from settings to a finished model.
 
     Args:
         config: The settings.

@@ -54,7 +54,9 @@ def test_an_experiment_asks_runs_draws_explains_and_asks_again(title: str) -> No
 
 
 def test_no_two_headings_are_the_same_place_of_the_page() -> None:
-    lines = [line.strip() for cell in CELLS if cell["cell_type"] == "markdown" for line in cell["source"]]
+    lines = [
+        line.strip() for cell in CELLS if cell["cell_type"] == "markdown" for line in cell["source"]
+    ]
     headings = [line for line in lines if line.startswith("#")]
     assert len(headings) == len(set(headings)) > 20
 
