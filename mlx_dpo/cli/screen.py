@@ -346,6 +346,8 @@ def show_written(path: Path, pairs: int) -> dict[str, Any]:
     return {"file": str(path), "pairs": pairs}
 
 
-def show_ways_on(path: Path) -> None:
-    """What to type with a file of pairs."""
-    show_next(["audit", str(path)], ["train", "--model", "FOLDER", "--data", str(path)])
+def show_ways_on(path: Path, model: str = "FOLDER", adapter: str = "") -> None:
+    """What to type with a file of pairs; `model` gave the answers, if that is known."""
+    adapted = ["--adapter", adapter] if adapter else []
+    train = ["train", "--model", model, *adapted, "--data", str(path)]
+    show_next(["audit", str(path)], train)

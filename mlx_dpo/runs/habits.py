@@ -45,6 +45,8 @@ SAME = {
     **{"random_state": "seed", "r": "lora_rank"},
 }
 _RANKS = [name for name, setting in SAME.items() if setting == "lora_rank"]
+# Who types these in another program trains adapters there.
+_OF_LORA = {*_RANKS, "lora_alpha", "num_layers", "lora_target_modules", "target_modules"}
 # Settings that have other values elsewhere.
 VALUED = ("optimizer", "dtype", "method", "epochs", "lora_modules")
 
@@ -119,12 +121,12 @@ _INSTEAD = {
     "device": "MLX takes the GPU of a Mac, or the CPU",
 }
 
-_PACKED = "take a model in 4 bits, as mlx_lm.convert -q makes it: it trains by adapters of itself"
+_PACKED = "take a model in 4 bits, as mlx_lm.convert -q makes one; it trains by adapters unasked"
 _ONE_LOSS = "there is one loss, the sigmoid loss of DPO: leave it out"
 _SCHEDULE = "the schedule is a warm-up and a cosine to {min_learning_rate}: leave it out"
 _REFERENCE = "the reference is the model that training starts from: leave it out"
 _ONE_METHOD = "DPO is the only method: leave it out"
-_SPLITS = "mlx_dpo data import NAME --files PATTERN takes files of a data set: {data} is its result"
+_SPLITS = "first mlx_dpo data import NAME --files '*train_prefs*', then give its file as {data}"
 
 # What has no counterpart, and what to do; names in braces are settings.
 _REFUSED = {
@@ -212,9 +214,9 @@ def ours(
     Raises:
         UsageError: If some would change what is learned and have no counterpart; it names all.
     """
-    flat = _with_scale(dict(_flat(given, known)))
+    flat = _settled(dict(_flat(given, known)))
     settings: dict[str, Any] = {}
-    meant: dict[str, Any] = {}
+    meant: dict[str, Any] = {} if given.keys().isdisjoint(_OF_LORA) else {"method": "lora"}
     unused, refused = [], []
     for name, value in flat.items():
         if name in known or name in SAME:
@@ -275,8 +277,10 @@ def _told(
     return told
 
 
-def _with_scale(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with alpha / r for these two, where both are numbers."""
+def _settled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with alpha / r for these two, where both are numbers, and one length of the run."""
+    if (settings.get("max_steps") or -1) not in (-1, "-1"):
+        settings.pop("num_train_epochs", None)  # as in Hugging Face's trainer
     alpha = settings.get("lora_alpha")
     rank = next((settings[each] for each in ("lora_rank", *_RANKS) if each in settings), None)
     try:

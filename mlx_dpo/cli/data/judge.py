@@ -86,7 +86,7 @@ def judge(
     """
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
-    from mlx_dpo.workshop.candidates import contests_of, load_candidates
+    from mlx_dpo.workshop.candidates import contests_of, load_candidates, origins_of
     from mlx_dpo.workshop.judge.judges import open_judge
     from mlx_dpo.workshop.judge.verdicts import judge_all, summarize
 
@@ -136,7 +136,8 @@ def judge(
     write_file(path, "".join(map(preference_line, won)))
     say(f"wrote      {out}  ({counted(len(won), 'pair')})")
     if won:
-        show_ways_on(path)
+        origins = [origin for origin in origins_of(rows) if origin.model]
+        show_ways_on(path, *origins[0] if len(origins) == 1 else ())
     if as_json:
         written = {"file": out, "pairs": len(won)}
         show_json({"prompts": len(rows), **asdict(summary), "written": [written]})

@@ -89,7 +89,7 @@ def sample(
     )
     say(f"wrote     {path}  ({choice} of {counted(len(candidates), 'prompt')} leave a choice)")
     if choice:
-        show_next(["data", "label", out], ["data", "judge", out, "--judge", "JUDGE"])
+        show_next(["data", "label", out], ["data", "judge", out, "--judge", "rule:shorter"])
     if as_json:
         counts = {"prompts": len(candidates), "answers": len(texts), "cut": cut, "choice": choice}
         show_json({**counts, "written": [{"file": out}]})
