@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from mlx_dpo.cli import options
 from mlx_dpo.cli.adapter import adapter
 from mlx_dpo.cli.audit import audit
 from mlx_dpo.cli.compare import compare
@@ -18,6 +17,7 @@ from mlx_dpo.cli.export import export
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.habits import translated
+from mlx_dpo.cli.options import quiet
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.push import push
@@ -91,7 +91,7 @@ for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.
     _command.context_class = Context
     if not isinstance(_command, click.Group):
         packs = _command.name in ("convert", "export")  # -q packs in mlx_lm.convert
-        options.quiet(*() if packs else ("-q",))(_command)
+        quiet(*() if packs else ("-q",))(_command)
 
 
 def main(args: list[str] | None = None) -> Any:
