@@ -96,6 +96,7 @@ for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.
 
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
+    footer.is_quiet = footer.keeps_stdout = False
     try:
         words = sys.argv[1:] if args is None else args
         _check_encoding(words)
