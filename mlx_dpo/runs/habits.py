@@ -88,7 +88,7 @@ _UNUSED = {
     *_UNUSED_SWITCHES,
     *("per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
     *("save_strategy", "save_total_limit", "logging_strategy", "logging_dir", "log_level"),
-    *("run_name", "project_name", "report_to", "wandb", "wandb_project", "wandb_name"),
+    *("run_name", "project_name", "wandb", "wandb_project", "wandb_name"),
     *("wandb_entity", "wandb_watch", "wandb_log_model", "hub_model_id", "hub_strategy"),
     *(
         "preprocessing_num_workers",
@@ -103,9 +103,11 @@ _UNUSED = {
     *("clear_cache_threshold", "model_type", "tokenizer_type", "truncation_mode", "ddp_timeout"),
     *("backend", "local_rank", "lora_fan_in_fan_out", "bias", "hub_token", "chat_template"),
 }
+_PROJECT = "give {report_to}; a project's name is read from WANDB_PROJECT or TRACKIO_PROJECT"
 _INSTEAD = {
-    "report_to": "metrics.jsonl has the figures, and mlx_dpo report --live draws them",
-    "wandb_project": "metrics.jsonl has the figures, and mlx_dpo report --live draws them",
+    **dict.fromkeys(("wandb", "wandb_project", "project_name"), _PROJECT),
+    "run_name": "a tracker names the run after its folder, {run_dir}",
+    "logging_dir": "TensorBoard's file lies in the run's folder, {run_dir}",
     "push_to_hub": "mlx_dpo push uploads the finished folder",
     "hub_model_id": "mlx_dpo push uploads the finished folder",
     "max_prompt_length": "{max_length} is that of prompt and answer together",

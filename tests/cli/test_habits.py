@@ -70,6 +70,7 @@ SAME = {
     "--load_in_4bit False --fp16 false": "",
     "--use_gradient_checkpointing unsloth --random_state 7": "--checkpoint-layers --seed 7",
     "--no_remove_unused_columns --lora_dropout 0": "",
+    "--report_to wandb": "--report-to wandb",
     "-c run.toml": "run.toml",
     "--config run.yaml --beta 0.2": "run.yaml --beta 0.2",
     "--config=run.toml": "run.toml",
@@ -104,7 +105,7 @@ COMMANDS = {
 }
 # What is left unused, and what the line about it says.
 UNUSED = {
-    "--report_to wandb --run_name x": "--report-to: metrics.jsonl has the figures",
+    "--wandb x --run_name y": "--wandb: give --report-to",
     "--push_to_hub --hub_model_id a/b": "--push-to-hub, --hub-model-id: mlx_dpo push",
     "--save_total_limit 1 --val-batches -1": "--save-total-limit, --val-batches",
     "--trust-remote-code": "code from a model folder is never run",
