@@ -159,6 +159,7 @@ def _write_gguf(
     from mlx_dpo.convert.gguf import file as gguf
     from mlx_dpo.convert.sources import Source, date_of
     from mlx_dpo.models.hub import load_tokenizer
+    from mlx_dpo.models.rotary import longest_short_text
     from mlx_dpo.preferences.chat import chat_format
 
     folder = order.source.folder
@@ -173,6 +174,15 @@ def _write_gguf(
         raise MlxDpoError(f"{file}: not written: {check.rounded} tensors were rounded; report this")
     if vocabulary.chat_template is None:
         notes.append("chat    the model has no chat template: what reads the file will guess one")
+    if not vocabulary.is_alike:
+        notes.append(
+            "tokens  the model's own in conversations; in other texts llama.cpp may have a space "
+            "more or less"
+        )
+    if (short := longest_short_text(model)) is not None:
+        notes.append(
+            f"context {short} tokens at most; given more, llama.cpp computes other positions (-c)"
+        )
     packing = None if order.bits is None else {"gguf": plan.kind}
     return Written(packing, Source(scratch, None, scratch), notes), chat, vocabulary.adds_bos
 
