@@ -20,6 +20,12 @@ _TRIED = (
     (Message("system", "Be brief."), Message("user", "What is two and two?")),
     (*_TURNS, Message("assistant", "Two words."), Message("user", "And a third:\n1, 2")),
 )
+# Kinds that Ollama runs by MLX, from a folder of safetensors, of those that GGUF is not written of.
+IMPORTED = (
+    *("gemma4", "gemma4_text", "laguna", "qwen3_5", "qwen3_5_text", "qwen3_5_moe"),
+    *("qwen3_moe", "qwen3_next"),
+)
+
 _UNSAYABLE = ("{{", "}}", '"""')
 
 
@@ -98,13 +104,16 @@ def _turns(whole: str, short: str, *, has_system: bool) -> Turns | None:
     return Turns(first[0].removesuffix(before), around)
 
 
-def modelfile(chat: ChatFormat, weights: str, *, adds_bos: bool) -> tuple[str, bool]:
+def modelfile(
+    chat: ChatFormat, weights: str, *, adds_bos: bool, longest: int | None = None
+) -> tuple[str, bool]:
     """A Modelfile for ``ollama create``.
 
     Args:
         chat: The model's conversation format.
-        adds_bos: As for `turns_of`.
         weights: Where they are, from the Modelfile.
+        adds_bos: As for `turns_of`.
+        longest: Tokens of a context; None leaves that to Ollama.
 
     Returns:
         Its text, and whether it has the chat template.
@@ -113,8 +122,12 @@ def modelfile(chat: ChatFormat, weights: str, *, adds_bos: bool) -> tuple[str, b
     lines = [f"FROM {weights}"]
     if turns is not None:
         lines.append(f'TEMPLATE """{turns.template}"""')
-    if chat.closing_text.strip() and '"' not in chat.closing_text:
-        lines.append(f'PARAMETER stop "{chat.closing_text}"')
+    ends = chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids - {chat.closing_id}))
+    for text in dict.fromkeys((chat.closing_text, *ends)):
+        if text.strip() and not {'"', "\n"} & set(text):
+            lines.append(f'PARAMETER stop "{text}"')
+    if longest is not None:
+        lines.append(f"PARAMETER num_ctx {longest}")
     return "\n".join(lines) + "\n", turns is not None
 
 

@@ -14,10 +14,11 @@ from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, check_ordinary, entries_of, inside
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import is_hub_id
-from mlx_dpo.runs.card import CARD, licence_of, model_card
+from mlx_dpo.runs.card import CARD, renewed_card
 
 _PATTERNS = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("model.gguf", "Modelfile"),
     *("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors"),
     *("peft/adapter_config.json", "peft/adapter_model.safetensors"),
 )
@@ -65,13 +66,13 @@ def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
     if "trained_from" not in record:
         raise UsageError(f"{folder}: no run or export made it (no {RECORD} in it says so)")
     found = {file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()}
-    if not any(file.suffix == ".safetensors" for file in found):
+    if not any(file.suffix in (".safetensors", ".gguf") for file in found):
         raise UsageError(f"{folder}: holds no weights")
     for file in found:
         check_ordinary(file)
     files = [inside(file.parent, file.name) for file in found] + companions(folder)
     texts = {RECORD: (json.dumps(without_paths(record), indent=2) + "\n").encode()}
-    if (card := _card(folder, record, name)) is None:
+    if (card := renewed_card(folder, record, name)) is None:
         files.append(inside(folder, CARD))
     else:
         texts[CARD] = card.encode()
@@ -81,18 +82,6 @@ def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
     going = {upload.name for upload in uploads}
     left = [e.name for e in entries_of(folder) if e.is_file() and e.name not in going]
     return sorted(uploads), sorted(left)
-
-
-def _card(folder: Path, record: dict[str, Any], name: str) -> str | None:
-    """The card with the repository's name; None where the folder has one that a person edited."""
-    is_peft = "export" not in record and not (folder / "adapters.safetensors").is_file()
-    library = "peft" if is_peft and "adapter" in record else "mlx"
-    licence, card = licence_of(folder), folder / CARD
-    if card.is_file():
-        own = inside(folder, CARD).read_text(encoding="utf-8", errors="replace")
-        if own != model_card(record, folder.resolve().name, licence, library=library):
-            return None
-    return model_card(record, name, licence, library=library)
 
 
 def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
