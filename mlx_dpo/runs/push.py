@@ -100,8 +100,13 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
             refuses or can't be reached.
     """
     import httpx2
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
 
+    if get_token() is None:
+        raise UsageError(
+            f"{name}: not pushed: no token of the hub here: hf auth login stores one"
+        )
     try:
         api = HfApi()
         address = api.create_repo(name, private=not public, exist_ok=True)
@@ -112,14 +117,26 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
             [CommitOperationAdd(each.name, each.content) for each in uploads],
             commit_message="Trained by mlx-dpo",
         )
-    except UsageError:
-        raise
+    except HfHubHTTPError as error:
+        raise UsageError(f"{name}: not pushed: {_refusal(error, name)}") from None
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise UsageError(
-            f"{name}: not pushed (no network, no login, or no right to write there; hf auth login "
-            f"stores a token): {one_line(error)}"
+            f"{name}: not pushed: the hub can't be reached, or fails: {one_line(error)}"
         ) from None
     return str(address)
+
+
+def _refusal(error: Any, name: str) -> str:
+    """What to do about an answer of the hub's."""
+    status = getattr(error.response, "status_code", None)
+    if status == 401:
+        return "the hub does not know the token here: hf auth login stores another"
+    if status in (403, 404):
+        return (
+            f"the token here may not write to {name.partition('/')[0]}: hf auth login stores one "
+            "with write access; or choose another owner"
+        )
+    return f"the hub refuses: {one_line(error)}"
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
