@@ -104,9 +104,7 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     if get_token() is None:
-        raise UsageError(
-            f"{name}: not pushed: no token of the hub here: hf auth login stores one"
-        )
+        raise UsageError(f"{name}: not pushed: no token of the hub here: hf auth login stores one")
     try:
         api = HfApi()
         address = api.create_repo(name, private=not public, exist_ok=True)
