@@ -17,6 +17,7 @@ _TURNS = (_SYSTEM, _USER, Message("assistant", "zqanswer"), Message("user", "zqs
 _TRIED = (
     (Message("user", "Hello there."),),
     (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Who are you?")),
+    (*_TURNS[1:], Message("assistant", "Two words."), Message("user", "And a third:\n1, 2")),
     (Message("system", "Be brief."), Message("user", "What is two and two?")),
     (*_TURNS, Message("assistant", "Two words."), Message("user", "And a third:\n1, 2")),
 )
@@ -35,7 +36,7 @@ class Turns:
 
     Attributes:
         unasked: Before the first turn where that is not the system's.
-        around: Before and after a turn, by its role; what follows the user's begins the answer.
+        around: Before and after a turn, by its role.
     """
 
     unasked: str
@@ -77,7 +78,7 @@ def turns_of(chat: ChatFormat, *, adds_bos: bool) -> Turns | None:
         return None
     begin = chat.tokenizer.bos_token if adds_bos else ""
     for num_system in (1, 0):  # some templates refuse a system's turn
-        chosen = [_TURNS[1 - num_system :], [_USER], *_TRIED[: 2 + 2 * num_system]]
+        chosen = [_TURNS[1 - num_system :], [_USER], *_TRIED[: 3 + 2 * num_system]]
         texts = render(chat.tokenizer, chosen, add_generation_prompt=True, date=chat.date)
         if all(isinstance(text, str) for text in texts):
             written = [str(text).removeprefix(begin) for text in texts]
@@ -95,12 +96,12 @@ def _turns(whole: str, short: str, *, has_system: bool) -> Turns | None:
     if parts is None or first is None:
         return None
     asking, after_user, after_answer, last = parts[-4:]
-    if after_user != last:
+    if not after_user.startswith(last):
         return None
     before = _common_end(asking, after_answer, first[0])
     around = {"system": (parts[0], asking.removesuffix(before))} if has_system else {}
-    around["user"] = (before, after_user)
-    around["assistant"] = ("", after_answer.removesuffix(before))
+    around["user"] = (before, last)
+    around["assistant"] = (after_user.removeprefix(last), after_answer.removesuffix(before))
     return Turns(first[0].removesuffix(before), around)
 
 

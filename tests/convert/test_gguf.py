@@ -554,6 +554,16 @@ def test_a_template_that_refuses_a_system_text_is_said_without() -> None:
     assert turns.around.keys() == {"user", "assistant"}
 
 
+def test_what_is_before_an_answer_only_once_it_is_written_is_said() -> None:
+    turns = Templated(
+        "{% for m in messages %}{% if m.role == 'user' %}[I] {{ m.content }}[/I]"
+        "{% elif m.role == 'assistant' %} {{ m.content }}<|end|>"
+        "{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    ).turns()
+    assert turns is not None
+    assert turns.around == {"user": ("[I] ", "[/I]"), "assistant": (" ", "<|end|>")}
+
+
 @pytest.mark.parametrize(
     "turn",
     [
