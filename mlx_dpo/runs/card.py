@@ -94,8 +94,8 @@ def model_card(
         library: ``mlx``, ``peft``, ``transformers`` or ``gguf``.
     """
     settings, export = _part(record, "settings"), record.get("export")
-    is_adapter = "adapter" in record and export is None
-    base = _name(_part(record, "trained_from"), "model")
+    is_adapter = library == "peft" or ("adapter" in record and export is None)
+    base, uses = _name(_part(record, "trained_from"), "model"), _USE_ADAPTER if is_adapter else _USE
     parts = [
         _metadata(record, base, origin, library),
         f"# {_plain(name)}\n",
@@ -103,7 +103,7 @@ def model_card(
         _table(_facts(record, settings)),
         _held_out(record),
         "## To use it\n",
-        (_USE_ADAPTER if is_adapter else _USE)[library].format(
+        uses.get(library, uses["mlx"]).format(
             base=base, name=_plain(name), short=_plain(name).rsplit("/")[-1]
         ),
     ]
@@ -168,12 +168,12 @@ def origin_of(folder: Path) -> dict[str, str]:
     """What the card of a model folder says of its licence and its base; empty where nothing."""
     from huggingface_hub import RepoCard
 
-    content = _own_card(folder) or ""
-    if not content.lstrip().startswith(_METADATA):
-        return {}
     try:
+        content = _own_card(folder) or ""
+        if not content.lstrip().startswith(_METADATA):
+            return {}
         found: dict[str, Any] = vars(RepoCard(content, ignore_metadata_errors=True).data)
-    except Exception:  # YAML by strangers: no licence is better than no model after hours
+    except Exception:  # a file by strangers: no licence is better than no model after hours
         return {}
     if isinstance(base := found.get("base_model"), list) and len(base) == 1:
         found["base_model"] = base[0]

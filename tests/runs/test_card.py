@@ -73,6 +73,9 @@ def test_a_base_on_the_hub_is_linked_and_a_word_of_the_base_s_licence_goes_along
 def test_a_base_s_card_that_says_no_licence_does_no_harm(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
     assert origin_of(tmp_path) == {}
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").symlink_to(ORACLE / "config.json")
+    assert origin_of(tmp_path) == {}
 
 
 BASE = "---\nlicense: apache-2.0\nbase_model: owner/older\n---\n# Of the base\n"
@@ -146,5 +149,9 @@ _FIGURES = (
 
 
 def test_a_record_that_was_changed_by_hand_makes_a_shorter_card() -> None:
+    for library in ("mlx", "peft", "transformers", "gguf"):
+        assert (
+            "mlx_lm" in model_card({"adapter": 1}, "out", {}, library=library) or library == "peft"
+        )
     odd = {"trained_from": 1, "data": [], "settings": "x", "groups": [{"name": 3}], "kept": None}
     assert "On held-out pairs" not in model_card(odd, "out", {})
