@@ -191,6 +191,7 @@ def place_of(out: str, to: str) -> Path:
 def new_form(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
     """What is filled, a folder or a file; it appears as OUT when the block ends well."""
     from mlx_dpo.files import new_file, new_folder
+    from mlx_dpo.models.export import new_model_folder
 
     if to == "torch":  # which is made of it
         (scratch / "fused").mkdir()
@@ -199,7 +200,8 @@ def new_form(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Pat
         with new_file(out, replace=overwrite) as file:
             yield Path(file.name)
     else:
-        with new_folder(out, replace=overwrite) as folder:
+        fill = new_folder if to == "ollama" else new_model_folder
+        with fill(out, replace=overwrite) as folder:
             yield folder
 
 
