@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_dpo.cli.ways_out import place_of
 from mlx_dpo.convert.sources import Source, load_source, locate
 from mlx_dpo.models.hub import load_model
 from tests.cli.conftest import run
@@ -93,8 +94,9 @@ def test_lm_studio_is_given_a_folder_where_it_looks(here: Path, capsys: Capture)
     assert logits(str(place)).shape == (1, 7, 512)
     Path("folder").mkdir()
     for name in ("folder/tiny", "./new/tiny", str(here / "other" / "tiny")):
-        assert run(capsys, "export", str(ORACLE), name, "--to", "lm-studio")[0] == 0
-        assert Path(name, "config.json").is_file()
+        assert place_of(name, "lm-studio") == Path(name)
+    assert run(capsys, "export", str(ORACLE), "folder/tiny", "--to", "lm-studio")[0] == 0
+    assert Path("folder/tiny/config.json").is_file()
 
 
 def test_pytorch_gets_the_sum_of_model_and_adapter(large: Path, capsys: Capture) -> None:
