@@ -26,10 +26,11 @@ _SETTINGS: "dict[str, Field[Any]]" = {setting.name: setting for setting in field
 OF_A_SAVED_RUN = (
     *("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every"),
     *("allow_sleep", "skip_nonfinite", "adapter_format", "keep", "best_by", "patience"),
+    "report_to",
 )
 
 
-_METAVARS = {"memory_budget": "SIZE", "date": "DATE", "lora_modules": "NAMES"}
+_METAVARS = {"memory_budget": "SIZE", "date": "DATE", "lora_modules": "NAMES", "report_to": "NAMES"}
 
 
 class Name(click.Path):
@@ -134,6 +135,8 @@ def _option_of(setting: "Field[Any]") -> Decorator:
     value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
     if not choices:
         value["metavar"] = _metavar(setting.name, kind)
+    if "is_list" in setting.metadata:  # with commas between, or given several times
+        value |= {"multiple": True, "callback": lambda _, __, values: ",".join(values) or None}
     return click.option(
         _flag(setting.name),
         default=None,

@@ -167,6 +167,9 @@ class TerminalScreen(Screen):
             f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
         )
 
+    def tracked(self, text: str) -> None:
+        self._line("tracker", text)
+
     def ended_early(self, text: str) -> None:
         say(text, err=True)
 

@@ -15,6 +15,8 @@ from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import page_place, program, say, share, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.guards import forget_dead
+from mlx_dpo.runs.tracker_process import check_installed
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
@@ -71,6 +73,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, verbose: bool, **giv
     given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
+    check_installed(settings.report_to)
     refuse_foreign(settings.data, settings.eval_data)
     if settings.run_dir is None:
         raise UsageError("sweep needs --run-dir: the folder of the sweep")
@@ -171,6 +174,7 @@ def _is_finished(settings: RunConfig) -> bool:
     )
     if made != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
+    forget_dead(run)
     return True
 
 

@@ -16,7 +16,8 @@ from mlx_dpo.cli.screen import page_place, program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
-from mlx_dpo.runs.guards import check_free, stop_on_signal
+from mlx_dpo.runs.guards import check_free, forget_dead, stop_on_signal
+from mlx_dpo.runs.tracker_process import check_installed
 
 
 @click.command()
@@ -54,9 +55,11 @@ def train(
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
+            _round_off(run_dir)
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
+    check_installed(settings.report_to)
     if settings.run_dir and not dry_run:
         check_free(Path(settings.run_dir))
     if supervise and not dry_run:
@@ -152,6 +155,13 @@ def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) ->
     if config is None and "model" not in given:
         raise UsageError(f"{run_dir}: no run there to continue")
     return config
+
+
+def _round_off(run_dir: Path) -> None:
+    """Do what a run that was killed after its result has left undone: its page, and its lock."""
+    forget_dead(run_dir)
+    if not (run_dir / "report.html").is_file():
+        _write_report(run_dir)
 
 
 def _write_report(folder: Path) -> None:

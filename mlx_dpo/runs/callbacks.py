@@ -79,6 +79,9 @@ class Screen:
     def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
         """A few held-out prompts were answered; each with its answer."""
 
+    def tracked(self, text: str) -> None:
+        """Where a tracker shows the run, or what of it the tracker lacks in the end."""
+
     def ended_early(self, text: str) -> None:
         """No step follows the present one; `text` says why."""
 

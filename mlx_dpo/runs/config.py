@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, gt, lt
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlx_dpo.files import flaw_of_name, text_of
 from mlx_dpo.preferences.chat import is_date
 from mlx_dpo.runs.habits import MEANS, SAME, refusal
 from mlx_dpo.runs.sources import data_files
+from mlx_dpo.runs.tracker_process import trackers_of
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
@@ -150,6 +152,13 @@ class RunConfig:
         at_least=0,
     )
     log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
+    report_to: str = _option(
+        "none",
+        "Trackers that get the figures too: trackio and tensorboard, which keep them on this "
+        "machine, and wandb, which sends them to its cloud. Several with commas between.",
+        is_list=True,
+        is_trackers=True,
+    )
     skip_nonfinite: int = _option(
         0,
         "How many steps in a row may be skipped because a loss or gradient is not finite; each "
@@ -183,6 +192,7 @@ class RunConfig:
         None,
         "Which linear layers of the blocks to adapt: all, attention, or names such as "
         "q_proj,v_proj. Default: all, without routers of experts.",
+        is_list=True,
     )
     adapter: str | None = _option(
         None,
@@ -233,7 +243,7 @@ class RunConfig:
 NOT_IN_IDENTITY = frozenset(
     {"out", "overwrite", "run_dir", "model", "data", "memory_budget", "date"}
     | {"adapter", "adapter_format"}
-    | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
+    | {"eval_every", "save_every", "sample_every", "log_every", "report_to", "allow_sleep"}
     | {"keep", "best_by", "patience"}
 )
 # Their defaults depend on the number of training pairs.
@@ -324,6 +334,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: {spelled}: {key} is given twice")
         if isinstance(value, datetime.date):  # TOML and YAML have dates of their own
             value = value.isoformat()
+        if isinstance(value, list) and "is_list" in _rules(key):
+            value = ",".join(map(str, value))
         settings[key] = _check_value(f"{path}: {spelled}", key, value)
     _check_not_both(settings, f"{path}: epochs and steps")
     return settings
@@ -360,6 +372,10 @@ def _check_not_both(settings: dict[str, Any], names: str) -> None:
         raise UsageError(f"{names} both say how long to train; give one")
 
 
+def _rules(key: str) -> Mapping[str, Any]:
+    return next(f for f in fields(RunConfig) if f.name == key).metadata
+
+
 def _check_value(name: str, key: str, value: Any) -> Any:
     expected = option_type(key)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -370,7 +386,7 @@ def _check_value(name: str, key: str, value: Any) -> Any:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name}: must be a finite number, found {value}")
-    rules = next(f for f in fields(RunConfig) if f.name == key).metadata
+    rules = _rules(key)
     for rule, holds in _LIMITS.items():
         if rule in rules and not holds(value, rules[rule]):
             raise UsageError(
@@ -397,6 +413,10 @@ def parse_size(text: str) -> int | None:
 _FORMS: dict[str, Any] = {
     "is_size": (parse_size, "a size such as 8GB or 900MB"),
     "is_date": (is_date, "a date such as 2026-01-31"),
+    "is_trackers": (
+        lambda text: trackers_of(text) is not None,
+        "trackio, wandb or tensorboard, with commas between, or none",
+    ),
 }
 
 

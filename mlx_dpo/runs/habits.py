@@ -51,7 +51,7 @@ _PACKED = "take a model in 4 bits, as mlx_lm.convert -q makes it: it trains by a
 _ONE_LOSS = "there is one loss, the sigmoid loss of DPO: leave it out"
 _SCHEDULE = "the schedule is a warm-up and a cosine to {min_learning_rate}: leave it out"
 _REFERENCE = "the reference is the model that training starts from: leave it out"
-_TRACKERS = "no trackers yet: metrics.jsonl has the figures; mlx_dpo report --live draws them"
+_PROJECT = "give {report_to}; a project's name is read from WANDB_PROJECT or TRACKIO_PROJECT"
 
 # What has no counterpart, and what to do; names in braces are settings.
 _REFUSED = {
@@ -74,7 +74,9 @@ _REFUSED = {
     "eval_strategy": "give {eval_every}, in steps",
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantize"), _PACKED),
     "fp16": "float16 is for the frozen base of adapters: {dtype} float16 with {method} lora",
-    **dict.fromkeys(("report_to", "wandb"), _TRACKERS),
+    **dict.fromkeys(("wandb", "wandb_project", "project", "project_name"), _PROJECT),
+    "run_name": "a tracker names the run after its folder: give {run_dir}",
+    "logging_dir": "TensorBoard's file lies in the run's folder: give {run_dir}",
     "resume_from_checkpoint": "mlx_dpo train --resume --run-dir FOLDER goes on with a run",
     "trust_remote_code": "code from a model folder is never run: leave it out",
     "push_to_hub": "hf upload takes the finished folder: leave it out",
