@@ -35,8 +35,8 @@ def convert(
 ) -> None:
     """Convert an adapter between mlx-lm's layout and PEFT's, and prove it.
 
-    The record of its run, its README, tokenizer and chat template go along. DST appears complete,
-    and computes on the model what SRC computes, or not at all.
+    The record of its run, its tokenizer and chat template go along, and the model card says how
+    DST is used. It appears complete and computes on the model what SRC computes, or not at all.
 
     \b
     Examples:
