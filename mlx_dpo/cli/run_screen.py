@@ -117,7 +117,7 @@ class TerminalScreen(Screen):
             colour=VERDICT_COLOURS[lengths.verdict],
         )
         if lengths.verdict != OK:
-            self.warned(f"length bias: {LENGTH_ADVICE}")
+            self.warned(f"length bias: {LENGTH_ADVICE}; training goes on")
         for warning in _warnings(job):
             self.warned(warning)
 

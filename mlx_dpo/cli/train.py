@@ -14,7 +14,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import page_place, program, say
+from mlx_dpo.cli.screen import page_place, program, say, show_json
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
@@ -25,6 +25,8 @@ from mlx_dpo.runs.tracker_process import check_installed
 if TYPE_CHECKING:
     from mlx_dpo.runs.launcher import Ranks
     from mlx_dpo.training.peers import Alone
+
+_OF_THE_SCREEN = ("-q", "--quiet", "-v", "--verbose", "--json")
 
 
 @click.command()
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     help="How long ranks wait for one that does not answer.",
 )
 @options.verbose
+@options.as_json
 def train(
     config: Path | None,
     resume: bool,
@@ -54,6 +57,7 @@ def train(
     hosts: str | None,
     peer_timeout: float,
     verbose: bool,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Train a model on preference pairs with DPO.
@@ -70,12 +74,12 @@ def train(
       mlx_dpo train --resume --run-dir runs/my-sft-1
     """
     given = options.typed(given)
-    shown = {"resume": resume, "dry_run": dry_run, "verbose": verbose}
+    shown = {"resume": resume, "dry_run": dry_run, "verbose": verbose, "as_json": as_json}
     if is_rank():
         _check_launched_once(ranks, hosts)
         _take_part(config, given, peer_timeout, **shown)
         return
-    settings = _settings(config, given, resume)
+    settings = _settings(config, given, resume, as_json)
     if settings is None:
         return
     if settings.run_dir and not dry_run:
@@ -90,7 +94,9 @@ def train(
         _run(settings, config, given, None, **shown)
 
 
-def _settings(config: Path | None, given: dict[str, Any], resume: bool) -> RunConfig | None:
+def _settings(
+    config: Path | None, given: dict[str, Any], resume: bool, as_json: bool
+) -> RunConfig | None:
     """The settings of the run; None where it had finished."""
     if resume:
         run_dir = _run_to_resume(given)
@@ -98,6 +104,8 @@ def _settings(config: Path | None, given: dict[str, Any], resume: bool) -> RunCo
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
             _round_off(run_dir)
+            if as_json:
+                show_json({"trained": False, "run": str(run_dir)})
             return None
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
@@ -152,7 +160,7 @@ def _take_part(
                 if settings is not None:
                     follow(settings, peers, dry_run=shown["dry_run"])
                 return
-            settings = _settings(config, given, shown["resume"])
+            settings = _settings(config, given, shown["resume"], shown["as_json"])
             if settings is None:
                 settings_of_first(peers, None)
                 return
@@ -169,6 +177,7 @@ def _run(
     resume: bool,
     dry_run: bool,
     verbose: bool,
+    as_json: bool,
 ) -> None:
     """Run, under settings that keep the budget; as they are where the run has begun."""
     refuse_foreign(settings.data, settings.eval_data)
@@ -176,8 +185,9 @@ def _run(
         config = _config_of_run(Path(str(settings.run_dir)), config, given)
     if source := config or (None if "model" in given else EMBEDDED_CONFIG):
         say(f"{'config':<10}  {source}", err=True)
+        options.warn_of_unused(source)
     fixed = None if _has_begun(settings) else given_names(config, given)
-    from mlx_dpo.cli.results import show_result
+    from mlx_dpo.cli.results import record_of_run, show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.group import settings_of_first
@@ -194,9 +204,13 @@ def _run(
         )
     if result is None:
         say("dry run: all checks passed; nothing was trained")
+        record: dict[str, Any] = {"trained": False}
     else:
         show_result(result, verbose=verbose)
-        _write_report(result.folder)
+        page = _write_report(result.folder)
+        record = {"trained": True, **record_of_run(result), "report": page and str(page)}
+    if as_json:
+        show_json(record)
 
 
 def _has_begun(settings: RunConfig) -> bool:
@@ -223,8 +237,9 @@ def _supervised(
     def command(again: bool) -> list[str]:
         begin = [sys.executable, "-m", "mlx_dpo"]
         if again and not begun and (run_dir / "config.toml").is_file():
-            again_words = ["train", "--resume", "--run-dir", str(run_dir)]
-            return [*begin, *again_words, *(["--peer-timeout", str(peer_timeout)] if start else [])]
+            kept = [word for word in words if word in _OF_THE_SCREEN]
+            kept += ["--peer-timeout", str(peer_timeout)] if start else []
+            return [*begin, "train", "--resume", "--run-dir", str(run_dir), *kept]
         return [*begin, *words, "--run-dir", str(run_dir)]
 
     def warn(line: str) -> None:
@@ -275,7 +290,7 @@ def _round_off(run_dir: Path) -> None:
         _write_report(run_dir)
 
 
-def _write_report(folder: Path) -> None:
+def _write_report(folder: Path) -> Path | None:
     """The page of a finished run; a page that fails is a warning, the run stands."""
     from mlx_dpo.insight.report.page import write_report
 
@@ -285,3 +300,5 @@ def _write_report(folder: Path) -> None:
         say(f"The report is {page_place(page)}.")
     except MlxDpoError as error:
         say(f"warning: no report: {error}", err=True)
+        return None
+    return page

@@ -173,7 +173,7 @@ class Stop:
 
     requested = False
     defer = False
-    message = "stopped before the first step; nothing is lost, start it again"
+    message = "stopped before a step was made: nothing is lost, begin again with the same command"
 
     def check(self) -> None:
         """Raise, if a signal came.

@@ -128,6 +128,9 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--supervise",
             "--verbose",
             "-v",
+            "--quiet",
+            "-q",
+            "--json",
         ),
     }
 
