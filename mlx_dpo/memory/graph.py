@@ -39,6 +39,7 @@ class Array:
         uses: References to it, by handles and operations.
         buffer: Where its elements lie; None before it is computed.
         layout: Strided view over nothing, as its elements lie in the buffer; None for row order.
+        value: The elements of a constant; None of all others.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class Array:
     uses: int = 0
     buffer: Any = None
     layout: npt.NDArray[Any] | None = None
+    value: mx.array | None = None
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +132,7 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array
         elif kind == "constants":
             for name, value in entry["constants"]:
                 constant = array(name, value.shape, value.dtype)
+                constant.value = value
                 if (mark := _mark_of(value)) is not None:
                     marks[constant] = mark
 

@@ -23,6 +23,8 @@ from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Wo
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.prompts import AfterPrompt, PromptKeys, continue_prompts
 
+Caches = Sequence[PromptKeys | AfterPrompt]  # of a forward, by layer
+
 
 class ScoringPath(Protocol):
     """A way to compute log-probs.
@@ -157,16 +159,18 @@ def _logprobs(
     """Log-probs (2, B), the trunk of `layered` below a head that gives those of its tokens."""
     if not layout.rows:
         return mx.zeros((2, num_pairs))
+    prefix = [mx.array([layout.contexts[0][: layout.prefix]])] if layout.prefix else []
     prompts = [
-        _padded([layout.contexts[i] for i in group.members], group.width, pad_id)
+        _padded([layout.contexts[i][layout.prefix :] for i in group.members], group.width, pad_id)
         for group in layout.context_groups
     ]
     responses = [
         _padded([layout.rows[i].inputs for i in group.members], group.width, pad_id)
         for group in layout.row_groups
     ]
-    layered = gathered_once(layered, [*prompts, *responses])
-    recorded = [_read_prompts(layered, ids) for ids in prompts]
+    layered = gathered_once(layered, [*prefix, *prompts, *responses])
+    before = [_read_prompts(layered, ids) for ids in prefix]
+    recorded = [_read_prompts(layered, ids, before, layout.prefix) for ids in prompts]
     source_of = {
         context: (forward, line)
         for forward, group in enumerate(layout.context_groups)
@@ -193,9 +197,21 @@ def _logprobs(
     return _summed(logprobs, slots, num_pairs)
 
 
-def _read_prompts(model: nn.Module, ids: mx.array) -> list[PromptKeys]:
-    """Keys and values of every layer for some prompts. Their logits are never computed."""
-    caches = [PromptKeys() for _ in model.layers]
+def _read_prompts(
+    model: nn.Module, ids: mx.array, before: Sequence[Caches] = (), prefix: int = 0
+) -> Caches:
+    """Keys and values of every layer for some prompts. Their logits are never computed.
+
+    Args:
+        model: Reads them.
+        ids: int32 (prompts, P).
+        before: Caches of the tokens that come before all of them; empty where none do.
+        prefix: How many those are.
+    """
+    caches: Caches = [PromptKeys() for _ in model.layers]
+    if before:
+        rows = len(ids)
+        caches = continue_prompts(before, [(0, 0)] * rows, [prefix] * rows, read_again=True)
     model(ids, cache=caches)
     return caches
 

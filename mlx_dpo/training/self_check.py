@@ -46,6 +46,7 @@ FLOAT32, BFLOAT16 = Rounding(1e-4, 1e-6), Rounding(1.0, 1e-2)
 TF32 = Rounding(0.1, 1e-3, 2e-2)
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
 _SHORTER = 4  # and of that, one part in so many where only adapters train
+_SHORT_PRICE = 8  # of a forward, for pairs cut so: what longer ones would share, they share
 
 Scores = npt.NDArray[np.float32]
 Gradient = dict[str, float]
@@ -87,7 +88,8 @@ def choose_path(
 
     Log-probs are compared on short and middling pairs in one batch and on the longest alone, where
     windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
-    short, because the plain path keeps all activations and must not need more than a step does.
+    short, because the plain path keeps all activations and must not need more than a step does. A
+    forward counts as cheap there, so that what prompts begin with is shared as in longer ones.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
     A step that trains adapters holds much less than one that trains all weights. There the pairs
     are cut shorter, and the plain path scores row by row.
@@ -162,7 +164,8 @@ class PlainValues:
         """
         pairs = zip(self._logprobs_by(path, self._at_once), self._logprobs, strict=True)
         largest = max(_compare_logprobs(*both, allowed) for both in pairs)
-        _compare_gradients(self._gradient_norms(path), self._norms, allowed.gradient)
+        small = replace(path, forward_price=_SHORT_PRICE) if isinstance(path, FastPath) else path
+        _compare_gradients(self._gradient_norms(small), self._norms, allowed.gradient)
         if self._rounded is not None:
             rounded = self._runtime.values(path(self._model, self._batch))
             _compare_logprobs(rounded, self._rounded, BFLOAT16)
@@ -219,10 +222,15 @@ def _sample_pairs(
 
 
 def _beginnings(examples: Sequence[PreferenceExample], part: int) -> list[PreferenceExample]:
-    """The pairs, cut to a few tokens around where their responses begin."""
+    """The pairs, cut to a few tokens where prompts begin and around where responses do."""
     before, after = _CUT_PROMPT // part, _CUT_RESPONSE // part
+    first = min(before // 2, _SHORT_PRICE + 2)
     return [
-        PreferenceExample(prompt[-before:], chosen[:after], rejected[:after])
+        PreferenceExample(
+            prompt if len(prompt) <= before else [*prompt[:first], *prompt[first - before :]],
+            chosen[:after],
+            rejected[:after],
+        )
         for prompt, chosen, rejected in examples
     ]
 

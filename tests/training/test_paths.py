@@ -58,6 +58,9 @@ BATCHES = {
     "a prompt of one token": PAIRS[1:2],
     "five ragged pairs": PAIRS[:5],
     "every odd case": PAIRS,
+    "prompts that begin alike": [
+        PreferenceExample([*range(3, 15), *pair.prompt_ids[:4]], *pair[1:]) for pair in PAIRS[:5]
+    ],
 }
 
 
