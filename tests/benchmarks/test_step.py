@@ -40,3 +40,31 @@ def test_the_naive_way_scores_what_the_plain_path_scores(
     np.testing.assert_allclose(found, expected, atol=1e-4)
     loss, _ = step.gradient(model, step.naive, ragged_pairs[:2], mx.array(found))
     assert float(loss) == pytest.approx(np.log(2), abs=1e-6)
+
+
+# Of a small step: products over those needed, MB moved, kernels, waits. They carry over to a Mac.
+# If a change makes a step cheaper, write the new counts; if dearer, say in the commit why.
+AT_MOST = {
+    "padded to the batch (plain path)": (3.32, 1090, 1450, 3),
+    "+ prompt read once": (0.973, 399, 2000, 2),
+    "as a run takes it": (0.973, 401, 2080, 29),
+}
+
+
+def test_a_step_asks_no_more_of_a_machine_than_it_did() -> None:
+    shape = workload.Shape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=128, vocabulary=512)
+    model = workload.make_model(shape)
+    (pairs,) = workload.make_batches(shape, 1)
+    layers = workload.num_parameters(model) - shape.vocabulary * shape.hidden
+    floor = workload.floor_flops(pairs, shape, layers)
+    found = {
+        row.name: step.counts_of(row, model, pairs)
+        for row in step.contenders()
+        if row.name in AT_MOST
+    }
+    found["as a run takes it"] = step.counts_of_run(model, pairs)
+    for name, (products, moved, kernels, waits) in AT_MOST.items():
+        counts = found[name]
+        figures = (counts.flops / floor, counts.bytes_moved / 1e6, counts.kernels, counts.waits)
+        within = [a <= b for a, b in zip(figures, (products, moved, kernels, waits), strict=True)]
+        assert all(within), f"{name}: {figures}"
