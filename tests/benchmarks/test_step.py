@@ -1,13 +1,18 @@
 """The benchmarks measure what they say."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from benchmarks import step, workload
+from benchmarks import profile, step, workload
+from benchmarks.kernels import Computation
+from mlx_dpo.memory.recorder import record
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import PlainPath
 
@@ -42,6 +47,7 @@ def test_the_naive_way_scores_what_the_plain_path_scores(
     assert float(loss) == pytest.approx(np.log(2), abs=1e-6)
 
 
+SHAPE = workload.Shape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=128, vocabulary=512)
 # Of a small step: products over those needed, MB moved, kernels, waits. They carry over to a Mac.
 # If a change makes a step cheaper, write the new counts; if dearer, say in the commit why.
 AT_MOST = {
@@ -51,12 +57,41 @@ AT_MOST = {
 }
 
 
+def test_a_step_computed_kernel_by_kernel_is_the_step() -> None:
+    model = workload.make_model(SHAPE)
+    (pairs,) = workload.make_batches(SHAPE, 1)
+    fast, reference = step.contenders()[-1], mx.zeros((2, 2))
+    adamw = optim.AdamW(learning_rate=0.1, bias_correction=True)
+    recording = record(
+        lambda r: step.update(fast, model, adamw, pairs[:2], reference, r.evaluate), model, adamw
+    )
+    weights = cast("list[Any]", tree_flatten(model.parameters()))
+    inputs = [array for _, array in weights]
+    inputs += [mx.zeros(array.shape) for array in recording.graph.inputs[len(inputs) :]]
+    computation = Computation(recording, inputs)
+    computation.run(lambda event, node, seconds: None)
+    step.update(fast, model, adamw, pairs[:2], reference)
+    for array, (name, expected) in zip(
+        recording.parameters, cast("list[Any]", tree_flatten(model.parameters())), strict=True
+    ):
+        assert mx.allclose(computation.values[array], expected, rtol=1e-4, atol=1e-5), name
+
+
+def test_every_kernel_of_a_step_belongs_to_a_part() -> None:
+    model = workload.make_model(SHAPE)
+    (pairs,) = workload.make_batches(SHAPE, 1)
+    parts = profile.parts_of_step(model, SHAPE, pairs[:2])
+    counts = step.counts_of_run(model, pairs[:2])
+    assert sum(part.kernels for part in parts.values()) == counts.kernels
+    assert sum(part.flops for part in parts.values()) == counts.flops
+    assert set(parts) == set(profile.PARTS) - {profile.BUILDING}
+
+
 def test_a_step_asks_no_more_of_a_machine_than_it_did() -> None:
-    shape = workload.Shape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=128, vocabulary=512)
-    model = workload.make_model(shape)
-    (pairs,) = workload.make_batches(shape, 1)
-    layers = workload.num_parameters(model) - shape.vocabulary * shape.hidden
-    floor = workload.floor_flops(pairs, shape, layers)
+    model = workload.make_model(SHAPE)
+    (pairs,) = workload.make_batches(SHAPE, 1)
+    layers = workload.num_parameters(model) - SHAPE.vocabulary * SHAPE.hidden
+    floor = workload.floor_flops(pairs, SHAPE, layers)
     found = {
         row.name: step.counts_of(row, model, pairs)
         for row in step.contenders()
