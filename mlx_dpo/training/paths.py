@@ -142,7 +142,23 @@ class FastPath:
         """Log-probs float32 (2, B)."""
         layered = checkpointed(model) if self.checkpoint else model
         head = partial(token_logprobs, model, gradient=gradient, frugal=self.checkpoint)
-        return _logprobs(layered, head, self.layout(examples), len(examples), self.pad_id)
+        logprobs, slots = _logprobs(layered, head, self.layout(examples), self.pad_id)
+        return _summed(logprobs, slots, len(examples))
+
+    def of_tokens(
+        self, model: nn.Module, examples: Sequence[PreferenceExample]
+    ) -> dict[tuple[int, int], mx.array]:
+        """Log-probs float32 (T,) of the tokens of each response, by side and pair.
+
+        Those after which no token is left, or before the first, have none.
+        """
+        head = partial(token_logprobs, model)
+        logprobs, slots = _logprobs(model, head, self.layout(examples), self.pad_id)
+        ends = np.cumsum([count for _, count in slots]).tolist()
+        return {
+            slot: logprobs[end - count : end]
+            for (slot, count), end in zip(slots, ends, strict=True)
+        }
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""
@@ -153,12 +169,14 @@ def _logprobs(
     layered: nn.Module,
     head: Callable[[mx.array, mx.array], mx.array],
     layout: Layout,
-    num_pairs: int,
     pad_id: int,
-) -> mx.array:
-    """Log-probs (2, B), the trunk of `layered` below a head that gives those of its tokens."""
+) -> tuple[mx.array, list[tuple[tuple[int, int], int]]]:
+    """Log-probs (S,) of tokens, the trunk of `layered` below a head that gives them.
+
+    With them, the slot of each response, and how many of the tokens are its own.
+    """
     if not layout.rows:
-        return mx.zeros((2, num_pairs))
+        return mx.zeros(0), []
     prefix = [mx.array([layout.contexts[0][: layout.prefix]])] if layout.prefix else []
     prompts = [
         _padded([layout.contexts[i][layout.prefix :] for i in group.members], group.width, pad_id)
@@ -193,8 +211,7 @@ def _logprobs(
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])
             slots.append((row.slot, len(row.inputs) - row.first_scored))
-    logprobs = head(mx.concatenate(hidden), mx.array(targets, dtype=mx.int32))
-    return _summed(logprobs, slots, num_pairs)
+    return head(mx.concatenate(hidden), mx.array(targets, dtype=mx.int32)), slots
 
 
 def _read_prompts(

@@ -170,7 +170,7 @@ def score_in_batches(
         float32 (2, N).
     """
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
-    for rows in batches or _rows_by_length(examples, batch_size):
+    for rows in batches or rows_by_length(examples, batch_size):
         if before_batch is not None:
             before_batch()
         logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
@@ -179,8 +179,11 @@ def score_in_batches(
     return logprobs
 
 
-def _rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:
-    """Batches of `batch_size` pairs, and of up to `TIMES_AS_MANY` times as many short ones."""
+def rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:
+    """Indices of pairs of like length to score together.
+
+    Those are `batch_size`, and up to `TIMES_AS_MANY` times as many where they are short.
+    """
     sizes = lengths(examples)
     longer = sizes[:, 0] + sizes[:, 1:].max(axis=1)
     batch: list[int] = []
