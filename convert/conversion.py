@@ -47,7 +47,12 @@ from mlx_dpo.convert.weights import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.export import left_behind, read_companions, write_companions
+from mlx_dpo.models.export import (
+    left_behind,
+    new_model_folder,
+    read_companions,
+    write_companions,
+)
 from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.verified import statement
@@ -230,7 +235,7 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
         record = replace(record, course=files)
     notes = [*model.notes, *([] if kind is Kind.MLX else _way_back(record))]
     _describe(model, source, [*notes, *_left_behind(weights)], say)
-    with new_folder(destination, replace=options.overwrite) as folder:
+    with new_model_folder(destination, replace=options.overwrite) as folder:
         _write(model, folder, "mlx", options)
         for origin in dict.fromkeys((weights, tokenizer)):
             write_companions(read_companions(origin), folder, records.FILE)
@@ -305,7 +310,7 @@ def _way_back(record: Record | None) -> list[str]:
 
 def _course_to_mlx(source: Path, destination: Path, options: Options, say: Say) -> None:
     checkpoint = _cast_course(read_artifact(source), options, say)
-    with new_folder(destination, replace=options.overwrite) as folder:
+    with new_model_folder(destination, replace=options.overwrite) as folder:
         write_course_folder(checkpoint, folder)
         if options.verify:
             written = read_course_folder(folder).arrays

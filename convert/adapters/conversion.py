@@ -17,9 +17,10 @@ from mlx_dpo.convert.conversion import check_destination
 from mlx_dpo.convert.sources import RECORD, base_of, check_base, find_mlx, is_adapter, name_of
 from mlx_dpo.convert.verify import Logits, compare
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.files import check_links, inside, new_folder
+from mlx_dpo.files import check_links, inside
+from mlx_dpo.manifest import check_digests
 from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
-from mlx_dpo.models.export import read_companions, write_companions
+from mlx_dpo.models.export import new_model_folder, read_companions, write_companions
 from mlx_dpo.models.hub import load_model, read_json
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
@@ -52,6 +53,7 @@ def convert_adapter(
     """
     if source.is_dir():
         check_links(source)
+        check_digests(source)
     if layout_of(source) == to:
         raise UsageError(f"{source}: is in {_CALLED[to]}'s layout already")
     check_destination(source, destination, overwrite, is_adapter)
@@ -63,7 +65,7 @@ def convert_adapter(
     say(f"{source}: {_described(adapter)}, from {_CALLED[layout_of(source)]} to {_CALLED[to]}")
     before = _logits(model, adapter)
     files = _if_there(source, "README.md", RECORD)
-    with new_folder(destination, replace=overwrite) as new:
+    with new_model_folder(destination, replace=overwrite) as new:
         if to == "mlx":
             write_mlx(new, adapter, model)
         else:

@@ -129,6 +129,7 @@ def export(
 def _new(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
     """What is filled, a folder or a file; it appears as OUT when the block ends well."""
     from mlx_dpo.files import new_file, new_folder
+    from mlx_dpo.models.export import new_model_folder
 
     if to == "torch":  # which is made of it
         (scratch / "fused").mkdir()
@@ -137,7 +138,8 @@ def _new(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
         with new_file(out, replace=overwrite) as file:
             yield Path(file.name)
     else:
-        with new_folder(out, replace=overwrite) as folder:
+        fill = new_folder if to == "ollama" else new_model_folder
+        with fill(out, replace=overwrite) as folder:
             yield folder
 
 

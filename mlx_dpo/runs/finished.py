@@ -12,11 +12,13 @@ import numpy.typing as npt
 from mlx_dpo.convert.adapters import write_mlx, write_peft
 from mlx_dpo.convert.sources import RECORD, base_of, locate, read_record
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import make_folder, new_folder
+from mlx_dpo.files import make_folder
+from mlx_dpo.manifest import write_digests
 from mlx_dpo.models.adapters import describe, parts_of
 from mlx_dpo.models.export import (
     ModelFiles,
     export_folder,
+    new_model_folder,
     read_files,
     write_card,
     write_companions,
@@ -135,7 +137,7 @@ def _write(
     if not adapter:
         export_folder(model, files, out, record, card=card, replace=replace)
         return
-    with new_folder(out, replace=replace) as folder:
+    with new_model_folder(out, replace=replace) as folder:
         write_companions(files.companions, folder)
         if layout != "peft":
             write_mlx(folder, adapter, model)
@@ -143,6 +145,8 @@ def _write(
             below = folder / "peft" if layout == "both" else folder
             make_folder(below)
             write_peft(below, adapter, model, record["trained_from"]["name"])
+            if layout == "both":
+                write_digests(below)
         write_json(folder / RECORD, record)
         write_card(folder, card)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mlx_dpo.convert.sources import RECORD, read_record
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, check_ordinary, entries_of, inside
+from mlx_dpo.manifest import DIGESTS, check_digests, digests_of
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import is_hub_id
 from mlx_dpo.runs.card import CARD, licence_of, model_card
@@ -19,7 +20,7 @@ from mlx_dpo.runs.card import CARD, licence_of, model_card
 _PATTERNS = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors"),
-    *("peft/adapter_config.json", "peft/adapter_model.safetensors"),
+    *("peft/adapter_config.json", "peft/adapter_model.safetensors", f"peft/{DIGESTS}"),
 )
 _TEXTS = (".json", ".md", ".jinja", ".txt")
 _VOCABULARIES = ("tokenizer.", "vocab.", "merges.")  # lists of pieces of words
@@ -61,6 +62,7 @@ def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     check_links(folder)
+    check_digests(folder)
     record = read_record(folder)
     if "trained_from" not in record:
         raise UsageError(f"{folder}: no run or export made it (no {RECORD} in it says so)")
@@ -75,6 +77,9 @@ def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
         files.append(inside(folder, CARD))
     else:
         texts[CARD] = card.encode()
+    if (folder / DIGESTS).is_file():
+        contents: dict[str, Path | bytes] = {str(f.relative_to(folder)): f for f in files}
+        texts[DIGESTS] = digests_of({**contents, **texts})
     uploads = [Upload(str(f.relative_to(folder)), f, f.stat().st_size) for f in files]
     uploads += [Upload(file, text, len(text)) for file, text in texts.items()]
     _check_paths(folder, uploads, set(_paths_in(record)))
@@ -174,7 +179,8 @@ def _check_paths(folder: Path, uploads: list[Upload], paths: set[str]) -> None:
         text = found.decode("utf-8", "replace")
         if place := next((each for each in places if each in text), None):
             raise UsageError(
-                f"{folder / name}: names {place}, a path of this machine; take it out, then push"
+                f"{folder / name}: names {place}, a path of this machine; take it out, delete "
+                f"{folder / DIGESTS}, then push"
             )
 
 

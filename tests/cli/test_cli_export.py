@@ -71,8 +71,9 @@ def test_float32_keeps_all_of_it(large: Path, capsys: Capture) -> None:
     assert "| margin kept by the export | 1 |" in card
     assert "--adapter-path" not in card
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        *("README.md", "chat_template.jinja", "config.json", "dpo.json", "generation_config.json"),
-        *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "chat_template.jinja", "config.json", "digests.json", "dpo.json"),
+        *("generation_config.json", "model.safetensors", "tokenizer.json"),
+        "tokenizer_config.json",
     ]
 
 
@@ -147,7 +148,7 @@ def test_a_full_model_is_packed_and_measured_against_its_own_reference(
 
 def without(large: Path, **changes: Any) -> str:
     """A copy of an adapter whose dpo.json says something else."""
-    shutil.copytree(large, "copy")
+    shutil.copytree(large, "copy", ignore=shutil.ignore_patterns("digests.json"))
     Path("copy/dpo.json").write_text(json.dumps(record_of("copy") | changes))
     return "copy"
 
@@ -204,7 +205,7 @@ def test_without_pairs_packing_is_refused_with_the_way_out(large: Path, capsys: 
 
 
 def test_an_adapter_of_others_takes_its_base(large: Path, capsys: Capture) -> None:
-    shutil.copytree(large, "copy")
+    shutil.copytree(large, "copy", ignore=shutil.ignore_patterns("digests.json"))
     Path("copy/dpo.json").unlink()
     code, _, err = run(capsys, "export", "copy", "out", "--fuse")
     assert code == 2

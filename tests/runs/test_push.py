@@ -72,12 +72,13 @@ def test_what_a_run_wrote_goes_along_and_nothing_else(folder: Path, hub: Hub) ->
     assert push(str(folder), NAME) == 0
     assert sorted(hub.sent) == [
         *("README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja"),
-        *("dpo.json", "generation_config.json", "peft/adapter_config.json"),
-        *("peft/adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("digests.json", "dpo.json", "generation_config.json", "peft/adapter_config.json"),
+        *("peft/adapter_model.safetensors", "peft/digests.json", "tokenizer.json"),
+        "tokenizer_config.json",
     ]
     assert hub.is_private is True
     for name, content in hub.sent.items():
-        is_new = name in ("dpo.json", "README.md")
+        is_new = name in ("dpo.json", "digests.json", "README.md")
         assert is_new or (folder / name).read_bytes() == content
     assert f"--adapter-path {NAME}" in hub.sent["README.md"].decode()
     text = hub.sent["dpo.json"].decode()
@@ -119,7 +120,7 @@ def test_a_folder_that_no_run_made_is_refused(folder: Path, tmp_path: Path) -> N
         files_to_push(ORACLE, NAME)
     with pytest.raises(UsageError, match="no such folder"):
         files_to_push(tmp_path / "absent", NAME)
-    for file in folder.rglob("adapter*.safetensors"):
+    for file in (folder / "digests.json", *folder.rglob("adapter*.safetensors")):
         file.unlink()
     with pytest.raises(UsageError, match="holds no weights"):
         files_to_push(folder, NAME)
@@ -129,6 +130,7 @@ def test_a_folder_that_no_run_made_is_refused(folder: Path, tmp_path: Path) -> N
 def test_a_file_that_names_a_path_of_the_machine_is_refused(folder: Path, file: str) -> None:
     with (folder / file).open("a") as opened:
         opened.write(f"\nfrom {ORACLE}\n")
+    (folder / "digests.json").unlink()
     with pytest.raises(UsageError, match=rf"{file}: names .*, a path of this machine; take it out"):
         files_to_push(folder, NAME)
 
