@@ -108,6 +108,7 @@ def lay_out(
     max_seq_len: int,
     share_prompts: bool,
     one_length: bool = False,
+    unpadded: bool = False,
     forward_price: int = FORWARD_PRICE,
 ) -> Layout:
     """Lay out a batch.
@@ -122,6 +123,8 @@ def lay_out(
         share_prompts: Whether prompts are read once.
         one_length: Whether rows go together only where their prompts are of one length, for
             models whose attention takes no mask of its own for each row.
+        unpadded: Whether prompts go together only where they are of one length, for models whose
+            states would take in what a prompt is padded with.
         forward_price: Price of one more forward, in tokens.
     """
     index_of: dict[tuple[int, ...], int] = {}
@@ -154,8 +157,17 @@ def lay_out(
                 (members[i] for i in group.members), key=lambda i: (rows[i].context or 0, i)
             )
             row_groups.append(Group(together, group.width))
-    context_groups = partition([len(context) for context in contexts], forward_price)
+    widths = [len(context) for context in contexts]
+    context_groups = _of_one_width(widths) if unpadded else partition(widths, forward_price)
     return Layout(contexts, context_groups, rows, row_groups)
+
+
+def _of_one_width(widths: Sequence[int]) -> list[Group]:
+    """Forwards without any padding."""
+    members: dict[int, list[int]] = {}
+    for i, width in enumerate(widths):
+        members.setdefault(width, []).append(i)
+    return [Group(members[width], width) for width in sorted(members)]
 
 
 def partition(widths: Sequence[int], price: int) -> list[Group]:

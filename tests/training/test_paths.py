@@ -21,11 +21,15 @@ LENGTH = 24
 PLAIN = PlainPath(LENGTH, 0)
 SHARED = FastPath(LENGTH, 0)
 ONE_LENGTH = FastPath(LENGTH, 0, one_length=True)
+UNPADDED = FastPath(LENGTH, 0, unpadded=True)
 JOINED = FastPath(LENGTH, 0, share_prompts=False)
 
-# Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row.
+# Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row. Llama 4
+# counts positions from one number. Jamba's states take in padding; Mamba's know mlx-lm's cache only.
 FASTEST: dict[str, FastPath] = {name: SHARED for name in architectures.EXTRA} | {
     "gemma2": ONE_LENGTH,
+    "llama4": ONE_LENGTH,
+    "jamba": UNPADDED,
     "mamba": JOINED,
     architectures.COURSE: SHARED,
 }
@@ -166,8 +170,8 @@ def test_rows_of_two_lengths_that_continue_the_same_prompts_share_their_keys(
 ) -> None:
     made = []
 
-    def watched(*args: Any) -> Any:
-        made.append(continue_prompts(*args))
+    def watched(*args: Any, **options: Any) -> Any:
+        made.append(continue_prompts(*args, **options))
         return made[-1]
 
     monkeypatch.setattr(paths, "continue_prompts", watched)
