@@ -80,8 +80,9 @@ class _Layer:
 
 
 def _apart(recorded: Sequence[Any], output: Any) -> list[Any]:
-    """What a cache recorded, none of it an output too: of two that are one array, `mx.checkpoint`
-    takes the gradient of one alone.
+    """What a cache recorded, none of it an output of the layer too.
+
+    Of two outputs that are one array, `mx.checkpoint` takes the gradient of one alone.
     """
     outputs = [leaf for _, leaf in tree_flatten(output)]
     return [mx.contiguous(a) if any(a is leaf for leaf in outputs) else a for a in recorded]

@@ -25,7 +25,7 @@ UNPADDED = FastPath(LENGTH, 0, unpadded=True)
 JOINED = FastPath(LENGTH, 0, share_prompts=False)
 
 # Gemma 2 attends with five-dimensional scores, which take no mask of its own for each row. Llama 4
-# counts positions from one number. Jamba's states take in padding; Mamba's know mlx-lm's cache only.
+# counts positions from one number. Jamba's states take in padding. Mamba asks for mlx-lm's class.
 FASTEST: dict[str, FastPath] = {name: SHARED for name in architectures.EXTRA} | {
     "gemma2": ONE_LENGTH,
     "llama4": ONE_LENGTH,
