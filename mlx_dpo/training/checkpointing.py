@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
@@ -84,7 +84,8 @@ def _apart(recorded: Sequence[Any], output: Any) -> list[Any]:
 
     Of two outputs that are one array, `mx.checkpoint` takes the gradient of one alone.
     """
-    outputs = [leaf for _, leaf in tree_flatten(output)]
+    outputs: list[Any] = []
+    tree_map(outputs.append, output)
     return [mx.contiguous(a) if any(a is leaf for leaf in outputs) else a for a in recorded]
 
 

@@ -25,19 +25,18 @@ _MAMBA2: dict[str, Any] = {
     **{"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_conv": 4},
     **{"mamba_n_groups": 1, "mamba_chunk_size": 8, "mamba_conv_bias": True},
 }
-# Layers of both kinds with keys of their own, and then of both kinds without.
-_ALTERNATING = ["sliding_attention", "full_attention"] * 2
+_PATTERNS = {"layer_types", "activation_sparsity_pattern"}  # an entry for each layer
+# Of both kinds a layer with keys of its own, and then some without.
+_ALTERNATING = ["sliding_attention", "full_attention"]
 _GEMMA3N: dict[str, Any] = {
-    **_SIZES,
-    **{"model_type": "gemma3n", "head_dim": 8, "num_hidden_layers": 4, "layer_types": _ALTERNATING},
-    **{"num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCAB, "sliding_window": 6},
+    **{"model_type": "gemma3n", "head_dim": 8, "num_hidden_layers": 3, "layer_types": _ALTERNATING},
+    **{"num_kv_shared_layers": 1, "vocab_size_per_layer_input": VOCAB, "sliding_window": 6},
     **{"rope_local_base_freq": 100.0, "final_logit_softcapping": 30.0, "laurel_rank": 4},
-    **{"activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "hidden_size_per_layer_input": 8},
+    **{"activation_sparsity_pattern": [0.5, 0.0], "hidden_size_per_layer_input": 8},
     **{"altup_num_inputs": 2, "altup_coef_clip": 120.0, "altup_correct_scale": True},
     "altup_active_idx": 0,
 }
 _LLAMA4: dict[str, Any] = {
-    **_SIZES,
     **{"model_type": "llama4_text", "num_hidden_layers": 4, "head_dim": 8, "use_qk_norm": True},
     **{"attention_chunk_size": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
     **{"interleave_moe_layer_step": 2, "intermediate_size_mlp": 64, "attention_bias": False},
@@ -94,8 +93,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "gemma3n": {"text_config": _GEMMA3N},
     "gemma4_text": {
-        **{"global_head_dim": 16, "vocab_size_per_layer_input": VOCAB, "num_hidden_layers": 4},
-        **{"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "sliding_window": 6},
+        **{"global_head_dim": 16, "vocab_size_per_layer_input": VOCAB, "num_hidden_layers": 3},
+        **{"num_kv_shared_layers": 1, "hidden_size_per_layer_input": 8, "sliding_window": 6},
         **{"layer_types": _ALTERNATING, "rms_norm_eps": 1.0},  # small states would be all rounding
     },
     "llama4": {"text_config": _LLAMA4},
@@ -113,7 +112,8 @@ def build(name: str, **sizes: int) -> nn.Module:
 
     Args:
         name: A key of `EXTRA`, or `COURSE` for the course's TransformerLM.
-        sizes: Entries of the config that differ from those here; not for `COURSE`.
+        sizes: Entries of the config that differ from those here; not for `COURSE`. With more
+            layers, those of a pattern are repeated.
     """
     mx.random.seed(0)
     if name == COURSE:
@@ -121,8 +121,13 @@ def build(name: str, **sizes: int) -> nn.Module:
         course.head_bias = mx.random.normal((VOCAB,))
         return course
     module = import_module(f"mlx_lm.models.{name}")
-    config = {"model_type": name, **_SIZES, **EXTRA[name], **sizes}
+    config: dict[str, Any] = {"model_type": name, **_SIZES, **EXTRA[name], **sizes}
     config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    if "text_config" in config:
+        config["text_config"] = {**_SIZES, **config["text_config"], **sizes}
+    for part in (config, config.get("text_config", {})):
+        for key in _PATTERNS & part.keys():
+            part[key] = (part[key] * part["num_hidden_layers"])[: part["num_hidden_layers"]]
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
     return model
 

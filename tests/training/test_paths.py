@@ -115,13 +115,18 @@ def test_the_other_paths_agree_too(path: ScoringPath) -> None:
     assert_same(path, architectures.make("llama"), PAIRS)
 
 
-@pytest.mark.parametrize("name", [n for n in FASTEST if n != "mamba"])
+# A new way of going on from a prompt is looked at once.
+FOLLOWED = [n for n in FASTEST if n not in ("mamba", "jamba", "qwen3_next", "llama4")]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
 def test_sixteen_steps_follow_the_plain_trajectory(name: str) -> None:
     losses = []
     for path in (PLAIN, FASTEST[name]):
         trainer = DPOTrainer(
             architectures.make(name),
-            ref_model=architectures.make(name),
+            ref_model=None,
+            reference=lambda pairs: mx.full((2, len(pairs)), -20.0),  # it is the same on each path
             examples=TRAINED,
             max_seq_len=LENGTH,
             pad_id=0,
