@@ -114,6 +114,7 @@ def lay_out(
     max_seq_len: int,
     share_prompts: bool,
     one_length: bool = False,
+    unpadded: bool = False,
     forward_price: int = FORWARD_PRICE,
 ) -> Layout:
     """Lay out a batch.
@@ -128,6 +129,8 @@ def lay_out(
         share_prompts: Whether prompts are read once.
         one_length: Whether rows go together only where their prompts are of one length, for
             models whose attention takes no mask of its own for each row.
+        unpadded: Whether prompts go together only where they are of one length, for models whose
+            states would take in what a prompt is padded with.
         forward_price: Price of one more forward, in tokens.
     """
     index_of: dict[tuple[int, ...], int] = {}
@@ -161,7 +164,8 @@ def lay_out(
             )
             row_groups.append(Group(together, group.width))
     prefix = common_prefix(contexts, forward_price)
-    context_groups = partition([len(context) - prefix for context in contexts], forward_price)
+    widths = [len(context) - prefix for context in contexts]
+    context_groups = _of_one_width(widths) if unpadded else partition(widths, forward_price)
     return Layout(contexts, prefix, context_groups, rows, row_groups)
 
 
@@ -176,6 +180,14 @@ def common_prefix(contexts: Sequence[tuple[int, ...]], price: int) -> int:
     same = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(first, last, strict=False)))
     count = min(same, min(map(len, contexts)) - 1)
     return count if (len(contexts) - 1) * count > price else 0
+
+
+def _of_one_width(widths: Sequence[int]) -> list[Group]:
+    """Forwards without any padding."""
+    members: dict[int, list[int]] = {}
+    for i, width in enumerate(widths):
+        members.setdefault(width, []).append(i)
+    return [Group(members[width], width) for width in sorted(members)]
 
 
 def partition(widths: Sequence[int], price: int) -> list[Group]:

@@ -20,7 +20,7 @@ from mlx_dpo.models.adapters import without_adapter
 from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import is_float
-from mlx_dpo.models.parts import replaced
+from mlx_dpo.models.parts import in_training_mode, replaced
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 
@@ -36,11 +36,11 @@ def frozen_reference(model: nn.Module, score: Score) -> Reference:
     """Log-probs from a second model, which is frozen here and never changes.
 
     Args:
-        model: The reference copy; frozen and put in evaluation mode.
+        model: The reference copy; frozen and put in the mode that the policy is in.
         score: The scoring path, shared with the policy so that step 0 is exact.
     """
     model.freeze()
-    model.eval()
+    in_training_mode(model)
 
     def reference(examples: Sequence[PreferenceExample]) -> mx.array:
         return mx.stop_gradient(score(model, examples))

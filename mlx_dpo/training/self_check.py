@@ -14,15 +14,21 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_unflatten
 
-from mlx_dpo.errors import is_device_fault, is_shortage, one_line
+from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.models.adapters import adapted_modules, small_updates
 from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.packed import casting_again, is_packed
 from mlx_dpo.models.parameters import is_float, is_float32, named_arrays
-from mlx_dpo.models.parts import is_embedding, replaced
+from mlx_dpo.models.parts import (
+    UnknownStructureError,
+    in_training_mode,
+    is_embedding,
+    replaced,
+)
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.prompts import UnknownCacheError, keeps_states
 from mlx_dpo.training.step import Runtime, evaluated_layers
 
 
@@ -65,7 +71,8 @@ class Choice:
         path: The fastest that agrees with the plain path.
         num_pairs: Pairs it was compared on; 0 where nothing was compared.
         largest_difference: Between its log-probs and the plain path's, in nats.
-        refused: What was tried before it, and why it was not taken: ``(name, reason)``.
+        refused: What was tried before it, and why it was not taken, in a sentence for people:
+            ``(name, reason)``.
         tf32: Whether the user has turned TF32 on, so that the comparison is that much coarser.
     """
 
@@ -98,16 +105,18 @@ def choose_path(
     is zero too, and half of the comparison says nothing.
 
     Args:
-        model: The policy.
+        model: The policy. It is put in training mode, its dropout aside.
         examples: Training pairs, at least one.
         max_seq_len: Longest prompt + response in tokens.
         pad_id: Token id to pad with.
         checkpoint: Whether layers are to compute again for the gradient.
     """
     plain, refused, tf32 = PlainPath(max_seq_len, pad_id), [], tf32_enabled()
-    candidates: tuple[ScoringPath, ...] = (
+    in_training_mode(model)
+    candidates = (
         FastPath(max_seq_len, pad_id, checkpoint),
         FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
+        FastPath(max_seq_len, pad_id, checkpoint, unpadded=True),
         FastPath(max_seq_len, pad_id, checkpoint, share_prompts=False),
     )
     with small_updates(model):
@@ -118,10 +127,27 @@ def choose_path(
             except Exception as error:  # a model's code may fail in any way when called in parts
                 if is_shortage(error) or is_device_fault(error):
                     raise  # no fault of the path: the plain one needs more memory, not less
-                refused.append((path.name, one_line(error)[:200]))
+                refused.append((path.name, _reason(model, path, error)))
             else:
                 return Choice(path, expected.num_pairs, largest, tuple(refused), tf32)
     return Choice(plain, 0, 0.0, tuple(refused), tf32)
+
+
+def _reason(model: nn.Module, path: FastPath, error: Exception) -> str:
+    """Why a path is not taken; what a model's code said when it failed is for nobody's eyes."""
+    if isinstance(error, UnknownCacheError | UnknownStructureError):
+        return str(error)
+    if path.share_prompts and keeps_states(model):
+        if path.unpadded:
+            return "this model keeps recurrent state, and does not hand it on to the responses"
+        return "this model keeps recurrent state, and does not leave padding out of it"
+    if isinstance(error, _DisagreesError):
+        return str(error)
+    if path.share_prompts and not path.one_length:
+        return "this model's layers do not go on from prompts of different lengths"
+    if path.share_prompts:
+        return "this model's layers do not go on from a prompt that was read before"
+    return "this model's layers can't be called apart from its output layer"
 
 
 class PlainValues:
