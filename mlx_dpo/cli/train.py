@@ -16,7 +16,7 @@ from mlx_dpo.cli.screen import page_place, program, say
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
-from mlx_dpo.runs.guards import check_free, stop_on_signal
+from mlx_dpo.runs.guards import HOLDER, check_free, locked, stop_on_signal
 
 
 @click.command()
@@ -54,6 +54,7 @@ def train(
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
+            _round_off(run_dir)
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
@@ -152,6 +153,15 @@ def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) ->
     if config is None and "model" not in given:
         raise UsageError(f"{run_dir}: no run there to continue")
     return config
+
+
+def _round_off(run_dir: Path) -> None:
+    """Do what a run that was killed after its result has left undone: its page, and its lock."""
+    has_page = (run_dir / "report.html").is_file()
+    if not has_page or (run_dir / HOLDER).exists():
+        with locked(run_dir):
+            if not has_page:
+                _write_report(run_dir)
 
 
 def _write_report(folder: Path) -> None:
