@@ -117,8 +117,8 @@ def section(model: str, seconds: dict[str, dict[str, float]]) -> str:
         [
             "### A whole run",
             f"`python -m benchmarks.whole_run --model {model}{options}`; {machine()}. One epoch of "
-            f"the embedded pairs, evaluated every {EVERY} steps and at the end, a few prompts answered "
-            f"before and after; {seconds_unit()}.",
+            f"the embedded pairs, evaluated every {EVERY} steps and at the end, a few prompts "
+            f"answered before and after; {seconds_unit()}.",
             table(["phase", *seconds], rows_of(seconds)),
         ]
     )
