@@ -114,7 +114,7 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--save-every",
             "--log-every",
         ),
-        *("--keep", "--best-by", "--patience"),
+        *("--keep", "--best-by", "--patience", "--report-to"),
         *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
         *("--method", "--lora-rank", "--lora-scale", "--lora-layers", "--lora-modules"),
         *("--adapter", "--adapter-reference", "--adapter-format"),
@@ -128,6 +128,9 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--supervise",
             "--verbose",
             "-v",
+            "--quiet",
+            "-q",
+            "--json",
         ),
     }
 

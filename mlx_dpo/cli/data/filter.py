@@ -57,6 +57,7 @@ class Share(click.ParamType[float]):
 @click.option("--kind", "kinds", multiple=True, help="Keep only pairs of this kind; repeatable.")
 @click.option("--unique", is_flag=True, help="Leave out repeated pairs.")
 @options.overwrite
+@options.as_json
 def filter_(
     file: str,
     out: str,
@@ -66,6 +67,7 @@ def filter_(
     kinds: tuple[str, ...],
     unique: bool,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Leave pairs out, and show how many for each reason.
 
@@ -99,7 +101,7 @@ def filter_(
     if alike is not None and model is not None:
         options.refuse_existing(Path(out), overwrite)  # before the model is loaded
         filters.append(all_but(_most_alike(file, alike, model), "ches"))
-    rework_to([file], Path(out), filters, overwrite=overwrite)
+    rework_to([file], Path(out), filters, overwrite=overwrite, as_json=as_json)
 
 
 def _most_alike(file: str, share: float, model: str) -> "list[Preference]":
