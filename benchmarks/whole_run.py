@@ -110,23 +110,28 @@ def rows_of(seconds: dict[str, dict[str, float]]) -> list[list[str]]:
     return rows + [[name, *(f"{s:.1f}" for s in each.values())] for name, each in sums.items()]
 
 
+def section(model: str, seconds: dict[str, dict[str, float]]) -> str:
+    """Markdown of a model's runs by method."""
+    options = "".join(f" --method {method}" for method in seconds)
+    return "\n\n".join(
+        [
+            "### A whole run",
+            f"`python -m benchmarks.whole_run --model {model}{options}`; {machine()}. One epoch of "
+            f"the embedded pairs, evaluated every {EVERY} steps and at the end, a few prompts "
+            f"answered before and after; {seconds_unit()}.",
+            table(["phase", *seconds], rows_of(seconds)),
+        ]
+    )
+
+
 @click.command()
 @click.option("--model", required=True, help="Folder of a model.")
 @click.option("--method", "methods", multiple=True, default=("lora", "full"), show_default=True)
 @click.option("--write", is_flag=True, help="Write the section of docs/benchmarks.md.")
 def main(model: str, methods: tuple[str, ...], write: bool) -> None:
     """Measure a run by phase."""
-    model = str(Path(model).resolve())
-    seconds = {method: measured(model, method) for method in methods}
-    body = "\n\n".join(
-        [
-            "### A whole run",
-            f"`python -m benchmarks.whole_run --model {Path(model).name}`; {machine()}. One epoch "
-            f"of the embedded pairs, evaluated every {EVERY} steps and at the end, a few prompts "
-            f"answered before and after; {seconds_unit()}.",
-            table(["phase", *methods], rows_of(seconds)),
-        ]
-    )
+    folder = Path(model).resolve()
+    body = section(folder.name, {method: measured(str(folder), method) for method in methods})
     click.echo(body)
     if write:
         publish("whole run", body)

@@ -27,7 +27,7 @@ from mlx_dpo.models.export import (
 from mlx_dpo.models.hub import is_quantised
 from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.card import UNTAUGHT, licence_of, model_card, published
+from mlx_dpo.runs.card import UNTAUGHT, model_card, origin_of, published
 from mlx_dpo.runs.folder import environment, is_inside
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.scores import is_taught, score_groups
@@ -132,7 +132,7 @@ def _write(
 ) -> None:
     """Write a model or its adapter with its record and card, whole or not at all."""
     library = "peft" if layout == "peft" else "mlx"
-    card = model_card(record, out.name, licence_of(source), library=library)
+    card = model_card(record, out.name, origin_of(source), library=library)
     adapter = parts_of(model)
     if not adapter:
         export_folder(model, files, out, record, card=card, replace=replace)

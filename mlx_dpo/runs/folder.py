@@ -226,7 +226,7 @@ def is_result_of(config: RunConfig, out: Path) -> bool:
     settings = read_record(out).get("settings")
     if not isinstance(settings, dict):
         return False
-    ignored = {"run_dir": None}  # the same folder, however it was spelled then
+    ignored = {"run_dir": None, "report_to": None}  # the same folder, however it was spelled then
     # Not decided yet, where the caller left them open: the pairs have not been read.
     ignored |= {name: None for name in OF_PAIRS if getattr(config, name) is None}
     return {**settings, **ignored} == {**asdict(config), **ignored}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks import profile, step, workload
+from benchmarks import profile, step, whole_run, workload
 from benchmarks.kernels import Computation
 from mlx_dpo.memory.recorder import record
 from mlx_dpo.records import PreferenceExample
@@ -103,3 +103,23 @@ def test_a_step_asks_no_more_of_a_machine_than_it_did() -> None:
         figures = (counts.flops / floor, counts.bytes_moved / 1e6, counts.kernels, counts.waits)
         within = [a <= b for a, b in zip(figures, (products, moved, kernels, waits), strict=True)]
         assert all(within), f"{name}: {figures}"
+
+
+def test_a_phase_of_a_run_lasts_until_the_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_run, "now", iter([0, 1, 3, 6, 10, 15, 21, 28]).__next__)
+    watch = whole_run.Stopwatch()
+    watch.working("loading the model")
+    watch.path_chosen(None)
+    watch.working("answering 5 prompts before training")
+    watch.working("self-check: scoring the largest batch")
+    watch.working("making the first step")
+    watch.working("scoring the held-out pairs")
+    watch.evaluated(0, {})
+    spent = watch.seconds
+    assert spent == {
+        **dict.fromkeys(whole_run.PHASES, 0),
+        **{"loading": 3, "reference pass": 3, "answers": 4, "self-checks": 5, "training": 6},
+        "evaluation": 7,
+    }
+    rows = dict(whole_run.rows_of({"lora": spent}))
+    assert (rows["all but training"], rows["all"]) == ("22.0", "28.0")
