@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from benchmarks import step, workload
+from benchmarks import families, step, workload
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import PlainPath
 
@@ -40,3 +40,12 @@ def test_the_naive_way_scores_what_the_plain_path_scores(
     np.testing.assert_allclose(found, expected, atol=1e-4)
     loss, _ = step.gradient(model, step.naive, ragged_pairs[:2], mx.array(found))
     assert float(loss) == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_a_family_is_measured_on_the_path_that_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    monkeypatch.setattr(families, "SIZES", sizes)
+    monkeypatch.setitem(families.FAMILIES, "lfm2", {})
+    name, path, *figures = families.measure("lfm2", [families.pairs(4)])
+    assert (name, path) == ("lfm2", "shared-prompt")
+    assert all(float(figure) >= 0 for figure in figures)
