@@ -13,13 +13,14 @@ import numpy as np
 
 from benchmarks.measure import now, seconds_unit
 from benchmarks.report import PAGE, publish, table
-from benchmarks.step import gradient, largest_gradient_error
+from benchmarks.step import gradient
 from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SEED, machine
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath
 from mlx_dpo.training.self_check import choose_path
 from tests.training import architectures
 
+Batch = Sequence[PreferenceExample]
 ENGINE_PAGE = PAGE.with_name("engine.md")
 PROMPT, RESPONSE = (96, 160), (48, 80)  # lengths, uniform, ends included
 VOCABULARY = 4096
@@ -57,7 +58,7 @@ def pairs(count: int) -> list[PreferenceExample]:
     return [PreferenceExample(ids(PROMPT), ids(RESPONSE), ids(RESPONSE)) for _ in range(count)]
 
 
-def measure(name: str, batches: Sequence[Sequence[PreferenceExample]]) -> list[str]:
+def measure(name: str, batches: Sequence[Batch]) -> list[str]:
     """A family's row of the table; paths take turns on the same batches."""
     model = architectures.make(name, vocab_size=VOCABULARY, **SIZES, **FAMILIES[name])
     choice = choose_path(model, batches[0], max_seq_len=MAX_SEQ_LEN, pad_id=0)
@@ -72,8 +73,7 @@ def measure(name: str, batches: Sequence[Sequence[PreferenceExample]]) -> list[s
             spent.append(now() - start)
     own, *others = [np.array(spent[1:]) for spent in seconds]
     ratios = [f"{median(other / own):.2f}" for other in others]
-    error = largest_gradient_error(model, choice.path, batches[0])
-    return [name, choice.path.name, *ratios, f"{median(own):.2f}", f"{error:.0e}"]
+    return [name, choice.path.name, *ratios, f"{median(own):.2f}"]
 
 
 @click.command()
@@ -84,14 +84,13 @@ def main(rounds: int, families: tuple[str, ...]) -> None:
     drawn = pairs(rounds * PAIRS_PER_STEP)
     batches = [drawn[i : i + PAIRS_PER_STEP] for i in range(0, len(drawn), PAIRS_PER_STEP)]
     rows = [measure(name, batches) for name in families or FAMILIES]
-    header = ["family", "path", "joined ÷ it", "plain ÷ it", seconds_unit(), "gradient error"]
+    header = ["family", "path", "joined ÷ it", "plain ÷ it", seconds_unit()]
     body = table(header, rows)
     print(body)
     if not families:
         about = (
             f"`python -m benchmarks.families`; {machine()}. Medians of {rounds} batches of "
-            f"{PAIRS_PER_STEP} pairs, forward and backward, by turns. The error is the largest "
-            "between the gradient and the plain path's, relative to each tensor's largest entry."
+            f"{PAIRS_PER_STEP} pairs, forward and backward, by turns."
         )
         publish("families", f"{body}\n\n{about}", ENGINE_PAGE)
 

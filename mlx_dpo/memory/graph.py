@@ -205,8 +205,10 @@ def _marked_checkpoints() -> Iterator[None]:
         mx.checkpoint = original
 
 
-def _marked(x: mx.array, number: int) -> mx.array:
-    """A product and a sum, whose gradient is the product alone."""
+def _marked(x: Any, number: int) -> Any:
+    """A product and a sum, whose gradient is the product alone; what has no gradient as it is."""
+    if not isinstance(x, mx.array) or not mx.issubdtype(x.dtype, mx.floating):
+        return x
     bits = np.array([(_FIRST_MARK + number) << 16], np.uint32)
     mark = mx.array(bits.view(np.float32)[0]).astype(x.dtype)
     return mark * x + mark

@@ -86,7 +86,7 @@ def _apart(recorded: Sequence[Any], output: Any) -> list[Any]:
     """
     outputs: list[Any] = []
     tree_map(outputs.append, output)
-    return [mx.contiguous(a) if any(a is leaf for leaf in outputs) else a for a in recorded]
+    return [a[None].squeeze(0) if any(a is leaf for leaf in outputs) else a for a in recorded]
 
 
 def _exchange(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks import profile, step, whole_run, workload
+from benchmarks import families, profile, step, whole_run, workload
 from benchmarks.kernels import Computation
 from mlx_dpo.memory.recorder import record
 from mlx_dpo.records import PreferenceExample
@@ -123,3 +123,12 @@ def test_a_phase_of_a_run_lasts_until_the_next_report(monkeypatch: pytest.Monkey
     }
     rows = dict(whole_run.rows_of({"lora": spent}))
     assert (rows["all but training"], rows["all"]) == ("22.0", "28.0")
+
+
+def test_a_family_is_measured_on_the_path_that_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    monkeypatch.setattr(families, "SIZES", sizes)
+    monkeypatch.setitem(families.FAMILIES, "lfm2", {})
+    name, path, *figures = families.measure("lfm2", [families.pairs(4)])
+    assert (name, path) == ("lfm2", "shared-prompt")
+    assert all(float(figure) >= 0 for figure in figures)
