@@ -270,11 +270,11 @@ def continue_prompts(
         """From the array of each forward, that of the rows; keys also differ in length."""
         pieces = []
         for forward, line, length, count in runs:
-            piece = wholes[forward][line : line + 1]
-            if by_position:
-                piece = piece[:, :, :length]
-                if length < longest:
-                    piece = mx.pad(piece, [(0, 0), (0, 0), (0, longest - length), (0, 0)])
+            # One slice: the gradient of each is an array of zeros with a part written into it.
+            part = (slice(line, line + 1), *((slice(None), slice(length)) if by_position else ()))
+            piece = wholes[forward][part]
+            if by_position and length < longest:
+                piece = mx.pad(piece, [(0, 0), (0, 0), (0, longest - length), (0, 0)])
             # Not broadcast: the sum that is its gradient takes MLX's CPU backend 20 times as long.
             pieces += [piece] * count
         return mx.concatenate(pieces) if len(pieces) > 1 else pieces[0]
