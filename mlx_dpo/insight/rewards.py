@@ -24,8 +24,8 @@ from mlx_dpo.insight.scoring import (
     score_pairs,
 )
 from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.records import Message, Preference, PreferenceExample
-from mlx_dpo.runs.scores import Logprobs
 
 Models = tuple[Named, Named | None]  # policy and reference; None is the policy's adapter off
 
