@@ -14,8 +14,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from benchmarks import workload
+from benchmarks.counts import Counts, counted
 from benchmarks.measure import now, seconds_unit
-from benchmarks.report import publish
+from benchmarks.report import publish, table
+from mlx_dpo.memory.predict import record_step
+from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.records import PreferenceExample
@@ -37,7 +40,7 @@ def naive(model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
 
 @dataclass
 class Contender:
-    """A way to take a step, and what it was measured to cost."""
+    """A way to take a step, and what it was measured and counted to cost."""
 
     name: str
     score: Score
@@ -45,6 +48,7 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
     reference_seconds: list[float] = field(default_factory=list)
     peak: int = 0
+    counts: list[Counts] = field(default_factory=list)
 
 
 def contenders() -> list[Contender]:
@@ -87,19 +91,62 @@ def take_step(
     mx.clear_cache()
     mx.reset_peak_memory()
     start = now()
-    # The policy stands for the reference: the same work, and no second copy to hold.
-    reference = mx.stop_gradient(contender.score(model, examples))
+    reference = score_reference(contender, model, examples)
     mx.eval(reference)
     scored = now()
-    loss, grads = gradient(model, contender.score, examples, reference)
-    mx.eval(loss, grads)
-    optimizer.update(model, grads)
-    del grads
-    mx.eval(model.parameters(), optimizer.state)
+    update(contender, model, optimizer, examples, reference)
     end = now()
     contender.reference_seconds.append(scored - start)
     contender.seconds.append(end - (start if contender.live_reference else scored))
     contender.peak = max(contender.peak, mx.get_peak_memory())
+
+
+def score_reference(
+    contender: Contender, model: nn.Module, examples: Sequence[PreferenceExample]
+) -> mx.array:
+    """Reference log-probs, not yet evaluated.
+
+    The policy stands for the reference: the same work, and no second copy to hold.
+    """
+    return mx.stop_gradient(contender.score(model, examples))
+
+
+def update(
+    contender: Contender,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    examples: Sequence[PreferenceExample],
+    reference: mx.array,
+    evaluate: Callable[..., None] = mx.eval,
+) -> None:
+    """The step once the reference is known."""
+    loss, grads = gradient(model, contender.score, examples, reference)
+    evaluate(loss, grads)
+    optimizer.update(model, grads)
+    del grads
+    evaluate(model.parameters(), optimizer.state)
+
+
+def counts_of(
+    contender: Contender, model: nn.Module, examples: Sequence[PreferenceExample]
+) -> Counts:
+    """What a step asks of a machine, its reference included where that is not cached."""
+
+    def take(recorder: Recorder) -> None:
+        reference = mx.zeros((2, len(examples)))
+        if contender.live_reference:
+            reference = score_reference(contender, model, examples)
+            recorder.evaluate(reference)
+        update(contender, model, optimizer, examples, reference, recorder.evaluate)
+
+    optimizer = optim.AdamW(learning_rate=1e-6, bias_correction=True)
+    return counted(record(take, model, optimizer))
+
+
+def counts_of_run(model: nn.Module, examples: Sequence[PreferenceExample]) -> Counts:
+    """The same of the last contender's step as a run takes it: clipped, layer by layer."""
+    optimizer = optim.AdamW(learning_rate=1e-6, bias_correction=True)
+    return counted(record_step(model, optimizer, FastPath(LENGTH, 0), [examples], grad_clip=1.0))
 
 
 def largest_gradient_error(model: nn.Module, score: Score, examples: Any) -> float:
@@ -126,9 +173,11 @@ def measure(name: str, rounds: int) -> str:
         floors.append(workload.floor_flops(examples, shape, non_embedding))
         for row in rows:
             take_step(row, model, optimizer, examples)
+            row.counts.append(counts_of(row, model, examples))
     fast = FastPath(LENGTH, 0)
     works = [fast.work(examples) for examples in batches]
     floor = median(f / r for f, r in zip(floors, rates, strict=True))
+    run = counts_of_run(model, batches[0])
     error = largest_gradient_error(model, fast, batches[0][:2])
     first, last = rows[0], rows[-1]
     # A run of one epoch: the reference once for every pair, then the steps.
@@ -137,23 +186,41 @@ def measure(name: str, rounds: int) -> str:
         f"### Model {name}: {non_embedding / 1e6:.1f} M parameters and an embedding of "
         f"{shape.vocabulary} x {shape.hidden}",
         "",
-        f"| step | {seconds_unit()} | naive ÷ it | peak MiB | over floor |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row.name} | {median(row.seconds):.2f} | "
-            f"{_ratio(first.seconds, row.seconds):.2f} | {row.peak / 2**20:.0f} | "
-            f"{median(row.seconds) / floor:.2f} |"
-            for row in rows
+        table(
+            [
+                *("step", seconds_unit(), "naive ÷ it", "peak MiB", "over floor"),
+                *("products ÷ needed", "GB moved", "kernels", "waits"),
+            ],
+            [_cells(row, first, floor, floors) for row in rows],
         ),
         "",
         f"One epoch with its reference pass: naive ÷ ours {_ratio(first.seconds, epoch):.2f}. "
         f"Floor {floor:.2f} {seconds_unit()} at {median(rates) / 1e9:.0f} GFLOP/s. Computed ÷ real "
         f"tokens {_share(works, 'computed_tokens'):.3f}; without sharing prompts "
         f"{_share(works, 'unshared_tokens'):.2f}. Gradient against the plain path, largest "
-        f"relative: {error:.1e}. {rounds} batches of {workload.PAIRS_PER_STEP} pairs.",
+        f"relative: {error:.1e}. {rounds} batches of {workload.PAIRS_PER_STEP} pairs. A run "
+        f"measures the gradient and goes layer by layer: {run.kernels:,} kernels and {run.waits} "
+        "waits for the first batch.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _cells(row: Contender, first: Contender, floor: float, floors: Sequence[float]) -> list[str]:
+    """What was measured of a row, then what was counted: the same on every machine."""
+    seconds = median(row.seconds)
+    needed = [counts.flops / flops for counts, flops in zip(row.counts, floors, strict=True)]
+    return [
+        row.name,
+        f"{seconds:.2f}",
+        f"{_ratio(first.seconds, row.seconds):.2f}",
+        f"{row.peak / 2**20:.0f}",
+        f"{seconds / floor:.2f}",
+        f"{median(needed):.3f}",
+        f"{median(counts.bytes_moved for counts in row.counts) / 1e9:.1f}",
+        f"{median(counts.kernels for counts in row.counts):,.0f}",
+        f"{median(counts.waits for counts in row.counts):.0f}",
+    ]
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:

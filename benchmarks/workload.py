@@ -4,7 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -84,20 +84,33 @@ def num_parameters(model: nn.Module) -> int:
     return sum(a.size for a in named_arrays(model.parameters()).values())
 
 
-def floor_flops(examples: Sequence[PreferenceExample], shape: Shape, non_embedding: int) -> float:
-    """Least work of a forward and backward pass: real tokens only, each prompt once.
+class Floor(NamedTuple):
+    """Least floating-point operations of a forward and backward pass, by part."""
+
+    layers: float
+    output: float
+    attention: float
+
+
+def floor_parts(examples: Sequence[PreferenceExample], shape: Shape, non_embedding: int) -> Floor:
+    """Least work: real tokens only, each prompt once.
 
     ``6 N (P-1+C+R)`` for the layers, ``6 V H (C+R)`` for the output layer, and attention: a score
     and a sum of H multiplications each, for every position a token may attend to, three times.
     """
-    flops = 0.0
+    layers = output = attention = 0.0
     for prompt, chosen, rejected in examples:
         p, c, r = len(prompt), len(chosen), len(rejected)
-        flops += 6 * non_embedding * (p - 1 + c + r)
-        flops += 6 * shape.vocabulary * shape.hidden * (c + r)
+        layers += 6 * non_embedding * (p - 1 + c + r)
+        output += 6 * shape.vocabulary * shape.hidden * (c + r)
         attended = p * p / 2 + c * (p + c / 2) + r * (p + r / 2)
-        flops += 3 * 4 * attended * shape.hidden * shape.layers
-    return flops
+        attention += 3 * 4 * attended * shape.hidden * shape.layers
+    return Floor(layers, output, attention)
+
+
+def floor_flops(examples: Sequence[PreferenceExample], shape: Shape, non_embedding: int) -> float:
+    """The sum of `floor_parts`."""
+    return sum(floor_parts(examples, shape, non_embedding))
 
 
 def sgemm_rate(size: int = 1024, times: int = 20) -> float:

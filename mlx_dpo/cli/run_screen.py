@@ -122,8 +122,8 @@ class TerminalScreen(Screen):
             self.warned(warning)
 
     def path_chosen(self, choice: Choice) -> None:
-        for name, reason in choice.refused:
-            self.warned(f"training is slower: the {name} path is not used: {reason}")
+        for _, reason in choice.refused[:1]:
+            self.warned(f"training is slower, by the {choice.path.name} path: {reason}")
         if choice.tf32:
             self.warned(f"TF32 is on ({TF32_SWITCH}=1): products are computed from 10 bits")
         if not self.verbose:

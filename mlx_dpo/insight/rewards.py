@@ -14,20 +14,20 @@ import numpy as np
 
 from mlx_dpo.errors import DataError, NonFiniteError
 from mlx_dpo.insight.scoring import (
+    AnswerIds,
     CountDone,
     LoadedModel,
     Named,
+    answers_by_token,
     check_same_tokens,
     in_turn,
     score_pairs,
-    token_logprobs,
 )
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.records import Message, Preference, PreferenceExample
 
 Models = tuple[Named, Named | None]  # policy and reference; None is the policy's adapter off
-AnswerIds = tuple[list[int], list[int]]  # ids of a prompt and of an answer to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,9 @@ def reward_tokens(
     def score(loaded: LoadedModel) -> list[Logprobs]:
         check_same_tokens(chat, loaded)
         loaded.check_ids([PreferenceExample(*answer, []) for answer in answers])
-        logprobs = []
-        for prompt, response in answers:
-            logprobs.append(token_logprobs(loaded, prompt, response))
-            after_answer(1)
-            if not np.isfinite(logprobs[-1]).all():
-                raise NonFiniteError(f"{loaded.name}: a token's log-prob is not a finite number")
+        logprobs = answers_by_token(loaded, answers, after_answer)
+        if not all(np.isfinite(each).all() for each in logprobs):
+            raise NonFiniteError(f"{loaded.name}: a token's log-prob is not a finite number")
         return logprobs
 
     rewards = []

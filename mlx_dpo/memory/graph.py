@@ -39,6 +39,7 @@ class Array:
         uses: References to it, by handles and operations.
         buffer: Where its elements lie; None before it is computed.
         layout: Strided view over nothing, as its elements lie in the buffer; None for row order.
+        value: The elements of a constant; None of all others.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class Array:
     uses: int = 0
     buffer: Any = None
     layout: npt.NDArray[Any] | None = None
+    value: mx.array | None = None
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +132,7 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array
         elif kind == "constants":
             for name, value in entry["constants"]:
                 constant = array(name, value.shape, value.dtype)
+                constant.value = value
                 if (mark := _mark_of(value)) is not None:
                     marks[constant] = mark
 
@@ -202,8 +205,10 @@ def _marked_checkpoints() -> Iterator[None]:
         mx.checkpoint = original
 
 
-def _marked(x: mx.array, number: int) -> mx.array:
-    """A product and a sum, whose gradient is the product alone."""
+def _marked(x: Any, number: int) -> Any:
+    """A product and a sum, whose gradient is the product alone; what has no gradient as it is."""
+    if not isinstance(x, mx.array) or not mx.issubdtype(x.dtype, mx.floating):
+        return x
     bits = np.array([(_FIRST_MARK + number) << 16], np.uint32)
     mark = mx.array(bits.view(np.float32)[0]).astype(x.dtype)
     return mark * x + mark

@@ -240,7 +240,8 @@ class Predictor:
             model, batches = self.shell(settings), self._largest(settings)
             kinds: list[Callable[..., ScoringPath]] = [PlainPath]
             if not settings.plain:
-                kinds = [FastPath, partial(FastPath, share_prompts=False), PlainPath]
+                others = {"one_length": True}, {"share_prompts": False}
+                kinds = [FastPath, *(partial(FastPath, **how) for how in others), PlainPath]
             while True:
                 path: ScoringPath = kinds.pop(0)(work.max_length, work.pad_id, again)
                 # Where the optimizer comes after the peak, any will do.

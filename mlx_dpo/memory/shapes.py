@@ -21,6 +21,7 @@ from mlx_dpo.models.dialects import (
 )
 from mlx_dpo.models.hub import checked_config, stored_shapes
 from mlx_dpo.models.parameters import has_weights, is_float, named_arrays, tensor_shapes
+from mlx_dpo.models.parts import in_training_mode
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype code by name of a tensor
 _INTEGERS = {"U32": mx.uint32, "U8": mx.uint8}  # what packed weights and their scales are kept as
@@ -68,7 +69,7 @@ def emptied(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
         return mx.zeros(value.shape, dtype if is_float(value) else value.dtype)
 
     model.update(tree_map(empty, model.parameters()))
-    model.eval()
+    in_training_mode(model)
     return model
 
 

@@ -7,7 +7,7 @@ rounding that another batch shape brings. MLX's own random state is left alone.
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -128,6 +128,7 @@ def complete(
     *,
     max_tokens: int,
     batched: bool = False,
+    after_token: Callable[[], None] = lambda: None,
 ) -> list[Completion]:
     """Complete prompts up to the closing token or the limit.
 
@@ -137,9 +138,13 @@ def complete(
         requests: What to generate.
         max_tokens: Longest completion in tokens; less where the model's positions end before.
         batched: Whether to generate all in one batch (see `batches_exactly`).
+        after_token: Called after each token, of the batch or of one prompt; it may raise.
     """
-    generate = generate_together if batched else generate_each
-    generated = generate(model, requests, stop_ids=chat.stop_ids, max_tokens=max_tokens)
+    limits: dict[str, Any] = {"stop_ids": chat.stop_ids, "max_tokens": max_tokens}
+    if batched:
+        generated = generate_together(model, requests, **limits, after_token=after_token)
+    else:
+        generated = generate_each(model, requests, **limits, after_token=lambda _: after_token())
     return [_completion(chat, ids) for ids in generated]
 
 
@@ -185,13 +190,18 @@ def generate_each(
 
 
 def generate_together(
-    model: nn.Module, requests: Sequence[Request], *, stop_ids: Collection[int], max_tokens: int
+    model: nn.Module,
+    requests: Sequence[Request],
+    *,
+    stop_ids: Collection[int],
+    max_tokens: int,
+    after_token: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """`generate_each` in one batch, for models whose caches can be batched."""
     limits = _limits(model, requests, max_tokens)
     # A prompt that fills the model's positions leaves no room for a token.
     limited = [(request, n) for request, n in zip(requests, limits, strict=True) if n]
-    generated = iter(_batch(model, limited, stop_ids) if limited else ())
+    generated = iter(_batch(model, limited, stop_ids, after_token) if limited else ())
     return [next(generated).ids if limit else [] for limit in limits]
 
 
@@ -226,7 +236,10 @@ def _agree(a: _Generated, b: _Generated) -> bool:
 
 
 def _batch(
-    model: nn.Module, limited: Sequence[tuple[Request, int]], stop_ids: Collection[int]
+    model: nn.Module,
+    limited: Sequence[tuple[Request, int]],
+    stop_ids: Collection[int],
+    after_token: Callable[[], None] = lambda: None,
 ) -> list[_Generated]:
     """Generate for requests, each with its limit in tokens, in one batch."""
     from mlx_lm.generate import BatchGenerator
@@ -251,6 +264,7 @@ def _batch(
                 generated[response.uid].ids.append(response.token)
                 if len(generated[response.uid].logprobs) < _PROBED:
                     generated[response.uid].logprobs.append(response.logprobs)
+            after_token()
         return [generated[uid] for uid in uids]
     finally:
         generator.close()

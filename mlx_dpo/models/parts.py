@@ -89,6 +89,19 @@ def replaced(module: Any, parameters: Any) -> Any:
     return changed
 
 
+def in_training_mode(model: nn.Module) -> None:
+    """Put a model in training mode, but for its dropout.
+
+    Some layers of mlx-lm's (those of a gated delta rule: Qwen 3.5, Qwen3-Next) call a kernel on a
+    GPU that has no gradient, unless they are in it. Dropout would make the policy another model
+    than the reference, and start the loss anywhere but at log 2.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d):
+            module.eval()
+
+
 def by_layer(model: nn.Module) -> list[list[str]]:
     """Names of the trainable parameters, by layer, in the order their gradients become known.
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.errors import DiskError, StoppedError
-from mlx_dpo.models.generate import answer
+from mlx_dpo.models.generate import Request, complete
 from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.scores import is_taught
@@ -252,11 +252,13 @@ def shown_answers(job: Job, stop: Stop) -> list[str]:
     Raises:
         StoppedError: If a signal came.
     """
-    texts = []
-    for row in job.data.shown:
-        stop.check()
-        texts.append(answer(job.policy, job.chat, row.prompt, max_tokens=ANSWER_TOKENS).text)
-    return texts
+    answers = complete(
+        *(job.policy, job.chat, [Request(ids) for ids in job.shown_prompts]),
+        max_tokens=ANSWER_TOKENS,
+        batched=len(job.data.shown) > 1 and job.answers_together,
+        after_token=stop.check,
+    )
+    return [answer.text for answer in answers]
 
 
 class Save(Callback):

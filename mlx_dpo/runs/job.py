@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mlx_dpo.models.adapters import (
     without_adapter,
 )
 from mlx_dpo.models.export import ModelFiles, read_files
+from mlx_dpo.models.generate import batches_exactly
 from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint, stored_digest
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
@@ -105,6 +107,16 @@ class Job:
         """The pairs of ``--data``, by whose lengths a run is told from one that learns length."""
         held_out = [] if self.config.eval_data else self.held_out.examples
         return JoinedExamples(self.train.examples, held_out)
+
+    @cached_property
+    def answers_together(self) -> bool:
+        """Whether the prompts that are shown may be answered in one batch."""
+        return batches_exactly(self.policy, self.shown_prompts)
+
+    @property
+    def shown_prompts(self) -> list[list[int]]:
+        """Ids of the prompts that are shown."""
+        return [self.chat.prompt_ids(row.prompt) for row in self.data.shown]
 
     def epoch_order(self) -> EpochOrder:
         """The order of the training pairs, as the trainer has it before the first step."""

@@ -32,7 +32,7 @@ from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.defaults import LORA, LORA_SETTINGS, decided, decided_by_pairs
 from mlx_dpo.runs.folder import PLANS
 
-_VERSION = "2"  # changes whenever the same plan and budget may be solved otherwise
+_VERSION = "3"  # changes whenever the same plan and budget may be solved otherwise
 _NAMES = {f.name for f in fields(Settings)}
 _SHORTER = (0.75, 0.5, 0.25)  # of the longest pair, where nothing else helps
 

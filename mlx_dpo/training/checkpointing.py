@@ -1,18 +1,22 @@
 """Layer checkpointing: layers recompute their activations for the gradient; less memory.
 
 mlx-lm's own checkpointing changes the class of the layers, and with it the reference, and treats a
-cache as a constant. Here a shallow copy of one model gets stand-ins for its layers, and a prompt's
-keys and values are inputs and outputs of the function that is recomputed.
+cache as a constant. Here a shallow copy of one model gets stand-ins for its layers. All that a
+gradient flows through is an input or an output of the function that is recomputed: what a prompt's
+cache holds, and what other layers hand over.
 """
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
+from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
-from mlx_dpo.training.prompts import AfterPrompt, PromptKeys
+from mlx_dpo.training.prompts import LayerCache
 
 
 def checkpointed(model: nn.Module) -> Any:
@@ -51,28 +55,48 @@ class _Layer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        caches = [c for c in (*args, *kwargs.values()) if isinstance(c, PromptKeys | AfterPrompt)]
-        cache = caches[0] if caches else None
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        called = (list(args), kwargs)
+        caches: list[Any] = []
+        floats: list[mx.array] = []
+        _exchange(called, floats.append, caches.append)
 
         # Other arguments (masks, offsets) are closed over: mx.checkpoint would differentiate them,
         # and they have no gradient.
-        def run(parameters: Any, x: mx.array, *prompt: mx.array) -> Any:
-            layer = replaced(self._layer, parameters)
-            if cache is None:
-                return (layer(x, *args, **kwargs),)
-            inner = cache.with_arrays(*prompt)
-            output = layer(
-                x,
-                *(inner if a is cache else a for a in args),
-                **{name: inner if a is cache else a for name, a in kwargs.items()},
-            )
-            return (output, *inner.recorded())
+        def run(parameters: Any, floats: list[mx.array], held: list[Any]) -> Any:
+            left = iter(floats)
+            inner = [c.with_arrays(*arrays) for c, arrays in zip(caches, held, strict=True)]
+            cache = iter(inner)
+            args, kwargs = _exchange(called, lambda _: next(left), lambda _: next(cache))
+            output = replaced(self._layer, parameters)(*args, **kwargs)
+            return output, [_apart(cache.recorded(), output) for cache in inner]
 
-        prompt = () if cache is None else cache.arrays()
         # Of the parameters only those that train: packed ones have no gradient.
         trained = self._layer.trainable_parameters()
-        output, *recorded = mx.checkpoint(run)(trained, x, *prompt)
-        if cache is not None:
-            cache.record(*recorded)
+        output, recorded = mx.checkpoint(run)(trained, floats, [c.arrays() for c in caches])
+        for cache, arrays in zip(caches, recorded, strict=True):
+            cache.record(*arrays)
         return output
+
+
+def _apart(recorded: Sequence[Any], output: Any) -> list[Any]:
+    """What a cache recorded, none of it an output of the layer too.
+
+    Of two outputs that are one array, `mx.checkpoint` takes the gradient of one alone.
+    """
+    outputs: list[Any] = []
+    tree_map(outputs.append, output)
+    return [a[None].squeeze(0) if any(a is leaf for leaf in outputs) else a for a in recorded]
+
+
+def _exchange(
+    called: Any, of_float: Callable[[mx.array], Any], of_cache: Callable[[Any], Any]
+) -> Any:
+    """What a layer is called with, its arrays with a gradient and its caches exchanged, in turn."""
+
+    def exchanged(leaf: Any) -> Any:
+        if isinstance(leaf, mx.array):
+            return of_float(leaf) if is_float(leaf) else leaf
+        return of_cache(leaf) if isinstance(leaf, LayerCache) else leaf
+
+    return tree_map(exchanged, called)

@@ -89,7 +89,7 @@ def token_logprobs(
         return _call(head, stand_in)
 
     def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
-        return _log_softmax_at(logits(parameters, hidden)[0].astype(mx.float32), targets)
+        return _log_softmax_at(_float32(logits(parameters, hidden)), targets)
 
     # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
     # as the model does that it is the reference of.

@@ -5,9 +5,10 @@ Everything here is arithmetic on lengths and lists; no model and no array of MLX
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
+from mlx_dpo.models.device import on_gpu
 from mlx_dpo.records import PreferenceExample
 
 # Price of one more forward and backward, in tokens: each writes and adds a whole gradient of the
@@ -15,8 +16,9 @@ from mlx_dpo.records import PreferenceExample
 # a GPU it is an estimate from bandwidth and launches, measured on none (`mlx_dpo doctor` does).
 FORWARD_PRICE = 32
 GPU_FORWARD_PRICE = 128
-# Widths are multiples of this, so that buffers (and compiled traces) are reused.
-WIDTH_MULTIPLE = 8
+# Widths are multiples of this, so that buffers are reused and a GPU's tiles are full. A CPU gains
+# nothing by it.
+WIDTH_MULTIPLE = 8 if on_gpu() else 1
 
 
 class Row(NamedTuple):
@@ -78,23 +80,27 @@ class Layout:
 
     Attributes:
         contexts: Distinct prompts without their last token, none empty.
+        prefix: How many tokens all of them begin with that are read once for all; 0 where a
+            forward of its own costs more. Chat templates begin with a system prompt.
         context_groups: Forwards of prompts.
         rows: Responses with something to score.
         row_groups: Forwards of rows, all of which continue a prompt or none.
     """
 
     contexts: list[tuple[int, ...]]
+    prefix: int
     context_groups: list[Group]
     rows: list[Row]
     row_groups: list[Group]
 
     def work(self) -> Work:
         """Tokens this layout computes."""
-        read = sum(map(len, self.contexts)) + sum(len(row.inputs) for row in self.rows)
+        contexts = sum(len(context) - self.prefix for context in self.contexts)
+        read = self.prefix + contexts + sum(len(row.inputs) for row in self.rows)
         groups = [*self.context_groups, *self.row_groups]
         return Work(
             real_tokens=read,
-            computed_tokens=sum(len(group.members) * group.width for group in groups),
+            computed_tokens=self.prefix + sum(len(group.members) * group.width for group in groups),
             unshared_tokens=sum(
                 len(row.inputs) + (0 if row.context is None else len(self.contexts[row.context]))
                 for row in self.rows
@@ -108,6 +114,7 @@ def lay_out(
     max_seq_len: int,
     share_prompts: bool,
     one_length: bool = False,
+    unpadded: bool = False,
     forward_price: int = FORWARD_PRICE,
 ) -> Layout:
     """Lay out a batch.
@@ -122,6 +129,8 @@ def lay_out(
         share_prompts: Whether prompts are read once.
         one_length: Whether rows go together only where their prompts are of one length, for
             models whose attention takes no mask of its own for each row.
+        unpadded: Whether prompts go together only where they are of one length, for models whose
+            states would take in what a prompt is padded with.
         forward_price: Price of one more forward, in tokens.
     """
     index_of: dict[tuple[int, ...], int] = {}
@@ -154,8 +163,31 @@ def lay_out(
                 (members[i] for i in group.members), key=lambda i: (rows[i].context or 0, i)
             )
             row_groups.append(Group(together, group.width))
-    context_groups = partition([len(context) for context in contexts], forward_price)
-    return Layout(contexts, context_groups, rows, row_groups)
+    prefix = common_prefix(contexts, forward_price)
+    widths = [len(context) - prefix for context in contexts]
+    context_groups = _of_one_width(widths) if unpadded else partition(widths, forward_price)
+    return Layout(contexts, prefix, context_groups, rows, row_groups)
+
+
+def common_prefix(contexts: Sequence[tuple[int, ...]], price: int) -> int:
+    """How many tokens all prompts begin with, where reading them once saves more than a forward.
+
+    Each prompt keeps a token of its own.
+    """
+    if len(contexts) < 2:
+        return 0
+    first, last = min(contexts), max(contexts)  # between them lie all others
+    same = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(first, last, strict=False)))
+    count = min(same, min(map(len, contexts)) - 1)
+    return count if (len(contexts) - 1) * count > price else 0
+
+
+def _of_one_width(widths: Sequence[int]) -> list[Group]:
+    """Forwards without any padding."""
+    members: dict[int, list[int]] = {}
+    for i, width in enumerate(widths):
+        members.setdefault(width, []).append(i)
+    return [Group(members[width], width) for width in sorted(members)]
 
 
 def partition(widths: Sequence[int], price: int) -> list[Group]:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.prompts import caches_of_whole_rows
 
 
 def sequence_logprob(logits: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
@@ -56,7 +57,8 @@ def pair_logprobs(
     Rows are padded on the right to the longest of this batch, which is exact for causal models.
 
     Args:
-        model: Called as ``model(ids)`` with int32 (B, T); returns logits (B, T, V).
+        model: Called as ``model(ids)`` with int32 (B, T); returns logits (B, T, V). If layers read
+            the keys of earlier ones, it gets caches for these, as it does when it generates.
         examples: B pairs.
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with; any valid id, since padding is never scored.
@@ -70,8 +72,14 @@ def pair_logprobs(
     cx, cy, cm, rx, ry, rm = pad_and_collate_pref(
         examples, max_seq_len=min(max(longest, 2), max_seq_len), pad_id=pad_id
     )
-    chosen = sequence_logprob(model(cx), cy, cm)
+    chosen = sequence_logprob(_logits(model, cx), cy, cm)
     if in_turn:
         (rx,) = mx.depends([rx], [chosen])
-    rejected = sequence_logprob(model(rx), ry, rm)
+    rejected = sequence_logprob(_logits(model, rx), ry, rm)
     return mx.stack([chosen, rejected])
+
+
+def _logits(model: nn.Module, ids: mx.array) -> mx.array:
+    caches = caches_of_whole_rows(model)
+    logits: mx.array = model(ids) if caches is None else model(ids, cache=caches)
+    return logits

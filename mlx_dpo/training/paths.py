@@ -21,7 +21,14 @@ from mlx_dpo.training.embedding import gathered_once
 from mlx_dpo.training.head import hidden_states, token_logprobs
 from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Work, lay_out
 from mlx_dpo.training.logprobs import pair_logprobs
-from mlx_dpo.training.prompts import AfterPrompt, PromptKeys, continue_prompts
+from mlx_dpo.training.prompts import (
+    Kept,
+    caches_of_whole_rows,
+    continue_prompts,
+    forked,
+    prompt_caches,
+    recording,
+)
 
 
 class ScoringPath(Protocol):
@@ -96,9 +103,9 @@ class FastPath:
         max_seq_len: Longest prompt + response in tokens; what is beyond it is cut.
         pad_id: Token id to pad with.
         checkpoint: Whether layers compute again for the gradient instead of keeping what it needs.
-        share_prompts: Whether each distinct prompt of a batch is read once for all its responses;
-            not for models whose layers keep something else than keys and values.
+        share_prompts: Whether each distinct prompt of a batch is read once for all its responses.
         one_length: Whether rows share a forward only where their prompts are of one length.
+        unpadded: Whether prompts share a forward only where they are of one length.
         forward_price: Price of one more forward, in tokens; by default that of this device.
     """
 
@@ -107,6 +114,7 @@ class FastPath:
     checkpoint: bool = False
     share_prompts: bool = True
     one_length: bool = False
+    unpadded: bool = False
     forward_price: int = field(
         default_factory=lambda: GPU_FORWARD_PRICE if on_gpu() else FORWARD_PRICE
     )
@@ -122,6 +130,8 @@ class FastPath:
         """Which path this is."""
         if not self.share_prompts:
             return "joined"
+        if self.unpadded:
+            return "shared-prompt, unpadded"
         return "shared-prompt, one length" if self.one_length else "shared-prompt"
 
     def layout(self, examples: Sequence[PreferenceExample]) -> Layout:
@@ -131,6 +141,7 @@ class FastPath:
             max_seq_len=self.max_seq_len,
             share_prompts=self.share_prompts,
             one_length=self.one_length,
+            unpadded=self.unpadded,
             forward_price=self.forward_price,
         )
 
@@ -140,7 +151,23 @@ class FastPath:
         """Log-probs float32 (2, B)."""
         layered = checkpointed(model) if self.checkpoint else model
         head = partial(token_logprobs, model, gradient=gradient, frugal=self.checkpoint)
-        return _logprobs(layered, head, self.layout(examples), len(examples), self.pad_id)
+        logprobs, slots = _logprobs(layered, head, self.layout(examples), self.pad_id)
+        return _summed(logprobs, slots, len(examples))
+
+    def of_tokens(
+        self, model: nn.Module, examples: Sequence[PreferenceExample]
+    ) -> dict[tuple[int, int], mx.array]:
+        """Log-probs float32 (T,) of the tokens of each response, by side and pair.
+
+        Those after which no token is left, or before the first, have none.
+        """
+        head = partial(token_logprobs, model)
+        logprobs, slots = _logprobs(model, head, self.layout(examples), self.pad_id)
+        ends = np.cumsum([count for _, count in slots]).tolist()
+        return {
+            slot: logprobs[end - count : end]
+            for (slot, count), end in zip(slots, ends, strict=True)
+        }
 
     def work(self, examples: Sequence[PreferenceExample]) -> Work:
         """Tokens it computes for a batch."""
@@ -151,51 +178,84 @@ def _logprobs(
     layered: nn.Module,
     head: Callable[[mx.array, mx.array], mx.array],
     layout: Layout,
-    num_pairs: int,
     pad_id: int,
-) -> mx.array:
-    """Log-probs (2, B), the trunk of `layered` below a head that gives those of its tokens."""
+) -> tuple[mx.array, list[tuple[tuple[int, int], int]]]:
+    """Log-probs (S,) of tokens, the trunk of `layered` below a head that gives them.
+
+    With them, the slot of each response, and how many of the tokens are its own.
+    """
     if not layout.rows:
-        return mx.zeros((2, num_pairs))
+        return mx.zeros(0), []
+    prefix = [mx.array([layout.contexts[0][: layout.prefix]])] if layout.prefix else []
     prompts = [
-        _padded([layout.contexts[i] for i in group.members], group.width, pad_id)
+        _padded([layout.contexts[i][layout.prefix :] for i in group.members], group.width, pad_id)
         for group in layout.context_groups
     ]
     responses = [
         _padded([layout.rows[i].inputs for i in group.members], group.width, pad_id)
         for group in layout.row_groups
     ]
-    layered = gathered_once(layered, [*prompts, *responses])
-    recorded = [_read_prompts(layered, ids) for ids in prompts]
+    layered = gathered_once(layered, [*prefix, *prompts, *responses])
+    before = [_read_prompts(layered, ids, [layout.prefix]) for ids in prefix]
+    recorded = [
+        _read_prompts(
+            *(layered, ids, [len(layout.contexts[i]) - layout.prefix for i in group.members]),
+            before,
+            layout.prefix,
+        )
+        for group, ids in zip(layout.context_groups, prompts, strict=True)
+    ]
+    # A model with fewer caches than layers has layers that read the keys of earlier ones.
+    read_again = any(len(caches) < len(layered.layers) for caches in recorded)
     source_of = {
         context: (forward, line)
         for forward, group in enumerate(layout.context_groups)
         for line, context in enumerate(group.members)
     }
     # Often all shorter responses go together and all longer ones: the same prompts twice.
-    caches: dict[tuple[int, ...], list[AfterPrompt] | None] = {(): None}
+    caches: dict[tuple[int, ...], list[Kept]] = {}
     hidden, targets, slots = [], [], []
     for group, ids in zip(layout.row_groups, responses, strict=True):
         rows = [layout.rows[number] for number in group.members]
         contexts = tuple(row.context for row in rows if row.context is not None)
-        if contexts not in caches:
+        if contexts and contexts not in caches:
             caches[contexts] = continue_prompts(
                 recorded,
                 [source_of[context] for context in contexts],
                 [len(layout.contexts[context]) for context in contexts],
+                read_again=read_again,
             )
-        states = hidden_states(layered, ids, caches[contexts])
+        continued = forked(caches[contexts]) if contexts else caches_of_whole_rows(layered)
+        states = hidden_states(layered, ids, continued)
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])
             targets.extend(row.targets[row.first_scored :])
             slots.append((row.slot, len(row.inputs) - row.first_scored))
-    logprobs = head(mx.concatenate(hidden), mx.array(targets, dtype=mx.int32))
-    return _summed(logprobs, slots, num_pairs)
+    return head(mx.concatenate(hidden), mx.array(targets, dtype=mx.int32)), slots
 
 
-def _read_prompts(model: nn.Module, ids: mx.array) -> list[PromptKeys]:
-    """Keys and values of every layer for some prompts. Their logits are never computed."""
-    caches = [PromptKeys() for _ in model.layers]
+def _read_prompts(
+    model: nn.Module,
+    ids: mx.array,
+    lengths: Sequence[int],
+    before: Sequence[Sequence[Kept]] = (),
+    prefix: int = 0,
+) -> list[Kept]:
+    """What layers keep of some prompts. Their logits are never computed.
+
+    Args:
+        model: Reads them.
+        ids: int32 (prompts, P).
+        lengths: Real positions of each.
+        before: Caches of the tokens that come before all of them; empty where none do.
+        prefix: How many those are.
+    """
+    told = lengths if min(lengths) < ids.shape[1] else None
+    caches = prompt_caches(model, told)
+    if before:
+        rows = len(ids)
+        own = continue_prompts(before, [(0, 0)] * rows, [prefix] * rows, read_again=True)
+        caches = [recording(cache, told) for cache in own]
     model(ids, cache=caches)
     return caches
 

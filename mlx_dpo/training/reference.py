@@ -20,9 +20,14 @@ from mlx_dpo.models.adapters import without_adapter
 from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import is_float
-from mlx_dpo.models.parts import replaced
+from mlx_dpo.models.parts import in_training_mode, replaced
+from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.peers import Alone
+
+# Short pairs are scored so many times as many together as in a step, up to so many tokens. Products
+# of more rows take less time a row, and what all prompts begin with is read once for all.
+TIMES_AS_MANY, TOKENS_TOGETHER = 8, 2048
 
 Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
 Reference = Callable[[Sequence[PreferenceExample]], mx.array]
@@ -32,11 +37,11 @@ def frozen_reference(model: nn.Module, score: Score) -> Reference:
     """Log-probs from a second model, which is frozen here and never changes.
 
     Args:
-        model: The reference copy; frozen and put in evaluation mode.
+        model: The reference copy; frozen and put in the mode that the policy is in.
         score: The scoring path, shared with the policy so that step 0 is exact.
     """
     model.freeze()
-    model.eval()
+    in_training_mode(model)
 
     def reference(examples: Sequence[PreferenceExample]) -> mx.array:
         return mx.stop_gradient(score(model, examples))
@@ -151,13 +156,14 @@ def score_in_batches(
 ) -> npt.NDArray[np.float32]:
     """Score every pair once, without gradient.
 
-    By default pairs of like length go into a batch together, so that little is spent on padding;
-    the result comes back in the order given.
+    By default pairs of like length go into a batch together, so that little is spent on padding,
+    and more of them than in a step, which keeps what its gradient needs. The result comes back in
+    the order given.
 
     Args:
         score: Log-probs (2, B) of a batch, of the policy or the reference.
         examples: N pairs.
-        batch_size: Pairs per forward.
+        batch_size: Pairs per forward, and more of short ones.
         batches: Indices of the pairs of each forward, instead.
         before_batch: Called before each forward; it may raise.
         after_batch: Called with the number of pairs just scored.
@@ -168,7 +174,7 @@ def score_in_batches(
     """
     peers = peers or Alone()
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
-    for rows in peers.some(batches or _rows_by_length(examples, batch_size)):
+    for rows in peers.some(batches or rows_by_length(examples, batch_size)):
         if before_batch is not None:
             before_batch()
         logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
@@ -177,11 +183,22 @@ def score_in_batches(
     return peers.table("scores", logprobs)
 
 
-def _rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:
-    def length(row: int) -> int:
-        prompt, chosen, rejected = examples[row]
-        return len(prompt) + max(len(chosen), len(rejected))
+def rows_by_length(examples: Sequence[PreferenceExample], batch_size: int) -> Iterator[list[int]]:
+    """Indices of pairs of like length to score together.
 
-    rows = sorted(range(len(examples)), key=length)
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+    Those are `batch_size`, and up to `TIMES_AS_MANY` times as many where they are short.
+    """
+    sizes = lengths(examples)
+    longer = sizes[:, 0] + sizes[:, 1:].max(axis=1)
+    batch: list[int] = []
+    held = 0
+    for row in np.argsort(longer, kind="stable").tolist():
+        tokens = int(sizes[row].sum())
+        is_full = len(batch) == TIMES_AS_MANY * batch_size or held + tokens > TOKENS_TOGETHER
+        if len(batch) >= batch_size and is_full:
+            yield batch
+            batch, held = [], 0
+        batch.append(row)
+        held += tokens
+    if batch:
+        yield batch

@@ -14,15 +14,21 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_unflatten
 
-from mlx_dpo.errors import is_device_fault, is_shortage, one_line
+from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.models.adapters import adapted_modules, small_updates
 from mlx_dpo.models.device import tf32_enabled
 from mlx_dpo.models.packed import casting_again, is_packed
 from mlx_dpo.models.parameters import is_float, is_float32, named_arrays
-from mlx_dpo.models.parts import is_embedding, replaced
+from mlx_dpo.models.parts import (
+    UnknownStructureError,
+    in_training_mode,
+    is_embedding,
+    replaced,
+)
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
+from mlx_dpo.training.prompts import UnknownCacheError, keeps_states
 from mlx_dpo.training.step import Runtime, evaluated_layers
 
 
@@ -46,6 +52,7 @@ FLOAT32, BFLOAT16 = Rounding(1e-4, 1e-6), Rounding(1.0, 1e-2)
 TF32 = Rounding(0.1, 1e-3, 2e-2)
 _CUT_PROMPT, _CUT_RESPONSE = 32, 16  # tokens of a pair whose gradient is compared
 _SHORTER = 4  # and of that, one part in so many where only adapters train
+_SHORT_PRICE = 8  # of a forward, for pairs cut so: what longer ones would share, they share
 
 Scores = npt.NDArray[np.float32]
 Gradient = dict[str, float]
@@ -64,7 +71,8 @@ class Choice:
         path: The fastest that agrees with the plain path.
         num_pairs: Pairs it was compared on; 0 where nothing was compared.
         largest_difference: Between its log-probs and the plain path's, in nats.
-        refused: What was tried before it, and why it was not taken: ``(name, reason)``.
+        refused: What was tried before it, and why it was not taken, in a sentence for people:
+            ``(name, reason)``.
         tf32: Whether the user has turned TF32 on, so that the comparison is that much coarser.
     """
 
@@ -87,7 +95,8 @@ def choose_path(
 
     Log-probs are compared on short and middling pairs in one batch and on the longest alone, where
     windows and stretched positions show; gradients, by the norm of each tensor, on two pairs cut
-    short, because the plain path keeps all activations and must not need more than a step does.
+    short, because the plain path keeps all activations and must not need more than a step does. A
+    forward counts as cheap there, so that what prompts begin with is shared as in longer ones.
     All that in float32, where rounding hides no mistake; a bfloat16 model is then run as it is too.
     A step that trains adapters holds much less than one that trains all weights. There the pairs
     are cut shorter, and the plain path scores row by row.
@@ -96,16 +105,18 @@ def choose_path(
     is zero too, and half of the comparison says nothing.
 
     Args:
-        model: The policy.
+        model: The policy. It is put in training mode, its dropout aside.
         examples: Training pairs, at least one.
         max_seq_len: Longest prompt + response in tokens.
         pad_id: Token id to pad with.
         checkpoint: Whether layers are to compute again for the gradient.
     """
     plain, refused, tf32 = PlainPath(max_seq_len, pad_id), [], tf32_enabled()
-    candidates: tuple[ScoringPath, ...] = (
+    in_training_mode(model)
+    candidates = (
         FastPath(max_seq_len, pad_id, checkpoint),
         FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
+        FastPath(max_seq_len, pad_id, checkpoint, unpadded=True),
         FastPath(max_seq_len, pad_id, checkpoint, share_prompts=False),
     )
     with small_updates(model):
@@ -116,10 +127,27 @@ def choose_path(
             except Exception as error:  # a model's code may fail in any way when called in parts
                 if is_shortage(error) or is_device_fault(error):
                     raise  # no fault of the path: the plain one needs more memory, not less
-                refused.append((path.name, one_line(error)[:200]))
+                refused.append((path.name, _reason(model, path, error)))
             else:
                 return Choice(path, expected.num_pairs, largest, tuple(refused), tf32)
     return Choice(plain, 0, 0.0, tuple(refused), tf32)
+
+
+def _reason(model: nn.Module, path: FastPath, error: Exception) -> str:
+    """Why a path is not taken; what a model's code said when it failed is for nobody's eyes."""
+    if isinstance(error, UnknownCacheError | UnknownStructureError):
+        return str(error)
+    if path.share_prompts and keeps_states(model):
+        if path.unpadded:
+            return "this model keeps recurrent state, and does not hand it on to the responses"
+        return "this model keeps recurrent state, and does not leave padding out of it"
+    if isinstance(error, _DisagreesError):
+        return str(error)
+    if path.share_prompts and not path.one_length:
+        return "this model's layers do not go on from prompts of different lengths"
+    if path.share_prompts:
+        return "this model's layers do not go on from a prompt that was read before"
+    return "this model's layers can't be called apart from its output layer"
 
 
 class PlainValues:
@@ -162,7 +190,8 @@ class PlainValues:
         """
         pairs = zip(self._logprobs_by(path, self._at_once), self._logprobs, strict=True)
         largest = max(_compare_logprobs(*both, allowed) for both in pairs)
-        _compare_gradients(self._gradient_norms(path), self._norms, allowed.gradient)
+        small = replace(path, forward_price=_SHORT_PRICE) if isinstance(path, FastPath) else path
+        _compare_gradients(self._gradient_norms(small), self._norms, allowed.gradient)
         if self._rounded is not None:
             rounded = self._runtime.values(path(self._model, self._batch))
             _compare_logprobs(rounded, self._rounded, BFLOAT16)
@@ -219,10 +248,15 @@ def _sample_pairs(
 
 
 def _beginnings(examples: Sequence[PreferenceExample], part: int) -> list[PreferenceExample]:
-    """The pairs, cut to a few tokens around where their responses begin."""
+    """The pairs, cut to a few tokens where prompts begin and around where responses do."""
     before, after = _CUT_PROMPT // part, _CUT_RESPONSE // part
+    first = min(before // 2, _SHORT_PRICE + 2)
     return [
-        PreferenceExample(prompt[-before:], chosen[:after], rejected[:after])
+        PreferenceExample(
+            prompt if len(prompt) <= before else [*prompt[:first], *prompt[first - before :]],
+            chosen[:after],
+            rejected[:after],
+        )
         for prompt, chosen, rejected in examples
     ]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlx_dpo.models.adapters import adapted_modules
 from mlx_dpo.models.parameters import is_float32
+from mlx_dpo.models.parts import in_training_mode
 from mlx_dpo.preferences.batches import EpochOrder, largest_batches
 from mlx_dpo.preferences.store import lengths as token_lengths
 from mlx_dpo.records import PreferenceExample
@@ -119,7 +120,7 @@ class DPOTrainer:
 
     Args:
         model: The policy, an `mlx.nn.Module` called as ``model(ids)`` for logits. It trains in
-            place; only its trainable parameters change.
+            place; only its trainable parameters change. Its dropout is switched off.
         ref_model: The reference, a second module of the same dtype, frozen here. With
             neither it nor `reference`, a model with adapters is its own, its adapters off.
         examples: Training pairs as token ids.
@@ -219,7 +220,7 @@ class DPOTrainer:
         self.order = EpochOrder(len(examples), pairs, seed, lengths=lengths, micro_batch=batch_size)
         self.path = path or PlainPath(max_seq_len, pad_id)
         self._score = reference_path(self.path, float32=is_float32(model))
-        model.eval()  # dropout in the policy alone would start the loss anywhere but at log 2
+        in_training_mode(model)
         if ref_model is not None:
             reference = frozen_reference(ref_model, self.score)
         reference = reference or adapter_off(model, self.score)

@@ -4,7 +4,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_dpo.insight.scoring import open_model, score_pairs
+from mlx_dpo.insight import scoring
+from mlx_dpo.insight.scoring import answers_by_token, open_model, score_pairs, token_logprobs
 from mlx_dpo.training import paths
 from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.reference import score_in_batches
@@ -47,3 +48,19 @@ def test_a_fast_path_that_fails_gives_way_to_the_plain_one_and_its_reason_is_kep
     assert choice.path.name == "plain"
     assert {reason for _, reason in choice.refused} == {"this model has no layers"}
     assert np.array_equal(logprobs, plain_logprobs(loaded.model))
+
+
+def test_tokens_are_scored_by_the_fast_path_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = open_model(str(ORACLE))
+    answers = [(pair.prompt_ids, response) for pair in PAIRS for response in pair[1:]]
+    answers += [([], [7, 8, 9]), ([5, 6], [])]  # a first token that follows nothing; no token
+    expected = [token_logprobs(loaded, *answer) for answer in answers]
+    monkeypatch.setattr(scoring, "_WORTH_A_CHECK", len(answers))
+    monkeypatch.setattr(scoring, "token_logprobs", None)
+    counted: list[int] = []
+    found = answers_by_token(loaded, answers, counted.append)
+    assert sum(counted) == len(answers)
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours == pytest.approx(plain, abs=1e-4)

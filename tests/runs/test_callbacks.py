@@ -1,7 +1,7 @@
 """Timings, answers during training that change nothing, and the watch on rewards."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,16 +77,17 @@ def test_a_stop_is_not_kept_waiting_by_questions(
 ) -> None:
     asked: list[str] = []
 
-    def answer(*args: object, **options: object) -> object:
+    def complete(*args: object, after_token: Callable[[], None], **options: object) -> None:
         asked.append("a question")
         stop.requested = True
-        return type("Said", (), {"text": "x"})()
+        after_token()
+        asked.append("another token")
 
     stop = Stop()
 
     class PatchingScreen(Screen):
         def stepped(self, step: int, metrics: object, timing: object) -> None:
-            monkeypatch.setattr("mlx_dpo.runs.callbacks.answer", answer)
+            monkeypatch.setattr("mlx_dpo.runs.callbacks.complete", complete)
 
     monkeypatch.setattr("mlx_dpo.runs.run.stop_on_signal", lambda on_deferred: nullcontext(stop))
     with pytest.raises(StoppedError, match="after step 1 of 8"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import layout
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.prompts import AfterPrompt
 from mlx_dpo.training.self_check import choose_path
@@ -24,6 +25,11 @@ LENGTH = 96
 PLAIN = PlainPath(LENGTH, 0)
 SHARED = FastPath(LENGTH, 0)
 JOINED = FastPath(LENGTH, 0, share_prompts=False)
+
+
+@pytest.fixture(autouse=True)
+def widths_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "WIDTH_MULTIPLE", 8)
 
 
 def _model(head_size: int) -> nn.Module:
@@ -54,8 +60,8 @@ def _pairs(width: int) -> list[PreferenceExample]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_rows_are_as_wide_as_they_should_be_and_the_mask_is_boolean(width: int) -> None:
-    layout = SHARED.layout(_pairs(width))
-    assert {group.width for group in layout.row_groups} == {width}
+    groups = SHARED.layout(_pairs(width)).row_groups
+    assert {group.width for group in groups} == {width}
     keys = mx.zeros((2, 1, 33, 4))
     mask = AfterPrompt(keys, keys, [7, 33]).make_mask(width)
     assert isinstance(mask, mx.array)

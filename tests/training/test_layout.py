@@ -67,3 +67,16 @@ def test_the_same_prompt_cut_or_whole_scores_the_tokens_that_are_left() -> None:
     )
     assert [row.inputs for row in layout.rows] == [[1, 2, 3, 4], [1, 2, 3]]
     assert [row.targets[row.first_scored :] for row in layout.rows] == [[4, 5], [7]]
+
+
+def test_what_all_prompts_begin_with_is_read_once_where_that_pays() -> None:
+    pairs = [PreferenceExample([*range(3, 23), 30 + i, 40], [50], [51]) for i in range(3)]
+    layout = lay_out(pairs, max_seq_len=64, share_prompts=True, forward_price=39)
+    assert layout.prefix == 20
+    assert layout.context_groups == [Group([0, 1, 2], -(-1 // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)]
+    assert layout.work().real_tokens == 20 + 3 + 6
+    dear = lay_out(pairs, max_seq_len=64, share_prompts=True, forward_price=40)
+    assert dear.prefix == 0
+    # One that is the beginning of the others keeps a token of its own.
+    pairs.append(PreferenceExample([*range(3, 14), 40], [50], [51]))
+    assert lay_out(pairs, max_seq_len=64, share_prompts=True, forward_price=0).prefix == 10

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import reference
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.reference import example_digest, score_in_batches
 from tests import oracle
@@ -51,10 +52,16 @@ def test_padding_is_never_scored_nor_seen(
     )
 
 
+@pytest.mark.parametrize(("most", "counts"), [(0, [4, 4, 2]), (70, [6, 4]), (2048, [10])])
 def test_pairs_are_scored_by_length_and_come_back_in_their_order(
-    make_model: Callable[[], nn.Module], ragged_pairs: Pairs
+    most: int,
+    counts: list[int],
+    make_model: Callable[[], nn.Module],
+    ragged_pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Short pairs among short ones: little is spent on padding."""
+    """Short pairs among short ones, and more of them: little is spent on padding and forwards."""
+    monkeypatch.setattr(reference, "TOKENS_TOGETHER", most)
     model = make_model()
     lengths: list[int] = []
     counted: list[int] = []
@@ -65,7 +72,7 @@ def test_pairs_are_scored_by_length_and_come_back_in_their_order(
 
     found = score_in_batches(score, ragged_pairs, batch_size=4, after_batch=counted.append)
     assert lengths == sorted(lengths)
-    assert counted == [4, 4, 2]
+    assert counted == counts
     expected = pair_logprobs(model, ragged_pairs, max_seq_len=64, pad_id=0)
     np.testing.assert_allclose(found, np.array(expected), rtol=1e-6, atol=1e-5)
 

@@ -30,13 +30,38 @@ def test_attention_without_masks_by_row_gets_prompts_of_one_length() -> None:
     assert choice.path.name == "shared-prompt, one length"
     ((name, reason),) = choice.refused
     assert name == "shared-prompt"
-    assert "broadcast" in reason
+    assert reason == "this model's layers do not go on from prompts of different lengths"
 
 
-def test_a_state_space_model_reads_prompt_and_response_together() -> None:
+def test_states_that_take_in_padding_get_prompts_without_any() -> None:
+    choice = choose(architectures.make("jamba"))
+    assert choice.path.name == "shared-prompt, unpadded"
+    assert {reason for _, reason in choice.refused} == {
+        "this model keeps recurrent state, and does not leave padding out of it"
+    }
+
+
+def test_a_model_that_hands_no_state_on_reads_prompt_and_response_together() -> None:
     choice = choose(architectures.make("mamba"))
     assert choice.path.name == "joined"
-    assert [name for name, _ in choice.refused] == ["shared-prompt", "shared-prompt, one length"]
+    assert choice.refused[-1] == (
+        "shared-prompt, unpadded",
+        "this model keeps recurrent state, and does not hand it on to the responses",
+    )
+
+
+def test_a_cache_of_an_unknown_kind_is_named_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = architectures.make("llama")
+    monkeypatch.setattr(type(model), "make_cache", lambda self: [object(), object()])
+    choice = choose(model)
+    assert choice.path.name == "joined"
+    assert "neither keys and values nor a state" in choice.refused[0][1]
+
+
+def test_layers_whose_kernel_has_no_gradient_outside_training_mode_are_in_it() -> None:
+    model = architectures.make("qwen3_5").eval()
+    assert choose(model).path.name == "shared-prompt"
+    assert all(module.training for module in model.modules())
 
 
 def test_a_cache_with_wrong_keys_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
