@@ -47,10 +47,17 @@ from mlx_dpo.convert.weights import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
-from mlx_dpo.models.export import left_behind, read_companions, write_companions
+from mlx_dpo.models.export import (
+    left_behind,
+    new_model_folder,
+    read_companions,
+    write_card,
+    write_companions,
+)
 from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.verified import statement
+from mlx_dpo.runs.card import carried_card
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]
@@ -148,7 +155,8 @@ def kind_of(folder: Path) -> Kind:
     if recorded not in (None, "huggingface"):
         return Kind.COURSE_MLX
     metadata = _metadata(folder)
-    if recorded or (folder / "dpo.json").exists() or (metadata or {}).get("format") == "mlx":
+    form = (metadata or {}).get("format")
+    if recorded or form == "mlx" or (form != "pt" and (folder / "dpo.json").exists()):
         return Kind.MLX
     if len(missing) == 1 and metadata is None:
         raise UsageError(
@@ -230,14 +238,13 @@ def _to_mlx(source: Path, destination: Path, kind: Kind, options: Options, say: 
         record = replace(record, course=files)
     notes = [*model.notes, *([] if kind is Kind.MLX else _way_back(record))]
     _describe(model, source, [*notes, *_left_behind(weights)], say)
-    with new_folder(destination, replace=options.overwrite) as folder:
+    with new_model_folder(destination, replace=options.overwrite) as folder:
         _write(model, folder, "mlx", options)
         for origin in dict.fromkeys((weights, tokenizer)):
             write_companions(read_companions(origin), folder, records.FILE)
         if record:
             record.write(folder)
-        if (source / "dpo.json").is_file():
-            shutil.copyfile(inside(source, "dpo.json"), folder / "dpo.json")
+        _write_record(source, folder, destination.name, "mlx")
         if options.verify:
             say(check_weights(weights, folder, options.mlx_dtype))
             if kind is not Kind.MLX:
@@ -257,11 +264,24 @@ def _to_torch(source: Path, destination: Path, options: Options, say: Say) -> No
             write_hf_records(folder, **model.record.course, run=run)
         _write(model, weights, "pt", options)
         write_companions(read_companions(source), tokenizer, records.FILE)
-        if weights != tokenizer and (tokenizer / "generation_config.json").exists():
+        if weights == folder:
+            _write_record(source, folder, destination.name, "transformers")
+        elif (tokenizer / "generation_config.json").exists():
             (tokenizer / "generation_config.json").replace(weights / "generation_config.json")
         if options.verify:
             say(check_weights(source, weights, options.mlx_dtype))
             say(_score(weights, source, source, options, written=True))
+
+
+def _write_record(source: Path, folder: Path, name: str, library: str) -> None:
+    """The ``dpo.json`` of a trained model, and a model card, where the source has them."""
+    record = {}
+    if (source / "dpo.json").is_file():
+        record = read_json(inside(source, "dpo.json"))
+        shutil.copyfile(inside(source, "dpo.json"), folder / "dpo.json")
+    card = carried_card(source, record, name, library=library)
+    if card is not None:
+        write_card(folder, card)
 
 
 def _write(model: Model, folder: Path, file_format: str, options: Options) -> None:
@@ -305,7 +325,7 @@ def _way_back(record: Record | None) -> list[str]:
 
 def _course_to_mlx(source: Path, destination: Path, options: Options, say: Say) -> None:
     checkpoint = _cast_course(read_artifact(source), options, say)
-    with new_folder(destination, replace=options.overwrite) as folder:
+    with new_model_folder(destination, replace=options.overwrite) as folder:
         write_course_folder(checkpoint, folder)
         if options.verify:
             written = read_course_folder(folder).arrays

@@ -17,6 +17,7 @@ from mlx_dpo.convert.store import CONVERTED, converted_once
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links, check_ordinary, entries_of
+from mlx_dpo.manifest import check_digests
 from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
 from mlx_dpo.preferences.chat import is_date
 
@@ -284,7 +285,8 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
 
     Raises:
         UsageError: If there is no such folder and it can't be a hub id, the hub has none, or the
-            folder holds a link that leads out, a pipe or a device.
+            folder holds a link that leads out, a pipe or a device, or a file that was changed since
+            this program wrote it.
     """
     name = str(path)
     try:
@@ -295,6 +297,7 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
         check_links(folder)
         if (folder / "config.toml").is_file() and not (folder / "config.json").is_file():
             raise UsageError(f"{name}: is the folder of a run{_result_of(folder)}")
+        check_digests(folder, weights=weights)
         return folder
     if name and folder.exists():
         raise UsageError(f"{name}: is a file; a folder is expected")
@@ -302,10 +305,9 @@ def find(path: str | Path, *, weights: bool = True) -> Path:
         near = difflib.get_close_matches(folder.name, _names_beside(folder), n=1)
         hint = f"; did you mean {folder.with_name(near[0])}?" if near else ""
         raise UsageError(f"{name}: no such model folder, and no hub id owner/name{hint}")
-    if not weights:
-        return download(name, _WITHOUT_WEIGHTS)
-    downloaded = download(name, _HUB_FILES)
-    if any(downloaded.glob("model*.safetensors")) or is_adapter(downloaded):
+    downloaded = download(name, _HUB_FILES if weights else _WITHOUT_WEIGHTS)
+    check_digests(downloaded, weights=weights)
+    if not weights or any(downloaded.glob("model*.safetensors")) or is_adapter(downloaded):
         return downloaded
     return download(name, [*_HUB_FILES, "pytorch_model*"])
 

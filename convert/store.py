@@ -20,7 +20,7 @@ from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import NAMED_TEMPLATES, read_json
 
 CONVERTED = Path("runs/.converted")
-CONVERSION_VERSION = "1"  # changes whenever a conversion writes other bytes
+CONVERSION_VERSION = "2"  # changes whenever a conversion writes other bytes
 
 _SUFFIXES = (".json", ".pt", ".bin", ".safetensors", ".model", ".txt", ".jinja")
 _found: dict[tuple[object, ...], Path] = {}  # entries that this process has compared, by `_state`

@@ -1,17 +1,24 @@
-"""The manifest of a folder: size and sha256 of each of its files, so that one flipped bit shows.
+"""Checksums of a folder's files, so that one flipped bit shows.
 
-A manifest has exactly one spelling: sorted keys, no spaces, one line. A bit that flips in the
+What only this program writes has a manifest: size and sha256 of each file, and no other file may be
+there. It has exactly one spelling: sorted keys, no spaces, one line. A bit that flips in the
 manifest itself makes another text, or a statement about the files that is not true.
+
+A model's folder, which other programs read and people may add to, has digests: the sha256 of each
+file but its README.
 """
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.errors import UsageError
 from mlx_dpo.files import NewFile, entries_of
 
 MANIFEST = "MANIFEST.json"
+DIGESTS = "digests.json"
 FORMAT = 1
 MAX_BYTES = 2**20  # of a manifest; a checkpoint's has a few hundred
 
@@ -80,6 +87,77 @@ def find_damage(folder: Path, **facts: Any) -> str | None:
         return _compare(folder, facts)
     except OSError as error:
         return f"{error.filename or folder} can't be read: {error.strerror or error}"
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of a folder's files, as they are on disk; see `check_digests`.
+
+    Raises:
+        OSError: If one can't be read, or they can't be written.
+    """
+    (folder / DIGESTS).write_bytes(digests_of({name: folder / name for name in _names(folder)}))
+
+
+def digests_of(contents: dict[str, Path | bytes]) -> bytes:
+    """The digests of files, by their names in a folder: what `write_digests` writes there.
+
+    Raises:
+        OSError: If one can't be read.
+    """
+    digests = {
+        name: digest(content) if isinstance(content, bytes) else _entry(content)["sha256"]
+        for name, content in sorted(contents.items())
+        if name not in (DIGESTS, "README.md")
+    }
+    return json.dumps(digests, indent=2).encode() + b"\n"
+
+
+def check_digests(folder: Path, *, weights: bool = True) -> None:
+    """Refuse a folder whose files are not those that its digests were written for.
+
+    Without digests, and of files that they don't name, nothing is known. Every byte is read, once
+    in a process unless the time of a file changes.
+
+    Args:
+        folder: A model's, or an adapter's.
+        weights: Whether its weights are looked at too.
+
+    Raises:
+        UsageError: If a file was changed, or is gone.
+    """
+    if not (folder / DIGESTS).is_file():
+        return
+    name = _changed(folder, weights, _stamps(folder))
+    if name is not None:
+        what = "changed" if (folder / name).exists() else "gone"
+        raise UsageError(
+            f"{folder / name}: {what} since the folder was written; make or copy it again, or, if "
+            f"that was you, delete {folder / DIGESTS}"
+        )
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = {name: folder / name for name in _names(folder)}
+    stats = {name: file.stat() for name, file in files.items() if file.exists()}
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items()))
+
+
+@cache
+def _changed(folder: Path, weights: bool, _: object) -> str | None:
+    """The first file that is not as its digest says; None if there is none."""
+    with (folder / DIGESTS).open("rb") as opened:
+        text = opened.read(MAX_BYTES)
+    try:
+        digests: dict[str, str] = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return DIGESTS
+    present = _names(folder)  # a name that leads out of the folder is none of them
+    for name, sha256 in digests.items():
+        if weights or not name.endswith(".safetensors"):
+            file = folder / name
+            if name not in present or not file.is_file() or _entry(file)["sha256"] != sha256:
+                return name
+    return None
 
 
 def _compare(folder: Path, facts: dict[str, Any]) -> str | None:

@@ -92,7 +92,7 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         while isinstance(command, click.Group) and rest[0] != "--help":
             command = command.commands[rest.pop(0)]
         if rest != ["--help"]:
-            command.make_context(command.name, rest)
+            command.make_context(command.name, rest).close()
     elif program.startswith("mlx_lm."):
         parse(import_module(program).main, words, monkeypatch)
     elif program == "make":

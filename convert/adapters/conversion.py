@@ -17,12 +17,19 @@ from mlx_dpo.convert.conversion import check_destination
 from mlx_dpo.convert.sources import RECORD, base_of, check_base, find_mlx, is_adapter, name_of
 from mlx_dpo.convert.verify import Logits, compare
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.files import check_links, inside, new_folder
+from mlx_dpo.files import check_links, inside
+from mlx_dpo.manifest import check_digests
 from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
-from mlx_dpo.models.export import read_companions, write_companions
+from mlx_dpo.models.export import (
+    new_model_folder,
+    read_companions,
+    write_card,
+    write_companions,
+)
 from mlx_dpo.models.hub import load_model, read_json
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
+from mlx_dpo.runs.card import carried_card
 
 Say = Callable[[str], None]
 
@@ -52,6 +59,7 @@ def convert_adapter(
     """
     if source.is_dir():
         check_links(source)
+        check_digests(source)
     if layout_of(source) == to:
         raise UsageError(f"{source}: is in {_CALLED[to]}'s layout already")
     check_destination(source, destination, overwrite, is_adapter)
@@ -62,15 +70,18 @@ def convert_adapter(
     adapter = read_adapter(source, model)
     say(f"{source}: {_described(adapter)}, from {_CALLED[layout_of(source)]} to {_CALLED[to]}")
     before = _logits(model, adapter)
-    files = _if_there(source, "README.md", RECORD)
-    with new_folder(destination, replace=overwrite) as new:
+    record = read_json(inside(source, RECORD)) if (source / RECORD).is_file() else {}
+    card = carried_card(source, record, destination.name, library=to)
+    with new_model_folder(destination, replace=overwrite) as new:
         if to == "mlx":
             write_mlx(new, adapter, model)
         else:
             write_peft(new, adapter, model, name_of(name) if Path(name).is_dir() else name)
         write_companions(read_companions(source), new)
-        for file in files:
-            shutil.copyfile(file, new / file.name)
+        if record:
+            shutil.copyfile(inside(source, RECORD), new / RECORD)
+        if card is not None:
+            write_card(new, card)
         say(_proof(before, _logits(model, read_adapter(new, model)), is_float32(model)))
     say(f"wrote {destination}")
 
@@ -92,10 +103,6 @@ def _described(adapter: Adapter) -> str:
     kind = "LoRA" if all(part.magnitude is None for part in adapter.values()) else "DoRA"
     between = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if ranks[0] < ranks[-1] else "")
     return f"{kind} of {between} on {len(adapter)} layers"
-
-
-def _if_there(folder: Path, *names: str) -> list[Path]:
-    return [inside(folder, name) for name in names if (folder / name).is_file()]
 
 
 def _logits(model: nn.Module, adapter: Adapter) -> Logits:

@@ -4,7 +4,6 @@ The numbers are those that mlx-lm's model computes with, so that what config.jso
 what was trained.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.convert.gguf.positions import Floats, describe_positions
 from mlx_dpo.errors import UsageError
-
-Floats = npt.NDArray[np.float32]
 
 _SILU = (None, "silu", "swish")
 _GELU = (None, "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_SLIDING = ("GEMMA2", "GEMMA3")  # in some layers
+_LARGEST_GEMMA2 = 46  # layers of the one whose attention llama.cpp scales by another width
 _EVERY = 6  # layers of a Gemma 3, in llama.cpp, of which the last has full attention
 
 
@@ -45,6 +45,7 @@ FAMILIES = {
     "phi": Family("PHI2"),
     "phi3": Family("PHI3"),
     "gemma": Family("GEMMA", is_shifted=True),
+    "gemma2": Family("GEMMA2", is_shifted=True),
     "gemma3_text": Family("GEMMA3", is_shifted=True),
 }
 
@@ -70,7 +71,11 @@ def family_of(config: dict[str, Any]) -> Family:
             f"{kind}: it would be another model"
         )
     layers = config.get("layer_types")
-    if family.arch != "GEMMA3" and isinstance(layers, list) and set(layers) - {"full_attention"}:
+    if (
+        not family.arch.startswith("GEMMA")
+        and isinstance(layers, list)
+        and set(layers) - {"full_attention"}
+    ):
         raise UsageError(
             f"config.json: layer_types has others than full_attention, which llama.cpp does not "
             f"compute for a {kind}"
@@ -94,22 +99,22 @@ class Sizes:
         return cls(heads, args.num_key_value_heads or heads, width)
 
 
-def describe(writer: Any, args: Any, config: dict[str, Any], folder: Path) -> Floats | None:
+def describe(writer: Any, model: Any, config: dict[str, Any], folder: Path) -> dict[str, Floats]:
     """Say in a file what a model is.
 
     Args:
         writer: A `gguf.GGUFWriter`.
-        args: The arguments of mlx-lm's model.
+        model: As mlx-lm builds it.
         config: Of the model, for what mlx-lm does not ask.
         folder: Of the model, for messages.
 
     Returns:
-        The divisors of the rotary frequencies (head width / 2,), which are a tensor of the file;
-        None for none.
+        Tensors of the file that are none of the model's, as from `describe_positions`.
 
     Raises:
-        UsageError: If the model has rotary positions, or layers of a Gemma 3, that can't be said.
+        UsageError: If the model has rotary positions, or layers of a Gemma, that can't be said.
     """
+    args = model.args
     sizes = Sizes.of(args)
     positions = getattr(args, "max_position_embeddings", config.get("max_position_embeddings"))
     if positions is None:
@@ -128,54 +133,40 @@ def describe(writer: Any, args: Any, config: dict[str, Any], folder: Path) -> Fl
     else:
         writer.add_layer_norm_eps(args.layer_norm_eps)
     writer.add_rope_dimension_count(int(sizes.width * getattr(args, "partial_rotary_factor", 1)))
-    writer.add_rope_freq_base(float(args.rope_theta))
-    if args.model_type == "gemma3_text":
+    if args.model_type == "gemma2":
+        _describe_gemma2(writer, args, config, sizes, folder)
+    elif args.model_type == "gemma3_text":
         _describe_gemma3(writer, args, sizes, folder)
-    return _scaling(writer, args, sizes.width, folder)
+    return describe_positions(writer, model, config, folder)
+
+
+def _describe_gemma2(
+    writer: Any, args: Any, config: dict[str, Any], sizes: Sizes, folder: Path
+) -> None:
+    is_largest = args.num_hidden_layers == _LARGEST_GEMMA2
+    width = args.hidden_size // sizes.heads if is_largest else sizes.width
+    _check_gemma(args, {"query_pre_attn_scalar": width}, folder)
+    writer.add_attn_logit_softcapping(args.attn_logit_softcapping)
+    writer.add_final_logit_softcapping(args.final_logit_softcapping)
+    # Where it is null, every position is within it.
+    window = config.get("sliding_window", 4096)
+    writer.add_sliding_window(window or config["max_position_embeddings"])
 
 
 def _describe_gemma3(writer: Any, args: Any, sizes: Sizes, folder: Path) -> None:
     wanted = {"sliding_window_pattern": _EVERY, "query_pre_attn_scalar": sizes.width}
-    for name, value in wanted.items():
-        if getattr(args, name) != value:
-            raise UsageError(
-                f"{folder}: {name} is {getattr(args, name)}, and llama.cpp computes a Gemma 3 with "
-                f"{value}: it would be another model"
-            )
+    _check_gemma(args, wanted, folder)
     writer.add_sliding_window(args.sliding_window)
     writer.add_rope_freq_base_swa(float(args.rope_local_base_freq))
 
 
-def _scaling(writer: Any, args: Any, width: int, folder: Path) -> Floats | None:
-    scaling = getattr(args, "rope_scaling", None) or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if getattr(args, "rope_traditional", False):
-        raise UsageError(f"{folder}: has rope_traditional, which is not written as GGUF here")
-    if kind == "default":
-        return None
-    if kind == "linear":
-        from mlx_dpo.convert.gguf.package import package
-
-        writer.add_rope_scaling_type(package().RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(scaling["factor"]))
-        return None
-    if kind == "llama3":
-        return _llama3(scaling, float(args.rope_theta), width)
-    raise UsageError(
-        f"{folder}: has rotary positions of kind {kind!r}, which are not written as GGUF here"
-    )
-
-
-def _llama3(scaling: dict[str, Any], base: float, width: int) -> Floats:
-    """Slow frequencies are divided by `factor`, fast ones by 1, those between by between."""
-    factor, low, high = (
-        float(scaling[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    original = scaling["original_max_position_embeddings"]
-    periods = 2 * math.pi * base ** (np.arange(0, width, 2, dtype=np.float64) / width)
-    share = np.clip((original / periods - low) / (high - low), 0, 1)  # of the fast ones
-    divisors: Floats = (1 / ((1 - share) / factor + share)).astype(np.float32)
-    return divisors
+def _check_gemma(args: Any, wanted: dict[str, int], folder: Path) -> None:
+    for name, value in wanted.items():
+        if getattr(args, name) != value:
+            raise UsageError(
+                f"{folder}: {name} is {getattr(args, name)}, and llama.cpp computes a "
+                f"{args.model_type} with {value}: it would be another model"
+            )
 
 
 def turned(matrix: Floats, heads: int) -> Floats:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mlx_dpo.convert.gguf.families import Sizes, describe, family_of, turned, turned_back
 from mlx_dpo.convert.gguf.package import package
+from mlx_dpo.convert.gguf.positions import Floats
 from mlx_dpo.convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.models.export import SHARD_BYTES, config_of, read_files, write_companions, write_json
@@ -133,7 +134,6 @@ def write(
         OSError: If the disk fails.
     """
     gguf = package()
-    args: Any = model.args
     config = read_config(folder)
     arch = gguf.MODEL_ARCH[family_of(config).arch]
     rows = fused(model, mx.float32)[_TABLES[0]].shape[0]
@@ -141,12 +141,15 @@ def write(
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     try:
         writer.add_bool(_MARK, True)
-        if not _TELLING.search(name := folder.resolve().name):
+        name = folder.resolve().name
+        if vocabulary.is_stripping:
+            writer.add_name(f"{name} (Phi-3)")
+        elif not _TELLING.search(name):
             writer.add_name(name)
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES.get(plan.kind, f"MOSTLY_{plan.kind}")])
         if plan.kind not in _PLAIN.values():
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        divisors = describe(writer, args, config, folder)
+        divisors = describe(writer, model, config, folder)
         vocabulary.add_to(writer)
         _write_tensors(writer, file, model, plan, divisors, progress)
     finally:
@@ -169,13 +172,13 @@ def _write_tensors(
     file: Path,
     model: nn.Module,
     plan: Plan,
-    divisors: npt.NDArray[np.float32] | None,
+    divisors: dict[str, Floats],
     progress: Advance,
 ) -> None:
     gguf = package()
     arrays = fused(model, mx.float32)
-    if divisors is not None:
-        writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
+    for name, values in divisors.items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     for name, array in arrays.items():
         kind = plan.kinds[name]
         shape = gguf.quant_shape_to_byte_shape(array.shape, kind)
@@ -183,8 +186,8 @@ def _write_tensors(
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if divisors is not None:
-        writer.write_tensor_data(divisors)
+    for values in divisors.values():
+        writer.write_tensor_data(values)
     total = len(arrays)
     for name in list(arrays):
         values = np.array(arrays.pop(name))

@@ -17,9 +17,16 @@ _TURNS = (_SYSTEM, _USER, Message("assistant", "zqanswer"), Message("user", "zqs
 _TRIED = (
     (Message("user", "Hello there."),),
     (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Who are you?")),
+    (*_TURNS[1:], Message("assistant", "Two words."), Message("user", "And a third:\n1, 2")),
     (Message("system", "Be brief."), Message("user", "What is two and two?")),
     (*_TURNS, Message("assistant", "Two words."), Message("user", "And a third:\n1, 2")),
 )
+# Kinds that Ollama runs by MLX, from a folder of safetensors, of those that GGUF is not written of.
+IMPORTED = (
+    *("gemma4", "gemma4_text", "laguna", "qwen3_5", "qwen3_5_text", "qwen3_5_moe"),
+    *("qwen3_moe", "qwen3_next"),
+)
+
 _UNSAYABLE = ("{{", "}}", '"""')
 
 
@@ -29,7 +36,7 @@ class Turns:
 
     Attributes:
         unasked: Before the first turn where that is not the system's.
-        around: Before and after a turn, by its role; what follows the user's begins the answer.
+        around: Before and after a turn, by its role.
     """
 
     unasked: str
@@ -71,7 +78,7 @@ def turns_of(chat: ChatFormat, *, adds_bos: bool) -> Turns | None:
         return None
     begin = chat.tokenizer.bos_token if adds_bos else ""
     for num_system in (1, 0):  # some templates refuse a system's turn
-        chosen = [_TURNS[1 - num_system :], [_USER], *_TRIED[: 2 + 2 * num_system]]
+        chosen = [_TURNS[1 - num_system :], [_USER], *_TRIED[: 3 + 2 * num_system]]
         texts = render(chat.tokenizer, chosen, add_generation_prompt=True, date=chat.date)
         if all(isinstance(text, str) for text in texts):
             written = [str(text).removeprefix(begin) for text in texts]
@@ -89,22 +96,25 @@ def _turns(whole: str, short: str, *, has_system: bool) -> Turns | None:
     if parts is None or first is None:
         return None
     asking, after_user, after_answer, last = parts[-4:]
-    if after_user != last:
+    if not after_user.startswith(last):
         return None
     before = _common_end(asking, after_answer, first[0])
     around = {"system": (parts[0], asking.removesuffix(before))} if has_system else {}
-    around["user"] = (before, after_user)
-    around["assistant"] = ("", after_answer.removesuffix(before))
+    around["user"] = (before, last)
+    around["assistant"] = (after_user.removeprefix(last), after_answer.removesuffix(before))
     return Turns(first[0].removesuffix(before), around)
 
 
-def modelfile(chat: ChatFormat, weights: str, *, adds_bos: bool) -> tuple[str, bool]:
+def modelfile(
+    chat: ChatFormat, weights: str, *, adds_bos: bool, longest: int | None = None
+) -> tuple[str, bool]:
     """A Modelfile for ``ollama create``.
 
     Args:
         chat: The model's conversation format.
-        adds_bos: As for `turns_of`.
         weights: Where they are, from the Modelfile.
+        adds_bos: As for `turns_of`.
+        longest: Tokens of a context; None leaves that to Ollama.
 
     Returns:
         Its text, and whether it has the chat template.
@@ -113,8 +123,12 @@ def modelfile(chat: ChatFormat, weights: str, *, adds_bos: bool) -> tuple[str, b
     lines = [f"FROM {weights}"]
     if turns is not None:
         lines.append(f'TEMPLATE """{turns.template}"""')
-    if chat.closing_text.strip() and '"' not in chat.closing_text:
-        lines.append(f'PARAMETER stop "{chat.closing_text}"')
+    ends = chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids - {chat.closing_id}))
+    for text in dict.fromkeys((chat.closing_text, *ends)):
+        if text.strip() and not {'"', "\n"} & set(text):
+            lines.append(f'PARAMETER stop "{text}"')
+    if longest is not None:
+        lines.append(f"PARAMETER num_ctx {longest}")
     return "\n".join(lines) + "\n", turns is not None
 
 

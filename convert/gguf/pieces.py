@@ -5,32 +5,56 @@ the pairs that may be joined, the best first. Both give the same tokens where th
 pair that makes a piece, and all pairs of a piece together.
 """
 
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
+
+from mlx_dpo.preferences.worker import encode
 
 SPACE = "\u2581"  # written for a space
 _REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPENDED = {"type": "Prepend", "prepend": SPACE}
+_BOTH = {"type": "Sequence", "normalizers": [_PREPENDED, _REPLACED]}
+_METASPACE = {"type": "Metaspace", "replacement": SPACE, "split": False}
 _KEPT_TOGETHER = {
     "type": "Split",
     "pattern": {"String": " "},
     "behavior": "MergedWithPrevious",
     "invert": False,
 }
+_PLAIN = ("Hello there.", " and a text that goes on")
 
 
-def space_before(content: dict[str, Any]) -> bool | None:
-    """Whether a tokenizer puts a space before a text; None where it does what llama.cpp does not.
+def space_before(content: dict[str, Any], spoken: Sequence[str]) -> tuple[bool, bool] | None:
+    """Whether llama.cpp is to put a space before a text, and each time after a special token.
 
     Args:
         content: Of ``tokenizer.json``.
+        spoken: Conversations as the model's chat format writes them.
+
+    Returns:
+        That, and whether all texts get the tokenizer's tokens; False: `spoken` do, and others may
+        have a space more or less. None where llama.cpp does not make the tokens of `spoken`.
     """
-    if content.get("pre_tokenizer") not in (None, _KEPT_TOGETHER):  # which has nothing to split
+    before, normaliser = content.get("pre_tokenizer"), content.get("normalizer")
+    if before in (None, _KEPT_TOGETHER):  # which has nothing to split
+        if normaliser == _REPLACED:
+            return False, True
+        return (True, True) if normaliser == _BOTH else None
+    is_known = isinstance(before, dict) and before == _METASPACE | {
+        "prepend_scheme": before.get("prepend_scheme")
+    }
+    if not is_known or normaliser is not None:
         return None
-    normaliser = content.get("normalizer")
-    if normaliser == _REPLACED:
-        return False
-    is_both = normaliser == {"type": "Sequence", "normalizers": [_PREPENDED, _REPLACED]}
-    return True if is_both else None
+    if before["prepend_scheme"] == "never":
+        return False, True
+    expected, others = _encoded(content, spoken), _encoded(content, _PLAIN)
+    for adds_space, theirs in ((False, _REPLACED), (True, _BOTH)):
+        changed = content | {"pre_tokenizer": None, "normalizer": theirs}
+        if _encoded(changed, spoken) == expected:
+            return adds_space, _encoded(changed, _PLAIN) == others
+    return None
 
 
 def scores_of(model: dict[str, Any]) -> dict[str, float] | None:
@@ -57,3 +81,11 @@ def scores_of(model: dict[str, Any]) -> dict[str, float] | None:
             if parts not in pairs and parts[0] in vocabulary and parts[1] in vocabulary:
                 return None  # llama.cpp would join them
     return scores
+
+
+def _encoded(content: dict[str, Any], texts: Sequence[str]) -> list[list[int]]:
+    """Ids by another ``tokenizer.json``."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(json.dumps(content))
+    return encode(SimpleNamespace(backend_tokenizer=backend, split_special_tokens=False), texts)

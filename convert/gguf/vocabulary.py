@@ -7,15 +7,16 @@ tokenizer with other rules is refused, since it would give other tokens.
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_dpo.convert.gguf.pieces import scores_of, space_before
-from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import MAX_TOKENIZER, read_json
+from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.worker import encode
+from mlx_dpo.records import Message
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
 _REST = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
@@ -38,6 +39,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _NAMED = ("bos", "eos", "pad", "unk")  # of what a tokenizer names
 _BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 _PIECES = "default"  # llama.cpp's rule for pieces, which are not split before
+_BARE = ("<unk>", "<s>", "<|endoftext|>")  # special tokens of a Phi-3 that leave spaces alone
 _LAST = -1e9  # score of a piece that nothing is joined to
 
 
@@ -54,6 +56,8 @@ class Vocabulary:
         ids: Of special tokens, by ``bos``, ``eos``, ``eot``, ``pad`` and ``unk``.
         adds_bos: Whether the tokenizer puts the first of them before a text.
         adds_space: Whether it puts a space there.
+        is_alike: Whether llama.cpp makes the same tokens of all texts; False: of conversations.
+        is_stripping: Whether special tokens take spaces after them away, but for `_BARE`.
         chat_template: Jinja; None where the folder has none.
     """
 
@@ -65,6 +69,8 @@ class Vocabulary:
     ids: dict[str, int]
     adds_bos: bool
     adds_space: bool
+    is_alike: bool
+    is_stripping: bool
     chat_template: str | None
 
     def add_to(self, writer: Any) -> None:
@@ -89,34 +95,27 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
     """Read the tokenizer of a model folder.
 
     Args:
-        folder: With a ``tokenizer.json`` of byte-pair encoding, over bytes or pieces.
-        chat: Its conversation format.
+        folder: For messages.
+        chat: Its conversation format, with a tokenizer of byte-pair encoding.
         rows: Of the model's table of tokens.
 
     Raises:
         UsageError: If llama.cpp has no such tokenizer, or it has more tokens than there are rows.
     """
-    content = read_json(folder / "tokenizer.json", MAX_TOKENIZER)
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else None
+    content = _content(chat.tokenizer)
+    model = content.get("model", {})
+    if (kind := model.get("type")) != "BPE":
         raise UsageError(
             f"{folder}: its tokenizer is {_shown(kind)}, and GGUF is written here with BPE alone; "
             "--to mlx or --to torch writes the model with its own tokenizer"
         )
-    scores, adds_space = None, False
+    scores, adds_space, is_alike = None, False, True
     if model.get("byte_fallback"):
         rule = _PIECES
-        scores, adds_space = _scores(content, model, folder)
+        scores, adds_space, is_alike = _scores(content, model, folder, chat)
     else:
         rule = _rule(content, model, folder)
     added = {each["id"]: each for each in content.get("added_tokens", [])}
-    for each in added.values():
-        if each.get("lstrip") or each.get("rstrip"):
-            raise UsageError(
-                f"{folder}: its token {each['content']} takes the spaces beside it away, which "
-                "GGUF can't say; --to mlx or --to torch writes the model with its own tokenizer"
-            )
     names = {number: token for token, number in model["vocab"].items()}
     names |= {number: each["content"] for number, each in added.items()}
     if max(names) >= rows:
@@ -145,6 +144,8 @@ def read_vocabulary(folder: Path, chat: ChatFormat, rows: int) -> Vocabulary:
         ids={name: number for name, number in ids.items() if number is not None},
         adds_bos=first == bos,
         adds_space=adds_space,
+        is_alike=is_alike,
+        is_stripping=_is_stripping(added.values(), set(names.values()), folder),
         chat_template=_template(chat.tokenizer),
     )
 
@@ -157,19 +158,55 @@ def _kind(number: int, names: dict[int, str], added: dict[int, Any], unknown: in
     return _NORMAL if number in names else _UNUSED
 
 
+def _content(tokenizer: Any) -> dict[str, Any]:
+    """The ``tokenizer.json`` that a tokenizer works by; empty for one that is written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
+    return found
+
+
+def _is_stripping(added: Collection[dict[str, Any]], tokens: set[str], folder: Path) -> bool:
+    """Whether tokens take spaces after them away, all those for which llama.cpp can be told so.
+
+    Raises:
+        UsageError: If others do.
+    """
+    stripping = [each for each in added if each.get("lstrip") or each.get("rstrip")]
+    if not stripping:
+        return False
+    wanted = all(bool(e.get("rstrip")) == (e["content"] not in _BARE) for e in added)
+    if wanted and {"</s>", *_BARE} <= tokens and not any(e.get("lstrip") for e in added):
+        return True
+    raise UsageError(
+        f"{folder}: its token {stripping[0]['content']} takes the spaces beside it away, which "
+        "GGUF says of all special tokens of a Phi-3 or of none; --to mlx or --to torch writes the "
+        "model with its own tokenizer"
+    )
+
+
 def _scores(
-    content: dict[str, Any], model: dict[str, Any], folder: Path
-) -> tuple[dict[str, float], bool]:
-    """Scores of pieces, and whether a space comes before a text."""
-    adds_space, scores = space_before(content), scores_of(model)
-    if adds_space is None or scores is None:
+    content: dict[str, Any], model: dict[str, Any], folder: Path, chat: ChatFormat
+) -> tuple[dict[str, float], bool, bool]:
+    """Scores of pieces, whether a space comes before a text, and whether before any text."""
+    spaces, scores = space_before(content, _spoken(chat)), scores_of(model)
+    if spaces is None or scores is None:
         raise UsageError(
             f"{folder}: llama.cpp is not known to make the pieces of this tokenizer "
             f"({_shown(content.get('normalizer'))}, {_shown(content.get('pre_tokenizer'))}): GGUF "
             "would give other tokens; --to mlx or --to torch writes the model with its own "
             "tokenizer"
         )
-    return scores, adds_space
+    return scores, *spaces
+
+
+def _spoken(chat: ChatFormat) -> list[str]:
+    """Two conversations; none where the template refuses them."""
+    first = (Message("user", "Hi there."),)
+    second = (*first, Message("assistant", "Hello."), Message("user", " Who\nare you?"))
+    try:
+        return [chat.prompt_text(first), chat.prompt_text(second)]
+    except DataError:
+        return []
 
 
 def _template(tokenizer: Any) -> str | None:

@@ -17,6 +17,7 @@ from mlx_dpo.cli.export import export
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.generate import generate
 from mlx_dpo.cli.habits import translated
+from mlx_dpo.cli.options import quiet
 from mlx_dpo.cli.plan import plan
 from mlx_dpo.cli.profile import profile
 from mlx_dpo.cli.push import push
@@ -42,7 +43,7 @@ Exit codes
   0  done                        5  a loss or gradient was not finite
   1  the run failed              6  the run's folder is in use
   2  wrong usage or settings     7  a file could not be written
-  3  bad data                   75  stopped by a signal, --resume continues
+  3  bad data                   75  stopped; the last line says how to go on
   4  not enough memory              8  the GPU failed
 """
 
@@ -79,7 +80,6 @@ def cli() -> None:
     and this your own model:
       mlx_dpo train --model path/to/sft-model --data pairs.jsonl
     """
-    footer.doing("starting")  # the imports of a command take seconds
 
 
 for _command in (
@@ -89,14 +89,19 @@ for _command in (
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values(), *data.commands.values(), *adapter.commands.values()):
     _command.context_class = Context
+    if not isinstance(_command, click.Group):
+        packs = _command.name in ("convert", "export")  # -q packs in mlx_lm.convert
+        quiet(*() if packs else ("-q",))(_command)
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run a command and exit with its code; every error is one line on stderr."""
+    footer.is_quiet = footer.keeps_stdout = False
     try:
         words = sys.argv[1:] if args is None else args
         _check_encoding(words)
-        code = cli.main(translated(words, cli), prog_name="mlx_dpo", standalone_mode=False)
+        words = translated(words, cli, lambda line: say(line, err=True))
+        code = cli.main(words, prog_name="mlx_dpo", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         code = 2

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.convert import tell
+from mlx_dpo.cli.convert import Teller
 from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.screen import show_json
 
 
 @click.group()
@@ -28,11 +29,14 @@ def adapter() -> None:
     required=False,
 )
 @click.option("--overwrite", is_flag=True, help="Replace DST if it is an adapter's folder.")
-def convert(src: Path, dst: Path, to: str, model: str | None, overwrite: bool) -> None:
+@options.as_json
+def convert(
+    src: Path, dst: Path, to: str, model: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Convert an adapter between mlx-lm's layout and PEFT's, and prove it.
 
-    The record of its run, its README, tokenizer and chat template go along. DST appears complete,
-    and computes on the model what SRC computes, or not at all.
+    The record of its run, its tokenizer and chat template go along, and the model card says how
+    DST is used. It appears complete and computes on the model what SRC computes, or not at all.
 
     \b
     Examples:
@@ -42,6 +46,7 @@ def convert(src: Path, dst: Path, to: str, model: str | None, overwrite: bool) -
     from mlx_dpo.convert.adapters.conversion import convert_adapter
 
     footer.doing(f"reading {src}")
+    tell = Teller()
     convert_adapter(
         src,
         dst,
@@ -50,3 +55,5 @@ def convert(src: Path, dst: Path, to: str, model: str | None, overwrite: bool) -
         overwrite=overwrite,
         say=tell,
     )
+    if as_json:
+        show_json({"source": str(src), "out": str(dst), "to": to, "lines": tell.lines})

@@ -1,7 +1,7 @@
 """`mlx_dpo audit`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,26 +9,37 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.evaluate import read_pairs
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.screen import VERDICT_COLOURS, counted, say, show_json
-from mlx_dpo.errors import DataError
+from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.audit.bias import Measures
     from mlx_dpo.insight.audit.checks import Check
+    from mlx_dpo.insight.ches import Scored
     from mlx_dpo.records import Preference
 
 _SHOWN_ROWS = 5
 _BAR_WIDTH = 40
+_ALIKE = 0.05  # of the pairs, as in arXiv:2410.08847
 
 
 @click.command()
 @click.argument("data", metavar="DATA", type=options.Name())
-@options.model("Count its tokens instead of words; only the tokenizer is loaded.", required=False)
+@options.model(
+    "Count its tokens instead of words; only the tokenizer is loaded, but with --ches.",
+    required=False,
+)
 @options.path(
     "--eval-data",
     "Held-out pairs to look for in DATA. Without it: the split that training would make.",
 )
 @options.max_length
 @options.drop_bad
+@click.option(
+    "--ches",
+    "with_ches",
+    is_flag=True,
+    help="Name the pairs whose answers are most alike to --model: its weights are read.",
+)
 @click.option("--strict", is_flag=True, help="Exit with code 3 if a check says stop.")
 @options.as_json
 def audit(
@@ -37,6 +48,7 @@ def audit(
     eval_data: str | None,
     max_length: int,
     drop_bad: bool,
+    with_ches: bool,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -44,6 +56,7 @@ def audit(
 
     Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
     trained and no weights are read. With --drop-bad rows are counted without those left out.
+    --ches adds the pairs on which training is most likely to lower the chosen answer too.
 
     \b
     Examples:
@@ -52,6 +65,8 @@ def audit(
     """
     from mlx_dpo.insight.audit.checks import audit as run_checks
 
+    if with_ches and model is None:
+        raise UsageError("--ches takes --model: the model that is to be trained")
     footer.doing("reading and checking the pairs")
     # Rows that repeat or contradict others are for its own checks.
     preferences = read_pairs(data, drop_bad, compare=False)
@@ -59,11 +74,16 @@ def audit(
     measures, preferences = _measure(data, preferences, model, drop_bad)
     footer.doing("looking for copies, contradictions and leaks")
     checks = run_checks(preferences, measures, max_length=max_length, eval_preferences=held_out)
+    scored = _scored(model, preferences, max_length) if with_ches and model else None
     if as_json:
-        record = {"data": data, "model": model, "pairs": len(preferences)}
+        record: dict[str, Any] = {"data": data, "model": model, "pairs": len(preferences)}
+        record |= {"ches": scored.by_id()} if scored else {}
         show_json(record | {"checks": list(map(asdict, checks))})
     else:
         _print_checks(data, model, preferences, measures, checks)
+        if scored:
+            _print_alike(data, str(model), scored)
+        _print_conclusion(checks)
     stopped = _named(checks, "stop")
     if strict and stopped:
         raise DataError(f"{data}: --strict: stop at {', '.join(stopped)}")
@@ -116,7 +136,6 @@ def _print_checks(
     for check in checks:
         if check.verdict in ("look", "stop"):
             _print_rows(check, preferences)
-    _print_conclusion(checks)
 
 
 def _print_histogram(measures: "Measures") -> None:
@@ -143,6 +162,24 @@ def _print_rows(check: "Check", preferences: "list[Preference]") -> None:
         say(f"  row {rows}{name}: {finding.note}: {shown}")
     if len(check.findings) > _SHOWN_ROWS:
         say(f"  and {len(check.findings) - _SHOWN_ROWS} more: --json")
+
+
+def _scored(model: str, preferences: "list[Preference]", max_length: int) -> "Scored":
+    from mlx_dpo.insight.ches import score_file
+
+    options.opening(model)
+    with progress() as advance:
+        return score_file(model, preferences, max_length=max_length, progress=advance)
+
+
+def _print_alike(data: str, model: str, scored: "Scored") -> None:
+    say(f"\nanswers most alike to {model}: training on them may lower the chosen one as well")
+    for row in scored.most_alike(_ALIKE)[:_SHOWN_ROWS]:
+        question = " ".join(scored.preferences[row].question.split())
+        shown = question if len(question) <= 60 else question[:59] + "\u2026"
+        say(f"  id {scored.preferences[row].id}: CHES {scored.scores[row]:.3g}: {shown}")
+    command = f"mlx_dpo data filter {data} --drop-ches {_ALIKE:.0%} --model {model}"
+    say(f"  left out by: {command} --out clearer.jsonl")
 
 
 def _print_conclusion(checks: "list[Check]") -> None:

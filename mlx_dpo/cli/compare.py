@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.footer import printable, progress
+from mlx_dpo.cli.footer import footer, printable, progress
 from mlx_dpo.cli.screen import say, show_json, table, terminal_width
 from mlx_dpo.errors import UsageError
 
@@ -69,6 +69,8 @@ def compare(
     """
     if blind and not sys.stdin.isatty():
         raise UsageError("--blind asks a person, and stdin is not a terminal")
+    if blind and footer.is_quiet:
+        raise UsageError("--blind asks on the screen; leave --quiet out")
     from mlx_dpo.insight import comparison
     from mlx_dpo.insight.scoring import Named
 

@@ -1,9 +1,6 @@
 """`mlx_dpo export`."""
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +8,24 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
-from mlx_dpo.cli.screen import say
+from mlx_dpo.cli.screen import say, show_json, show_next
 from mlx_dpo.cli.ways_out import (
     BITS,
     FORMS,
     IN_GGUF,
+    MODELFILE,
     Order,
     Written,
     check_form,
+    check_out,
+    check_packing,
+    dtype_for,
+    is_imported,
+    is_rounded,
+    new_form,
     place_of,
     write,
+    write_modelfile,
     write_torch,
 )
 from mlx_dpo.errors import MlxDpoError, UsageError
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     help="Write OUT even if too little is kept, or if that is unknown.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if an earlier export made it.")
+@options.as_json
 @options.keeps_awake
 def export(
     model: str,
@@ -76,6 +82,7 @@ def export(
     data: str | None,
     force: bool,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a trained model for what is to run it, and measure what it keeps.
 
@@ -97,48 +104,41 @@ def export(
 
     source = _located(model, to, fuse=fuse, base=base, packs=quantize is not None)
     to = to or "mlx"
+    if imported := is_imported(to, source, quantize):
+        to = "torch"
     check_form(to, quantize, out)
-    _check_packing(model, source, to, quantize)
+    check_packing(model, source, to, quantize)
     place = place_of(out, to)
-    _check_out(place, source, to, overwrite)
+    check_out(place, source, to, overwrite)
     check_writable(place)
     remove_abandoned(place.parent, place.name)
-    dtype = dtype or _own_dtype(source, to, quantize)
-    order = Order(source, to, dtype, quantize, _is_rounded(source, dtype, quantize))
+    dtype = dtype or dtype_for(source, to, quantize)
+    order = Order(source, to, dtype, quantize, is_rounded(source, dtype, quantize))
     trial = _trial(order, data, model, force=force) if order.is_rounded else None
     before = _before(trial) if trial else None
+    proof = None
     with scratch_folder(place) as scratch:
         if to == "torch" and not order.is_rounded:
             write_torch(order, source.folder, place, overwrite)
         else:
-            with _new(place, scratch, to, overwrite) as new:
+            with new_form(place, scratch, to, overwrite) as new:
                 written = _write(new, scratch / "back", order)
-                proof = None
                 if trial and before:
                     proof = _proven(trial, written, before)
                     _check(proof, place, order, force)
                 if new.is_dir():
-                    _record(new, place.name, model, base, order, written, proof)
+                    name = new.name if to == "torch" else place.name
+                    _record(new, name, model, base, order, written, proof)
             if to == "torch":
                 write_torch(order, new, place, overwrite)
+    if imported:
+        write_modelfile(place, source)
     say(f"wrote   {place}  ({order})")
-    _say_what_next(place, to, source)
-
-
-@contextmanager
-def _new(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
-    """What is filled, a folder or a file; it appears as OUT when the block ends well."""
-    from mlx_dpo.files import new_file, new_folder
-
-    if to == "torch":  # which is made of it
-        (scratch / "fused").mkdir()
-        yield scratch / "fused"
-    elif to == "gguf":
-        with new_file(out, replace=overwrite) as file:
-            yield Path(file.name)
-    else:
-        with new_folder(out, replace=overwrite) as folder:
-            yield folder
+    form = "ollama" if imported else to
+    _say_what_next(place, form, source)
+    if as_json:
+        how = {"to": form, "dtype": dtype, "quantize": quantize}
+        show_json({"out": str(place), **how, "proof": proof.as_record() if proof else None})
 
 
 def _record(
@@ -153,7 +153,7 @@ def _record(
     """The dpo.json of an exported folder, that of the run with the export, and its model card."""
     from mlx_dpo.convert.sources import read_record
     from mlx_dpo.models.export import write_card, write_json
-    from mlx_dpo.runs.card import licence_of, model_card, published
+    from mlx_dpo.runs.card import carried_card, library_of, model_card, origin_of, published
 
     exported = {
         "model": model,
@@ -170,17 +170,25 @@ def _record(
             "name": published(base),
         }
     write_json(folder / "dpo.json", record)
-    if order.to in ("mlx", "lm-studio") and "trained_from" in record:
-        write_card(folder, model_card(record, name, licence_of(order.source.folder)))
+    library = library_of(folder, record)
+    if "trained_from" in record:
+        write_card(
+            folder, model_card(record, name, origin_of(order.source.folder), library=library)
+        )
+    elif card := carried_card(order.source.folder, {}, name, library=library):
+        write_card(folder, card)
 
 
 def _say_what_next(out: Path, to: str, source: "Source") -> None:
     from mlx_dpo.models.export import left_behind
 
     if to == "ollama":
-        say(f"next    ollama create {out.name} -f {out / 'Modelfile'}")
-    elif to not in IN_GGUF and (names := left_behind(source.folder)):
+        say(f"Next:\n  ollama create {out.name} -f {out / MODELFILE}")
+        return
+    if to not in IN_GGUF and (names := left_behind(source.folder)):
         say(f"left    {', '.join(names)}, in {source.folder}: not copied")
+    if to in ("mlx", "lm-studio"):
+        show_next(["generate", "--model", str(out), "--prompt", "Hello"])
 
 
 def _located(name: str, to: str | None, *, fuse: bool, base: str | None, packs: bool) -> "Source":
@@ -217,77 +225,6 @@ def _located(name: str, to: str | None, *, fuse: bool, base: str | None, packs: 
             "BITS packs it"
         )
     return locate(name)
-
-
-def _check_packing(name: str, source: "Source", to: str, bits: str | None) -> None:
-    """Refuse to pack what nobody would load, or what is packed already.
-
-    Raises:
-        UsageError: If that is asked for.
-    """
-    from mlx_dpo.convert.course.checkpoint import is_course_folder
-    from mlx_dpo.models.hub import is_quantised, read_config
-
-    is_course = is_course_folder(source.folder)
-    if is_course and to in ("lm-studio", *IN_GGUF):
-        raise UsageError(f"{name}: is a model of the course, which only --to mlx and torch write")
-    if bits is None:
-        return
-    if is_course:
-        raise UsageError(f"{name}: is a model of the course, which nothing loads packed; leave "
-                         "--quantize out")  # fmt: skip
-    if source.adapter is None and is_quantised(read_config(source.folder)):
-        raise UsageError(f"{name}: is quantised already; --quantize takes the model before that")
-
-
-def _check_out(out: Path, source: "Source", to: str, overwrite: bool) -> None:
-    """Refuse a folder or file that is in use, or that no export made.
-
-    Raises:
-        UsageError: If it is one.
-    """
-    from mlx_dpo.convert.sources import read_record
-    from mlx_dpo.runs.folder import is_inside
-
-    for folder in filter(None, {source.folder, source.adapter, source.origin}):
-        here, there = folder.resolve(), out.resolve()
-        if is_inside(here, there) or is_inside(there, here):
-            raise UsageError(f"{out}: overlaps {folder}, which is only read; choose another name")
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another name")
-    if to == "torch":
-        return  # a conversion knows its own
-    if to == "gguf":
-        from mlx_dpo.convert.gguf.file import is_ours
-
-        is_own = is_ours(out)
-    else:
-        is_own = "export" in read_record(out)
-    if out.is_symlink() or not is_own:
-        raise UsageError(f"{out}: exists and no export made it; choose another name")
-
-
-def _own_dtype(source: "Source", to: str, bits: str | None) -> str:
-    """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
-    from mlx_dpo.models.hub import own_dtype
-
-    own = own_dtype(source.folder)
-    is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
-    return "bfloat16" if own == "float32" and not is_kept else own
-
-
-def _is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
-    """Whether a number of what is written may not be one of the model."""
-    from mlx_dpo.models.hub import is_quantised, read_config
-    from mlx_dpo.models.parameters import tensor_shapes
-
-    if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
-        return True
-    codes = {code for _, code in tensor_shapes(source.folder).values()}
-    own = {"bfloat16": "BF16", "float16": "F16"}
-    return dtype != "float32" and codes != {own[dtype]}
 
 
 def _trial(order: Order, data: str | None, name: str, *, force: bool) -> "Trial | None":

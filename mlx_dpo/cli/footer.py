@@ -36,9 +36,13 @@ class Footer:
         note: A line below, which stays on the screen when the rest is erased. It may be set in a
             signal handler: it takes no lock, and is read when the footer is drawn again, by itself
             some times a second.
+        is_quiet: Nothing is drawn, and of the lines on stderr only warnings and errors are written.
+        keeps_stdout: stdout is for one JSON value; lines for people go to stderr.
     """
 
     note = ""
+    is_quiet = False
+    keeps_stdout = False
 
     def __init__(self, console: "Console | None" = None) -> None:
         self._console = console
@@ -58,6 +62,8 @@ class Footer:
             text: A few words.
             log: Whether they become a line of their own where stderr is no terminal.
         """
+        if self.is_quiet:
+            return
         text = printable(text)
         if not self._has_terminal():
             if log:
@@ -79,7 +85,7 @@ class Footer:
         self, name: str, done: float, total: float, *, pace: str = "", figures: str = ""
     ) -> None:
         """Show `done` of `total`."""
-        if not self._has_terminal():
+        if self.is_quiet or not self._has_terminal():
             return
 
         from rich.progress_bar import ProgressBar

@@ -1,15 +1,32 @@
 """What people type who come from other trainers, as this program calls it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs.habits import MEANS, SAME, refusal
+from mlx_dpo.runs.habits import SAME, VALUED, is_foreign, is_switch
+from mlx_dpo.runs.habits import ours as in_our_words
 
 # Of commands that take no settings of a run.
-_OTHERS = {"adapter_path": "adapter", "max_new_tokens": "max_tokens", "dataset": "data"}
+_OTHERS = {
+    **{"adapter_path": "adapter", "max_new_tokens": "max_tokens", "dataset": "data"},
+    **{"temp": "temperature", "dataset_name": "data", "model_name_or_path": "model"},
+    **{"upload_repo": "name", "save_path": "out", "output": "out", "n": "answers"},
+}
+# Of single commands: what takes the place of options that they do not have.
+_REFUSED = {
+    ("convert", "-q"): "mlx_dpo export MODEL OUT --quantize 4 packs a model",
+    ("convert", "--quantize"): "mlx_dpo export MODEL OUT --quantize 4 packs a model",
+    ("convert", "--hf-path"): "write the two folders alone: mlx_dpo convert SRC DST",
+    ("convert", "--mlx-path"): "write the two folders alone: mlx_dpo convert SRC DST",
+    ("export", "-q"): "--quantize 4 packs in 4 bits",
+    ("export", "--q-bits"): "--quantize 4 packs in 4 bits",
+    ("export", "--format"): "--to says what it is for: --to gguf",
+    ("export", "--model"): "write the two folders alone: mlx_dpo export MODEL OUT",
+}
 _COMMANDS = {
     "chat": "mlx_lm.chat --model FOLDER talks to a model",
     "serve": "mlx_lm.server --model FOLDER serves a model",
@@ -29,16 +46,27 @@ _COMMANDS = {
     "test": "mlx_dpo eval",
     "infer": "mlx_dpo generate",
     "run": "mlx_dpo train",
+    "init": "no config file is needed; mlx_dpo train --help lists the settings",
+    "preprocess": "mlx_dpo data check",
+    "inference": "mlx_dpo generate",
+    "merge-lora": "mlx_dpo export ADAPTER OUT --fuse",
+    **dict.fromkeys(
+        ("kto", "orpo", "grpo", "cpo", "reward"),
+        "DPO is the only method: mlx_dpo train",
+    ),
 }
-_TRUE, _FALSE = ("true", "True", "1", "yes"), ("false", "False", "0", "no")
+_TRUE, _FALSE = ("true", "True", "1", "yes", "unsloth"), ("false", "False", "0", "no")
 
 
-def translated(args: list[str], root: click.Group) -> list[str]:
+def translated(
+    args: list[str], root: click.Group, tell: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Arguments with the names that options have here; those that are ours stay as they are.
 
     Args:
         args: As typed.
         root: The command line.
+        tell: Called with a line about options that are left unused.
 
     Raises:
         UsageError: If a name is known from elsewhere and has no counterpart, or no command is
@@ -52,7 +80,11 @@ def translated(args: list[str], root: click.Group) -> list[str]:
             _check_first(word, command is root, _options(root.commands["train"]))
             return args
         command, depth = command.commands[word], depth + 1
-    return [*args[:depth], *_renamed(args[depth:], _options(command))]
+    for word in args[depth:]:
+        name = word.partition("=")[0]
+        if hint := _REFUSED.get((str(command.name), name.replace("_", "-"))):
+            raise UsageError(f"{name}: {hint}")
+    return [*args[:depth], *_renamed(args[depth:], _options(command), tell)]
 
 
 def _check_first(word: str, is_first: bool, of_train: dict[str, click.Option]) -> None:
@@ -68,48 +100,85 @@ def _options(command: click.Command) -> dict[str, click.Option]:
     return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
 
 
-def _renamed(words: list[str], ours: dict[str, click.Option]) -> Iterator[str]:
-    of_a_run, rest = "--learning-rate" in ours, deque(words)
+def _renamed(
+    words: list[str], options: dict[str, click.Option], tell: Callable[[str], None]
+) -> list[str]:
+    of_a_run, rest = "--learning-rate" in options, deque(words)
+    kept: list[str] = []
+    foreign: dict[str, Any] = {}
     while rest:
         word = rest.popleft()
-        name = word.partition("=")[0]
         if word == "--":
-            yield from (word, *rest)
-            return
-        if of_a_run and name in ("-c", "--config"):
-            yield from _value(word, rest)
-        elif not name.startswith("--") or name in ours or name == "--help":
-            yield word
+            kept += [word, *rest]
+            break
+        key = _key(word)
+        is_other = (is_foreign(key) and _flag(key) not in options) or key in VALUED
+        if of_a_run and is_other and (found := _value(word, rest, options)) is not None:
+            foreign[key] = found
         else:
-            yield from _counterpart(word, rest, ours, of_a_run)
+            kept += _spelled(word, rest, options, SAME if of_a_run else _OTHERS)
+    return [*kept, *_counterparts(foreign, kept, options, tell)]
 
 
-def _counterpart(
-    word: str, rest: deque[str], ours: dict[str, click.Option], of_a_run: bool
-) -> Iterator[str]:
-    """The words to put for an option that is not spelled as ours are."""
+def _key(word: str) -> str:
+    """The setting that an option's name stands for; empty where it is no long option."""
+    name = word.partition("=")[0]
+    return name[2:].replace("-", "_") if name.startswith("--") else ""
+
+
+def _spelled(
+    word: str, rest: deque[str], options: dict[str, click.Option], names: dict[str, str]
+) -> list[str]:
+    """An option as it is spelled here; what is no option of ours stays, and click refuses it."""
     name, is_joined, value = word.partition("=")
-    key = name[2:].replace("-", "_")
-    if of_a_run and (reason := refusal(key, _flag)):
-        raise UsageError(f"{name}: {reason}")
-    if of_a_run and key in MEANS:
-        setting, means = MEANS[key]
-        yield from (_flag(setting), means) if _is_on(word, rest) else ()
-        return
-    same = SAME if of_a_run else _OTHERS
-    flag = _flag(key) if _flag(key) in ours else _flag(same.get(key, ""))
-    if flag not in ours:
-        yield word  # click says that there is no such option
-    elif not ours[flag].is_flag:
-        yield f"{flag}={value}" if is_joined else flag
-    elif _is_on(word, rest):
-        yield flag
+    if names is SAME and name in ("-c", "--config"):
+        return [value] if is_joined else [rest.popleft()] if rest else [word]
+    key = _key(word)
+    flag = next(
+        (_flag(each) for each in (key, names.get(key, key)) if _flag(each) in options), None
+    )
+    if name in options or flag is None:
+        return [word]
+    if options[flag].is_flag:
+        return [flag] if _is_on(word, rest) else []
+    return [f"{flag}={value}" if is_joined else flag]
 
 
-def _value(word: str, rest: deque[str]) -> list[str]:
-    """The value of an option: behind its equals sign, or the next word."""
+def _value(word: str, rest: deque[str], options: dict[str, click.Option]) -> Any:
+    """The value of a foreign option; None where there is none."""
     _, is_joined, value = word.partition("=")
-    return [value] if is_joined else [rest.popleft()] if rest else [word]
+    key = _key(word)
+    setting = SAME.get(key, key)
+    if is_switch(key) or ((ours := options.get(_flag(setting))) and ours.is_flag):
+        return _is_on(word, rest)
+    if is_joined:
+        return value
+    values: list[str] = []
+    while rest and (not values or (setting == "lora_modules" and not rest[0].startswith("-"))):
+        values.append(rest.popleft())
+    return ",".join(values) if values else None
+
+
+def _counterparts(
+    foreign: dict[str, Any],
+    kept: list[str],
+    options: dict[str, click.Option],
+    tell: Callable[[str], None],
+) -> Iterator[str]:
+    """The words to put for options that are not spelled as ours are."""
+    is_typed = "lora_alpha" in foreign and "--lora-rank" in kept[:-1]
+    if is_typed:
+        foreign["lora_rank"] = kept[kept.index("--lora-rank") + 1]
+    names = {option[2:].replace("-", "_") for option in options}
+    settings, unused = in_our_words(foreign, names, _flag)
+    if unused:
+        tell(f"warning: not used here: {'; '.join(unused)}")
+    for key, value in settings.items():
+        flag = _flag(key)
+        if value is True or (flag in options and options[flag].is_flag):
+            yield from [flag] if value else []
+        elif not is_typed or key != "lora_rank":
+            yield f"{flag}={value}"
 
 
 def _is_on(word: str, rest: deque[str]) -> bool:

@@ -3,6 +3,7 @@
 Those of a run's settings, their defaults and their help are made from `RunConfig`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import wraps
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_dpo.cli.footer import footer
+from mlx_dpo.cli.screen import say
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_writable, flaw_of_name
 from mlx_dpo.runs.config import RunConfig, option_type
+from mlx_dpo.runs.config_file import read_file
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
@@ -26,10 +29,11 @@ _SETTINGS: "dict[str, Field[Any]]" = {setting.name: setting for setting in field
 OF_A_SAVED_RUN = (
     *("out", "overwrite", "run_dir", "eval_every", "save_every", "sample_every", "log_every"),
     *("allow_sleep", "skip_nonfinite", "adapter_format", "keep", "best_by", "patience"),
+    "report_to",
 )
 
 
-_METAVARS = {"memory_budget": "SIZE", "date": "DATE", "lora_modules": "NAMES"}
+_METAVARS = {"memory_budget": "SIZE", "date": "DATE", "lora_modules": "NAMES", "report_to": "NAMES"}
 
 
 class Name(click.Path):
@@ -56,6 +60,13 @@ def config(*left_out: str) -> Decorator:
         return click.argument("config", required=False, type=Name(path_type=Path))(command)
 
     return add
+
+
+def warn_of_unused(config: Path) -> None:
+    """Name the settings of other trainers in a config file that a run does not use."""
+    _, unused = read_file(config, _SETTINGS)
+    if unused:
+        say(f"warning: {config}: not used here: {'; '.join(unused)}", err=True)
 
 
 def typed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +145,8 @@ def _option_of(setting: "Field[Any]") -> Decorator:
     value: dict[str, Any] = {"type": click.Choice(choices) if choices else kind}
     if not choices:
         value["metavar"] = _metavar(setting.name, kind)
+    if "is_list" in setting.metadata:  # with commas between, or given several times
+        value |= {"multiple": True, "callback": lambda _, __, values: ",".join(values) or None}
     return click.option(
         _flag(setting.name),
         default=None,
@@ -158,7 +171,46 @@ verbose = click.option(
     is_flag=True,
     help="More lines, for work on the engine: docs/training.md of the repository.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines.")
+
+
+def _begin(context: click.Context, _: click.Parameter, is_quiet: bool) -> None:
+    """Show that a command starts, unless it is to be quiet."""
+    if context.resilient_parsing:
+        return  # a shell completes words
+    if is_quiet:
+        footer.is_quiet = True
+        context.call_on_close(lambda: setattr(footer, "is_quiet", False))
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    footer.doing("starting")  # the imports of a command take seconds
+
+
+def _keep_stdout(context: click.Context, _: click.Parameter, as_json: bool) -> bool:
+    """Send lines for people to stderr."""
+    if as_json:
+        footer.keeps_stdout = True
+        context.call_on_close(lambda: setattr(footer, "keeps_stdout", False))
+    return as_json
+
+
+def quiet(*short: str) -> Decorator:
+    """``--quiet``, of every command; none takes its value."""
+    return click.option(
+        *short,
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_begin,
+        help="On stderr only warnings and errors: no status, no bars.",
+    )
+
+
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_keep_stdout,
+    help="One JSON object on stdout, for machines.",
+)
 drop_bad = click.option(
     "--drop-bad",
     is_flag=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_dpo.cli import options
-from mlx_dpo.cli.screen import say, table
+from mlx_dpo.cli.screen import say, show_json, table
 
 
 @click.command(short_help="Upload a finished model or adapter to the hub.")
@@ -13,7 +13,8 @@ from mlx_dpo.cli.screen import say, table
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Let everybody read it. Default: only you.")
 @click.option("--dry-run", is_flag=True, help="List the files with their sizes; send nothing.")
-def push(folder: Path, name: str, public: bool, dry_run: bool) -> None:
+@options.as_json
+def push(folder: Path, name: str, public: bool, dry_run: bool, as_json: bool) -> None:
     """Upload a folder that `train` or `export` made to a repository of the Hugging Face hub.
 
     Its weights, configs, tokenizer, model card and record go along, and nothing else: no pairs, and
@@ -36,9 +37,14 @@ def push(folder: Path, name: str, public: bool, dry_run: bool) -> None:
         say(f"left    {', '.join(left)}, in {folder}: not uploaded")
     whom = "public" if public else "private"
     if dry_run:
+        address = None
         say(f"nothing was sent; without --dry-run these go to {name}, {whom}")
-        return
-    say(f"pushed  {upload(files, name, public=public)}  ({whom})")
+    else:
+        address = upload(files, name, public=public)
+        say(f"pushed  {address}  ({whom})")
+    if as_json:
+        sizes = {file.name: file.size for file in files}
+        show_json({"name": name, "files": sizes, "left": left, "public": public, "sent": address})
 
 
 def _size(count: int) -> str:

@@ -42,14 +42,28 @@ likelier: pairs whose chosen answer is the likelier one under the model itself (
 accuracy), before -> after."""
 
 
+def record_of_run(result: RunResult) -> dict[str, Any]:
+    """What a finished run changed, as plain data."""
+    groups, apart = _measured(result)
+    return {
+        "run": str(result.folder),
+        "out": str(result.job.out),
+        "verdict": asdict(result.verdict),
+        "kept": asdict(result.kept),
+        "groups": _group_records(groups),
+        "not_trained_on": _group_records(apart),
+        "answers": [asdict(answer) for answer in result.answers],
+        "totals": dict(result.totals),
+        "peak_bytes": result.peak_bytes,
+    }
+
+
 def show_result(result: RunResult, *, verbose: bool = False) -> None:
     """Print what a finished run changed, where the checkpoint lies and what to type next."""
     job = result.job
     say()
     if result.policy.size:
-        judged = is_taught(job.held_out.kinds, job.data.untaught)
-        apart = _groups(result, ~judged) if not judged.all() else []
-        _print_scores(_groups(result, judged), apart, result.verdict)
+        _print_scores(*_measured(result), result.verdict)
     say()
     for shown in result.answers:
         say(f"  {shown.prompt}  ({shown.mark})", colour=_MARK_COLOURS.get(shown.mark), bold=True)
@@ -85,7 +99,7 @@ def _print_next(job: Job, question: str) -> None:
     """What a run made, and what to type to use it."""
     config, out = job.config, str(job.out)
     is_adapter = config.method == LORA
-    say(f"The {'adapter' if is_adapter else 'DPO checkpoint'} is {out}. Next:")
+    say(f"The {'adapter' if is_adapter else 'tuned model'} is {out}. Next:")
     say(f"  {shlex.join([program(), 'generate', '--model', out, '--prompt', question])}")
     if not is_adapter:
         say(f"  {shlex.join([program('mlx_lm.chat'), '--model', out])}")
@@ -112,6 +126,14 @@ def _print_next(job: Job, question: str) -> None:
 def _print_verdict(verdict: Verdict) -> None:
     say(f"\n{verdict.sentence}", bold=True, colour=_COLOURS.get(verdict.outcome, "yellow"))
     say(f"{verdict.advice}\n" if verdict.advice else "")
+
+
+def _measured(result: RunResult) -> tuple[list[GroupScore], list[GroupScore]]:
+    """Scores of the held-out pairs, and apart of the kinds that no training pair is of."""
+    if not result.policy.size:
+        return [], []
+    judged = is_taught(result.job.held_out.kinds, result.job.data.untaught)
+    return _groups(result, judged), _groups(result, ~judged) if not judged.all() else []
 
 
 def _groups(result: RunResult, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
@@ -195,22 +217,28 @@ def as_record(names: dict[str, Any], which: str, assessment: Assessment) -> dict
         assessment: Of these pairs.
     """
     pairs, drift = assessment.pairs, assessment.drift
-    groups = []
-    for group in assessment.groups:
-        interval = wilson_interval(_reward_wins(group), group.num_pairs)
-        groups.append({**asdict(group), "reward_accuracy_interval": interval})
     return {
         **names,
         "pairs": which,
         "read": pairs.read,
         "dropped": pairs.dropped,
         "cut": pairs.num_cut,
-        "groups": groups,
+        "groups": _group_records(assessment.groups),
         "lengths": [asdict(group) for group in assessment.lengths],
         "calibration": asdict(assessment.calibration),
         "drift": asdict(drift) if drift else None,
         "warnings": drift.signs if drift else [],
     }
+
+
+def _group_records(groups: Sequence[GroupScore]) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(group),
+            "reward_accuracy_interval": wilson_interval(_reward_wins(group), group.num_pairs),
+        }
+        for group in groups
+    ]
 
 
 def print_assessment(names: dict[str, Any], which: str, assessment: Assessment) -> None:

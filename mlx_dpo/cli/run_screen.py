@@ -117,7 +117,7 @@ class TerminalScreen(Screen):
             colour=VERDICT_COLOURS[lengths.verdict],
         )
         if lengths.verdict != OK:
-            self.warned(f"length bias: {LENGTH_ADVICE}")
+            self.warned(f"length bias: {LENGTH_ADVICE}; training goes on")
         for warning in _warnings(job):
             self.warned(warning)
 
@@ -166,6 +166,9 @@ class TerminalScreen(Screen):
             f"answers; {account.read} pairs read, {account.dropped.total()} dropped{why}, "
             f"{account.num_cut} cut, {account.num_merged} merged at the boundary",
         )
+
+    def tracked(self, text: str) -> None:
+        self._line("tracker", text)
 
     def ended_early(self, text: str) -> None:
         say(text, err=True)

@@ -159,9 +159,10 @@ def _score_file(
             )
     else:
         _print_pairs(rows, unseen)
-    _summarize("all pairs", rewards, beta)
+    _summarize("all pairs", rewards, beta, err=as_json)
     if unseen is not None:
-        _summarize("held out of its run", [r for row, r in rows if row.id in unseen], beta)
+        of_held_out = [each for row, each in rows if row.id in unseen]
+        _summarize("held out of its run", of_held_out, beta, err=as_json)
 
 
 def _print_pairs(
@@ -178,7 +179,7 @@ def _print_pairs(
 
 
 def _summarize(
-    name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float
+    name: str, rewards: "Sequence[tuple[AnswerReward, AnswerReward]]", beta: float, *, err: bool
 ) -> None:
     num = len(rewards)
     by_reward = sum(c.reward > r.reward for c, r in rewards)
@@ -187,7 +188,7 @@ def _summarize(
     say(
         f"{name}: {num} at beta {beta:g}; reward accuracy {share(by_reward, num)}, log-prob "
         f"accuracy {share(before, num)} before, {share(after, num)} after",
-        err=True,
+        err=err,
     )
 
 

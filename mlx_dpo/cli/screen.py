@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _PLACES = 3  # of errors of one code that are shown
 _REASONS = 4  # why rows of one code are left out, where that differs
 _LEVEL_COLOURS = {ERROR: "red", LEFT_OUT: "yellow", WARNING: "yellow"}
 VERDICT_COLOURS = {"ok": None, "not checked": None, "look": "yellow", "stop": "red"}
+_ALARMS = ("warning: ", f"{ERROR}: ", f"{LEFT_OUT}: ", "mlx_dpo: ")  # what --quiet lets through
 _USUAL_WIDTH, _WIDEST = 80, 120  # columns: of a terminal that does not tell; of a line of text
 _LEAST = 24  # columns that a text beside its label has
 # What stands before the text of a line: white space, and `model      ` or `warning: `.
@@ -102,9 +104,13 @@ def say(
 ) -> None:
     """Write lines, safe to show: on a terminal wrapped at words, elsewhere as they are.
 
-    Warnings are yellow. Colour is left out where the environment has NO_COLOR, and all style where
-    there is no terminal.
+    With --json all go to stderr; with --quiet stderr gets only warnings and errors. Warnings are
+    yellow. Colour is left out where the environment has NO_COLOR, and all style where there is no
+    terminal.
     """
+    err = err or footer.keeps_stdout
+    if err and footer.is_quiet and not text.startswith(_ALARMS):
+        return
     text, width = printable(text), terminal_width(err=err)
     if text.startswith("warning: "):
         colour = "yellow"
@@ -231,8 +237,18 @@ def _width(text: str) -> int:
     return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def show_account(collection: "Collection", name: str) -> None:
+def show_next(*commands: Sequence[str]) -> None:
+    """What to type now: the words of each command after the program's name."""
+    say("Next:")
+    for words in commands:
+        say(f"  {shlex.join([program(), *words])}")
+
+
+def show_account(collection: "Collection", name: str) -> dict[str, Any]:
     """What became of the rows of a file: problems on stderr, counts on stdout.
+
+    Returns:
+        The counts, for --json.
 
     Raises:
         DataError: If no pair is left to write.
@@ -249,6 +265,7 @@ def show_account(collection: "Collection", name: str) -> None:
     )
     if account.pairs != account.kept:
         say(f"pairs   {account.pairs} from the {account.kept} rows kept")
+    return account._asdict()
 
 
 def show_problems(
@@ -323,6 +340,14 @@ def about_template(chat: "ChatFormat") -> str:
     return "; ".join(parts)
 
 
-def show_written(path: Path, pairs: int) -> None:
-    """Where the pairs are now."""
+def show_written(path: Path, pairs: int) -> dict[str, Any]:
+    """Where the pairs are now; the same for --json."""
     say(f"wrote   {path}  ({counted(pairs, 'pair')})")
+    return {"file": str(path), "pairs": pairs}
+
+
+def show_ways_on(path: Path, model: str = "FOLDER", adapter: str = "") -> None:
+    """What to type with a file of pairs; `model` gave the answers, if that is known."""
+    adapted = ["--adapter", adapter] if adapter else []
+    train = ["train", "--model", model, *adapted, "--data", str(path)]
+    show_next(["audit", str(path)], train)

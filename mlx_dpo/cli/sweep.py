@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import page_place, program, say, share, table
+from mlx_dpo.cli.screen import page_place, program, say, share, show_json, show_next, table
 from mlx_dpo.errors import NonFiniteError, StoppedError, UsageError
 from mlx_dpo.runs.config import RunConfig, given_names, resolve
+from mlx_dpo.runs.guards import forget_dead
+from mlx_dpo.runs.tracker_process import check_installed
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta
@@ -52,8 +54,11 @@ _SPARE = (
     default=50,  # with 20, chance put the drift of two betas in the wrong order
 )
 @options.verbose
+@options.as_json
 @options.keeps_awake
-def sweep(config: Path | None, beta: str, num_prompts: int, verbose: bool, **given: Any) -> None:
+def sweep(
+    config: Path | None, beta: str, num_prompts: int, verbose: bool, as_json: bool, **given: Any
+) -> None:
     """Train once for each beta of a list, and compare the results.
 
     Takes the options of `train`, with a list for --beta. --run-dir is the folder of the whole
@@ -71,6 +76,7 @@ def sweep(config: Path | None, beta: str, num_prompts: int, verbose: bool, **giv
     given = options.typed(given)
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
+    check_installed(settings.report_to)
     refuse_foreign(settings.data, settings.eval_data)
     if settings.run_dir is None:
         raise UsageError("sweep needs --run-dir: the folder of the sweep")
@@ -82,7 +88,9 @@ def sweep(config: Path | None, beta: str, num_prompts: int, verbose: bool, **giv
     finished, failed = _train_all(settings, folder, betas, verbose=verbose)
     if not finished:
         raise NonFiniteError(f"no beta finished: {failed[0].reason}")
-    _show(folder, finished, failed, num_prompts)
+    record = _show(folder, finished, failed, num_prompts)
+    if as_json:
+        show_json(record)
     if failed:
         raise NonFiniteError(f"{len(failed)} of {len(betas)} betas did not finish")
 
@@ -135,7 +143,7 @@ def _train_all(
                 _train(run_settings, folder, verbose=verbose)
             finished.append(of_beta)
         except NonFiniteError as error:
-            say(f"beta {beta:g}: {error}", err=True)
+            say(f"warning: beta {beta:g}: {error}", err=True)
             failed.append(FailedBeta(beta, str(error)))
         gc.collect()
     return finished, failed
@@ -171,6 +179,7 @@ def _is_finished(settings: RunConfig) -> bool:
     )
     if made != asked:
         raise UsageError(f"{run}: was made with other settings; choose another --run-dir")
+    forget_dead(run)
     return True
 
 
@@ -188,7 +197,10 @@ def _train(settings: RunConfig, folder: Path, *, verbose: bool) -> None:
             ) from None
 
 
-def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_prompts: int) -> None:
+def _show(
+    folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_prompts: int
+) -> dict[str, Any]:
+    """Measure and show the runs; the same for --json."""
     from mlx_dpo.insight.report.page import write_report
     from mlx_dpo.insight.sweep import advise, sweep_outcomes
 
@@ -215,6 +227,19 @@ def _show(folder: Path, finished: list[Path], failed: "list[FailedBeta]", num_pr
     say(f"\n{advice.sentence}", bold=True)
     say(f"{advice.reason}\n")
     say(f"The report is {page_place(page)}.")
+    if advice.beta is not None:
+        model = str(folder / f"beta-{advice.beta:g}" / "model")
+        show_next(["generate", "--model", model, "--prompt", "Hello"])
+    betas = [
+        {key: value for key, value in asdict(each).items() if key != "is_right"}
+        for each in outcomes
+    ]
+    return {
+        "betas": betas,
+        "failed": list(map(asdict, failed)),
+        "advice": asdict(advice),
+        "report": str(page),
+    }
 
 
 def _print_table(outcomes: "list[BetaOutcome]", failed: "list[FailedBeta]") -> None:

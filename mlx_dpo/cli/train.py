@@ -12,11 +12,14 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
-from mlx_dpo.cli.screen import page_place, program, say
+from mlx_dpo.cli.screen import page_place, program, say, show_json
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
-from mlx_dpo.runs.guards import check_free, stop_on_signal
+from mlx_dpo.runs.guards import check_free, forget_dead, stop_on_signal
+from mlx_dpo.runs.tracker_process import check_installed
+
+_OF_THE_SCREEN = ("-q", "--quiet", "-v", "--verbose", "--json")
 
 
 @click.command()
@@ -27,12 +30,14 @@ from mlx_dpo.runs.guards import check_free, stop_on_signal
     "--supervise", is_flag=True, help="Start again, at most 3 times, when the process crashes."
 )
 @options.verbose
+@options.as_json
 def train(
     config: Path | None,
     resume: bool,
     dry_run: bool,
     supervise: bool,
     verbose: bool,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Train a model on preference pairs with DPO.
@@ -54,9 +59,13 @@ def train(
         if (run_dir / "result.json").is_file():
             _refuse_other_settings(run_dir, given)
             say(f"{run_dir}: done; the run had finished, and there is nothing to continue")
+            _round_off(run_dir)
+            if as_json:
+                show_json({"trained": False, "run": str(run_dir)})
             return
         config = _config_of_run(run_dir, config, given)
     settings = resolve(config, given)
+    check_installed(settings.report_to)
     if settings.run_dir and not dry_run:
         check_free(Path(settings.run_dir))
     if supervise and not dry_run:
@@ -65,15 +74,18 @@ def train(
         refuse_foreign(settings.data, settings.eval_data)
         if source := config or (None if "model" in given else EMBEDDED_CONFIG):
             say(f"{'config':<10}  {source}", err=True)
+            options.warn_of_unused(source)
         fixed = None if _has_begun(settings) else given_names(config, given)
-        _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
+        record = _run(settings, fixed, resume=resume, dry_run=dry_run, verbose=verbose)
+    if as_json:
+        show_json(record)
 
 
 def _run(
     settings: RunConfig, fixed: set[str] | None, *, resume: bool, dry_run: bool, verbose: bool
-) -> None:
-    """Run, under settings that keep the budget; as they are where `fixed` is None."""
-    from mlx_dpo.cli.results import show_result
+) -> dict[str, Any]:
+    """Run, under settings that keep the budget, as they are where `fixed` is None; for --json."""
+    from mlx_dpo.cli.results import record_of_run, show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.run import train as run
@@ -86,9 +98,10 @@ def _run(
         result = run(settings, resume=resume, dry_run=dry_run, data=data, screen=screen)
     if result is None:
         say("dry run: all checks passed; nothing was trained")
-    else:
-        show_result(result, verbose=verbose)
-        _write_report(result.folder)
+        return {"trained": False}
+    show_result(result, verbose=verbose)
+    page = _write_report(result.folder)
+    return {"trained": True, **record_of_run(result), "report": page and str(page)}
 
 
 def _has_begun(settings: RunConfig) -> bool:
@@ -110,7 +123,8 @@ def _supervised(settings: RunConfig, resume: bool) -> int:
     def command(again: bool) -> list[str]:
         begin = [sys.executable, "-m", "mlx_dpo"]
         if again and not begun and (run_dir / "config.toml").is_file():
-            return [*begin, "train", "--resume", "--run-dir", str(run_dir)]
+            kept = [word for word in words if word in _OF_THE_SCREEN]
+            return [*begin, "train", "--resume", "--run-dir", str(run_dir), *kept]
         return [*begin, *words, "--run-dir", str(run_dir)]
 
     def warn(line: str) -> None:
@@ -154,7 +168,14 @@ def _config_of_run(run_dir: Path, config: Path | None, given: dict[str, Any]) ->
     return config
 
 
-def _write_report(folder: Path) -> None:
+def _round_off(run_dir: Path) -> None:
+    """Do what a run that was killed after its result has left undone: its page, and its lock."""
+    forget_dead(run_dir)
+    if not (run_dir / "report.html").is_file():
+        _write_report(run_dir)
+
+
+def _write_report(folder: Path) -> Path | None:
     """The page of a finished run; a page that fails is a warning, the run stands."""
     from mlx_dpo.insight.report.page import write_report
 
@@ -164,3 +185,5 @@ def _write_report(folder: Path) -> None:
         say(f"The report is {page_place(page)}.")
     except MlxDpoError as error:
         say(f"warning: no report: {error}", err=True)
+        return None
+    return page

@@ -1,6 +1,8 @@
 """The forms in which `mlx_dpo export` writes a model."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 FORMS = ("mlx", "torch", "gguf", "lm-studio", "ollama")
 BITS = ("2", "3", "4", "6", "8", "mxfp4")
 IN_GGUF = ("gguf", "ollama")
-WEIGHTS = "model.gguf"  # beside a Modelfile
+MODELFILE, WEIGHTS = "Modelfile", "model.gguf"
 _SHOWN = 3  # names in a note
 
 Advance = Callable[[str, int, int], None]
@@ -84,6 +86,115 @@ def check_form(to: str, bits: str | None, out: str) -> None:
         raise UsageError(f"{out}: --to gguf writes one file: give it a name that ends in .gguf")
 
 
+def dtype_for(source: "Source", to: str, bits: str | None) -> str:
+    """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
+    from mlx_dpo.models.hub import own_dtype
+
+    own = own_dtype(source.folder)
+    is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
+    return "bfloat16" if own == "float32" and not is_kept else own
+
+
+def is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
+    """Whether a number of what is written may not be one of the model."""
+    from mlx_dpo.models.hub import is_quantised, read_config
+    from mlx_dpo.models.parameters import tensor_shapes
+
+    if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
+        return True
+    codes = {code for _, code in tensor_shapes(source.folder).values()}
+    own = {"bfloat16": "BF16", "float16": "F16"}
+    return dtype != "float32" and codes != {own[dtype]}
+
+
+def is_imported(to: str, source: "Source", bits: str | None) -> bool:
+    """Whether Ollama is given a folder of safetensors, for a kind that GGUF is not written of.
+
+    Raises:
+        UsageError: If that is to be packed.
+    """
+    from mlx_dpo.convert.gguf.ollama import IMPORTED
+    from mlx_dpo.models.hub import read_config
+
+    kind = read_config(source.folder).get("model_type")
+    if to != "ollama" or kind not in IMPORTED:
+        return False
+    if bits is not None:
+        raise UsageError(
+            f"--quantize: Ollama reads a {kind} from a folder of safetensors, which is written in "
+            "16 or 32 bits; leave --quantize out"
+        )
+    return True
+
+
+def write_modelfile(folder: Path, source: "Source") -> None:
+    """Beside safetensors that Ollama imports."""
+    from mlx_dpo.convert.gguf.ollama import modelfile
+    from mlx_dpo.convert.sources import date_of
+    from mlx_dpo.models.hub import load_tokenizer
+    from mlx_dpo.preferences.chat import chat_format
+
+    chat = chat_format(load_tokenizer(source.folder), date_of(source.origin))
+    text, _ = modelfile(chat, ".", adds_bos=chat.adds_bos)
+    (folder / MODELFILE).write_text(text, encoding="utf-8")
+    say("ollama  GGUF is not written of this kind: it imports the safetensors, and runs them on a "
+        "Mac")  # fmt: skip
+
+
+def check_packing(name: str, source: "Source", to: str, bits: str | None) -> None:
+    """Refuse what a form is not written of, and to pack what is packed already.
+
+    Raises:
+        UsageError: If that is asked for.
+    """
+    from mlx_dpo.convert.course.checkpoint import is_course_folder
+    from mlx_dpo.models.hub import is_quantised, read_config
+
+    is_course = is_course_folder(source.folder)
+    if is_course and to in ("lm-studio", *IN_GGUF):
+        raise UsageError(f"{name}: is a model of the course, which only --to mlx and torch write")
+    if to in IN_GGUF:
+        from mlx_dpo.convert.gguf.families import family_of
+
+        family_of(read_config(source.folder))
+    if bits is None:
+        return
+    if is_course:
+        raise UsageError(f"{name}: is a model of the course, which nothing loads packed; leave "
+                         "--quantize out")  # fmt: skip
+    if source.adapter is None and is_quantised(read_config(source.folder)):
+        raise UsageError(f"{name}: is quantised already; --quantize takes the model before that")
+
+
+def check_out(out: Path, source: "Source", to: str, overwrite: bool) -> None:
+    """Refuse a folder or file that is in use, or that no export made.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    from mlx_dpo.convert.sources import read_record
+    from mlx_dpo.runs.folder import is_inside
+
+    for folder in filter(None, {source.folder, source.adapter, source.origin}):
+        here, there = folder.resolve(), out.resolve()
+        if is_inside(here, there) or is_inside(there, here):
+            raise UsageError(f"{out}: overlaps {folder}, which is only read; choose another name")
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another name")
+    if to == "torch":
+        return  # a conversion knows its own
+    if to == "gguf":
+        from mlx_dpo.convert.gguf.file import is_ours
+
+        is_own = is_ours(out)
+    else:
+        is_own = "export" in read_record(out)
+    if out.is_symlink() or not is_own:
+        raise UsageError(f"{out}: exists and no export made it; choose another name")
+
+
 def place_of(out: str, to: str) -> Path:
     """Where to write: LM Studio looks at ``~/.lmstudio/models/publisher/name``.
 
@@ -95,6 +206,24 @@ def place_of(out: str, to: str) -> Path:
     if to == "lm-studio" and is_name and ".." not in path.parts and not path.parent.exists():
         return Path.home() / ".lmstudio" / "models" / path
     return path
+
+
+@contextmanager
+def new_form(out: Path, scratch: Path, to: str, overwrite: bool) -> Iterator[Path]:
+    """What is filled, a folder or a file; it appears as OUT when the block ends well."""
+    from mlx_dpo.files import new_file, new_folder
+    from mlx_dpo.models.export import new_model_folder
+
+    if to == "torch":  # which is made of it
+        (scratch / "fused").mkdir()
+        yield scratch / "fused"
+    elif to == "gguf":
+        with new_file(out, replace=overwrite) as file:
+            yield Path(file.name)
+    else:
+        fill = new_folder if to == "ollama" else new_model_folder
+        with fill(out, replace=overwrite) as folder:
+            yield folder
 
 
 def write(place: Path, scratch: Path, order: Order, advance: Advance) -> Written:
@@ -120,9 +249,11 @@ def write(place: Path, scratch: Path, order: Order, advance: Advance) -> Written
         return _write_gguf(place, scratch, model, order, advance)[0]
     written, chat, adds_bos = _write_gguf(place / WEIGHTS, scratch, model, order, advance)
     from mlx_dpo.convert.gguf.ollama import modelfile
+    from mlx_dpo.models.rotary import longest_short_text
 
-    text, has_template = modelfile(chat, f"./{WEIGHTS}", adds_bos=adds_bos)
-    (place / "Modelfile").write_text(text, encoding="utf-8")
+    longest = longest_short_text(model)
+    text, has_template = modelfile(chat, f"./{WEIGHTS}", adds_bos=adds_bos, longest=longest)
+    (place / MODELFILE).write_text(text, encoding="utf-8")
     if not has_template:
         note = "chat    Ollama can't write turns as this model's template does: it guesses"
         written.notes.append(note)
@@ -159,6 +290,7 @@ def _write_gguf(
     from mlx_dpo.convert.gguf import file as gguf
     from mlx_dpo.convert.sources import Source, date_of
     from mlx_dpo.models.hub import load_tokenizer
+    from mlx_dpo.models.rotary import longest_short_text
     from mlx_dpo.preferences.chat import chat_format
 
     folder = order.source.folder
@@ -173,6 +305,15 @@ def _write_gguf(
         raise MlxDpoError(f"{file}: not written: {check.rounded} tensors were rounded; report this")
     if vocabulary.chat_template is None:
         notes.append("chat    the model has no chat template: what reads the file will guess one")
+    if not vocabulary.is_alike:
+        notes.append(
+            "tokens  the model's own in conversations; in other texts llama.cpp may have a space "
+            "more or less"
+        )
+    if (short := longest_short_text(model)) is not None:
+        notes.append(
+            f"context {short} tokens at most; given more, llama.cpp computes other positions (-c)"
+        )
     packing = None if order.bits is None else {"gguf": plan.kind}
     return Written(packing, Source(scratch, None, scratch), notes), chat, vocabulary.adds_bos
 

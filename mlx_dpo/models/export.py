@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_ordinary, entries_of, inside, is_system_file, new_folder
+from mlx_dpo.manifest import DIGESTS, write_digests
 from mlx_dpo.models.dialects import normalised
 from mlx_dpo.models.fuse import choose_packings, fused, left_dense, packed_anew, packing_entry
 from mlx_dpo.models.hub import NAMED_TEMPLATES, PACKINGS, read_config
@@ -31,7 +33,7 @@ _COMPANIONS = (
 # Other files of these kinds may be part of a tokenizer or processor that is not known here.
 _TELLING = (".json", ".jinja", ".txt", ".py")
 # Written anew, or of the weights.
-_REPLACED = ("config.json", "dpo.json", "adapter_config.json", "train.toml")
+_REPLACED = ("config.json", "dpo.json", "adapter_config.json", "train.toml", DIGESTS)
 
 
 def companions(source: Path) -> list[Path]:
@@ -115,6 +117,18 @@ def left_behind(source: Path) -> list[str]:
     )
 
 
+@contextmanager
+def new_model_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder as `files.new_folder` does, and write the digests of its files at the end.
+
+    Raises:
+        DiskError: As there.
+    """
+    with new_folder(path, replace=replace) as folder:
+        yield folder
+        write_digests(folder)
+
+
 def export_folder(
     model: nn.Module,
     files: ModelFiles,
@@ -138,7 +152,7 @@ def export_folder(
         DiskError: If it can't be written, or exists and may not.
     """
     dtype = next(iter(named_arrays(model.parameters()).values())).dtype
-    with new_folder(out, replace=replace) as folder:
+    with new_model_folder(out, replace=replace) as folder:
         write_companions(files.companions, folder)
         write_json(folder / "config.json", config_of(files.config, dtype))
         write_json(folder / "dpo.json", record)

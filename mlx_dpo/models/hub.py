@@ -65,6 +65,16 @@ def is_hub_id(name: str) -> bool:
     return not is_path and _HUB_ID.fullmatch(name) is not None
 
 
+def hub_id_of(folder: Path) -> str | None:
+    """The hub id of a folder in the hub's cache, which it is named after; None elsewhere."""
+    place = folder.expanduser().resolve().parent
+    parts = place.parent.name.split("--", 2)
+    if place.name != "snapshots" or parts[0] != "models":
+        return None
+    name = "/".join(parts[1:])
+    return name if _HUB_ID.fullmatch(name) else None
+
+
 def download(
     name: str, patterns: Sequence[str], kind: Literal["model", "dataset"] = "model"
 ) -> Path:

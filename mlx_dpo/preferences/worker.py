@@ -205,7 +205,7 @@ def _resident(pid: int) -> int:
 # What follows runs in the process.
 
 
-def _serve(line: Connection) -> None:
+def serve(line: Connection) -> None:
     """Answer requests until the other side closes, or sends none for `IDLE` seconds."""
     from tokenizers import Tokenizer, models
     from transformers.utils import chat_template_utils
@@ -303,4 +303,4 @@ def _limit(seconds: int, memory: int) -> None:
 
 if __name__ == "__main__":
     with suppress(EOFError), Connection(int(sys.argv[1])) as asking:
-        _serve(asking)
+        serve(asking)

@@ -12,7 +12,7 @@ from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Which weights became the finished checkpoint.
+    """Which weights became the finished model.
 
     Attributes:
         step: Updates they have seen.

@@ -79,6 +79,9 @@ class Screen:
     def sampled(self, step: int, answers: Sequence[tuple[str, str]]) -> None:
         """A few held-out prompts were answered; each with its answer."""
 
+    def tracked(self, text: str) -> None:
+        """Where a tracker shows the run, or what of it the tracker lacks in the end."""
+
     def ended_early(self, text: str) -> None:
         """No step follows the present one; `text` says why."""
 
@@ -162,7 +165,7 @@ class RewardWatch(Callback):
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
         """Warn, if `judge` says so."""
         if metrics is not None and (warning := self.judge(step, metrics)) is not None:
-            self._screen.warned(warning)
+            self._screen.warned(f"{warning}. Training goes on; --patience would end it")
 
     def judge(self, step: int, metrics: Metrics) -> str | None:
         """A warning, the first time that both mean rewards are below the floor."""

@@ -122,6 +122,14 @@ class Checkpoints:
         self._delete_old(step)
         return path
 
+    def go_on_from(self, path: Path) -> None:
+        """Let LATEST name a whole checkpoint: a run that was killed may not have come to it."""
+        manifest = digest((path / MANIFEST).read_bytes())
+        text = canonical({"manifest": manifest, "step": _step(path)})
+        file = self.run / LATEST
+        if not file.is_file() or file.read_bytes() != text:
+            write_file(file, text)
+
     def of_best(self) -> Path | None:
         """The checkpoint of the best evaluation; None where it is missing or damaged."""
         if self.best is None:

@@ -5,17 +5,18 @@ import difflib
 import json
 import math
 import re
-import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from operator import ge, gt, lt
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import flaw_of_name, text_of
+from mlx_dpo.files import flaw_of_name
 from mlx_dpo.preferences.chat import is_date
-from mlx_dpo.runs.habits import MEANS, SAME, refusal
+from mlx_dpo.runs.config_file import read_file
 from mlx_dpo.runs.sources import data_files
+from mlx_dpo.runs.tracker_process import trackers_of
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
 OPTIMIZERS = ("adamw", "lion", "adafactor")
@@ -57,12 +58,12 @@ class RunConfig:
         False, "Skip and count rows with errors, instead of refusing the file."
     )
     eval_fraction: float = _option(
-        0.2, "Share of --data to hold out, by kind; 0 holds out none.", at_least=0, below=1
+        0.2, "Share of the pairs of each kind to hold out; 0 holds out none.", at_least=0, below=1
     )
     out: str | None = _option(
         None,
-        "Folder of the finished checkpoint. Default: checkpoints/<model>-dpo, numbered where that "
-        "is taken.",
+        "Folder of the finished model or adapter. Default: checkpoints/<model>-dpo, numbered where "
+        "that is taken.",
     )
     overwrite: bool = _option(False, "Replace --out if an earlier run made it.")
     run_dir: str | None = _option(
@@ -129,7 +130,7 @@ class RunConfig:
     )
     keep: str = _option(
         "last",
-        "Which weights become the finished checkpoint: those of the last step, or of the "
+        "Which weights become the finished model: those of the last step, or of the "
         "evaluation with the best result (best). The others stay in --run-dir.",
         choices=KEEPS,
     )
@@ -142,7 +143,9 @@ class RunConfig:
     patience: int | None = _option(
         None, "Stop after so many evaluations in a row without a better result.", at_least=1
     )
-    save_every: int = _option(100, "Steps between checkpoints.", at_least=1)
+    save_every: int = _option(
+        100, "Steps between saved states, from which --resume goes on.", at_least=1
+    )
     sample_every: int = _option(
         0,
         "Steps between answers to a few held-out prompts, kept in samples.jsonl of the run; 0 "
@@ -150,6 +153,13 @@ class RunConfig:
         at_least=0,
     )
     log_every: int = _option(10, "Steps between lines when not on a terminal.", at_least=1)
+    report_to: str = _option(
+        "none",
+        "Trackers that get the figures too: trackio and tensorboard, which keep them on this "
+        "machine, and wandb, which sends them to its cloud. Several with commas between.",
+        is_list=True,
+        is_trackers=True,
+    )
     skip_nonfinite: int = _option(
         0,
         "How many steps in a row may be skipped because a loss or gradient is not finite; each "
@@ -183,6 +193,7 @@ class RunConfig:
         None,
         "Which linear layers of the blocks to adapt: all, attention, or names such as "
         "q_proj,v_proj. Default: all, without routers of experts.",
+        is_list=True,
     )
     adapter: str | None = _option(
         None,
@@ -208,7 +219,7 @@ class RunConfig:
         is_size=True,
     )
     plain: bool = _option(
-        False, "Compute log-probs by the plain definition: the slowest path, and the reference."
+        False, "Compute log-probs by the plain definition: the slowest way, to compare others with."
     )
 
     @property
@@ -233,7 +244,7 @@ class RunConfig:
 NOT_IN_IDENTITY = frozenset(
     {"out", "overwrite", "run_dir", "model", "data", "memory_budget", "date"}
     | {"adapter", "adapter_format"}
-    | {"eval_every", "save_every", "sample_every", "log_every", "allow_sleep"}
+    | {"eval_every", "save_every", "sample_every", "log_every", "report_to", "allow_sleep"}
     | {"keep", "best_by", "patience"}
 )
 # Their defaults depend on the number of training pairs.
@@ -301,63 +312,30 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is missing or broken, or a key or value is not as it must be.
     """
-    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
-        raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
-    try:
-        is_yaml = path.suffix.lower() in (".yaml", ".yml")
-        content = _of_yaml(path) if is_yaml else tomllib.loads(text_of(path))
-    except OSError as error:
-        raise UsageError(f"{path}: not readable: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not TOML: {error}") from None
     known = [f.name for f in fields(RunConfig)]
+    content, _ = read_file(path, known)
     settings: dict[str, Any] = {}
-    for spelled, value in content.items():
-        key, value = _as_ours(f"{path}: {spelled}", str(spelled).replace("-", "_"), value, known)
-        if key is None:
-            continue
+    for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise UsageError(f"{path}: unknown key {spelled!r}{hint}")
-        if key in settings:
-            raise UsageError(f"{path}: {spelled}: {key} is given twice")
+            raise UsageError(f"{path}: unknown key {key!r}{hint}")
         if isinstance(value, datetime.date):  # TOML and YAML have dates of their own
             value = value.isoformat()
-        settings[key] = _check_value(f"{path}: {spelled}", key, value)
+        if isinstance(value, list) and "is_list" in _rules(key):
+            value = ",".join(map(str, value))
+        settings[key] = _check_value(f"{path}: {key}", key, value)
     _check_not_both(settings, f"{path}: epochs and steps")
     return settings
-
-
-def _of_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text_of(path))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds no settings: a line each is needed, such as beta: 0.1")
-    for key, value in content.items():
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
-            content[key] = float(value)  # YAML 1.1 takes 1e-5 for text
-    return content
-
-
-def _as_ours(where: str, key: str, value: Any, known: list[str]) -> tuple[str | None, Any]:
-    """A setting by its name here, with its value; no name where a switch is off."""
-    if key in known:
-        return key, value
-    if reason := refusal(key):
-        raise UsageError(f"{where}: {reason}")
-    if key in MEANS and isinstance(value, bool):
-        return MEANS[key] if value else (None, None)
-    return SAME.get(key, key), value
 
 
 def _check_not_both(settings: dict[str, Any], names: str) -> None:
     if settings.get("epochs") is not None and settings.get("steps") is not None:
         raise UsageError(f"{names} both say how long to train; give one")
+
+
+def _rules(key: str) -> Mapping[str, Any]:
+    return next(f for f in fields(RunConfig) if f.name == key).metadata
 
 
 def _check_value(name: str, key: str, value: Any) -> Any:
@@ -370,7 +348,7 @@ def _check_value(name: str, key: str, value: Any) -> Any:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name}: must be a finite number, found {value}")
-    rules = next(f for f in fields(RunConfig) if f.name == key).metadata
+    rules = _rules(key)
     for rule, holds in _LIMITS.items():
         if rule in rules and not holds(value, rules[rule]):
             raise UsageError(
@@ -397,6 +375,10 @@ def parse_size(text: str) -> int | None:
 _FORMS: dict[str, Any] = {
     "is_size": (parse_size, "a size such as 8GB or 900MB"),
     "is_date": (is_date, "a date such as 2026-01-31"),
+    "is_trackers": (
+        lambda text: trackers_of(text) is not None,
+        "trackio, wandb or tensorboard, with commas between, or none",
+    ),
 }
 
 

@@ -12,11 +12,13 @@ import numpy.typing as npt
 from mlx_dpo.convert.adapters import write_mlx, write_peft
 from mlx_dpo.convert.sources import RECORD, base_of, locate, read_record
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import make_folder, new_folder
+from mlx_dpo.files import make_folder
+from mlx_dpo.manifest import write_digests
 from mlx_dpo.models.adapters import describe, parts_of
 from mlx_dpo.models.export import (
     ModelFiles,
     export_folder,
+    new_model_folder,
     read_files,
     write_card,
     write_companions,
@@ -25,7 +27,7 @@ from mlx_dpo.models.export import (
 from mlx_dpo.models.hub import is_quantised
 from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.card import UNTAUGHT, licence_of, model_card, published
+from mlx_dpo.runs.card import UNTAUGHT, model_card, origin_of, published
 from mlx_dpo.runs.folder import environment, is_inside
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.scores import is_taught, score_groups
@@ -130,12 +132,12 @@ def _write(
 ) -> None:
     """Write a model or its adapter with its record and card, whole or not at all."""
     library = "peft" if layout == "peft" else "mlx"
-    card = model_card(record, out.name, licence_of(source), library=library)
+    card = model_card(record, out.name, origin_of(source), library=library)
     adapter = parts_of(model)
     if not adapter:
         export_folder(model, files, out, record, card=card, replace=replace)
         return
-    with new_folder(out, replace=replace) as folder:
+    with new_model_folder(out, replace=replace) as folder:
         write_companions(files.companions, folder)
         if layout != "peft":
             write_mlx(folder, adapter, model)
@@ -143,6 +145,8 @@ def _write(
             below = folder / "peft" if layout == "both" else folder
             make_folder(below)
             write_peft(below, adapter, model, record["trained_from"]["name"])
+            if layout == "both":
+                write_digests(below)
         write_json(folder / RECORD, record)
         write_card(folder, card)
 

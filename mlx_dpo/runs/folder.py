@@ -35,7 +35,7 @@ from mlx_dpo.files import (
     remove_folder,
     write_file,
 )
-from mlx_dpo.manifest import digest
+from mlx_dpo.manifest import DIGESTS, digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.records import VERSION
@@ -46,8 +46,10 @@ from mlx_dpo.runs.supervise import CRASHES
 CHECKED = ("metrics.jsonl", "samples.jsonl")  # logs that follow from the seed
 LOGS = (*CHECKED, "timings.jsonl")
 RESULT = "result.json"  # a run that has it is finished
-DIGESTS = "digests.json"  # of the files that tell of a finished run
-SEALED = (RESULT, "config.toml", "environment.json", "split.json", "held_out.json", *LOGS)
+SEALED = (
+    *(RESULT, "config.toml", "environment.json", "split.json", "lengths.json", "held_out.json"),
+    *LOGS,
+)
 REFERENCES = Path("runs/.reference")  # log-probs; see `reference_cache`
 PLANS = Path("runs/.plans")  # solutions of memory budgets; see `plan`
 CACHES = (TOKENS, REFERENCES, CONVERTED, PLANS)
@@ -224,7 +226,7 @@ def is_result_of(config: RunConfig, out: Path) -> bool:
     settings = read_record(out).get("settings")
     if not isinstance(settings, dict):
         return False
-    ignored = {"run_dir": None}  # the same folder, however it was spelled then
+    ignored = {"run_dir": None, "report_to": None}  # the same folder, however it was spelled then
     # Not decided yet, where the caller left them open: the pairs have not been read.
     ignored |= {name: None for name in OF_PAIRS if getattr(config, name) is None}
     return {**settings, **ignored} == {**asdict(config), **ignored}

@@ -63,6 +63,17 @@ def locked(run: Path) -> Iterator[None]:
             _mine.pop(run)[0].release()
 
 
+def forget_dead(run: Path) -> None:
+    """Remove what a killed process left of its name in a folder that nobody holds any more.
+
+    Raises:
+        LockedError: If one holds it.
+    """
+    if (run / HOLDER).exists():
+        with locked(run):
+            pass
+
+
 def keep_locked(run: Path) -> None:
     """Take the lock of a held folder again if somebody deleted it; called before saving.
 
@@ -162,7 +173,7 @@ class Stop:
 
     requested = False
     defer = False
-    message = "stopped before the first step; nothing is lost, start it again"
+    message = "stopped before a step was made: nothing is lost, begin again with the same command"
 
     def check(self) -> None:
         """Raise, if a signal came.

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from mlx_dpo.convert.sources import RECORD, read_record
 from mlx_dpo.errors import UsageError, one_line
 from mlx_dpo.files import check_links, check_ordinary, entries_of, inside
+from mlx_dpo.manifest import DIGESTS, check_digests, digests_of
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import is_hub_id
-from mlx_dpo.runs.card import CARD, licence_of, model_card
+from mlx_dpo.runs.card import CARD, renewed_card
 
 _PATTERNS = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("model.gguf", "Modelfile"),
     *("adapters.safetensors", "adapter_config.json", "adapter_model.safetensors"),
-    *("peft/adapter_config.json", "peft/adapter_model.safetensors"),
+    *("peft/adapter_config.json", "peft/adapter_model.safetensors", f"peft/{DIGESTS}"),
 )
 _TEXTS = (".json", ".md", ".jinja", ".txt")
 _VOCABULARIES = ("tokenizer.", "vocab.", "merges.")  # lists of pieces of words
@@ -61,38 +63,30 @@ def files_to_push(folder: Path, name: str) -> tuple[list[Upload], list[str]]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     check_links(folder)
+    check_digests(folder)
     record = read_record(folder)
     if "trained_from" not in record:
         raise UsageError(f"{folder}: no run or export made it (no {RECORD} in it says so)")
     found = {file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()}
-    if not any(file.suffix == ".safetensors" for file in found):
+    if not any(file.suffix in (".safetensors", ".gguf") for file in found):
         raise UsageError(f"{folder}: holds no weights")
     for file in found:
         check_ordinary(file)
     files = [inside(file.parent, file.name) for file in found] + companions(folder)
     texts = {RECORD: (json.dumps(without_paths(record), indent=2) + "\n").encode()}
-    if (card := _card(folder, record, name)) is None:
+    if (card := renewed_card(folder, record, name)) is None:
         files.append(inside(folder, CARD))
     else:
         texts[CARD] = card.encode()
+    if (folder / DIGESTS).is_file():
+        contents: dict[str, Path | bytes] = {str(f.relative_to(folder)): f for f in files}
+        texts[DIGESTS] = digests_of({**contents, **texts})
     uploads = [Upload(str(f.relative_to(folder)), f, f.stat().st_size) for f in files]
     uploads += [Upload(file, text, len(text)) for file, text in texts.items()]
     _check_paths(folder, uploads, set(_paths_in(record)))
     going = {upload.name for upload in uploads}
     left = [e.name for e in entries_of(folder) if e.is_file() and e.name not in going]
     return sorted(uploads), sorted(left)
-
-
-def _card(folder: Path, record: dict[str, Any], name: str) -> str | None:
-    """The card with the repository's name; None where the folder has one that a person edited."""
-    is_peft = "export" not in record and not (folder / "adapters.safetensors").is_file()
-    library = "peft" if is_peft and "adapter" in record else "mlx"
-    licence, card = licence_of(folder), folder / CARD
-    if card.is_file():
-        own = inside(folder, CARD).read_text(encoding="utf-8", errors="replace")
-        if own != model_card(record, folder.resolve().name, licence, library=library):
-            return None
-    return model_card(record, name, licence, library=library)
 
 
 def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
@@ -111,8 +105,11 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
             refuses or can't be reached.
     """
     import httpx2
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
 
+    if get_token() is None:
+        raise UsageError(f"{name}: not pushed: no token of the hub here: hf auth login stores one")
     try:
         api = HfApi()
         address = api.create_repo(name, private=not public, exist_ok=True)
@@ -123,14 +120,26 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
             [CommitOperationAdd(each.name, each.content) for each in uploads],
             commit_message="Trained by mlx-dpo",
         )
-    except UsageError:
-        raise
+    except HfHubHTTPError as error:
+        raise UsageError(f"{name}: not pushed: {_refusal(error, name)}") from None
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise UsageError(
-            f"{name}: not pushed (no network, no login, or no right to write there; hf auth login "
-            f"stores a token): {one_line(error)}"
+            f"{name}: not pushed: the hub can't be reached, or fails: {one_line(error)}"
         ) from None
     return str(address)
+
+
+def _refusal(error: Any, name: str) -> str:
+    """What to do about an answer of the hub's."""
+    status = getattr(error.response, "status_code", None)
+    if status == 401:
+        return "the hub does not know the token here: hf auth login stores another"
+    if status in (403, 404):
+        return (
+            f"the token here may not write to {name.partition('/')[0]}: hf auth login stores one "
+            "with write access; or choose another owner"
+        )
+    return f"the hub refuses: {one_line(error)}"
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +183,8 @@ def _check_paths(folder: Path, uploads: list[Upload], paths: set[str]) -> None:
         text = found.decode("utf-8", "replace")
         if place := next((each for each in places if each in text), None):
             raise UsageError(
-                f"{folder / name}: names {place}, a path of this machine; take it out, then push"
+                f"{folder / name}: names {place}, a path of this machine; take it out, delete "
+                f"{folder / DIGESTS}, then push"
             )
 
 

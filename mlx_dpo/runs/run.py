@@ -1,4 +1,4 @@
-"""One run, from settings to a finished checkpoint: joins data, trainer, callbacks and files."""
+"""One run, from settings to a finished model: joins data, trainer, callbacks and files."""
 
 import json
 import math
@@ -61,6 +61,8 @@ from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.scores import margins
+from mlx_dpo.runs.tracker_process import check_installed
+from mlx_dpo.runs.trackers import Trackers
 from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from mlx_dpo.training.trainer import DPOTrainer, Scores
@@ -102,7 +104,7 @@ def train(
     screen: Screen | None = None,
     probe: Probe = read_pressure,
 ) -> RunResult | None:
-    """Run DPO from settings to a finished checkpoint.
+    """Run DPO from settings to a finished model.
 
     Args:
         config: The settings.
@@ -119,6 +121,7 @@ def train(
         MlxDpoError: One of its kinds, each with its exit code; see `mlx_dpo.errors`.
     """
     screen = screen or Screen()
+    check_installed(config.report_to)
     mx.reset_peak_memory()
     config = decided(_with_its_date(config) if resume else config)
     check_folders(config)
@@ -151,6 +154,7 @@ def train(
         if resume:
             screen.resumed(trainer.step)
             if newest.path is not None:
+                checkpoints.go_on_from(newest.path)
                 _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
@@ -276,12 +280,11 @@ def _train(
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
-        Clock(log),
     ]
     screen.working("making the first step")
-    with stop.deferred():
+    with stop.deferred(), Trackers(job, folder.path, screen) as trackers:
         try:
-            trainer.train(callbacks=callbacks)
+            trainer.train(callbacks=[*callbacks, trackers, Clock(log)])
         except StoppedError as error:
             raise save.stopped(trainer, error) from None
     kept = best.kept(trainer)

@@ -7,7 +7,7 @@ one contradicts it, and a big file needs little memory. `rework` gathers pairs f
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +242,16 @@ def length_ratio(limit: float, chat: ChatFormat | None = None) -> PairFilter:
         return "length-ratio" if max(sizes) > limit * min(sizes) else None
 
     return code
+
+
+def all_but(pairs: Iterable[Preference], code: str) -> PairFilter:
+    """Leave out some pairs, under a code."""
+    digests = {text_digest(pair.prompt, pair.chosen, pair.rejected) for pair in pairs}
+
+    def found(pair: Preference) -> str | None:
+        return code if text_digest(pair.prompt, pair.chosen, pair.rejected) in digests else None
+
+    return found
 
 
 def not_again() -> PairFilter:

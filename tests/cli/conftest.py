@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.cli import main
+from mlx_dpo.manifest import write_digests
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.run import train
 from tests.runs.conftest import ORACLE, ROWS, workplace
@@ -45,6 +46,7 @@ def trained(folder: Path, **settings: Any) -> Path:
     split["train"], split["held_out"] = split["held_out"], split["train"]
     del record["held_out"]
     (folder / "adapter" / "dpo.json").write_text(json.dumps(record))
+    write_digests(folder / "adapter")
     return folder / "adapter"
 
 

@@ -114,7 +114,7 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--save-every",
             "--log-every",
         ),
-        *("--keep", "--best-by", "--patience"),
+        *("--keep", "--best-by", "--patience", "--report-to"),
         *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
         *("--method", "--lora-rank", "--lora-scale", "--lora-layers", "--lora-modules"),
         *("--adapter", "--adapter-reference", "--adapter-format"),
@@ -128,6 +128,9 @@ def test_the_surface_of_train_is_a_decision() -> None:
             "--supervise",
             "--verbose",
             "-v",
+            "--quiet",
+            "-q",
+            "--json",
         ),
     }
 
@@ -223,6 +226,11 @@ def test_resuming_a_finished_run_says_done(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert exit_code("train", "--resume", "--run-dir", "run") == 0
     assert "run: done" in capsys.readouterr().out
+    Path("run/report.html").unlink()  # as where the run was killed before it wrote the page
+    Path("run/.lock.json").write_text("{}")
+    assert exit_code("train", "--resume", "--run-dir", "run") == 0
+    assert Path("run/report.html").is_file()
+    assert not Path("run/.lock.json").exists()
     assert exit_code(*TRAIN, "--steps", "2", "--run-dir", "run", "--resume") == 0, "it was asked so"
     assert exit_code("train", "--resume", "--run-dir", "run", "--steps", "500") == 2
     assert "the run had finished, with other settings" in capsys.readouterr().err

@@ -35,7 +35,9 @@ def files(workplace: Path) -> None:
 def bare(adapter_folder: Path, tmp_path: Path) -> str:
     """The adapter without its record, as others make them."""
     shutil.copytree(
-        adapter_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("dpo.json", "README.md")
+        adapter_folder,
+        tmp_path / "bare",
+        ignore=shutil.ignore_patterns("d*.json", "README.md"),
     )
     return str(tmp_path / "bare")
 
@@ -106,6 +108,7 @@ def test_an_adapter_whose_base_is_gone_says_what_to_pass(
     record = json.loads(Path("moved/dpo.json").read_text())
     record["trained_from"]["model"] = "./gone"
     Path("moved/dpo.json").write_text(json.dumps(record))
+    Path("moved/digests.json").unlink()
     code, _, err = run(capsys, "generate", "--model", "moved", "--prompt", "x")
     assert code == 2
     assert "moved: is an adapter of ./gone, which can't be used here (./gone: no such" in err
@@ -146,6 +149,7 @@ def test_eval_of_an_adapter_whose_start_is_gone_says_so(
     record = json.loads(Path("moved/dpo.json").read_text())
     record["settings"]["adapter"] = "gone"
     Path("moved/dpo.json").write_text(json.dumps(record))
+    Path("moved/digests.json").unlink()
     for command in ("eval", "score"):
         code, out, err = run(capsys, command, "--model", "moved", "--data", "pairs.json")
         assert (code, out) == (2, "")

@@ -38,6 +38,9 @@ def files(workplace: Path) -> None:
         (["audit", "pairs.json", "--model", "absent"], 2, "absent: no such model folder"),
         (["audit", "pairs.json", "--eval-data", "absent.json"], 2, "absent.json: no such file"),
         (["audit", "pairs.json", "--max-length", "1"], 2, "--max-length"),
+        (["audit", "pairs.json", "--ches"], 2, "--ches takes --model"),
+        (["data", "filter", "pairs.json", "--drop-ches", "5%", "--out", "o"], 2, "takes --model"),
+        (["data", "filter", "pairs.json", "--drop-ches", "5", "--out", "o"], 2, "as 5% or 0.05"),
         (["eval", "--model", MODEL, "--data", "pairs.json"], 2, "pass --reference"),
         (["eval", "--model", "absent", "--data", "pairs.json"], 2, "no such model folder"),
         (["eval", "--model", MODEL, "--data", "absent.json"], 2, "no such file"),
@@ -66,7 +69,7 @@ def test_a_mistake_is_one_line_with_its_exit_code(
 
 def test_options_are_called_as_everywhere() -> None:
     names = {
-        command: {name for p in cli.commands[command].params for name in p.opts}
+        command: {n for p in cli.commands[command].params if p.expose_value for n in p.opts}
         for command in ("audit", "eval", "score", "compare")
     }
     assert names == {
@@ -292,3 +295,21 @@ def test_a_blind_judgement_is_asked_for_with_keys_and_counted(
     assert len(asked) == 5
     assert "ties 1; skipped 1, same answer 0" in shown.out
     assert "of 2 judged, a tie being half a win" in shown.out
+
+
+def test_the_pairs_that_audit_calls_most_alike_are_those_that_filter_leaves_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code("audit", "pairs.json", "--model", MODEL, "--ches", "--json") == 0
+    ches: dict[str, float] = json.loads(capsys.readouterr().out)["ches"]
+    assert len(ches) == len(ROWS)
+    assert exit_code("audit", "pairs.json", "--model", MODEL, "--ches") == 0
+    shown = capsys.readouterr().out
+    worst = max(ches, key=ches.__getitem__)
+    assert f"\n  id {worst}: CHES {ches[worst]:.3g}: " in shown
+    words = ["data", "filter", "pairs.json", "--drop-ches", "25%", "--model", MODEL]
+    assert exit_code(*words, "--out", "clear.jsonl") == 0
+    dropped = round(len(ROWS) / 4)
+    assert f"{dropped} dropped ({dropped} ches)" in capsys.readouterr().out
+    kept = {json.loads(line)["id"] for line in Path("clear.jsonl").read_text().splitlines()}
+    assert ches.keys() - kept == set(sorted(ches, key=ches.__getitem__)[-dropped:])

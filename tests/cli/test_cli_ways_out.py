@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_dpo.cli.ways_out import place_of
 from mlx_dpo.convert.sources import Source, load_source, locate
 from mlx_dpo.models.hub import load_model
 from tests.cli.conftest import run
@@ -73,13 +74,16 @@ def test_what_is_not_rounded_is_compared_bit_by_bit(capsys: Capture) -> None:
 def test_ollama_gets_a_file_and_a_modelfile(large: Path, capsys: Capture) -> None:
     code, out, err = run(capsys, "export", str(large), "for-ollama", "--to", "ollama")
     assert (code, err) == (0, "")
-    assert out.endswith("next    ollama create for-ollama -f for-ollama/Modelfile\n")
-    names = ["Modelfile", "dpo.json", "model.gguf"]
+    assert out.endswith("Next:\n  ollama create for-ollama -f for-ollama/Modelfile\n")
+    names = ["Modelfile", "README.md", "dpo.json", "model.gguf"]
     assert sorted(path.name for path in Path("for-ollama").iterdir()) == names
     text = Path("for-ollama/Modelfile").read_text()
     assert text.startswith('FROM ./model.gguf\nTEMPLATE """{{ range .Messages }}')
     assert text.endswith('PARAMETER stop "<|end|>"\n')
     assert json.loads(Path("for-ollama/dpo.json").read_text())["export"]["to"] == "ollama"
+    assert "ollama run for-ollama" in Path("for-ollama/README.md").read_text()
+    code, out, _ = run(capsys, "push", "for-ollama", "ada/tiny", "--dry-run")
+    assert [line.split()[0] for line in out.splitlines()[1:5]] == [*names[:1], *names[1:]]
 
 
 def test_lm_studio_is_given_a_folder_where_it_looks(here: Path, capsys: Capture) -> None:
@@ -90,8 +94,9 @@ def test_lm_studio_is_given_a_folder_where_it_looks(here: Path, capsys: Capture)
     assert logits(str(place)).shape == (1, 7, 512)
     Path("folder").mkdir()
     for name in ("folder/tiny", "./new/tiny", str(here / "other" / "tiny")):
-        assert run(capsys, "export", str(ORACLE), name, "--to", "lm-studio")[0] == 0
-        assert Path(name, "config.json").is_file()
+        assert place_of(name, "lm-studio") == Path(name)
+    assert run(capsys, "export", str(ORACLE), "folder/tiny", "--to", "lm-studio")[0] == 0
+    assert Path("folder/tiny/config.json").is_file()
 
 
 def test_pytorch_gets_the_sum_of_model_and_adapter(large: Path, capsys: Capture) -> None:
@@ -101,6 +106,10 @@ def test_pytorch_gets_the_sum_of_model_and_adapter(large: Path, capsys: Capture)
     assert "of the margin" in out
     assert "weights: there and back is bit-identical, all 38 tensors" in out
     assert "scratch" not in out
+    assert 'from_pretrained("for-torch")' in Path("for-torch/README.md").read_text()
+    assert json.loads(Path("for-torch/dpo.json").read_text())["export"]["to"] == "torch"
+    code, out, _ = run(capsys, "push", "for-torch", "ada/tiny", "--dry-run")
+    assert (code, "model.safetensors" in out, "left" in out) == (0, True, False)
     found = np.array(load_model(Path("for-torch"))(IDS))
     assert np.abs(found - adapter_logits(large)).max() <= 1e-5
     assert run(capsys, *words)[0] == 2
@@ -110,7 +119,7 @@ def test_a_whole_model_is_written_as_it_is(capsys: Capture) -> None:
     for to, dtype in (("mlx", "float32"), ("torch", "float32"), ("lm-studio", "bfloat16")):
         code, out, _ = run(capsys, "export", str(ORACLE), f"./out-{to}/model", "--to", to)
         assert code == 0
-        assert out.endswith(f"wrote   out-{to}/model  ({dtype})\n")
+        assert f"wrote   out-{to}/model  ({dtype})\n" in out
     assert np.array_equal(logits("out-mlx/model"), logits(str(ORACLE)))
 
 
@@ -122,6 +131,21 @@ def test_mxfp4_is_packed_in_its_own_way(capsys: Capture) -> None:
     found = load_source(Source(Path("mx"), None, Path("mx")))(IDS)
     expected = load_source(locate(ORACLE))(IDS)
     assert 0.05 < float(np.abs(np.array(found - expected)).max()) < 4
+
+
+def test_ollama_is_given_safetensors_of_a_kind_that_it_imports(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("mlx_dpo.convert.gguf.ollama.IMPORTED", ("llama",))
+    words = ("export", str(ORACLE), "for-ollama", "--to", "ollama")
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert out.endswith("next    ollama create for-ollama -f for-ollama/Modelfile\n")
+    text = Path("for-ollama/Modelfile").read_text()
+    assert text.startswith('FROM .\nTEMPLATE """{{ range .Messages }}')
+    assert Path("for-ollama/model.safetensors").is_file()
+    code, _, err = run(capsys, *words, "--overwrite", "--quantize", "4")
+    assert (code, "from a folder of safetensors" in err) == (2, True)
 
 
 @needs_gguf

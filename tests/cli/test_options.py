@@ -107,7 +107,7 @@ def test_no_option_is_accepted_and_ignored(name: str) -> None:
     assert isinstance(function, ast.FunctionDef)
     named = {arg.arg for arg in function.args.args}
     loaded = {n.id for s in function.body for n in ast.walk(s) if isinstance(n, ast.Name)}
-    accepted = {parameter.name for parameter in command.params if parameter.name}
+    accepted = {each.name for each in command.params if each.name and each.expose_value}
     assert named - loaded == set(), "parameters that the command never looks at"
     settings = accepted - named
     assert settings <= SETTINGS

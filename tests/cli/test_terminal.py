@@ -31,6 +31,7 @@ COMMANDS = [
     ["plan", *MODEL, *DATA],
     ["data", "check", "absent.json"],
 ]
+QUIET = ["audit", "pairs.json", "-q"]
 SLOW = [
     ["score", "--model", "out", *DATA],
     ["sweep", *MODEL, *DATA, "--steps=1", "--run-dir=s", "--num-prompts=1", "--beta=0.1"],
@@ -89,13 +90,17 @@ def test_every_help_fits_a_terminal_and_breaks_no_word(monkeypatch: pytest.Monke
 
 def test_every_screen_fits_and_bars_leave_nothing(workplace: Path) -> None:
     Path("questions.txt").write_text("Why is the sky blue, and why is it dark at night?\nHi\n")
-    work = [(60, COMMANDS), (80, [*SLOW, *COMMANDS[2:5]]), (120, COMMANDS[2:4])]
+    work = [(60, COMMANDS), (80, [*SLOW, *COMMANDS[2:5]]), (120, [*COMMANDS[2:4], QUIET])]
     script = [sys.executable, "-c", ALL, json.dumps(work)]
     code, written = run_on_terminal(script, 80)
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in screen_of(written)]
     assert code == 0, lines[-3:]
     codes = [line.split()[2] for line in lines if line.startswith("@@@ ended")]
-    assert codes == ["0"] * 9 + ["2"] + ["0"] * 7, lines
+    assert codes == ["0"] * 9 + ["2"] + ["0"] * 8, lines
+    quiet = written.rpartition("@@@ 120")[2]
+    assert "ok" in quiet
+    assert "starting" not in quiet
+    assert "reading" not in quiet
     width, seen = 0, set()
     for line in lines:
         if begun := re.match(r"@@@ (\d+) ", line):

@@ -329,6 +329,7 @@ def test_there_and_back(llama: Path, tmp_path: Path) -> None:
     assert sorted(f.name for f in there.iterdir()) == [
         "adapter_config.json",
         "adapters.safetensors",
+        "digests.json",
     ]
     result = invoke(there, back, "--to", "peft", "--model", llama)
     assert result.exit_code == 0, result.exception
@@ -351,7 +352,7 @@ def test_what_lies_beside_goes_along(llama: Path, tmp_path: Path) -> None:
     found = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert found.keys() == {
         *(beside.keys() - {"optimizer.bin"}),
-        *("adapters.safetensors", "adapter_config.json"),
+        *("adapters.safetensors", "adapter_config.json", "digests.json"),
     }
     assert found["dpo.json"].decode() == beside["dpo.json"]
 

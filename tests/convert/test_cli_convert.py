@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_dpo.cli.convert import convert
+from mlx_dpo.convert.conversion import Kind, kind_of
 from mlx_dpo.errors import UsageError
 from tests import g2c
 from tests.convert.conftest import MakeSource, assert_same_bits, tensors_of
@@ -17,6 +18,7 @@ def invoke(*args: object) -> Result:
 
 def test_both_ways_are_found_and_told(make_source: MakeSource, tmp_path: Path) -> None:
     source, there, back = make_source("gpt2"), tmp_path / "mlx", tmp_path / "back"
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# Of the base\n")
     result = invoke(source, there)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -26,10 +28,27 @@ def test_both_ways_are_found_and_told(make_source: MakeSource, tmp_path: Path) -
     assert lines[2].startswith(known)
     assert lines[3] == "weights: there and back is bit-identical, all 28 tensors"
     assert lines[4].startswith("logits")
-    assert lines[-1] == f"wrote {there}"
+    assert f"wrote {there}" in lines
     result = invoke(there, back)
     assert result.stdout.splitlines()[0] == f"{there}: MLX folder, to PyTorch"
     assert_same_bits(tensors_of(back), tensors_of(source))
+    for folder in (there, back):
+        assert (folder / "README.md").read_text() == (source / "README.md").read_text()
+
+
+def test_a_trained_model_is_still_one_in_pytorch_s_layout_and_gets_a_card(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    invoke(make_source(), tmp_path / "mlx", "--no-verify")
+    (tmp_path / "mlx" / "dpo.json").write_text('{"trained_from": {"name": "owner/base"}}')
+    (tmp_path / "mlx" / "digests.json").unlink()
+    assert invoke(tmp_path / "mlx", tmp_path / "back", "--no-verify").exit_code == 0
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "base_model: owner/base\n" in card
+    assert 'from_pretrained("back")' in card
+    assert kind_of(tmp_path / "back") is Kind.HUGGING_FACE
+    assert invoke(tmp_path / "back", tmp_path / "again", "--no-verify").exit_code == 0
+    assert "mlx_lm.generate --model again" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_no_verify_says_nothing_of_proofs(make_source: MakeSource, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """GGUF files: read by their own package, as MLX reads them back, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 from importlib import import_module
@@ -12,14 +13,17 @@ import pytest
 
 from mlx_dpo.convert.gguf import file as files
 from mlx_dpo.convert.gguf import ollama
-from mlx_dpo.convert.gguf.families import describe, family_of, turned, turned_back
+from mlx_dpo.convert.gguf.families import FAMILIES, describe, family_of, turned, turned_back
+from mlx_dpo.convert.gguf.pieces import space_before
 from mlx_dpo.convert.gguf.vocabulary import read_vocabulary
 from mlx_dpo.convert.sources import Source, load_source
 from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.models.dialects import for_mlx
 from mlx_dpo.models.fuse import fused
 from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import named_arrays, save_arrays
-from mlx_dpo.preferences.chat import chat_format
+from mlx_dpo.models.rotary import correct_rotary
+from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.records import Message
 from tests.runs.conftest import ORACLE
 
@@ -32,12 +36,25 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+LONGROPE: dict[str, Any] = {
+    **{"type": "longrope", "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0]},
+    "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
 PHI = {"hidden_act": "gelu_new", "tie_word_embeddings": False}
 GELU = "gelu_pytorch_tanh"
+GEMMA2 = {"hidden_activation": GELU, "query_pre_attn_scalar": 16, "sliding_window": 64}
 GEMMA3 = {
     **{"hidden_activation": GELU, "query_pre_attn_scalar": 16, "sliding_window": 4},
     **{"sliding_window_pattern": 6, "rope_local_base_freq": 10000.0},
 }
+
+
+def built(config: dict[str, Any]) -> Any:
+    kind = config["model_type"]
+    module = import_module(f"mlx_lm.models.{'llama' if kind == 'mistral' else kind}")
+    return module.Model(module.ModelArgs.from_dict(for_mlx(config)))
 
 
 def made(folder: Path, kind: str, **extra: Any) -> Path:
@@ -48,9 +65,8 @@ def made(folder: Path, kind: str, **extra: Any) -> Path:
     }
     shutil.copytree(ORACLE, folder)
     (folder / "config.json").write_text(json.dumps(config))
-    module = import_module(f"mlx_lm.models.{'llama' if kind == 'mistral' else kind}")
     mx.random.seed(3)
-    model = module.Model(module.ModelArgs.from_dict(config))
+    model = built(config)
     arrays = {  # biases and norms that are not all zeros or ones
         name: value + 0.3 * mx.random.normal(value.shape) if value.ndim == 1 else value
         for name, value in named_arrays(model.parameters()).items()
@@ -78,6 +94,8 @@ def written(folder: Path, file: Path, dtype: str, bits: str | None = None) -> tu
         ("gemma", {"hidden_act": GELU}),
         ("phi", {**PHI, "num_key_value_heads": 4}),
         ("phi3", {"tie_word_embeddings": False, "original_max_position_embeddings": 512}),
+        ("phi3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 512}),
+        ("gemma2", GEMMA2),
         ("gemma3_text", {**GEMMA3, "num_hidden_layers": 6}),
     ],
 )
@@ -192,18 +210,57 @@ def test_the_file_says_what_the_model_is(tmp_path: Path) -> None:
     assert not files.is_ours(ORACLE)
 
 
-def test_slow_rotary_frequencies_are_divided_as_mlx_divides_them() -> None:
-    from mlx_lm.models.llama import ModelArgs
-    from mlx_lm.models.rope_utils import initialize_rope
+def described(kind: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys about rotary positions, and the tensors, of a model with other settings."""
+    config = json.loads((ORACLE / "config.json").read_text()) | {"model_type": kind} | changes
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[FAMILIES[kind].arch]])
+    model = built(config)
+    if "rope_scaling" in changes:
+        correct_rotary(model, kind, for_mlx(config))
+    tensors = describe(writer, model, config, ORACLE)
+    found = {name.split(".", 1)[1]: value.value for name, value in writer.kv_data[0].items()}
+    return {name: value for name, value in found.items() if "scaling" in name}, tensors
 
-    config = json.loads((ORACLE / "config.json").read_text()) | {"rope_scaling": LLAMA3}
-    args = ModelArgs.from_dict(config)
-    found = describe(gguf.GGUFWriter(None, "llama"), args, config, ORACLE)
-    assert found is not None
-    rope = initialize_rope(16, 10000.0, False, LLAMA3, 2048)
-    plain = 10000.0 ** (np.arange(0, 16, 2) / 16)
-    assert np.allclose(found, np.array(rope._freqs) / plain, rtol=1e-5)
-    assert len(set(np.round(found, 4))) > 2
+
+def test_slow_rotary_frequencies_are_divided() -> None:
+    """By 8 where the wavelength is beyond 64 tokens, by 1 below 16, by between in between."""
+    keys, tensors = described("llama", rope_scaling=LLAMA3)
+    share = np.clip((64 / (2 * np.pi * 10000.0 ** (np.arange(0, 16, 2) / 16)) - 1) / 3, 0, 1)
+    (divisors,) = tensors.values()
+    assert np.allclose(divisors, 1 / ((1 - share) / 8 + share), rtol=1e-5)
+    assert len(set(np.round(divisors, 4))) > 2
+    assert (keys, list(tensors)) == ({}, ["rope_freqs.weight"])
+
+
+def test_yarn_is_given_as_numbers_where_llama_cpp_computes_the_same() -> None:
+    for kind, changes in (("llama", {}), ("qwen2", {}), ("qwen3", {"head_dim": 16})):
+        scaling = YARN | {"attention_factor": 1.5}
+        keys, tensors = described(kind, **changes, rope_scaling=scaling)
+        assert tensors == {}
+        assert keys.pop("rope.scaling.attn_factor") == pytest.approx(1.5 / 1.1386, rel=1e-4)
+        assert keys == {
+            **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+            "rope.scaling.original_context_length": 512,
+        }
+
+
+def test_yarn_with_other_ends_is_given_as_divisors_or_refused() -> None:
+    scaling = YARN | {"beta_slow": 4.0}
+    keys, tensors = described("llama", rope_scaling=scaling)
+    (divisors,) = tensors.values()
+    assert (divisors[0], divisors[-1]) == pytest.approx((1, 4))
+    assert keys == {"rope.scaling.attn_factor": pytest.approx(1.1386, rel=1e-4)}
+    with pytest.raises(UsageError, match=r"beta_slow.* others than llama.cpp computes for a qwen2"):
+        described("qwen2", rope_scaling=scaling)
+
+
+def test_longrope_has_factors_for_short_and_for_long_contexts() -> None:
+    own = {"hidden_size": 96, "original_max_position_embeddings": 512}
+    keys, tensors = described("phi3", **own, rope_scaling=LONGROPE, max_position_embeddings=2048)
+    assert np.allclose(tensors["rope_factors_short.weight"], LONGROPE["short_factor"])
+    assert np.allclose(tensors["rope_factors_long.weight"], LONGROPE["long_factor"])
+    assert keys.pop("rope.scaling.attn_factor") == pytest.approx(np.sqrt(1 + 2 / 9))
+    assert keys["rope.scaling.original_context_length"] == 512
 
 
 @pytest.mark.parametrize(
@@ -225,35 +282,35 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         family_of(config)
 
 
-def test_a_kind_of_positions_that_is_not_written_is_refused(tmp_path: Path) -> None:
-    from mlx_lm.models.llama import ModelArgs
-
-    config = json.loads((ORACLE / "config.json").read_text())
-    args = ModelArgs.from_dict(config | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
-    with pytest.raises(UsageError, match="rotary positions of kind 'yarn'"):
-        describe(gguf.GGUFWriter(None, "llama"), args, config, ORACLE)
+@pytest.mark.parametrize(
+    ("kind", "scaling"),
+    [("llama", {"rope_type": "dynamic", "factor": 2.0}), ("qwen2", LLAMA3)],
+)
+def test_a_kind_of_positions_that_is_not_written_is_refused(
+    kind: str, scaling: dict[str, Any]
+) -> None:
+    name = scaling["rope_type"]
+    with pytest.raises(UsageError, match=f"kind '{name}', which llama.cpp does not .* a {kind}"):
+        described(kind, rope_scaling=scaling)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kind", "changes", "message"),
     [
-        ({"sliding_window_pattern": 2}, "sliding_window_pattern is 2, and .* with 6"),
-        ({"query_pre_attn_scalar": 24}, "query_pre_attn_scalar is 24, and .* with 16"),
+        ("gemma2", GEMMA2 | {"query_pre_attn_scalar": 24}, "scalar is 24, and .* gemma2 with 16"),
+        ("gemma3_text", GEMMA3 | {"sliding_window_pattern": 2}, "pattern is 2, and .* with 6"),
+        ("gemma3_text", GEMMA3 | {"query_pre_attn_scalar": 24}, "scalar is 24, and .* with 16"),
     ],
 )
 def test_a_gemma_that_llama_cpp_computes_otherwise_is_refused(
-    changes: dict[str, Any], message: str
+    kind: str, changes: dict[str, Any], message: str
 ) -> None:
-    from mlx_lm.models.gemma3_text import ModelArgs
-
-    config = json.loads((ORACLE / "config.json").read_text()) | GEMMA3 | changes
-    args = ModelArgs.from_dict(config | {"model_type": "gemma3_text"})
     with pytest.raises(UsageError, match=message):
-        describe(gguf.GGUFWriter(None, "gemma3"), args, config, ORACLE)
+        described(kind, **changes)
 
 
 DIGITS = {"type": "Digits", "individual_digits": True}
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 ONLY_BYTES = {**BYTES, "use_regex": False}
 
 
@@ -265,12 +322,33 @@ def split(digits: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def vocabulary(folder: Path, **changes: Any) -> Any:
+class Definition:
+    """A tokenizer that works by other rules than the oracle's."""
+
+    split_special_tokens = False
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content, self.backend_tokenizer = content, self
+
+    def to_str(self) -> str:
+        return json.dumps(self.content)
+
+    def get_vocab_size(self) -> int:
+        return 512
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(CHAT.tokenizer, name)
+
+
+def vocabulary(**changes: Any) -> Any:
     """What is read of the oracle's tokenizer with other rules; rules of its model by themselves."""
     content = json.loads((ORACLE / "tokenizer.json").read_text())
     content["model"] |= changes.pop("model", {})
-    (folder / "tokenizer.json").write_text(json.dumps(content | changes))
-    return read_vocabulary(folder, CHAT, 512)
+    return read_vocabulary(ORACLE, having(content | changes), 512)
+
+
+def having(content: dict[str, Any]) -> ChatFormat:
+    return dataclasses.replace(CHAT, tokenizer=Definition(content))
 
 
 @pytest.mark.parametrize(
@@ -284,12 +362,12 @@ def vocabulary(folder: Path, **changes: Any) -> Any:
     ],
 )
 def test_the_splitting_rule_is_named_as_llama_cpp_names_it(
-    steps: list[Any], ignore_merges: bool, name: str, tmp_path: Path
+    steps: list[Any], ignore_merges: bool, name: str
 ) -> None:
     before = {"type": "Sequence", "pretokenizers": steps}
     model = {"ignore_merges": ignore_merges}
     normaliser = {"type": "NFC"} if name == "qwen2" else None
-    found = vocabulary(tmp_path, pre_tokenizer=before, model=model, normalizer=normaliser)
+    found = vocabulary(pre_tokenizer=before, model=model, normalizer=normaliser)
     assert found.rule == name
 
 
@@ -307,17 +385,36 @@ def test_the_splitting_rule_is_named_as_llama_cpp_names_it(
     ],
 )
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path
+    changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        vocabulary(tmp_path, **changes)
+        vocabulary(**changes)
 
 
-def test_a_token_that_takes_spaces_away_is_refused(tmp_path: Path) -> None:
+def test_a_token_that_takes_spaces_away_is_refused() -> None:
     added = json.loads((ORACLE / "tokenizer.json").read_text())["added_tokens"]
     added[1]["rstrip"] = True
     with pytest.raises(UsageError, match=r"its token <\|user\|> takes the spaces beside it away"):
-        vocabulary(tmp_path, added_tokens=added)
+        vocabulary(added_tokens=added)
+
+
+def test_tokens_of_a_phi_3_take_spaces_away_by_its_name(tmp_path: Path) -> None:
+    """llama.cpp does so for every special token but three, where the name has phi-3 in it."""
+    content = json.loads((ORACLE / "tokenizer.json").read_text())
+    added = content["added_tokens"]
+    for token, name in zip(added, ("<unk>", "<s>", "<|endoftext|>", "</s>", "<|x|>"), strict=True):
+        content["model"]["vocab"][name] = content["model"]["vocab"].pop(token["content"])
+        token |= {"content": name, "rstrip": name in ("</s>", "<|x|>")}
+    chat = having(content)
+    assert read_vocabulary(ORACLE, chat, 512).is_stripping
+    model = load_model(ORACLE, None)
+    plan = files.plan(model, ORACLE, "bfloat16", None)
+    files.write(tmp_path / "model.gguf", model, ORACLE, chat, plan)
+    field = gguf.GGUFReader(tmp_path / "model.gguf").fields["general.name"]
+    assert field.contents() == "model (Phi-3)"
+    added[4]["rstrip"] = False
+    with pytest.raises(UsageError, match=r"its token </s> takes the spaces .* Phi-3 or of none"):
+        read_vocabulary(ORACLE, having(content), 512)
 
 
 @pytest.mark.parametrize(("name", "is_said"), [("Phi-3-mine", False), ("mine", True)])
@@ -329,7 +426,7 @@ def test_a_name_by_which_llama_cpp_changes_tokens_is_left_out(
     assert ("general.name" in gguf.GGUFReader(tmp_path / "model.gguf").fields) == is_said
 
 
-def test_rows_without_a_token_and_tokens_without_a_row(tmp_path: Path) -> None:
+def test_rows_without_a_token_and_tokens_without_a_row() -> None:
     found = read_vocabulary(ORACLE, CHAT, 514)
     assert found.tokens[511:] == [found.tokens[511], "[PAD512]", "[PAD513]"]
     assert found.kinds[511:] == [1, 5, 5]
@@ -338,7 +435,7 @@ def test_rows_without_a_token_and_tokens_without_a_row(tmp_path: Path) -> None:
 
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-PIECES = {  # of which "ab" is joined before "bc", and "abc" last
+PIECES: dict[str, Any] = {  # of which "ab" is joined before "bc", and "abc" last
     **{"type": "BPE", "unk_token": "<unk>", "byte_fallback": True},
     "vocab": {
         **{"<unk>": 0, "<0x0A>": 1, "ab": 2, "bc": 3, "abc": 4, "a": 5, "b": 6, "c": 7, "<e>": 8}
@@ -347,27 +444,56 @@ PIECES = {  # of which "ab" is joined before "bc", and "abc" last
 }
 
 
-def pieces(folder: Path, normalizer: Any = SPACES, **changes: Any) -> Any:
+def pieces(normalizer: Any = SPACES, pre_tokenizer: Any = None, **changes: Any) -> Any:
     """What is read of a tokenizer of pieces."""
     ending = {**json.loads((ORACLE / "tokenizer.json").read_text())["added_tokens"][0], "id": 8}
     content = {"added_tokens": [{**ending, "content": "<e>"}], "normalizer": normalizer}
-    content |= {"pre_tokenizer": None, "model": {**PIECES, **changes}}
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return read_vocabulary(folder, CHAT, 9)
+    content |= {"pre_tokenizer": pre_tokenizer, "model": {**PIECES, **changes}}
+    return read_vocabulary(ORACLE, having(content), 9)
 
 
-def test_pieces_have_scores_in_the_order_of_their_merges(tmp_path: Path) -> None:
-    found = pieces(tmp_path)
+def test_pieces_have_scores_in_the_order_of_their_merges() -> None:
+    found = pieces()
     assert found.kinds == [2, 6, 1, 1, 1, 1, 1, 1, 3]
     assert found.scores == [-1e9, -1e9, 0, -1, -2, -1e9, -1e9, -1e9, -1e9]
     assert not found.adds_space
     prepend = {"type": "Prepend", "prepend": "\u2581"}
     both = {"type": "Sequence", "normalizers": [prepend, SPACES]}
-    assert pieces(tmp_path, both).adds_space
+    assert pieces(both).adds_space
     writer = gguf.GGUFWriter(None, "llama")
     found.add_to(writer)
     assert writer.kv_data[0]["tokenizer.ggml.model"].value == "llama"
     assert "tokenizer.ggml.merges" not in writer.kv_data[0]
+
+
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "split": False}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "spoken", "expected"),
+    [
+        ("never", "ab", (False, True)),
+        ("first", "<e>ab<e>c", (False, False)),  # a space would be put after <e>
+        ("first", "ab", (True, False)),  # no space is put before one
+        ("first", "ab<e>c", None),
+        ("always", "ab<e>c", (True, False)),
+        ("always", "<e> ab", (False, False)),
+        ("always", "ab<e> c", None),
+    ],
+)
+def test_a_space_is_put_before_conversations_as_the_tokenizer_does(
+    scheme: str, spoken: str, expected: tuple[bool, bool] | None
+) -> None:
+    ending = {**json.loads((ORACLE / "tokenizer.json").read_text())["added_tokens"][0], "id": 8}
+    vocab = {**PIECES["vocab"], "\u2581": 9}
+    content: dict[str, Any] = {
+        **{"version": "1.0", "normalizer": None, "post_processor": None, "decoder": None},
+        **{"added_tokens": [{**ending, "content": "<e>"}], "model": {**PIECES, "vocab": vocab}},
+        "pre_tokenizer": METASPACE | {"prepend_scheme": scheme},
+    }
+    assert space_before(content, [spoken]) == expected
+    content["pre_tokenizer"] |= {"split": True}
+    assert space_before(content, [spoken]) is None
 
 
 @pytest.mark.parametrize(
@@ -378,11 +504,9 @@ def test_pieces_have_scores_in_the_order_of_their_merges(tmp_path: Path) -> None
         (SPACES, {"merges": [["ab", "c"], ["a", "b"], ["a", "bc"], ["b", "c"]]}),  # abc is apart
     ],
 )
-def test_merges_that_no_scores_say_are_refused(
-    normaliser: Any, changes: dict[str, Any], tmp_path: Path
-) -> None:
+def test_merges_that_no_scores_say_are_refused(normaliser: Any, changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="not known to make the pieces"):
-        pieces(tmp_path, normaliser, **changes)
+        pieces(normaliser, **changes)
 
 
 class Templated:
@@ -428,6 +552,16 @@ def test_a_template_that_refuses_a_system_text_is_said_without() -> None:
     ).turns()
     assert turns is not None
     assert turns.around.keys() == {"user", "assistant"}
+
+
+def test_what_is_before_an_answer_only_once_it_is_written_is_said() -> None:
+    turns = Templated(
+        "{% for m in messages %}{% if m.role == 'user' %}[I] {{ m.content }}[/I]"
+        "{% elif m.role == 'assistant' %} {{ m.content }}<|end|>"
+        "{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    ).turns()
+    assert turns is not None
+    assert turns.around == {"user": ("[I] ", "[/I]"), "assistant": (" ", "<|end|>")}
 
 
 @pytest.mark.parametrize(

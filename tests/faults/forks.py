@@ -7,9 +7,13 @@ exec. So lives are picklable, and a child there is a new Python that is handed o
 
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
 
 FORKS = sys.platform != "darwin"
 
@@ -75,6 +79,46 @@ def _live(life: Callable[[], object]) -> None:
 def wait(child: int) -> int:
     """Exit code of a child; below 0 where a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class ForkedWorker:
+    """Stands for the `subprocess.Popen` of `preferences.worker`: a fork has its imports already."""
+
+    def __init__(self, command: list[str], *, pass_fds: list[int], **_: Any) -> None:
+        self._code: int | None = None
+        self.pid = start_child(lambda: _work(pass_fds[0]))
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        if self._code is None:
+            self._code = wait(self.pid)
+        return self._code
+
+    def kill(self) -> None:
+        """End it."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _work(line: int) -> None:
+    from mlx_dpo.preferences.worker import serve
+
+    os.setsid()
+    for number in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for name in os.listdir("/dev/fd"):  # its parent's end of the line, too: it must see that close
+        if int(name) > 2 and int(name) != line:
+            with suppress(OSError):
+                os.close(int(name))
+    with suppress(EOFError), Connection(line) as asking:
+        serve(asking)
 
 
 def tell(wrong: str) -> None:

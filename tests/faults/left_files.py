@@ -35,8 +35,6 @@ class Use(NamedTuple):
         gone: Removed before: what it is to make again.
         changed: Patterns of the files that are changed.
         results: Patterns of what must come out the same.
-        is_checked: Whether silence is a fault. Of a finished model it is none: it is meant to be
-            edited, and has no checksums.
     """
 
     name: str
@@ -45,7 +43,6 @@ class Use(NamedTuple):
     gone: tuple[str, ...]
     changed: tuple[str, ...]
     results: tuple[str, ...]
-    is_checked: bool = True
 
 
 _LAST = "run/step-000004"
@@ -68,7 +65,7 @@ USES = [
     # A first run that finds what another has cached.
     Use("caches", ("train",), TRAIN, ("out", "run"), ("runs/*",), _TRAINED),
     Use("report", ("train",), ["report", "run"], (), ("run/*",), ("run/report.html",)),
-    Use("model", ("train",), [*_ASK, "out"], (), ("out/*",), ("../../out",), False),
+    Use("model", ("train",), [*_ASK, "out"], (), ("out/*",), ("../../out",)),
     Use("adapter", ("adapter",), [*_ASK, "out"], (), ("out/*",), ("../../out",)),
     Use(
         "export",
@@ -209,8 +206,6 @@ class Ground:
         said += (self.place.folder / "out").read_text(errors="replace")
         if "warning" in said.lower() or name.name in said:
             return "named", ""
-        if not self.use.is_checked:
-            return "not checked", ""
         return "silent", f"{what}: silent: {wrong}"
 
     def _act(self) -> Callable[[Writer, Place], None] | None:

@@ -83,7 +83,8 @@ def table(records: dict[str, Record]) -> str:
         )
     minutes = sum(record["seconds"] for _, record in rows) / 60
     machines = "; ".join(dict.fromkeys(record["machine"] for _, record in rows))
-    return "\n".join([*lines, "", f"{minutes:.0f} minutes on {machines}; seeds 0 and 1."])
+    seeds = " and ".join(map(str, sorted({seed for _, record in rows for seed in record["seeds"]})))
+    return "\n".join([*lines, "", f"{minutes:.0f} minutes on {machines}; seeds: {seeds}."])
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -13,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.faults import lives
-from tests.faults.forks import run_child
+from tests.faults.forks import FORKS, ForkedWorker, run_child
 from tests.runs.conftest import ORACLE, ROWS
 
 _TRAINING = [
@@ -162,6 +164,11 @@ def writers() -> list[Writer]:
             ["export", "out", "fused", "--fuse", "--overwrite", "--force"],
             ("out", "pairs.json"),
         ),
+        Writer(
+            "adapter convert",
+            ["adapter", "convert", "out", "for-peft", "--to", "peft", "--overwrite"],
+            ("out",),
+        ),
         Writer("report", ["report", "run"], ("run", "pairs.json"), _TIMED),
         Writer(
             "sample",
@@ -193,10 +200,16 @@ def _of_data() -> list[Writer]:
         "judge": (["judge", "candidates.jsonl", "--judge", "rule:shorter"], "candidates.jsonl"),
         "split": (["split", "pairs.json", "--test", "0.3"], "pairs.json"),
         "merge": (["merge", "pairs.json", "--out", "all.jsonl"], "pairs.json"),
+        "check": (["check", "doubtful.json", "--log", "problems.jsonl"], "doubtful.json"),
         "filter": (["filter", "pairs.json", "--kind", "tone", "--out", "tone.jsonl"], "pairs.json"),
     }
     return [
-        Writer(name, ["data", *words, *([] if overwrite in words else [overwrite])], (file,))
+        Writer(
+            name,
+            ["data", *words, *([] if overwrite in words or name == "check" else [overwrite])],
+            (file,),
+            grows=("problems.jsonl",),
+        )
         for name, (words, file) in given.items()
     ]
 
@@ -222,6 +235,7 @@ def _fill(folder: Path, made_by: tuple[str, ...]) -> None:
     place.work.symlink_to(folder.resolve())
     place.enter()
     Path("pairs.json").write_text(json.dumps(ROWS[:8]))
+    Path("doubtful.json").write_text(json.dumps([*ROWS[:4], *ROWS[:2]]))
     lines = [{"prompt": r["user"], "chosen": r["chosen"], "rejected": r["rejected"]} for r in ROWS]
     Path("foreign.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copytree(ORACLE, "bin")
@@ -242,12 +256,19 @@ def preload() -> None:
     import mlx_dpo.convert.conversion
     import mlx_dpo.insight.report.page
     import mlx_dpo.insight.sweep
+    import mlx_dpo.preferences.worker
     import mlx_dpo.workshop.importers.reading
     import mlx_dpo.workshop.judge.judges
     import mlx_dpo.workshop.label.server
     import mlx_dpo.workshop.sampling
 
     vars(mlx_dpo.insight.sweep)["ANSWER_TOKENS"] = 4
+    if FORKS:
+        from transformers.utils import chat_template_utils
+
+        assert chat_template_utils.is_jinja_available()
+        forked = {**vars(subprocess), "Popen": ForkedWorker}
+        vars(mlx_dpo.preferences.worker)["subprocess"] = SimpleNamespace(**forked)
 
 
 def _label(writer: Writer, place: Place) -> None:

@@ -107,7 +107,7 @@ def test_the_process_ends_when_it_is_idle_and_is_not_asked_when_it_may_have_ende
     monkeypatch.setattr(resource, "setrlimit", lambda limit, value: None)
     ours, theirs = Pipe()
     with ours, theirs:
-        worker._serve(theirs)  # returns, though the line is open
+        worker.serve(theirs)  # returns, though the line is open
 
 
 def test_loading_a_model_starts_no_process() -> None:

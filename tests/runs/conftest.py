@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,93 @@ class ScoringScreen(Screen):
 
     def scoring(self, done: int, total: int) -> None:
         self.scored.append(done)
+
+
+_FAKE = """
+import json
+from pathlib import Path
+from threading import Event
+
+
+def note(**call):
+    with open(f"{__name__}.calls", "a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+
+def log(figures, step):
+    if (fails := Path(f"{__name__}.fails")).is_file():
+        raise ConnectionError(fails.read_text())
+    if Path(f"{__name__}.hangs").is_file():
+        Event().wait()
+    note(figures=figures, step=step)
+"""
+_FAKES = {
+    "wandb": """
+class Settings:
+    def __init__(self, **options):
+        pass
+
+
+class Run:
+    url, disabled = "https://wandb.example/mine", False
+    log = staticmethod(log)
+
+    def finish(self, exit_code):
+        note(finished=exit_code)
+
+
+def init(settings, **options):
+    note(**options)
+    return Run()
+""",
+    "trackio": """
+def init(project, **options):
+    note(project=project, **options)
+
+
+def finish():
+    note(finished=True)
+""",
+    "tensorboardX": """
+class SummaryWriter:
+    def __init__(self, logdir, filename_suffix, **options):
+        note(logdir=logdir, **options)
+
+    def add_text(self, tag, text, step):
+        note(tag=tag, text=text)
+
+    def add_scalar(self, tag, value, step):
+        note(tag=tag, value=value, step=step)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
+""",
+}
+
+
+@pytest.fixture
+def fake_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory where each tracker's package writes down how it is called.
+
+    It raises in each call while ``wandb.fails`` is there, and never returns with ``wandb.hangs``.
+    """
+    for name, text in _FAKES.items():
+        (tmp_path / "packages").mkdir(exist_ok=True)
+        (tmp_path / "packages" / f"{name}.py").write_text(_FAKE + text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("HF_HUB_OFFLINE", "WANDB_ERROR_REPORTING"):  # set by what imports the packages
+        monkeypatch.setenv(name, "1")
+    for name in ("WANDB_PROJECT", "TRACKIO_PROJECT", "TRACKIO_SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tracker_calls(package: str) -> list[dict[str, Any]]:
+    """How a fake tracker was called."""
+    file = Path(f"{package}.calls")
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

@@ -187,6 +187,7 @@ def test_an_adapter_of_other_weights_is_refused_before_anything_is_written(
     record = json.loads(Path("first/dpo.json").read_text())
     record["trained_from"]["model"] = str(other)
     Path("first/dpo.json").write_text(json.dumps(record))
+    Path("first/digests.json").unlink()
     with pytest.raises(UsageError, match="other weights"):
         load("first")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from mlx_dpo.runs.card import licence_of, model_card
+from mlx_dpo.runs.card import carried_card, model_card, origin_of, published
 from tests.runs.conftest import ORACLE
 
 
@@ -60,7 +60,7 @@ def test_a_base_on_the_hub_is_linked_and_a_word_of_the_base_s_licence_goes_along
     base = Path(shutil.copytree(ORACLE, tmp_path / "base"))
     (base / "README.md").write_text("---\nlicense: apache-2.0\ntags: [a]\n---\n# Of the base\n")
     record = {**RECORD, "trained_from": {"name": "owner/llama"}, "data": {"name": "owner/pairs"}}
-    card = ModelCard(model_card(record, "out", licence_of(base)))
+    card = ModelCard(model_card(record, "out", origin_of(base)))
     assert (metadata(card).base_model, metadata(card).datasets) == ("owner/llama", ["owner/pairs"])
     assert metadata(card).license == "apache-2.0"
     assert "Of the base" not in card.content
@@ -72,7 +72,64 @@ def test_a_base_on_the_hub_is_linked_and_a_word_of_the_base_s_licence_goes_along
 )
 def test_a_base_s_card_that_says_no_licence_does_no_harm(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
-    assert licence_of(tmp_path) == {}
+    assert origin_of(tmp_path) == {}
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").symlink_to(ORACLE / "config.json")
+    assert origin_of(tmp_path) == {}
+
+
+BASE = "---\nlicense: apache-2.0\nbase_model: owner/older\n---\n# Of the base\n"
+
+
+def test_a_base_keeps_its_card_through_a_conversion_and_is_named_where_the_hub_s_cache_has_it(
+    tmp_path: Path,
+) -> None:
+    here = tmp_path / "models--owner--base" / "snapshots" / "1f2e"
+    here.mkdir(parents=True)
+    assert carried_card(here, {}, "out", library="mlx") == "---\nbase_model: owner/base\n---\n"
+    (here / "README.md").write_text(BASE)
+    card = ModelCard(carried_card(here, {}, "out", library="mlx") or "")
+    assert metadata(card).base_model == "owner/base"
+    assert (metadata(card).license, card.text.strip()) == ("apache-2.0", "# Of the base")
+    (tmp_path / "README.md").write_text(BASE)
+    assert carried_card(tmp_path, {}, "out", library="mlx") == BASE
+    assert carried_card(tmp_path / "none", {}, "out", library="mlx") is None
+    assert [published(here), published(tmp_path)] == ["owner/base", tmp_path.name]
+
+
+def test_a_model_of_a_converted_base_is_of_what_that_was_made_of(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(BASE)
+    card = ModelCard(model_card(RECORD, "out", origin_of(tmp_path)))
+    assert (metadata(card).base_model, metadata(card).license) == ("owner/older", "apache-2.0")
+    assert "The model `llama`" in card.text
+    (tmp_path / "README.md").write_text("---\nbase_model: [/home/ada/base]\n---\n")
+    assert origin_of(tmp_path) == {}
+
+
+def test_a_card_in_another_form_says_how_to_use_that_unless_a_person_edited_it(
+    adapter_folder: Path, tmp_path: Path
+) -> None:
+    record = json.loads((adapter_folder / "dpo.json").read_text())
+    text = carried_card(adapter_folder, record, "for-peft", library="peft") or ""
+    assert 'PeftModel.from_pretrained(model, "for-peft")' in text
+    assert metadata(ModelCard(text)).library_name == "peft"
+    (tmp_path / "README.md").write_text("# My own words")
+    assert carried_card(tmp_path, record, "for-peft", library="peft") == "# My own words"
+
+
+@pytest.mark.parametrize(
+    ("library", "use"),
+    [
+        ("transformers", 'AutoModelForCausalLM.from_pretrained("ada/out")'),
+        ("gguf", "ollama create out -f Modelfile"),
+    ],
+)
+def test_a_card_says_how_to_use_what_was_exported(library: str, use: str) -> None:
+    export = {"quantization": {"gguf": "Q8_0"}}
+    card = ModelCard(model_card({**RECORD, "export": export}, "ada/out", {}, library=library))
+    assert use in card.text
+    assert "by mlx-dpo and packed as Q8_0." in card.text
+    assert metadata(card).library_name == (library if library == "transformers" else None)
 
 
 def test_a_name_is_no_markup(tmp_path: Path) -> None:
@@ -92,5 +149,9 @@ _FIGURES = (
 
 
 def test_a_record_that_was_changed_by_hand_makes_a_shorter_card() -> None:
+    for library in ("mlx", "peft", "transformers", "gguf"):
+        assert (
+            "mlx_lm" in model_card({"adapter": 1}, "out", {}, library=library) or library == "peft"
+        )
     odd = {"trained_from": 1, "data": [], "settings": "x", "groups": [{"name": 3}], "kept": None}
     assert "On held-out pairs" not in model_card(odd, "out", {})

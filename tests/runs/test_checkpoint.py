@@ -31,24 +31,35 @@ from tests.runs.conftest import (
     new_workplace,
     other_model,
     settings,
+    tracker_calls,
 )
 
 
-def test_only_the_newest_two_checkpoints_are_kept(workplace: Path) -> None:
+def test_only_the_newest_two_checkpoints_are_kept_and_the_newest_is_named(workplace: Path) -> None:
     finished(run_dir="run", save_every=1)
     found = sorted(p.name for p in Path("run").glob("step-*"))
     assert found == ["step-000007", "step-000008"]
+    # Killed after the last checkpoint was whole, before LATEST named it: the next life does.
+    named = Path("run/LATEST").read_bytes()
+    Path("run/LATEST").unlink()
+    Path("run/result.json").unlink()
+    train(settings(run_dir="run", save_every=1), resume=True)
+    assert Path("run/LATEST").read_bytes() == named
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_and_resumed_run_is_byte_equal_to_a_straight_one(
-    workplace: Path, number: signal.Signals
+def test_a_run_that_was_stopped_is_byte_equal_to_a_straight_one_whatever_its_trackers_do(
+    workplace: Path, fake_trackers: Path
 ) -> None:
     finished(run_dir="straight", out="a")
-    with pytest.raises(StoppedError, match="--resume --run-dir broken"):
-        train(settings(run_dir="broken", out="b"), screen=StopAfter(4, number))
+    Path("wandb.fails").write_text("no network")
+    tracked = settings(run_dir="broken", out="b", report_to="trackio,wandb")
+    for step, number in ((1, signal.SIGTERM), (4, signal.SIGINT)):
+        with pytest.raises(StoppedError, match="--resume --run-dir broken"):
+            train(tracked, resume=step > 1, screen=StopAfter(step, number))
     assert not Path("b").exists()
-    train(settings(run_dir="broken", out="b"), resume=True)
+    train(tracked, resume=True)
+    steps = [call["step"] for call in tracker_calls("trackio") if "loss" in call.get("figures", ())]
+    assert steps == list(range(1, 9))
     assert digest(Path("a/model.safetensors")) == digest(Path("b/model.safetensors"))
     for name in ("metrics.jsonl", "held_out.json"):
         assert digest(Path("straight", name)) == digest(Path("broken", name))

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from base64 import b64decode
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from threading import Thread
 from typing import Any
 
-import httpx2
 import pytest
+from huggingface_hub import HfApi
 
 from mlx_dpo.cli import main
 from mlx_dpo.errors import UsageError
@@ -26,39 +30,74 @@ def folder(adapter_folder: Path, tmp_path: Path) -> Path:
     return here
 
 
-class Hub:
-    """Stands for `huggingface_hub.HfApi`.
+class Hub(ThreadingHTTPServer):
+    """Stands for the hub; what talks to it is `huggingface_hub` itself.
 
     Attributes:
         is_private: Whether the repository is; None until there is one.
         sent: Content of each file that was sent, by name.
+        fails: Status of the answer to a request, by the end of its path.
     """
 
-    def __init__(self, is_private: bool | None = None) -> None:
-        self.is_private = is_private
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.is_private: bool | None = None
         self.sent: dict[str, bytes] = {}
+        self.fails: dict[str, int] = {}
 
-    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
-        assert exist_ok
-        if self.is_private is None:
-            self.is_private = private
-        return f"https://hub.example/{name}"
+    def answer(self, path: str, body: bytes) -> Any:
+        if path == "/api/repos/create":
+            if self.is_private is None:
+                self.is_private = json.loads(body)["visibility"] == "private"
+            return {"url": f"{self.address}/{NAME}"}
+        if path == f"/api/models/{NAME}/preupload/main":
+            files = json.loads(body)["files"]
+            kinds = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": each["path"], **kinds} for each in files]}
+        if path == f"/api/models/{NAME}/commit/main":
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.sent[entry["value"]["path"]] = b64decode(entry["value"]["content"])
+            url = f"{self.address}/{NAME}/commit/{'0' * 40}"
+            return {"success": True, "commitOid": "0" * 40, "commitUrl": url}
+        return {"_id": "0", "id": NAME, "private": self.is_private, "tags": [], "downloads": 0}
 
-    def repo_info(self, name: str) -> Any:
-        return SimpleNamespace(private=self.is_private)
 
-    def create_commit(self, name: str, operations: list[Any], *, commit_message: str) -> None:
-        for each in operations:
-            content = each.path_or_fileobj
-            is_bytes = isinstance(content, bytes)
-            self.sent[each.path_in_repo] = content if is_bytes else Path(content).read_bytes()
+class Answer(BaseHTTPRequestHandler):
+    """Of the false hub."""
+
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status = next((s for end, s in self.server.fails.items() if path.endswith(end)), 200)
+        content = json.dumps(self.server.answer(path, body) if status == 200 else {}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: Any) -> None:
+        pass
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    false = Hub()
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: false)
-    return false
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint=server.address))
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def push(*args: str) -> int:
@@ -72,12 +111,13 @@ def test_what_a_run_wrote_goes_along_and_nothing_else(folder: Path, hub: Hub) ->
     assert push(str(folder), NAME) == 0
     assert sorted(hub.sent) == [
         *("README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja"),
-        *("dpo.json", "generation_config.json", "peft/adapter_config.json"),
-        *("peft/adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("digests.json", "dpo.json", "generation_config.json", "peft/adapter_config.json"),
+        *("peft/adapter_model.safetensors", "peft/digests.json", "tokenizer.json"),
+        "tokenizer_config.json",
     ]
     assert hub.is_private is True
     for name, content in hub.sent.items():
-        is_new = name in ("dpo.json", "README.md")
+        is_new = name in ("dpo.json", "digests.json", "README.md")
         assert is_new or (folder / name).read_bytes() == content
     assert f"--adapter-path {NAME}" in hub.sent["README.md"].decode()
     text = hub.sent["dpo.json"].decode()
@@ -119,7 +159,7 @@ def test_a_folder_that_no_run_made_is_refused(folder: Path, tmp_path: Path) -> N
         files_to_push(ORACLE, NAME)
     with pytest.raises(UsageError, match="no such folder"):
         files_to_push(tmp_path / "absent", NAME)
-    for file in folder.rglob("adapter*.safetensors"):
+    for file in (folder / "digests.json", *folder.rglob("adapter*.safetensors")):
         file.unlink()
     with pytest.raises(UsageError, match="holds no weights"):
         files_to_push(folder, NAME)
@@ -129,6 +169,7 @@ def test_a_folder_that_no_run_made_is_refused(folder: Path, tmp_path: Path) -> N
 def test_a_file_that_names_a_path_of_the_machine_is_refused(folder: Path, file: str) -> None:
     with (folder / file).open("a") as opened:
         opened.write(f"\nfrom {ORACLE}\n")
+    (folder / "digests.json").unlink()
     with pytest.raises(UsageError, match=rf"{file}: names .*, a path of this machine; take it out"):
         files_to_push(folder, NAME)
 
@@ -157,22 +198,39 @@ def test_a_card_gets_the_repository_s_name_unless_a_person_edited_it(folder: Pat
 
 
 @pytest.mark.parametrize(
-    "error", [httpx2.ConnectError("no route"), OSError("no token"), ValueError]
+    ("path", "status", "message"),
+    [
+        ("", 401, "not pushed: the hub does not know the token here: hf auth login stores"),
+        ("", 403, "not pushed: the token here may not write to ada: hf auth login stores"),
+        ("/main", 400, "not pushed: the hub refuses: "),
+    ],
 )
-def test_a_hub_that_fails_is_one_line(
+def test_a_hub_that_refuses_is_one_line(
     folder: Path,
     hub: Hub,
-    error: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    status: int,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(hub, "create_commit", fail)
+    hub.fails[path] = status
     assert push(str(folder), NAME) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"mlx_dpo: {NAME}: not pushed (no network, no login")
+    assert line.startswith(f"mlx_dpo: {NAME}: {message}")
+    assert not hub.sent
+
+
+def test_without_a_hub_or_a_token_nothing_is_sent(
+    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    assert push(str(folder), NAME) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mlx_dpo: {NAME}: not pushed: the hub can't be reached, or fails: ")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert push(str(folder), NAME) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("not pushed: no token of the hub here: hf auth login stores one")
 
 
 def test_a_name_without_an_owner_is_refused(folder: Path, hub: Hub) -> None:

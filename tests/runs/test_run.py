@@ -1,4 +1,4 @@
-"""A run from settings to a finished checkpoint."""
+"""A run from settings to a finished model."""
 
 import json
 from pathlib import Path

@@ -53,6 +53,14 @@ def test_an_experiment_asks_runs_draws_explains_and_asks_again(title: str) -> No
     assert "<summary>Answer</summary>\n\n" in answer  # the blank line lets Markdown go on inside
 
 
+def test_no_two_headings_are_the_same_place_of_the_page() -> None:
+    lines = [
+        line.strip() for cell in CELLS if cell["cell_type"] == "markdown" for line in cell["source"]
+    ]
+    headings = [line for line in lines if line.startswith("#")]
+    assert len(headings) == len(set(headings)) > 20
+
+
 def test_the_two_lists_are_left_to_the_student() -> None:
     text = text_of(sections()["Your two lists"], "markdown")
     assert text.count("1. …\n2. …\n3. …") == 2
@@ -75,7 +83,7 @@ def test_a_prediction_stands_apart_from_its_result_which_is_under_run() -> None:
     asked = [place for place, text in enumerate(texts) if "**My prediction:**" in text]
     assert len(asked) == sum("**Predict.**" in text for text in texts[1:])
     for place in asked:
-        assert texts[place].endswith("\n\n### Run")
+        assert re.search(r"\n\n### Run [^\n]*$", texts[place])
         assert CELLS[place + 1]["cell_type"] == "code"
 
 

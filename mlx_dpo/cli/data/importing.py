@@ -7,7 +7,14 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import share_progress
-from mlx_dpo.cli.screen import counted, say, show_account, show_written
+from mlx_dpo.cli.screen import (
+    counted,
+    say,
+    show_account,
+    show_json,
+    show_ways_on,
+    show_written,
+)
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +56,7 @@ _SHOWN_COLUMNS = 12
 )
 @click.option("--files", metavar="PATTERN", help="Which files of a folder or hub data set.")
 @options.overwrite
+@options.as_json
 def import_(
     source: str,
     out: str,
@@ -57,6 +65,7 @@ def import_(
     pairs: str,
     files: str | None,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Turn a data set into a checked file of pairs.
 
@@ -111,9 +120,11 @@ def import_(
         _show_summary(summary)
         for column in sorted(set(renamed.values()) - found):
             say(f"warning: --columns: no row has a column {column!r}", err=True)
-        show_account(collection, source)
-        written = collection.write(path, replace=overwrite)
-    show_written(path, written)
+        account = show_account(collection, source)
+        written = show_written(path, collection.write(path, replace=overwrite))
+    show_ways_on(path)
+    if as_json:
+        show_json({"source": source, **vars(summary), **account, "written": [written]})
 
 
 def _columns(text: str | None) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """`mlx_dpo data judge`: a rule or a model decides which answer is better."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mlx_dpo.cli import options
+from mlx_dpo.cli.footer import footer, progress
+from mlx_dpo.cli.screen import counted, say, share, show_json, show_ways_on
 from mlx_dpo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     help="Seconds to wait for a reply of an endpoint.",
 )
 @options.max_tokens(16, "Longest reply of a model. Give more to one that thinks first.")
+@options.as_json
 @options.keeps_awake
 def judge(
     candidates: str,
@@ -57,6 +61,7 @@ def judge(
     concurrency: int,
     timeout: float,
     max_tokens: int,
+    as_json: bool,
 ) -> None:
     """Decide between the answers of a file of candidates, and write the pairs.
 
@@ -79,11 +84,9 @@ def judge(
       mlx_dpo data judge candidates.jsonl --judge path/to/instruct-model
       mlx_dpo data judge candidates.jsonl --judge http://127.0.0.1:8080/v1
     """
-    from mlx_dpo.cli.footer import footer, progress
-    from mlx_dpo.cli.screen import counted, say
     from mlx_dpo.files import check_writable, write_file
     from mlx_dpo.preferences.reader import preference_line
-    from mlx_dpo.workshop.candidates import contests_of, load_candidates
+    from mlx_dpo.workshop.candidates import contests_of, load_candidates, origins_of
     from mlx_dpo.workshop.judge.judges import open_judge
     from mlx_dpo.workshop.judge.verdicts import judge_all, summarize
 
@@ -132,11 +135,15 @@ def judge(
         raise DataError(f"{out}: left as it was: no pair has a winner")
     write_file(path, "".join(map(preference_line, won)))
     say(f"wrote      {out}  ({counted(len(won), 'pair')})")
+    if won:
+        origins = [origin for origin in origins_of(rows) if origin.model]
+        show_ways_on(path, *origins[0] if len(origins) == 1 else ())
+    if as_json:
+        written = {"file": out, "pairs": len(won)}
+        show_json({"prompts": len(rows), **asdict(summary), "written": [written]})
 
 
 def _show(summary: "JudgeSummary") -> None:
-    from mlx_dpo.cli.screen import counted, say, share
-
     counts = summary.outcomes
     won = counts["won"]
     say(
@@ -152,8 +159,6 @@ def _show(summary: "JudgeSummary") -> None:
 
 
 def _warn(summary: "JudgeSummary", judge: "Judge") -> None:
-    from mlx_dpo.cli.screen import say
-
     counts = summary.outcomes
     decided = counts["won"] + counts["flip"]
     if decided and counts["flip"] > decided / 3:

@@ -9,7 +9,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_json, show_ways_on, show_written
 
 if TYPE_CHECKING:
     from mlx_dpo.workshop.collection import PairFilter
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=options.Name())
 @options.out("The file of pairs to write.")
 @options.overwrite
-def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
+@options.as_json
+def merge(files: tuple[str, ...], out: str, overwrite: bool, as_json: bool) -> None:
     """Put files of pairs together.
 
     Repeated pairs are left out. Two pairs that contradict each other are both left out. Each id
@@ -31,11 +32,16 @@ def merge(files: tuple[str, ...], out: str, overwrite: bool) -> None:
     """
     from mlx_dpo.workshop.collection import not_again
 
-    rework_to(files, Path(out), [not_again()], overwrite=overwrite)
+    rework_to(files, Path(out), [not_again()], overwrite=overwrite, as_json=as_json)
 
 
 def rework_to(
-    files: Sequence[str], out: Path, filters: "Sequence[PairFilter]", *, overwrite: bool
+    files: Sequence[str],
+    out: Path,
+    filters: "Sequence[PairFilter]",
+    *,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the pairs of files that pass all filters, and show what became of the rows.
 
@@ -52,6 +58,8 @@ def rework_to(
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file) for file in files], collection, filters=filters, progress=progress)
-        show_account(collection, ", ".join(files))
-        written = collection.write(out, replace=overwrite)
-    show_written(out, written)
+        account = show_account(collection, ", ".join(files))
+        written = show_written(out, collection.write(out, replace=overwrite))
+    show_ways_on(out)
+    if as_json:
+        show_json({**account, "written": [written]})

@@ -7,7 +7,7 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import progress
-from mlx_dpo.cli.screen import counted, say
+from mlx_dpo.cli.screen import counted, say, show_json, show_next
 
 
 @click.command(short_help="Several answers of a model to each prompt.")
@@ -32,6 +32,7 @@ from mlx_dpo.cli.screen import counted, say
 @options.seed()
 @options.max_tokens(256)
 @options.count("--batch-size", about="Answers made at once; fewer need less memory.", default=16)
+@options.as_json
 @options.keeps_awake
 def sample(
     model: str,
@@ -43,6 +44,7 @@ def sample(
     seed: int,
     max_tokens: int,
     batch_size: int,
+    as_json: bool,
 ) -> None:
     """Let a model answer each prompt several times, and write the candidates.
 
@@ -80,8 +82,14 @@ def sample(
             candidates = session.run(lambda more: advance("answering", len(rows), more))
     texts = [answer for row in candidates for answer in row.answers]
     choice = sum(len(row.answers) > 1 for row in candidates)
+    cut = sum(not answer.finished for answer in texts)
     say(
         f"answers   {len(texts)} of {answers * len(candidates)} are usable and different; "
-        f"{sum(not answer.finished for answer in texts)} cut off at {max_tokens} tokens"
+        f"{cut} cut off at {max_tokens} tokens"
     )
     say(f"wrote     {path}  ({choice} of {counted(len(candidates), 'prompt')} leave a choice)")
+    if choice:
+        show_next(["data", "label", out], ["data", "judge", out, "--judge", "rule:shorter"])
+    if as_json:
+        counts = {"prompts": len(candidates), "answers": len(texts), "cut": cut, "choice": choice}
+        show_json({**counts, "written": [{"file": out}]})

@@ -7,7 +7,7 @@ import click
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import share_progress
 from mlx_dpo.cli.foreign import refuse_foreign
-from mlx_dpo.cli.screen import show_account, show_written
+from mlx_dpo.cli.screen import show_account, show_json, show_next, show_written
 from mlx_dpo.errors import DataError
 
 
@@ -27,7 +27,10 @@ from mlx_dpo.errors import DataError
     metavar="PREFIX",
 )
 @options.overwrite
-def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -> None:
+@options.as_json
+def split(
+    file: str, test: float, seed: int, out: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Split a file of pairs so that no prompt is in both parts.
 
     The test pairs get the same share of each kind's prompts, at least one; a kind with a single
@@ -50,17 +53,22 @@ def split(file: str, test: float, seed: int, out: str | None, overwrite: bool) -
     with Collection(Problems()) as collection:
         with share_progress("reading") as progress:
             rework([Path(file)], collection, progress=progress)
-        show_account(collection, file)
+        account = show_account(collection, file)
         holds = collection.holds()
         known = zip(collection.prompts, collection.kinds, holds, strict=True)
         chosen = iter(held_out_rows(((p, kind) for p, kind, held in known if held), test, seed))
         is_test = [held and next(chosen) for held in holds]
         if not any(is_test):
             raise DataError(f"{file}: every kind has a single prompt; there is nothing to split")
+        parts = []
         for path, side in zip(paths, (False, True), strict=True):
             written = collection.write(
                 path,
                 lambda row, side=side: is_test[row] == side,  # type: ignore[misc]
                 replace=overwrite,
             )
-            show_written(path, written)
+            parts.append(show_written(path, written))
+    train, held_out = map(str, paths)
+    show_next(["train", "--model", "FOLDER", "--data", train, "--eval-data", held_out])
+    if as_json:
+        show_json({**account, "written": parts})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, Template, TemplateError
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.files import write_file
@@ -49,6 +49,7 @@ DataMeasures = dict[tuple[str, bool], Measures | MlxDpoError]
 _WRONG_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 # But for tabs and line breaks; those that turn the direction of writing are among them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+_OPTION = re.compile(r"--[a-z][\w-]*")
 # Class of the style sheet, and a sign beside the colour, which not everybody can tell apart.
 _GOOD, _BAD, _CARE = ("good", "\u2713"), ("bad", "\u2715"), ("care", "!")
 _OF_OUTCOME = {BETTER: _GOOD, WORSE: _BAD, COLLAPSED: _BAD, LOOPING: _BAD}
@@ -117,6 +118,7 @@ def _template() -> Template:
         "script": Markup(script),
         "script_digest": b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "word_changes": word_changes,
+        "whole": _whole,
         **{"share": _share, "wilson": _interval, "bytes": gigabytes, "duration": _duration},
         **{"of_mark": _OF_MARK, "bad": _BAD, "care": _CARE, "same": SAME},
     }
@@ -255,6 +257,11 @@ def _warnings(run: RunRecord) -> list[str]:
     if not run.split["held_out"]:
         warnings.append("no pair was held out: nothing here says how it does on unseen pairs")
     return [*warnings, *(f"{file}; what stands here may be wrong" for file in run.changed)]
+
+
+def _whole(text: str) -> Markup:
+    """Text in which no name of an option is broken at its hyphens."""
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def _share(value: float, num_pairs: int) -> str:

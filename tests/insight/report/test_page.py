@@ -22,12 +22,13 @@ from mlx_dpo.cli.train import train
 from mlx_dpo.errors import UsageError
 from mlx_dpo.insight.charts import MOST_COLOURS
 from mlx_dpo.insight.report.page import command, write_report
+from mlx_dpo.manifest import DIGESTS
 from mlx_dpo.preferences import reader
 from mlx_dpo.preferences.json_text import RawRow, raw_rows
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.runs.defaults import decided
-from mlx_dpo.runs.folder import DIGESTS, RESULT, SEALED, RunFolder
+from mlx_dpo.runs.folder import RESULT, SEALED, RunFolder
 from tests.cli.test_cli import exit_code
 from tests.insight.report.conftest import HOSTILE
 from tests.runs.conftest import ORACLE
@@ -155,6 +156,7 @@ def test_files_that_were_changed_since_the_run_are_named(
         assert exit_code("report", str(run)) == 0
         return capsys.readouterr().err
 
+    (run / "lengths.json").write_text("[[11, 5, 7]]")
     assert not told()  # a run of an earlier version, which knew no digests
     RunFolder(run).finish({"out": "o 1", "answers": []})
     assert not told()
@@ -178,7 +180,8 @@ def test_a_run_that_is_not_finished_has_a_page_that_says_so(run: Path) -> None:
         (run / name).unlink()
     page = write_report([run]).read_text()
     assert "Not finished: 60 of 60 steps." in page
-    assert f"mlx_dpo train --resume --run-dir {run} goes on." in page
+    plain = page.replace('<span class="option">', "").replace("</span>", "")
+    assert f"mlx_dpo train --resume --run-dir {run} goes on." in plain
     assert "<h2>Answers after step 30</h2>" in page
     config = RunConfig(model="m", data="pairs.json", steps=1000)
     (run / "config.toml").write_text(config.to_toml())
