@@ -47,6 +47,7 @@ from mlx_dpo.convert.weights import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import inside, new_folder
+from mlx_dpo.models.card import carried_card
 from mlx_dpo.models.export import (
     left_behind,
     new_model_folder,
@@ -57,7 +58,6 @@ from mlx_dpo.models.export import (
 from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.verified import statement
-from mlx_dpo.runs.card import carried_card
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]

@@ -20,6 +20,7 @@ from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.files import check_links, inside
 from mlx_dpo.manifest import check_digests
 from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
+from mlx_dpo.models.card import carried_card
 from mlx_dpo.models.export import (
     new_model_folder,
     read_companions,
@@ -29,7 +30,6 @@ from mlx_dpo.models.export import (
 from mlx_dpo.models.hub import load_model, read_json
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
-from mlx_dpo.runs.card import carried_card
 
 Say = Callable[[str], None]
 

@@ -152,8 +152,8 @@ def _record(
 ) -> None:
     """The dpo.json of an exported folder, that of the run with the export, and its model card."""
     from mlx_dpo.convert.sources import read_record
+    from mlx_dpo.models.card import carried_card, library_of, model_card, origin_of, published
     from mlx_dpo.models.export import write_card, write_json
-    from mlx_dpo.runs.card import carried_card, library_of, model_card, origin_of, published
 
     exported = {
         "model": model,

@@ -16,18 +16,18 @@ from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
 from mlx_dpo.insight.evaluation import Assessment
 from mlx_dpo.models.packed import packed_bits
-from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.defaults import LORA
-from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.plan import gigabytes
-from mlx_dpo.runs.run import RunResult
-from mlx_dpo.runs.scores import (
+from mlx_dpo.preferences.scores import (
     GroupScore,
     LengthGroup,
     is_taught,
     score_groups,
     wilson_interval,
 )
+from mlx_dpo.runs.best import Kept
+from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.job import Job
+from mlx_dpo.runs.plan import gigabytes
+from mlx_dpo.runs.run import RunResult
 from mlx_dpo.runs.verdict import BETTER, COLLAPSED, LOOPING, WORSE, Verdict
 
 _COLUMNS = ["kind", "pairs", "right", "likelier", "margin", "chosen", "rejected"]

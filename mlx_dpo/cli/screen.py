@@ -80,7 +80,7 @@ def clock(seconds: float) -> str:
 
 def share(successes: float, trials: int) -> str:
     """`0.60 (0.46-0.72)`: a share with its Wilson 95 % interval; `-` without trials."""
-    from mlx_dpo.runs.scores import wilson_interval
+    from mlx_dpo.preferences.scores import wilson_interval
 
     if not trials:
         return "-"

@@ -15,9 +15,9 @@ from mlx_dpo.insight.scoring import CountDone, LoadedModel, Named, in_turn
 from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.schema import read_text
+from mlx_dpo.preferences.scores import wilson_interval
 from mlx_dpo.records import Message
 from mlx_dpo.runs.collapse import answer_signs, repetition
-from mlx_dpo.runs.scores import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ from mlx_dpo.insight.calibration import Reliability, reliability
 from mlx_dpo.insight.drift import Drift, measure_drift
 from mlx_dpo.insight.scoring import LoadedModel, check_same_tokens, score_pairs
 from mlx_dpo.preferences.encoding import encode_preferences
-from mlx_dpo.records import EncodedPairs, Preference
-from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.scores import (
+from mlx_dpo.preferences.scores import (
     GroupScore,
     LengthGroup,
     Logprobs,
@@ -21,6 +19,8 @@ from mlx_dpo.runs.scores import (
     margins,
     score_groups,
 )
+from mlx_dpo.records import EncodedPairs, Preference
+from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.training.self_check import Choice
 
 # Called with what is being done, how much of it there is, and how much more is done.

@@ -31,9 +31,9 @@ from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences
 from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.scores import Logprobs, margins
 from mlx_dpo.records import Preference, PreferenceExample
 from mlx_dpo.runs.config import DTYPES
-from mlx_dpo.runs.scores import Logprobs, margins
 
 ENOUGH = 0.9  # of the margin
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.

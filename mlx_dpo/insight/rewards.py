@@ -23,8 +23,8 @@ from mlx_dpo.insight.scoring import (
     token_logprobs,
 )
 from mlx_dpo.preferences.chat import ChatFormat
+from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.records import Message, Preference, PreferenceExample
-from mlx_dpo.runs.scores import Logprobs
 
 Models = tuple[Named, Named | None]  # policy and reference; None is the policy's adapter off
 AnswerIds = tuple[list[int], list[int]]  # ids of a prompt and of an answer to it

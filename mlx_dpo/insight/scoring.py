@@ -26,9 +26,9 @@ from mlx_dpo.models.adapters import adapter_digest, base_parameters, without_ada
 from mlx_dpo.models.hub import check_ids
 from mlx_dpo.models.parameters import fingerprint, is_float, stored_digest
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
+from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import DTYPES, RunConfig
-from mlx_dpo.runs.scores import Logprobs
 from mlx_dpo.training.reference import score_in_batches
 from mlx_dpo.training.self_check import Choice, choose_path
 

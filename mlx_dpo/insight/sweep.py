@@ -25,10 +25,10 @@ from mlx_dpo.insight.scoring import (
 from mlx_dpo.models.generate import Completion
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.scores import GroupScore, is_taught, margins, score_groups, wilson_interval
 from mlx_dpo.runs.callbacks import ANSWER_TOKENS
 from mlx_dpo.runs.collapse import reward_signs
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.scores import GroupScore, is_taught, margins, score_groups, wilson_interval
 
 _FILE = "drift.json"  # in a run's folder, so that it goes when the run goes
 _SEED = 0

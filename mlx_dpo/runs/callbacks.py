@@ -17,12 +17,12 @@ from mlx_dpo.errors import DiskError, StoppedError
 from mlx_dpo.models.generate import answer
 from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.scores import is_taught
 from mlx_dpo.runs.checkpoint import Checkpoints
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.guards import Stop, keep_locked
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.machine import PressureWatch, StepClock
-from mlx_dpo.runs.scores import is_taught
 from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores

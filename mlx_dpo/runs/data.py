@@ -17,11 +17,11 @@ from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
 from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import Problem, Problems, by_code, mapped
+from mlx_dpo.preferences.scores import untaught_kinds
 from mlx_dpo.preferences.split import held_out_rows
 from mlx_dpo.preferences.store import BytesDone, TokenStore, token_store
 from mlx_dpo.records import Pairs, Preference
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.scores import untaught_kinds
 
 SPLIT_SEED = 0  # not the run's seed: runs that differ in seed are judged on the same pairs
 SHOWN_ANSWERS = 5

@@ -15,6 +15,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.files import make_folder
 from mlx_dpo.manifest import write_digests
 from mlx_dpo.models.adapters import describe, parts_of
+from mlx_dpo.models.card import UNTAUGHT, model_card, origin_of, published
 from mlx_dpo.models.export import (
     ModelFiles,
     export_folder,
@@ -26,11 +27,10 @@ from mlx_dpo.models.export import (
 )
 from mlx_dpo.models.hub import is_quantised
 from mlx_dpo.models.parameters import stored_digest
+from mlx_dpo.preferences.scores import is_taught, score_groups
 from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.card import UNTAUGHT, model_card, origin_of, published
 from mlx_dpo.runs.folder import environment, is_inside
 from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.scores import is_taught, score_groups
 from mlx_dpo.training.loss import pair_metrics
 
 Scores = npt.NDArray[np.float32]

@@ -17,6 +17,7 @@ from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import fingerprint
+from mlx_dpo.preferences.scores import margins
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.best import BestStep, Kept
 from mlx_dpo.runs.callbacks import (
@@ -60,7 +61,6 @@ from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
 from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
-from mlx_dpo.runs.scores import margins
 from mlx_dpo.runs.tracker_process import check_installed
 from mlx_dpo.runs.trackers import Trackers
 from mlx_dpo.runs.trainer import trainer_of

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from mlx_dpo.errors import one_line
+from mlx_dpo.models.card import published
 from mlx_dpo.runs.callbacks import Screen
-from mlx_dpo.runs.card import published
 from mlx_dpo.runs.folder import environment
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.tracker_process import LAST_LINE, PROGRAM, Tracked, first_line, trackers_of

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.records import Message, Pairs, Preference
-from mlx_dpo.runs.collapse import reward_signs
-from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.scores import (
+from mlx_dpo.preferences.scores import (
     Logprobs,
     group_by_length,
     is_taught,
@@ -24,6 +21,9 @@ from mlx_dpo.runs.scores import (
     score_groups,
     wilson_interval,
 )
+from mlx_dpo.records import Message, Pairs, Preference
+from mlx_dpo.runs.collapse import reward_signs
+from mlx_dpo.runs.config import RunConfig
 
 BETTER, WORSE, MIXED, LENGTH = "better", "worse", "mixed", "length"
 TOO_FEW, UNCHANGED, UNMEASURED = "too-few", "unchanged", "unmeasured"

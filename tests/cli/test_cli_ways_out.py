@@ -140,7 +140,7 @@ def test_ollama_is_given_safetensors_of_a_kind_that_it_imports(
     words = ("export", str(ORACLE), "for-ollama", "--to", "ollama")
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "")
-    assert out.endswith("next    ollama create for-ollama -f for-ollama/Modelfile\n")
+    assert out.endswith("Next:\n  ollama create for-ollama -f for-ollama/Modelfile\n")
     text = Path("for-ollama/Modelfile").read_text()
     assert text.startswith('FROM .\nTEMPLATE """{{ range .Messages }}')
     assert Path("for-ollama/model.safetensors").is_file()

@@ -9,8 +9,13 @@ import pytest
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.insight.evaluation import assess, held_out_of_run, spread_prompts
 from mlx_dpo.insight.scoring import open_model
+from mlx_dpo.preferences.scores import (
+    group_by_length,
+    score_groups,
+    untaught_kinds,
+    wilson_interval,
+)
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.scores import group_by_length, score_groups, untaught_kinds, wilson_interval
 from mlx_dpo.training.logprobs import pair_logprobs
 from tests.insight.conftest import pair
 from tests.runs.conftest import ORACLE, ROWS

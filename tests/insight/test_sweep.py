@@ -7,7 +7,7 @@ import pytest
 
 from mlx_dpo.insight.drift import Drift
 from mlx_dpo.insight.sweep import Advice, BetaOutcome, advise
-from mlx_dpo.runs.scores import score_groups
+from mlx_dpo.preferences.scores import score_groups
 
 
 def outcome(beta: float, right: range, *, kl: float = 0.1, warnings: Any = ()) -> BetaOutcome:

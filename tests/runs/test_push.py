@@ -91,6 +91,7 @@ class Answer(BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub()
     monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint=server.address))
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

@@ -20,9 +20,9 @@ from pathlib import Path
 from mlx_dpo import load
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.preferences.reader import read_preferences
+from mlx_dpo.preferences.scores import untaught_kinds
 from mlx_dpo.records import Preference
 from mlx_dpo.runs.config import RunConfig, resolve
-from mlx_dpo.runs.scores import untaught_kinds
 from tools.tiny_sft.outcomes import (
     AnswerOutcome,
     PairOutcome,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from mlx_dpo.runs.scores import wilson_interval
+from mlx_dpo.preferences.scores import wilson_interval
 from tools.tiny_sft.outcomes import AnswerOutcome, PairOutcome
 from tools.tiny_sft.rules import RULES
 

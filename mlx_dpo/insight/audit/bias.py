@@ -20,8 +20,8 @@ import numpy.typing as npt
 from mlx_dpo.errors import DataError
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import find_special, in_batches, special_tokens
+from mlx_dpo.preferences.scores import wilson_interval
 from mlx_dpo.records import Message, Preference
-from mlx_dpo.runs.scores import wilson_interval
 
 Lengths = npt.NDArray[np.int64]
 Values = npt.NDArray[Any]

@@ -29,17 +29,17 @@ from mlx_dpo.insight.report.record import RunCost, RunRecord, read_run
 from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta, advise
 from mlx_dpo.preferences.reader import read_rows, refuse_errors
 from mlx_dpo.preferences.schema import Problems
-from mlx_dpo.records import Preference
-from mlx_dpo.runs.collapse import reward_signs
-from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.plan import gigabytes
-from mlx_dpo.runs.scores import (
+from mlx_dpo.preferences.scores import (
     GroupScore,
     is_taught,
     margins,
     score_groups,
     wilson_interval,
 )
+from mlx_dpo.records import Preference
+from mlx_dpo.runs.collapse import reward_signs
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.runs.verdict import BETTER, CHANGED, COLLAPSED, LOOPING, SAME, WORSE
 
 NAME = "report.html"

@@ -12,7 +12,7 @@ from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.charts import Bars, Drawing, Point, Series, bar_chart, hit, line_chart
 from mlx_dpo.insight.report.record import Rows, RunRecord
 from mlx_dpo.insight.sweep import BetaOutcome
-from mlx_dpo.runs.scores import GroupScore, wilson_interval
+from mlx_dpo.preferences.scores import GroupScore, wilson_interval
 
 _MOST_POINTS = 300  # of a line; a page of a long run stays small
 _STEP = "optimizer step"

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from mlx_dpo.errors import UsageError
 from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
+from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.runs.config import RunConfig, read_settings
 from mlx_dpo.runs.defaults import LORA
 from mlx_dpo.runs.folder import changed_record
-from mlx_dpo.runs.scores import Logprobs
 
 Rows = list[dict[str, Any]]
 

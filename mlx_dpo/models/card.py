@@ -12,13 +12,13 @@ from typing import Any
 from mlx_dpo.files import check_ordinary, inside
 from mlx_dpo.models.hub import hub_id_of, is_hub_id
 from mlx_dpo.models.parameters import read_header
-from mlx_dpo.runs.config import LAST
-from mlx_dpo.runs.scores import GroupScore, wilson_interval
+from mlx_dpo.preferences.scores import GroupScore, wilson_interval
 
 CARD = "README.md"
 UNTAUGHT = "not trained on"  # held-out kinds that no training pair is of
 
 _MAX_CARD = 1_000_000  # bytes of a base's card, which are read
+_LAST = "last"  # of `kept.by` in a record: no step was selected
 _METADATA = "---"  # a line before and after it
 _CARRIED = ("license", "license_name", "license_link", "base_model")
 _UNSAFE = re.compile(r"[^\w .,:;/@+()#%=-]")  # in Markdown, HTML or a table
@@ -280,7 +280,7 @@ def _held_out(record: Mapping[str, Any]) -> str:
         return ""
     if not rows:
         return ""
-    is_selected = _part(record, "kept").get("by", LAST) != LAST
+    is_selected = _part(record, "kept").get("by", _LAST) != _LAST
     selected = " The step was selected by these pairs, which flatters them." if is_selected else ""
     return _HELD_OUT.format(rows=rows, selected=selected)
 

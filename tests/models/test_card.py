@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from mlx_dpo.runs.card import carried_card, model_card, origin_of, published
+from mlx_dpo.models.card import carried_card, model_card, origin_of, published
 from tests.runs.conftest import ORACLE
 
 
