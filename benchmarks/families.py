@@ -77,7 +77,7 @@ def measure(name: str, batches: Sequence[Batch]) -> list[str]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Batches each path takes.")
+@click.option("--rounds", default=2, show_default=True, help="Batches each path takes.")
 @click.option("--family", "families", multiple=True, type=click.Choice(list(FAMILIES)))
 def main(rounds: int, families: tuple[str, ...]) -> None:
     """Measure what reading a prompt once gains on each family."""

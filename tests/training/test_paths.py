@@ -118,6 +118,16 @@ def test_the_other_paths_agree_too(path: ScoringPath) -> None:
     assert_same(path, architectures.make("llama"), PAIRS)
 
 
+def test_layers_without_keys_of_their_own_read_those_that_they_read_when_generating() -> None:
+    """Called without a cache, mlx-lm's Gemma 3n computes keys in them, and is another model."""
+    model = architectures.make("gemma3n")
+    prompt, response, _ = PAIRS[0]
+    ids = mx.array([[*prompt, *response]])
+    logits = model(ids, cache=model.make_cache())[0, len(prompt) - 1 : -1]
+    expected = nn.log_softmax(logits)[mx.arange(len(response)), mx.array(response)].sum()
+    assert float(PLAIN(model, PAIRS[:1])[0, 0]) == pytest.approx(float(expected), abs=1e-4)
+
+
 # A new way of going on from a prompt is looked at once.
 FOLLOWED = [n for n in FASTEST if n not in ("mamba", "jamba", "qwen3_next", "llama4")]
 
