@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -42,6 +41,7 @@ from mlx_dpo.records import VERSION
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
+from mlx_dpo.training.loss import PAIR_METRICS
 
 CHECKED = ("metrics.jsonl", "samples.jsonl")  # logs that follow from the seed
 LOGS = (*CHECKED, "timings.jsonl")
@@ -96,13 +96,11 @@ class RunFolder:
                 flush_file(self.path / name)
 
     def last_rows(self, name: str, step: int) -> list[dict[str, Any]]:
-        """The rows of a .jsonl file from `step` on."""
-        file = self.path / name
-        if not file.is_file():
-            return []
+        """The rows of a .jsonl file from `step` on, but for lines that no run writes."""
         rows: list[dict[str, Any]] = []
-        for line in reversed(file.read_text(encoding="utf-8").splitlines()):
-            row = json.loads(line)
+        for line in reversed(self._lines(name)):
+            if (row := _row(name, line)) is None:
+                continue
             if row["step"] < step:
                 break
             rows.insert(0, row)
@@ -136,20 +134,28 @@ class RunFolder:
         return file.read_bytes().splitlines(keepends=True) if file.is_file() else []
 
     def cut_to(self, step: int) -> None:
-        """Remove the lines of `step` and later, which are about to be written again."""
+        """Remove the lines of `step` and later, which are about to be written again.
+
+        Damaged ones go too, and half a line of a killed run.
+        """
         for name in LOGS:
-            file = self.path / name
-            if file.is_file():
-                text = file.read_text(encoding="utf-8", errors="replace")
-                lines = text.splitlines(keepends=True)
-                write_file(file, "".join(_lines_before(lines, step)))
+            if (self.path / name).is_file():
+                rows = [(line, _row(name, line)) for line in self._lines(name)]
+                kept = [line for line, row in rows if row and row["step"] < step]
+                write_file(self.path / name, b"".join(kept))
 
 
-def _lines_before(lines: Iterable[str], step: int) -> Iterable[str]:
-    for line in lines:
-        with suppress(ValueError, TypeError, KeyError):  # half a line of a killed run
-            if line.endswith("\n") and json.loads(line)["step"] < step:
-                yield line
+def _row(name: str, line: bytes) -> dict[str, Any] | None:
+    """A line of a log; None where no run writes such a line."""
+    try:
+        row = json.loads(line)
+        figures = row.get("held_out", row)
+        is_whole = line.endswith(b"\n") and isinstance(row["step"], int)
+        if name == "metrics.jsonl" and "skipped" not in row:
+            is_whole &= all(isinstance(figures[key], int | float) for key in PAIR_METRICS)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return row if is_whole else None
 
 
 def _json_text(value: Any) -> str:
