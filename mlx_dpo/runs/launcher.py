@@ -100,7 +100,7 @@ def read_hosts(file: Path) -> Hosts:
         raise UsageError(f"{file}: not readable: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{file}: no list of hosts ({type(error).__name__}: {error}); "
+            f"{file}: no list of hosts ({error}); "
             "mlx.distributed_config --output-hostfile writes one"
         ) from None
     _check_hosts(file, [(name, ips) for name, ips, _ in hosts], backend)

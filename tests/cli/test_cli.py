@@ -118,6 +118,7 @@ def test_the_surface_of_train_is_a_decision() -> None:
         *("--sample-every", "--optimizer", "--dtype", "--checkpoint-layers"),
         *("--method", "--lora-rank", "--lora-scale", "--lora-layers", "--lora-modules"),
         *("--adapter", "--adapter-reference", "--adapter-format"),
+        *("--ranks", "--hosts", "--peer-timeout"),
         *(
             "--skip-nonfinite",
             "--allow-sleep",

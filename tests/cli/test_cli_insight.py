@@ -75,7 +75,7 @@ def test_options_are_called_as_everywhere() -> None:
     assert names == {
         "audit": {
             *("data", "--model", "--eval-data", "--max-length", "--drop-bad", "--strict"),
-            "--json",
+            *("--ches", "--json"),
         },
         "eval": {
             *("--drop-bad", "--adapter"),
