@@ -28,7 +28,7 @@ NO_NETWORK = re.compile(r"No matching distribution|Could not find a version|[Cc]
 
 # What each command must say; an error is a wrong exit code.
 COMMANDS = {
-    "train --model model --data pairs.json --steps 4": "checkpoint is checkpoints/model-dpo",
+    "train --model model --data pairs.json --steps 4": "model is checkpoints/model-dpo",
     "train --model model --data pairs.json --steps 2 --method lora --out adapter": "is adapter",
     "generate --model checkpoints/model-dpo --prompt Hello --max-tokens 4": "",
     "eval --model adapter --data pairs.json --num-prompts 1 --max-tokens 4": "drift",
