@@ -11,6 +11,8 @@ from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.runs.supervise import supervise
 from tests.runs.conftest import ORACLE
 
+pytestmark = pytest.mark.survival
+
 # As MLX words it (backend/metal/device.cpp), with what Metal says of some causes.
 WATCHDOG = (
     "[METAL] Command buffer execution failed: Impacting Interactivity "

@@ -35,6 +35,7 @@ class Use(NamedTuple):
         gone: Removed before: what it is to make again.
         changed: Patterns of the files that are changed.
         results: Patterns of what must come out the same.
+        weight: How often it is tried: a run takes as long as four others.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Use(NamedTuple):
     gone: tuple[str, ...]
     changed: tuple[str, ...]
     results: tuple[str, ...]
+    weight: int = 4
 
 
 _LAST = "run/step-000004"
@@ -61,9 +63,10 @@ USES = [
         ("out", "run/result.json", "run/held_out.json", "run/report.html"),
         ("run/*", "runs/*"),
         _TRAINED,
+        weight=1,
     ),
     # A first run that finds what another has cached.
-    Use("caches", ("train",), TRAIN, ("out", "run"), ("runs/*",), _TRAINED),
+    Use("caches", ("train",), TRAIN, ("out", "run"), ("runs/*",), _TRAINED, weight=1),
     Use("report", ("train",), ["report", "run"], (), ("run/*",), ("run/report.html",)),
     Use("model", ("train",), [*_ASK, "out"], (), ("out/*",), ("../../out",)),
     Use("adapter", ("adapter",), [*_ASK, "out"], (), ("out/*",), ("../../out",)),
@@ -222,8 +225,9 @@ def damages(folder: Path, count: int, seed: int, only: str = "") -> tuple[int, i
     choose, ends, good = random.Random(seed), Counter[str](), 0
     of = template(folder / "template")
     uses = [use for use in USES if not only or use.name in only.split(",")]
-    for place, use in enumerate(uses):
-        share = count // len(uses) + (place < count % len(uses))
+    turns = [use for use in uses for _ in range(use.weight)]
+    for use in uses:
+        share = sum(turns[number % len(turns)] is use for number in range(count))
         if not share:
             continue
         ground = Ground(use, folder, of)

@@ -259,7 +259,7 @@ ROWS = {
         "ENOSPC, EIO, EROFS or EDQUOT at such a call, or from it on", 600, calls("error"), True
     ),
     "left-files": Row(
-        "a file that a command left changed, then used", 10_000, left_files, True, 600
+        "a file that a command left changed, then used", 5_000, left_files, True, 600
     ),
     "caches": Row("two simultaneous first runs, with nothing cached", 40, caches),
     "kills": Row("kill -9 at random moments of real runs", 400, kills, True),

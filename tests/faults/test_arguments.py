@@ -14,6 +14,8 @@ from mlx_dpo.cli.options import Name
 from mlx_dpo.workshop.label import server
 from tests.runs.conftest import ROWS
 
+pytestmark = pytest.mark.survival
+
 MODEL = str(Path(__file__).parents[2] / "checkpoints" / "tiny-sft")
 ON = ["--model", MODEL, "--data", "pairs.json"]
 BETWEEN = ["--model", MODEL, "--reference", MODEL]

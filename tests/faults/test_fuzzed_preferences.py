@@ -7,6 +7,8 @@ import pytest
 from mlx_dpo.preferences.encoding import Tokenizing
 from tests.faults import fuzz
 
+pytestmark = pytest.mark.survival
+
 SIZE = 150
 
 

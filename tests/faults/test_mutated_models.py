@@ -8,6 +8,8 @@ import pytest
 
 from tests.faults.mutations import KINDS, MOST_MEMORY
 
+pytestmark = pytest.mark.survival
+
 SIZE = 60
 
 
