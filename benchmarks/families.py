@@ -16,7 +16,7 @@ from benchmarks.report import PAGE, publish, table
 from benchmarks.step import gradient
 from benchmarks.workload import MAX_SEQ_LEN, PAIRS_PER_STEP, SEED, machine
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.training.paths import FastPath, PlainPath
+from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.self_check import choose_path
 from tests.training import architectures
 
@@ -63,7 +63,7 @@ def measure(name: str, batches: Sequence[Batch]) -> list[str]:
     model = architectures.make(name, vocab_size=VOCABULARY, **SIZES, **FAMILIES[name])
     choice = choose_path(model, batches[0], max_seq_len=MAX_SEQ_LEN, pad_id=0)
     joined = FastPath(MAX_SEQ_LEN, 0, share_prompts=False)
-    paths = (choice.path, joined, PlainPath(MAX_SEQ_LEN, 0))
+    paths: tuple[ScoringPath, ...] = (choice.path, joined, PlainPath(MAX_SEQ_LEN, 0))
     reference = mx.zeros((2, PAIRS_PER_STEP))
     seconds: list[list[float]] = [[] for _ in paths]
     for batch in [batches[0], *batches]:  # the first is slow, and left out below
