@@ -166,7 +166,7 @@ class Group(Alone):
             self._part(int(np.flatnonzero(table[:, 0])[0]), table, "")
         if (table[:, 1] != table[self.rank, 1]).any():
             self.is_over = True
-            raise PeerError(f"the ranks are at different points of the run, this one at {what}")
+            raise PeerError(f"the ranks are at different points of the run, this one at {what}", 1)
         return table[:, 2 : 2 + len(values)]
 
     def tell(self, code: int, text: str) -> bool:
