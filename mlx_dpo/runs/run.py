@@ -287,7 +287,7 @@ def _train(
     """
     log, evaluate = MetricsLog(folder, screen), Evaluate(job, folder, screen)
     best = BestStep(job.config, evaluate, checkpoints, screen)
-    save = Save(job, folder, checkpoints, stop)
+    save = Save(job, folder, checkpoints, stop, trainer.stages.peers.size)
     callbacks = [
         log,
         RewardWatch(screen),
