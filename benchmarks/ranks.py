@@ -78,7 +78,11 @@ def command(steps: int, pairs: int, ranks: int) -> list[str]:
 def alone(words: list[str], shares: int | None = None) -> list[float]:
     """Seconds of each step of one process; of several at once, each with a share, the longest's."""
     commands = [words] if shares is None else [[*words, "--share", str(i)] for i in range(shares)]
-    running = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True) for each in commands]
+    # In sessions of their own, as ranks are: Linux shares out time by session.
+    running = [
+        subprocess.Popen(each, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        for each in commands
+    ]
     found = [json.loads(process.communicate()[0]) for process in running]
     return max(([step["all"] for step in steps] for steps in found), key=median)
 
@@ -103,7 +107,8 @@ def together(words: list[str], ranks: int) -> Steps:
 def main(ranks: int, steps: int, pairs: int, rounds: int, here: bool, share: int | None) -> None:
     """Compare so many ranks with one process."""
     if here:
-        print(json.dumps(seconds_of_steps(steps, pairs, ranks, share)))
+        if found := seconds_of_steps(steps, pairs, ranks, share):  # the first rank has all
+            print(json.dumps(found))
         return
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     words = command(steps, pairs, ranks)
