@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from mlx_dpo.convert.adapters.tensors import check_number, check_rank, shown
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.config import read_json
 
 _MERGE = "merge it into its model with PEFT (merge_and_unload), and use the merged model"
 

@@ -15,7 +15,8 @@ import click
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.screen import say
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_writable, flaw_of_name
+from mlx_dpo.files import check_writable
+from mlx_dpo.paths import flaw_of_name
 from mlx_dpo.runs.config import RunConfig, option_type
 from mlx_dpo.runs.config_file import read_file
 

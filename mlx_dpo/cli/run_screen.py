@@ -13,9 +13,9 @@ from mlx_dpo.insight import words
 from mlx_dpo.insight.audit.bias import Measures
 from mlx_dpo.insight.audit.checks import LENGTH_ADVICE, OK, Check, check_length
 from mlx_dpo.models.adapters import describe
+from mlx_dpo.models.config import read_config
 from mlx_dpo.models.device import TF32_SWITCH, blas, on_gpu
 from mlx_dpo.models.export import left_behind
-from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.packed import num_parameters, packed_bits
 from mlx_dpo.models.verified import statement
 from mlx_dpo.preferences.schema import Problems, by_code
