@@ -189,7 +189,7 @@ def is_leftover(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left half done in a folder nobody writes to now."""
+    """Delete what killed writers left half done in a folder that no process writes to now."""
     for entry in folder.iterdir():
         if is_leftover(entry.name):
             if entry.is_dir():

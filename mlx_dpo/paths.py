@@ -29,7 +29,7 @@ def flaw_of_name(name: str | os.PathLike[str]) -> str | None:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether macOS strews files of this name into any folder that somebody looks into."""
+    """Whether macOS puts files of this name into folders by itself."""
     return name in (".DS_Store", ".localized", "Icon\r") or name.startswith("._")
 
 
@@ -56,7 +56,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_ordinary(path: Path) -> None:
-    """Refuse what is neither file nor folder, before it is opened: a pipe may wait for ever.
+    """Refuse what is neither file nor folder, before it is opened: reading a pipe may never end.
 
     Raises:
         UsageError: If it is a pipe, a socket or a device.

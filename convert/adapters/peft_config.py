@@ -36,7 +36,7 @@ _INITIAL = (None, True, False, "gaussian", "orthogonal")
 
 _NO_BIAS = ("bias", "none")
 
-# A pattern comes from a file: a repeated group, or many repeats, may take for ever to match.
+# A pattern comes from a file: a repeated group, or many repeats, may take very long to match.
 _SLOW = re.compile(r"\)\s*[*+{]|.{300}", re.DOTALL)
 _REPEATS = re.compile(r"[*+{]")
 _MOST_REPEATS = 4

@@ -286,7 +286,7 @@ def opening(*models: str | None) -> None:
 def chat_of(model: str, adapter: str | None = None) -> "ChatFormat":
     """Tokenizer and chat template of ``--model``; weights are not read.
 
-    Of a model or adapter that a run made, the template is told that run's date.
+    Of a model or adapter that a run made, the template gets that run's date.
     """
     from mlx_dpo.convert.sources import date_of, load_tokenizer, locate
     from mlx_dpo.preferences.chat import chat_format
