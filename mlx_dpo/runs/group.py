@@ -50,6 +50,7 @@ TIMEOUT = 300.0  # seconds that a rank waits for the others
 # Others may be downloading a model, or writing one.
 _LONG = {"settings", "model and data", "the end"}
 _PATIENCE = 10
+_TO_CONNECT = 60.0  # seconds at least: a process that is started here may have to wait for a core
 _LOOKED_AT, _MUCH = 10, 0.3  # steps, and the share of their time that is warned of
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -59,7 +60,8 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Alone]:
     """The peers of this process while the block runs; where it fails, all ranks end with its code.
 
     Args:
-        timeout: Seconds that another rank may be silent; ten times as many at start and end.
+        timeout: Seconds that another rank may be silent; ten times as many at start and end, and
+            60 at least while they connect.
 
     Raises:
         PeerError: If the others are not found.
@@ -97,7 +99,7 @@ def _connected(timeout: float) -> Any:
             os.environ[name] = os.path.join(folder, name)
             with open(os.environ[name], "w", encoding="utf-8") as file:
                 file.write(content)
-        faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(max(timeout, _TO_CONNECT), exit=True, file=nowhere)
         try:
             return mx.distributed.init(strict=True, backend=place.get("backend", "any"))
         except RuntimeError as error:
