@@ -27,6 +27,8 @@ from mlx_dpo.models.parameters import fingerprint, named_arrays
 RANK, SCALE = 16, 2.0
 _ADAPTED = ("lora_a", "lora_b", "m")  # parameters that are an adapter's
 _INNER = ("linear", "embedding")  # what wrappers call the module they wrap
+# Gemma 3n's AltUp has a router of four rows and two layers whose weights it clips itself.
+_WITHOUT = ("modality_router", "prediction_coefs", "correction_coefs")
 _SMALL = 1e-2  # of the values of B in a self-check
 
 
@@ -337,13 +339,13 @@ def adapted_matrix(module: nn.Module, part: Part) -> mx.array:
 
 
 def _adaptable(block: nn.Module) -> list[str]:
-    """Names of a block's linear layers, in order, without the router of its experts."""
+    """Names of a block's linear layers, in order, without routers and `_WITHOUT`."""
     modules = [(name, wrapped_module(m)) for name, m in block.named_modules()]
     experts = max((len(m.weight) for _, m in modules if _is_experts(m)), default=0)
     return sorted(
         name
         for name, module in modules
-        if not name.endswith(tuple(f".{inner}" for inner in _INNER))
+        if not name.endswith((*_WITHOUT, *(f".{inner}" for inner in _INNER)))
         and (_is_experts(module) or (_is_linear(module) and not _is_router(name, module, experts)))
     )
 
