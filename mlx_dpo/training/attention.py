@@ -54,7 +54,8 @@ def _added(mask: Any, q: mx.array, keys: int, heads: int) -> mx.array:
     """What is added to the scores of `heads` heads below each other: (..., heads * N, M).
 
     MLX writes the least number over masked scores, and has to do so in the gradient too. Added, it
-    leaves nothing of a score either, and the gradient passes through.
+    leaves nothing of a score either, and the gradient passes through. Only a query that may attend
+    to nothing gets another gradient: padding, of which nothing is scored.
     """
     if isinstance(mask, str):  # "causal"
         queries = mx.arange(keys - q.shape[2], keys)
