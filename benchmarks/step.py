@@ -209,7 +209,7 @@ def measure(name: str, rounds: int) -> str:
 
 
 def _cells(row: Contender, first: Contender, floor: float, floors: Sequence[float]) -> list[str]:
-    """What was measured of a row, then what was counted: the same on every machine."""
+    """What was measured of a row, then what was counted: the same on every CPU."""
     seconds = median(row.seconds)
     needed = [counts.flops / flops for counts, flops in zip(row.counts, floors, strict=True)]
     return [
