@@ -1,8 +1,8 @@
 """Attention on a CPU: query heads that read the same keys, as rows of one product.
 
-MLX's own makes a product for each head, and sums the gradient of keys over the heads that read them,
-which takes a CPU long. Here the heads of a group lie below each other, so a group is one product and
-there is nothing to sum. What is computed is the same. On a GPU MLX's own is called.
+MLX's own makes a product for each head, and sums the gradient of keys over the heads that read
+them, which takes a CPU long. Here the heads of a group lie below each other, so a group is one
+product and there is nothing to sum. What is computed is the same. On a GPU MLX's own is called.
 
 Shapes: R rows, H query heads, K key-value heads, N new positions, M positions of keys, D head size.
 """
