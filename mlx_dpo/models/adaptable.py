@@ -10,8 +10,11 @@ import mlx.nn as nn
 from mlx_dpo.errors import UsageError
 
 INNER = ("linear", "embedding")  # what wrappers call the module they wrap
-# Gemma 3n's AltUp has a router of four rows and two layers whose weights it clips itself.
-_WITHOUT = ("modality_router", "prediction_coefs", "correction_coefs")
+# Layers of a few rows whose weights a model clips or reads itself: Gemma 3n's AltUp, Kimi K3.
+_WITHOUT = (
+    *("modality_router", "prediction_coefs", "correction_coefs"),
+    *("self_attention_res_proj", "mlp_res_proj"),
+)
 
 
 def choose_modules(model: nn.Module, modules: str = "all", layers: int | None = None) -> list[str]:
