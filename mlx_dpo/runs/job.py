@@ -26,7 +26,7 @@ from mlx_dpo.models.adapters import (
 )
 from mlx_dpo.models.export import ModelFiles, read_files
 from mlx_dpo.models.generate import batches_exactly
-from mlx_dpo.models.hub import check_ids, model_digest
+from mlx_dpo.models.hub import check_ids, model_digest, num_stored_parameters
 from mlx_dpo.models.parameters import fingerprint, stored_digest
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
@@ -38,6 +38,7 @@ from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, OF_SELECTION, RunConfi
 from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.defaults import FULL, LORA, check_selection, decided, decided_by_pairs
 from mlx_dpo.runs.folder import out_of
+from mlx_dpo.runs.history import tuned_before
 
 FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
 READING, LOADING = "reading the pairs", "loading the model"
@@ -65,6 +66,8 @@ class Job:
         chat: The model's conversation format.
         data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
+        num_parameters: Of the model without adapters.
+        tuned_before: What shows that the reference has had preference training; empty for nothing.
     """
 
     config: RunConfig
@@ -80,6 +83,8 @@ class Job:
     chat: ChatFormat
     data: Data
     max_steps: int
+    num_parameters: int
+    tuned_before: str
 
     @property
     def reference_model(self) -> nn.Module:
@@ -183,7 +188,8 @@ def prepare(
         working(READING)
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     check_selection(config, len(data.held_out.examples))
-    config, max_steps = decided_by_pairs(config, len(data.train.examples))
+    size = num_stored_parameters(source)
+    config, max_steps = decided_by_pairs(config, len(data.train.examples), size)
     working(LOADING)
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
@@ -209,6 +215,8 @@ def prepare(
         chat=chat,
         data=data,
         max_steps=max_steps,
+        num_parameters=size,
+        tuned_before=tuned_before(str(config.model), source, config.adapter),
     )
     _check_ids(job)
     return job

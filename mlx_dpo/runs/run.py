@@ -390,6 +390,7 @@ def _finish(
         "out": str(job.out),
         "verdict": asdict(verdict),
         "kept": asdict(kept),
+        "tuned_before": job.tuned_before,
         "answers": [asdict(answer) for answer in answers],
     }
     if (adapter := describe(job.policy)) is not None:

@@ -193,7 +193,7 @@ def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_
     args = ["train", "--model", MODEL, "--data", "long.json", "--beta", "0.9", "--dry-run"]
     assert exit_code(*args) == 0
     shown = capsys.readouterr().err
-    assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
+    assert "warning: beta 0.9 lies outside the usual 0.01-0.5" in shown
     assert "lengths     stop: chosen longer in 100% of the pairs" in shown
     assert "warning: length bias: the model may learn length" in shown
     assert f"way back    closed: {reason}, so that convert can't make it PyTorch's again" in shown
