@@ -189,6 +189,7 @@ def _run(
     fixed = None if _has_begun(settings) else given_names(config, given)
     from mlx_dpo.cli.results import record_of_run, show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
+    from mlx_dpo.insight.displacement import displaced_by_run
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.group import settings_of_first
     from mlx_dpo.runs.run import train as run
@@ -206,9 +207,11 @@ def _run(
         say("dry run: all checks passed; nothing was trained")
         record: dict[str, Any] = {"trained": False}
     else:
-        show_result(result, verbose=verbose)
+        footer.doing("looking for chosen answers that became less likely")
+        displaced = displaced_by_run(result)
+        show_result(result, displaced, verbose=verbose)
         page = _write_report(result.folder)
-        record = {"trained": True, **record_of_run(result), "report": page and str(page)}
+        record = {"trained": True, **record_of_run(result, displaced), "report": page and str(page)}
     if as_json:
         show_json(record)
 
