@@ -37,7 +37,7 @@ def show_displacement(found: Displacement, config: RunConfig) -> None:
     words = ["data", "filter", str(config.data), "--drop-ches", "5%", "--model", str(config.model)]
     command = shlex.join([program(), *words, "--out", "clearer.jsonl"])
     say(
-        f"warning: training lowers chosen answers too, {_on_average(shift)}. Cures, in this order: "
+        f"warning: training lowers chosen answers too: {_on_average(shift)}. Cures, in this order: "
         f"leave out pairs with like answers ({command}), a lower --learning-rate (it was "
         f"{config.learning_rate:g}), a larger --beta (it was {config.beta:g})"
     )
@@ -48,7 +48,7 @@ def print_fallen(found: Displacement) -> None:
     shift = found.shift
     say(
         f"displaced  chosen answer less likely than under the reference: {shift.num_fallen} of "
-        f"{shift.num_pairs} pairs, {_on_average(shift)}"
+        f"{shift.num_pairs} pairs; {_on_average(shift)}"
     )
     for pair in found.fallen[:_SHOWN]:
         say(_about(pair))
@@ -74,7 +74,7 @@ def _change(gain: Gain) -> str:
 
 def _on_average(shift: Shift) -> str:
     low, high = shift.interval
-    return f"by {shift.mean:+.2f} nats a pair on average (95 % interval {low:+.2f} to {high:+.2f})"
+    return f"mean change {shift.mean:+.2f} nats a pair (95 % interval {low:+.2f} to {high:+.2f})"
 
 
 def _line(text: str) -> str:

@@ -38,7 +38,7 @@ FILE = "displaced.json"  # in a run's folder
 MOST = 10  # pairs that are looked into
 LEAST = 1.0  # nats, from which on a loss is looked into
 NOISE = 0.01  # nats: a smaller loss may be rounding
-_GAINED = 3  # tokens
+_GAINED, _LEAST_GAIN = 3, 1e-3  # tokens, and the probability that one must have gained
 _CONTEXT = 40  # characters before a token
 _ENOUGH = 10  # pairs, below which nothing is sure
 
@@ -82,7 +82,7 @@ class Place:
         position: Of the token in the answer, from 1.
         context: The end of the answer before it.
         lost: The answer's own token there.
-        gained: The tokens that gained most there, most first.
+        gained: The tokens that gained most there, most first, if any gained much.
     """
 
     position: int
@@ -200,7 +200,7 @@ def place_of_loss(
         position=position + 1,
         context=chat.tokenizer.decode(chosen[:position])[-_CONTEXT:],
         lost=gain(chosen[position]),
-        gained=[gain(token) for token in most if chances[1, token] > chances[0, token]],
+        gained=[gain(t) for t in most if chances[1, t] - chances[0, t] >= _LEAST_GAIN],
     )
 
 
