@@ -171,7 +171,7 @@ def _is_finished(settings: RunConfig) -> bool:
         return False
     from mlx_dpo.convert.sources import find_mlx
     from mlx_dpo.insight.report.record import read_run
-    from mlx_dpo.models.hub import num_stored_parameters
+    from mlx_dpo.models.config import num_stored_parameters
     from mlx_dpo.runs.defaults import decided, decided_by_pairs
 
     num_pairs = len(read_run(run).split["train"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from mlx_dpo.convert.sources import read_record
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.card import own_card
-from mlx_dpo.models.hub import hub_id_of, read_config
+from mlx_dpo.models.config import read_config
+from mlx_dpo.models.hub import hub_id_of
 
 # What the makers of models that many people start from have published of them.
 _KNOWN = {

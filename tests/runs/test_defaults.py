@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import load_model, num_stored_parameters
+from mlx_dpo.models.config import num_stored_parameters
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.packed import num_parameters
 from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import RunConfig
