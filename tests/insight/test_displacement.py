@@ -20,9 +20,12 @@ from mlx_dpo.insight.displacement import (
 )
 from mlx_dpo.insight.scoring import LoadedModel, open_model
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.runs.best import Kept
+from mlx_dpo.runs.job import prepare
 from mlx_dpo.runs.run import RunResult
+from mlx_dpo.runs.verdict import Verdict
 from tests.insight.test_rewards import random_pairs
-from tests.runs.conftest import ORACLE, finished, new_workplace
+from tests.runs.conftest import ORACLE, new_workplace, settings
 
 PAIRS = random_pairs(12)
 
@@ -34,14 +37,13 @@ def reference() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """A run with adapters of one step, whose held-out answers are said to have lost 2 to 4 nats."""
+    """A run with adapters, whose held-out answers are said to have lost 2 to 4 nats."""
     with pytest.MonkeyPatch.context() as patch:
-        new_workplace(tmp_path_factory.mktemp("run"), patch)
-        # The folder stays; tests go there by the run's own name.
-        result = finished(method="lora", steps=1, run_dir="run", out="out")
-        losses = np.linspace(2, 4, result.policy.shape[1], dtype=np.float32)
-        policy = result.reference - losses
-        return replace(result, folder=result.folder.resolve(), policy=policy)
+        folder = new_workplace(tmp_path_factory.mktemp("run"), patch)
+        job = prepare(settings(method="lora"), keep=False)
+        losses = -np.linspace(2, 4, len(job.held_out.ids), dtype=np.float32)
+        scores = np.stack([losses, losses]), np.zeros((2, len(losses)), np.float32)
+        return RunResult(job, folder, *scores, [], Verdict("", ""), Kept(1, 1, 1, "last"), {}, 0)
 
 
 def test_a_shift_is_what_a_person_counts() -> None:
@@ -149,7 +151,7 @@ def test_a_run_with_adapters_is_looked_into_without_a_second_model(
     result: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(displacement, "load_model", None)
-    monkeypatch.chdir(result.folder.parent)
+    monkeypatch.chdir(result.folder)
     found = displaced_by_run(result)
     assert found is not None
     kept = json.loads((result.folder / FILE).read_text())["fallen"]
@@ -168,7 +170,7 @@ def test_a_run_with_adapters_is_looked_into_without_a_second_model(
 def test_a_run_of_all_weights_loads_the_reference_once_more_where_there_is_room(
     result: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(result.folder.parent)
+    monkeypatch.chdir(result.folder)
     job = result.job
     whole = replace(job, policy=load_model(job.source), config=replace(job.config, method="full"))
     roomy = replace(result, job=whole, peak_bytes=2**40)

