@@ -14,7 +14,6 @@ from mlx_dpo.cli.footer import printable
 from mlx_dpo.cli.screen import LENGTH_READING, counted, program, say, share, share_of, table
 from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
-from mlx_dpo.insight.displacement import Displacement
 from mlx_dpo.insight.drift import Drift
 from mlx_dpo.insight.evaluation import Assessment
 from mlx_dpo.models.packed import packed_bits
@@ -45,8 +44,8 @@ likelier: pairs whose chosen answer is the likelier one under the model itself (
 accuracy), before -> after."""
 
 
-def record_of_run(result: RunResult, displaced: Displacement | None) -> dict[str, Any]:
-    """What a finished run changed, as plain data; `displaced` are its held-out pairs'."""
+def record_of_run(result: RunResult) -> dict[str, Any]:
+    """What a finished run changed, as plain data."""
     groups, apart = _measured(result)
     return {
         "run": str(result.folder),
@@ -55,23 +54,21 @@ def record_of_run(result: RunResult, displaced: Displacement | None) -> dict[str
         "kept": asdict(result.kept),
         "groups": _group_records(groups),
         "not_trained_on": _group_records(apart),
-        "displacement": displacement_record(displaced),
+        "displacement": displacement_record(result.displacement),
         "answers": [asdict(answer) for answer in result.answers],
         "totals": dict(result.totals),
         "peak_bytes": result.peak_bytes,
     }
 
 
-def show_result(
-    result: RunResult, displaced: Displacement | None, *, verbose: bool = False
-) -> None:
+def show_result(result: RunResult, *, verbose: bool = False) -> None:
     """Print what a finished run changed, where the checkpoint lies and what to type next."""
     job = result.job
     say()
     if result.policy.size:
         _print_scores(*_measured(result))
-    if displaced is not None:
-        show_displacement(displaced, job.config)
+    if result.displacement is not None:
+        show_displacement(result.displacement, job.config)
     say()
     for shown in result.answers:
         say(f"  {shown.prompt}  ({shown.mark})", colour=_MARK_COLOURS.get(shown.mark), bold=True)

@@ -201,17 +201,21 @@ def _run(
             settings, data = within_budget(settings, fixed, screen, keep=not dry_run)
         settings_of_first(peers, settings)
         result = run(
-            settings, resume=resume, dry_run=dry_run, data=data, screen=screen, peers=peers
+            settings,
+            resume=resume,
+            dry_run=dry_run,
+            data=data,
+            screen=screen,
+            peers=peers,
+            look=displaced_by_run,
         )
     if result is None:
         say("dry run: all checks passed; nothing was trained")
         record: dict[str, Any] = {"trained": False}
     else:
-        footer.doing("looking for chosen answers that became less likely")
-        displaced = displaced_by_run(result)
-        show_result(result, displaced, verbose=verbose)
+        show_result(result, verbose=verbose)
         page = _write_report(result.folder)
-        record = {"trained": True, **record_of_run(result, displaced), "report": page and str(page)}
+        record = {"trained": True, **record_of_run(result), "report": page and str(page)}
     if as_json:
         show_json(record)
 

@@ -7,11 +7,10 @@ T: tokens of an answer; V: vocabulary. Changes are log p under the policy less l
 reference, in nats.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,22 +18,18 @@ import numpy as np
 
 from mlx_dpo.convert.sources import adapter_to_train, load_model
 from mlx_dpo.errors import MlxDpoError
-from mlx_dpo.files import write_file
 from mlx_dpo.insight.scoring import next_logprobs
-from mlx_dpo.models.adapters import attach, without_adapter
+from mlx_dpo.memory.shapes import shell
+from mlx_dpo.models.adapters import adapted_modules, without_adapter
 from mlx_dpo.models.export import weight_stamps
-from mlx_dpo.models.parameters import num_bytes
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.scores import Logprobs, wilson_interval
 from mlx_dpo.records import EncodedPairs, PreferenceExample
 from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.job import Job
 
-if TYPE_CHECKING:
-    from mlx_dpo.runs.run import RunResult
-
-FILE = "displaced.json"  # in a run's folder
 MOST = 10  # pairs that are looked into
 LEAST = 1.0  # nats, from which on a loss is looked into
 NOISE = 0.01  # nats: a smaller loss may be rounding
@@ -227,55 +222,56 @@ def displaced(
     return Displacement(shift_of(policy, reference), fallen)
 
 
-def displaced_by_run(result: "RunResult") -> Displacement | None:
-    """What a finished run did to the chosen answers of its held-out pairs, kept in its folder.
+def displaced_by_run(job: Job, policy: Logprobs, reference: Logprobs) -> Displacement | None:
+    """What a run did to the chosen answers of its held-out pairs; none where no pair was held out.
 
     Nothing is scored anew: only the worst pairs go through the models once more. Training pairs are
     not known: each was last scored before the step that it was trained in.
 
-    Returns:
-        None where no pair was held out.
-
-    Raises:
-        DiskError: If it can't be written.
+    Args:
+        job: Its policy is trained.
+        policy: float32 (2, N), log-probs of the held-out pairs after training.
+        reference: The same before training.
     """
-    job = result.job
-    if not result.policy.size:
+    if not policy.size:
         return None
-    fallen = fallen_pairs(result.policy, result.reference, job.held_out.ids)
-    fallen = looked_into(fallen, job.held_out.examples, lambda: _models_of(result), job.chat)
-    prompts = _prompts_of(result, {pair.id for pair in fallen[:MOST]})
+    fallen = fallen_pairs(policy, reference, job.held_out.ids)
+    prompts = _prompts_of(job, {pair.id for pair in fallen[:MOST]})
     fallen = [replace(pair, prompt=prompts.get(pair.id, "")) for pair in fallen]
-    found = Displacement(shift_of(result.policy, result.reference), fallen)
-    write_file(result.folder / FILE, json.dumps({"fallen": [asdict(p) for p in fallen]}) + "\n")
-    return found
+    # A run is not to fail for what comes on top of its result.
+    with suppress(RuntimeError, MlxDpoError):
+        fallen = looked_into(fallen, job.held_out.examples, lambda: _models_of(job), job.chat)
+    return Displacement(shift_of(policy, reference), fallen)
 
 
-def _prompts_of(result: "RunResult", wanted: set[str]) -> dict[str, str]:
+def _prompts_of(job: Job, wanted: set[str]) -> dict[str, str]:
     """Prompts of some held-out pairs, from the file; none where it is not there any more."""
-    config = result.job.config
     if not wanted:
         return {}
-    try:
-        rows = read_rows(str(config.eval_data or config.data), Problems(), compare=False)
+    with suppress(MlxDpoError):
+        rows = read_rows(str(job.config.eval_data or job.config.data), Problems(), compare=False)
         found = (row.preference for row in rows if row.preference is not None)
         return {each.id: each.question for each in found if each.id in wanted}
-    except MlxDpoError:
-        return {}
+    return {}
 
 
-def _models_of(result: "RunResult") -> tuple[nn.Module, nn.Module] | None:
-    """Policy and reference; None where both would take more memory than training did."""
-    job, config = result.job, result.job.config
-    if config.method == LORA and config.adapter_reference != "start":
-        return job.policy, without_adapter(job.policy)
-    needed = mx.get_active_memory() + num_bytes(job.policy.parameters())
-    if needed > result.peak_bytes or weight_stamps(job.source) != job.files.weights:
+def _models_of(job: Job) -> tuple[nn.Module, nn.Module] | None:
+    """Policy and reference; None where both may take more memory than training did."""
+    config = job.config
+    if config.method == LORA:
+        return job.policy, _with_first_adapter(job, without_adapter(job.policy))
+    # A step that clips holds the gradient of all weights, which takes as much as a second model.
+    if not config.grad_clip or weight_stamps(job.source) != job.files.weights:
         return None
-    try:
-        reference = load_model(job.source, config.dtype)
-        if config.adapter is not None:
-            attach(reference, adapter_to_train(config.adapter, job.source, reference))
-    except MlxDpoError:
-        return None
-    return job.policy, reference
+    return job.policy, load_model(job.source, config.dtype)
+
+
+def _with_first_adapter(job: Job, base: nn.Module) -> nn.Module:
+    """The reference of a run with adapters, from a view of its policy without one."""
+    if job.config.adapter is not None and job.config.adapter_reference == "start":
+        modules = adapted_modules(base)
+        first = adapter_to_train(job.config.adapter, job.source, shell(job.source))
+        for path, part in first.items():
+            module = modules[path]
+            module.lora_a, module.lora_b, module.scale = part.a, part.b, part.scale
+    return base

@@ -1,6 +1,5 @@
 """Displacement: counted by hand, and the place of a loss against a plain forward of both models."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from mlx_dpo.convert.sources import load_model
 from mlx_dpo.insight import displacement, scoring
 from mlx_dpo.insight.displacement import (
-    FILE,
     displaced_by_run,
     fallen_pairs,
     looked_into,
@@ -19,13 +17,15 @@ from mlx_dpo.insight.displacement import (
     shift_of,
 )
 from mlx_dpo.insight.scoring import LoadedModel, open_model
+from mlx_dpo.models.adaptable import choose_modules
+from mlx_dpo.models.adapters import attach, new_adapter
 from mlx_dpo.records import PreferenceExample
-from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.job import prepare
-from mlx_dpo.runs.run import RunResult
-from mlx_dpo.runs.verdict import Verdict
+from mlx_dpo.runs.job import Job, prepare
+from mlx_dpo.training.trainer import Scores
 from tests.insight.test_rewards import random_pairs
-from tests.runs.conftest import ORACLE, new_workplace, settings
+from tests.runs.conftest import ORACLE, settings, workplace
+
+__all__ = ["workplace"]  # a fixture, used by its name
 
 PAIRS = random_pairs(12)
 
@@ -35,15 +35,16 @@ def reference() -> LoadedModel:
     return open_model(str(ORACLE))
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """A run with adapters, whose held-out answers are said to have lost 2 to 4 nats."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = new_workplace(tmp_path_factory.mktemp("run"), patch)
-        job = prepare(settings(method="lora"), keep=False)
-        losses = -np.linspace(2, 4, len(job.held_out.ids), dtype=np.float32)
-        scores = np.stack([losses, losses]), np.zeros((2, len(losses)), np.float32)
-        return RunResult(job, folder, *scores, [], Verdict("", ""), Kept(1, 1, 1, "last"), {}, 0)
+@pytest.fixture
+def job(workplace: Path) -> Job:
+    """Of a run with adapters, nothing trained yet."""
+    return prepare(settings(method="lora"), keep=False)
+
+
+def lost(job: Job) -> tuple[Scores, Scores]:
+    """Log-probs of a policy under which the held-out answers have lost 2 to 4 nats; before it."""
+    losses = -np.linspace(2, 4, len(job.held_out.ids), dtype=np.float32)
+    return np.stack([losses, losses]), np.zeros((2, len(losses)), np.float32)
 
 
 def test_a_shift_is_what_a_person_counts() -> None:
@@ -148,42 +149,64 @@ def test_only_the_worst_are_looked_into_and_only_where_they_lost_a_nat(
 
 
 def test_a_run_with_adapters_is_looked_into_without_a_second_model(
-    result: RunResult, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(displacement, "load_model", None)
-    monkeypatch.chdir(result.folder)
-    found = displaced_by_run(result)
+    found = displaced_by_run(job, *lost(job))
     assert found is not None
-    kept = json.loads((result.folder / FILE).read_text())["fallen"]
-    assert [pair["id"] for pair in kept] == [pair.id for pair in found.fallen]
     worst = found.fallen[0]
     assert worst.chosen == pytest.approx(-4)
     assert worst.place is not None
     assert worst.prompt.startswith("Tell me about the")
-    Path("pairs.json").rename("moved.json")
-    found = displaced_by_run(result)
+    Path("pairs.json").unlink()
+    found = displaced_by_run(job, *lost(job))
     assert found is not None
     assert found.fallen[0] == replace(worst, prompt="")
-    Path("moved.json").rename("pairs.json")
+    none = np.zeros((2, 0), np.float32)
+    assert displaced_by_run(job, none, none) is None
 
 
 def test_a_run_of_all_weights_loads_the_reference_once_more_where_there_is_room(
-    result: RunResult, monkeypatch: pytest.MonkeyPatch
+    job: Job,
 ) -> None:
-    monkeypatch.chdir(result.folder)
-    job = result.job
-    whole = replace(job, policy=load_model(job.source), config=replace(job.config, method="full"))
-    roomy = replace(result, job=whole, peak_bytes=2**40)
-    found = displacement._models_of(roomy)
+    config = replace(job.config, method="full")
+    whole = replace(job, policy=load_model(job.source), config=config)
+    found = displacement._models_of(whole)
     assert found is not None
     assert found[0] is whole.policy
     ids = mx.array([[5, 6, 7]])
     assert mx.array_equal(found[1](ids), load_model(job.source)(ids))
-    assert displacement._models_of(replace(roomy, peak_bytes=0)) is None
     changed = replace(whole, files=whole.files._replace(weights={}))
-    assert displacement._models_of(replace(roomy, job=changed)) is None
+    assert displacement._models_of(changed) is None
+    # Where each tensor is updated as soon as its gradient is there, there is no such room.
+    assert displacement._models_of(replace(whole, config=replace(config, grad_clip=0.0))) is None
 
 
-def test_without_held_out_pairs_nothing_is_known(result: RunResult) -> None:
-    none = np.zeros((2, 0), np.float32)
-    assert displaced_by_run(replace(result, policy=none, reference=none)) is None
+def test_an_adapter_that_training_started_from_is_part_of_the_reference(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = load_model(job.source)
+    made = new_adapter(start, choose_modules(start, "all", None), rank=2, scale=3.0, seed=1)
+    first = {path: replace(part, b=mx.full(part.b.shape, 0.05)) for path, part in made.items()}
+    attach(start, first)
+    monkeypatch.setattr(displacement, "adapter_to_train", lambda *_: first)
+    monkeypatch.setattr(displacement, "load_model", None)
+    started = replace(job, config=replace(job.config, adapter="a", adapter_reference="start"))
+    found = displacement._models_of(started)
+    assert found is not None
+    ids = mx.array([[5, 6, 7]])
+    assert mx.allclose(found[1](ids), start(ids), atol=1e-5)
+    assert not mx.allclose(found[0](ids), start(ids), atol=1e-3)  # the policy is as it was
+
+
+def test_a_shortage_costs_the_places_and_not_the_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate")
+
+    monkeypatch.setattr(displacement, "place_of_loss", full)
+    found = displaced_by_run(job, *lost(job))
+    assert found is not None
+    assert found.fallen[0].place is None
+    assert found.shift.num_fallen == len(job.held_out.ids)

@@ -180,7 +180,7 @@ def read_run(folder: Path) -> RunRecord:
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
-            displaced=list(_json(folder / "displaced.json").get("fallen", [])),
+            displaced=list((result.get("displacement") or {}).get("fallen", [])),
             verdict={key: str(text) for key, text in result.get("verdict", {}).items()},
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),

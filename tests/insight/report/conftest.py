@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = {"position": 3, "context": HOSTILE, "lost": gain, "gained": [gain, gain]}
     fell = {"row": 1, "id": HOSTILE, "chosen": -3.5, "rejected": -4.5, "prompt": HOSTILE * 2}
     fallen = [{**fell, "place": place}, {**fell, "prompt": "", "place": None}]
-    (folder / "displaced.json").write_text(json.dumps({"fallen": fallen}))
     answers = [{"prompt": HOSTILE, "kind": "x", "sft": HOSTILE + "before", "dpo": "after \ud83d"}]
-    (folder / "result.json").write_text(json.dumps({"out": "o", "answers": answers}))
+    result = {"out": "o", "answers": answers, "displacement": {"fallen": fallen}}
+    (folder / "result.json").write_text(json.dumps(result))
     return folder

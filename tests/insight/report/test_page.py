@@ -114,7 +114,7 @@ def test_pairs_whose_chosen_answer_fell_are_listed_with_what_rose_instead(run: P
     assert "Cures" not in page
     scores = {"policy": [[-9.0] * 12] * 2, "reference": [[-8.0, -7.0] * 6] * 2}
     (run / "held_out.json").write_text(json.dumps({"kinds": ["x"] * 12, **scores}))
-    (run / "displaced.json").unlink()  # of an older version
+    (run / "result.json").write_text('{"out": "o"}')  # of an older version
     page = write_report([run]).read_text()
     assert "12 of 12 held-out pairs. On average log p(chosen) changed by -1.50 nats" in page
     assert "Cures, in this order: leave out pairs with like answers" in page
@@ -410,9 +410,11 @@ def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
         *(("metrics.jsonl", key) for key in ("step", "loss", "lr", "held_out")),
         *(("timings.jsonl", key) for key in ("seconds", "peak_bytes", "ended")),
         *(("samples.jsonl", key) for key in ("step", "answers")),
-        *(("result.json", key) for key in ("answers", "adapter", "verdict", "kept")),
+        *(
+            ("result.json", key)
+            for key in ("answers", "adapter", "verdict", "kept", "displacement")
+        ),
         *(("held_out.json", key) for key in ("kinds", "policy", "reference")),
-        ("displaced.json", "fallen"),
         *(("environment.json", "mlx"), ("split.json", "train")),
     ],
 )
