@@ -193,6 +193,7 @@ def _run(
     fixed = None if _has_begun(settings) else given_names(config, given)
     from mlx_dpo.cli.results import record_of_run, show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
+    from mlx_dpo.insight.displacement import displaced_by_run
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.group import settings_of_first
     from mlx_dpo.runs.run import train as run
@@ -204,7 +205,13 @@ def _run(
             settings, data = within_budget(settings, fixed, screen, keep=not dry_run, least=least)
         settings_of_first(peers, settings)
         result = run(
-            settings, resume=resume, dry_run=dry_run, data=data, screen=screen, peers=peers
+            settings,
+            resume=resume,
+            dry_run=dry_run,
+            data=data,
+            screen=screen,
+            peers=peers,
+            look=displaced_by_run,
         )
     if result is None:
         say("dry run: all checks passed; nothing was trained")
