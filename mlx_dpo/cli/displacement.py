@@ -38,8 +38,8 @@ def show_displacement(found: Displacement, config: RunConfig) -> None:
     command = shlex.join([program(), *words, "--out", "clearer.jsonl"])
     say(
         f"warning: training lowers chosen answers too: {_on_average(shift)}. Cures, in this order: "
-        f"leave out pairs with like answers ({command}), a lower --learning-rate (it was "
-        f"{config.learning_rate:g}), a larger --beta (it was {config.beta:g})"
+        f"a lower --learning-rate (it was {config.learning_rate:g}), a larger --beta (it was "
+        f"{config.beta:g}), leaving out pairs with like answers ({command})"
     )
 
 
