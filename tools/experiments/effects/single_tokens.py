@@ -27,8 +27,8 @@ YES = ("Yes", "Yeah", "Sure", "Certainly", "Absolutely")
 NO = ("No", "Never", "Maybe", "Perhaps")
 PAIRS = (("No", "Never"), ("Yes", "No"), ("Yes", "Sure"))
 NUM_PROMPTS = 10
-NUM_SFT, SFT_BATCH, SFT_RATE = 128, 8, 2e-4
-STEPS, RATE = 12, 1e-4
+NUM_SFT, SFT_BATCH, SFT_RATE = 96, 8, 3e-4
+STEPS, RATE = 10, 1e-4
 RANK = 16
 MOST = 5  # tokens named
 
