@@ -31,19 +31,10 @@ from benchmarks.measure import now, one_thread_environment, seconds_unit
 from benchmarks.memory import LENGTHS, MEMORY_PAGE
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import machine
-from mlx_dpo.memory.predict import (
-    SELF_CHECK,
-    STEP,
-    UNPACKED,
-    WEIGHTS,
-    Prediction,
-    Predictor,
-    Settings,
-    Workload,
-    optimizer_of,
-    total,
-)
+from mlx_dpo.memory.predict import SELF_CHECK, STEP, Predictor
+from mlx_dpo.memory.settings import UNPACKED, WEIGHTS, Prediction, Settings, Workload, total
 from mlx_dpo.memory.shapes import shell
+from mlx_dpo.memory.trace import optimizer_of
 from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath

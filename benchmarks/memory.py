@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.measure import now, one_thread_environment, seconds_unit
 from benchmarks.report import PAGE, publish, table
 from benchmarks.workload import SHAPES, Shape, machine, make_model
-from mlx_dpo.memory.predict import begin_replay, record_step
+from mlx_dpo.memory.trace import begin_replay, record_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.optimizers import StochasticRounding, make_optimizer

@@ -22,8 +22,8 @@ from benchmarks.measure import now, seconds_unit
 from benchmarks.report import publish, table
 from benchmarks.step import LENGTH, gradient
 from mlx_dpo.memory.graph import Node
-from mlx_dpo.memory.predict import record_step
 from mlx_dpo.memory.recorder import Recording
+from mlx_dpo.memory.trace import record_step
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.paths import FastPath
 

@@ -17,8 +17,8 @@ from benchmarks import workload
 from benchmarks.counts import Counts, counted
 from benchmarks.measure import now, seconds_unit
 from benchmarks.report import publish, table
-from mlx_dpo.memory.predict import record_step
 from mlx_dpo.memory.recorder import Recorder, record
+from mlx_dpo.memory.trace import record_step
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.preferences.collate import pad_and_collate_pref
 from mlx_dpo.records import PreferenceExample

@@ -46,8 +46,9 @@ from mlx_dpo.convert.weights import (
     write_weights,
 )
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import inside, new_folder
+from mlx_dpo.files import new_folder
 from mlx_dpo.models.card import carried_card
+from mlx_dpo.models.config import is_quantised, read_config, read_json
 from mlx_dpo.models.export import (
     left_behind,
     new_model_folder,
@@ -55,9 +56,10 @@ from mlx_dpo.models.export import (
     write_card,
     write_companions,
 )
-from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config, read_json
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.models.verified import statement
+from mlx_dpo.paths import inside
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]

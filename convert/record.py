@@ -14,8 +14,8 @@ import numpy as np
 from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.convert.weights import DTYPES
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.dialects import is_embedding
-from mlx_dpo.models.hub import read_json
 from mlx_dpo.models.parameters import as_bits
 
 FILE = "convert.json"

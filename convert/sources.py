@@ -16,9 +16,10 @@ from mlx_dpo.convert.hf.names import RULES
 from mlx_dpo.convert.store import CONVERTED, converted_once
 from mlx_dpo.convert.weights import weight_files
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_links, check_ordinary, entries_of
 from mlx_dpo.manifest import check_digests
-from mlx_dpo.models.hub import download, is_hub_id, is_quantised, read_config, read_json
+from mlx_dpo.models.config import is_quantised, read_config, read_json
+from mlx_dpo.models.hub import download, is_hub_id
+from mlx_dpo.paths import check_links, check_ordinary, entries_of
 from mlx_dpo.preferences.chat import is_date
 
 if TYPE_CHECKING:
@@ -167,9 +168,9 @@ def load_source(source: Source, dtype: str | None = None) -> "nn.Module":
 
 def load_stored(source: Source) -> "nn.Module":
     """As `load_source`, every number of the model in the dtype it is stored in."""
-    from mlx_dpo.models import hub
+    from mlx_dpo.models.folder import load_model as load_weights
 
-    return _with_adapter(source, lambda: hub.load_model(source.folder, None))
+    return _with_adapter(source, lambda: load_weights(source.folder, None))
 
 
 def _with_adapter(source: Source, load: "Callable[[], nn.Module]") -> "nn.Module":
@@ -241,20 +242,21 @@ def load_model(folder: Path, dtype: str | None = None) -> "nn.Module":
     """
     import mlx.core as mx
 
-    from mlx_dpo.models import hub
+    from mlx_dpo.models.config import own_dtype
+    from mlx_dpo.models.folder import load_model as load_weights
 
     if is_course_folder(folder):
         read_course_folder(folder)  # a record that does not fit is refused before the run
     if dtype is None:
-        dtype = hub.own_dtype(folder) if is_quantised(read_config(folder)) else "float32"
-    return hub.load_model(folder, getattr(mx, dtype))
+        dtype = own_dtype(folder) if is_quantised(read_config(folder)) else "float32"
+    return load_weights(folder, getattr(mx, dtype))
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model that `load` accepts, without its weights."""
-    from mlx_dpo.models import hub
+    from mlx_dpo.models import tokenizer
 
-    return hub.load_tokenizer(locate(path).folder)
+    return tokenizer.load_tokenizer(locate(path).folder)
 
 
 def find_mlx(path: str | Path, store: Path = CONVERTED, *, weights: bool = True) -> Path:

@@ -14,10 +14,12 @@ from pathlib import Path
 from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
 from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import entries_of, mark_used, new_folder, remove_folder
+from mlx_dpo.files import mark_used, new_folder, remove_folder
 from mlx_dpo.manifest import find_damage, read_facts, write_manifest_of
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.export import companions
-from mlx_dpo.models.hub import NAMED_TEMPLATES, read_json
+from mlx_dpo.models.tokenizer import NAMED_TEMPLATES
+from mlx_dpo.paths import entries_of
 
 CONVERTED = Path("runs/.converted")
 CONVERSION_VERSION = "2"  # changes whenever a conversion writes other bytes

@@ -21,8 +21,8 @@ from mlx_dpo.convert.weights import cast, largest_change, num_parameters, read_w
 from mlx_dpo.errors import MlxDpoError, UsageError, one_line
 from mlx_dpo.extras import to_install
 from mlx_dpo.models.course import CourseArgs, CourseModel
-from mlx_dpo.models.hub import load_tokenizer
 from mlx_dpo.models.parameters import same_bits
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.models.verified import exact_up_to, language_config
 
 Logits = npt.NDArray[np.float32]

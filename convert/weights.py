@@ -13,10 +13,10 @@ import numpy as np
 
 from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.files import inside
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.shards import save_shards
+from mlx_dpo.paths import inside
 
 MAX_SHARD_BYTES = 5 * 10**9
 

@@ -1,25 +1,23 @@
 """Files that are whole or not there: written under a temporary name, flushed, renamed.
 
-And files of a folder that are really in it. Writes, flushes, renames and removals of what a run
+Writes, flushes, renames and removals of what a run
 leaves go through `disk`: tests put another `Disk` there, that fails or ends the process at the n-th
 call.
 """
 
-import codecs
 import errno
 import hashlib
 import io
 import os
 import re
 import shutil
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mlx_dpo.errors import DiskError, MlxDpoError, UsageError, disk_error
+from mlx_dpo.errors import DiskError, disk_error
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
@@ -114,25 +112,6 @@ class NewFile(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def flaw_of_name(name: str | os.PathLike[str]) -> str | None:
-    """Why no file or folder can have this name, there or not there yet; None where one can."""
-    if not os.fspath(name):
-        return "the name is empty"
-    try:
-        os.lstat(name)
-        check_ordinary(Path(name))
-    except UsageError:
-        return "a pipe, socket or device has this name; an ordinary file is needed"
-    except UnicodeEncodeError:
-        return "half of a surrogate pair can't be in a name"
-    except ValueError:
-        return "a zero byte can't be in a name"
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return f"{len(os.fspath(name))} characters are too long for a name"
-    return None
-
-
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file at once.
 
@@ -204,23 +183,13 @@ def flush_file(path: Path) -> None:
         raise disk_error(path, error) from None
 
 
-def is_system_file(name: str) -> bool:
-    """Whether macOS strews files of this name into any folder that somebody looks into."""
-    return name in (".DS_Store", ".localized", "Icon\r") or name.startswith("._")
-
-
-def entries_of(folder: Path) -> list[Path]:
-    """Files and folders in a folder, but for those of the system."""
-    return [entry for entry in folder.iterdir() if not is_system_file(entry.name)]
-
-
 def is_leftover(name: str) -> bool:
     """Whether a writer of this project gave this name to what was not whole yet."""
     return _LEFTOVER.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left half done in a folder nobody writes to now."""
+    """Delete what killed writers left half done in a folder that no process writes to now."""
     for entry in folder.iterdir():
         if is_leftover(entry.name):
             if entry.is_dir():
@@ -276,115 +245,6 @@ def remove_folder(folder: Path) -> None:
     nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` keeps that
     disk.rename(folder, nameless)
     disk.remove(nameless)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A file of a folder, never one that lies elsewhere.
-
-    Links are followed only within the folder or, in the hub's cache, where every file is a link,
-    into the ``blobs`` of its own repository.
-
-    Raises:
-        UsageError: If it is not there or not inside.
-    """
-    path = folder / name
-    if "/" in name or "\\" in name or not _stays_inside(path, folder.resolve()):
-        raise UsageError(f"{folder}: {name!r} points outside the folder")
-    if not path.is_file():
-        raise UsageError(f"{folder}: {name} is missing")
-    return path
-
-
-def check_ordinary(path: Path) -> None:
-    """Refuse what is neither file nor folder, before it is opened: a pipe may wait for ever.
-
-    Raises:
-        UsageError: If it is a pipe, a socket or a device.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says why it can't
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UsageError(f"{path}: is a pipe, socket or device; an ordinary file is needed")
-
-
-def text_of(path: Path, kind: type[MlxDpoError] = UsageError) -> str:
-    """The text of an ordinary file in UTF-8, with or without a byte order mark.
-
-    Args:
-        path: The file.
-        kind: What to raise where it is in another encoding.
-
-    Raises:
-        OSError: If it can't be read.
-        UsageError: If it is a pipe, a socket or a device.
-    """
-    check_ordinary(path)
-    check_encoding(path, path, kind)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise kind(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def check_encoding(path: Path, name: Path, kind: type[MlxDpoError]) -> None:
-    """Refuse a text file in UTF-16 or UTF-32, which its first bytes show with or without a mark.
-
-    Args:
-        path: The file.
-        name: What a message calls it.
-        kind: What to raise.
-
-    Raises:
-        OSError: If it can't be read.
-    """
-    with path.open("rb") as file:
-        begin = file.read(4)
-    marks = {codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE}
-    if begin in marks or begin.count(0) == 3:
-        found = "UTF-32"
-    elif begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or begin[:2].count(0) == 1:
-        found = "UTF-16"
-    else:
-        return
-    raise kind(f"{name}:1: the file is {found}, not UTF-8; save it as UTF-8")
-
-
-def check_links(folder: Path) -> None:
-    """Refuse a folder with a link that leads out of it, a pipe or a device, whoever would open it.
-
-    Raises:
-        UsageError: If there is one.
-    """
-    real = folder.resolve()
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise UsageError(f"{folder}: not readable: {error.strerror}") from None
-    for entry in entries:
-        check_ordinary(entry)
-    for link in (entry for entry in entries if entry.is_symlink()):
-        if not _stays_inside(link, real):
-            raise UsageError(f"{folder}: {link.name!r} points outside the folder")
-
-
-def _stays_inside(path: Path, folder: Path) -> bool:
-    try:
-        real = path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a link to itself, a name with a zero byte
-        return False
-    above = (folder.parent, folder.parent.parent)  # of a snapshot, of a folder in one
-    blobs = [
-        each.parent / "blobs"
-        for each in above
-        if each.name == "snapshots" and each.parent.name.startswith("models--")
-    ]
-    return any(real.is_relative_to(place) for place in (folder, *blobs))
 
 
 def make_folder(path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import NewFile, entries_of
+from mlx_dpo.files import NewFile
+from mlx_dpo.paths import entries_of
 
 MANIFEST = "MANIFEST.json"
 DIGESTS = "digests.json"

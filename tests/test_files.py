@@ -13,15 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from mlx_dpo import files
-from mlx_dpo.errors import DataError, DiskError
-from mlx_dpo.files import (
-    append,
-    check_writable,
-    new_file,
-    new_folder,
-    remove_abandoned,
-    text_of,
-)
+from mlx_dpo.errors import DiskError
+from mlx_dpo.files import append, check_writable, new_file, new_folder, remove_abandoned
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -123,31 +116,6 @@ def test_a_name_whose_temporary_form_is_too_long_is_refused_before_work(tmp_path
         check_writable(tmp_path / ("a" * 250))
     with pytest.raises(DiskError, match="not written"), new_file(tmp_path / ("a" * 250)):
         pass
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_text_is_read_without_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.txt").write_text("café", encoding=encoding)
-    assert text_of(tmp_path / "a.txt") == "café"
-
-
-@pytest.mark.parametrize(
-    ("encoding", "reason"),
-    [
-        ("latin-1", "a.txt:2: byte 0xe9 is not UTF-8"),
-        ("utf-16", "a.txt:1: the file is UTF-16"),
-        ("utf-16-le", "a.txt:1: the file is UTF-16"),
-        ("utf-16-be", "a.txt:1: the file is UTF-16"),
-        ("utf-32", "a.txt:1: the file is UTF-32"),
-        ("utf-32-be", "a.txt:1: the file is UTF-32"),
-    ],
-)
-def test_text_in_another_encoding_is_named_with_its_line(
-    tmp_path: Path, encoding: str, reason: str
-) -> None:
-    (tmp_path / "a.txt").write_text("One.\nA café.\n", encoding=encoding)
-    with pytest.raises(DataError, match=reason):
-        text_of(tmp_path / "a.txt", DataError)
 
 
 @pytest.mark.parametrize("write", [new_file, new_folder])

@@ -18,7 +18,7 @@ FLOORS = [
     {"models"},
     {"preferences"},
     {"manifest"},
-    {"files"},
+    {"files", "paths"},
     {"records", "errors", "extras"},
 ]
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}

@@ -22,7 +22,7 @@ from mlx_dpo.convert.verify import TOLERANCE
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models import verified
 from mlx_dpo.models.dialects import RENAMED
-from mlx_dpo.models.hub import load_model
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.verified import (
     DERIVED,
     DERIVED_SIZE,

@@ -123,7 +123,7 @@ def write(out: Path) -> None:
 
     from mlx_dpo.convert.adapters import read_adapter, write_peft
     from mlx_dpo.models.adapters import attach
-    from mlx_dpo.models.hub import load_model
+    from mlx_dpo.models.folder import load_model
 
     for kind, (base, _) in KINDS.items():
         with tempfile.TemporaryDirectory() as place:

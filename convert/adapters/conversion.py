@@ -17,19 +17,21 @@ from mlx_dpo.convert.conversion import check_destination
 from mlx_dpo.convert.sources import RECORD, base_of, check_base, find_mlx, is_adapter, name_of
 from mlx_dpo.convert.verify import Logits, compare
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.files import check_links, inside
 from mlx_dpo.manifest import check_digests
-from mlx_dpo.models.adapters import Adapter, adapted_modules, attach, wrapped_module
+from mlx_dpo.models.adaptable import wrapped_module
+from mlx_dpo.models.adapters import Adapter, adapted_modules, attach
 from mlx_dpo.models.card import carried_card
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.export import (
     new_model_folder,
     read_companions,
     write_card,
     write_companions,
 )
-from mlx_dpo.models.hub import load_model, read_json
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.parameters import is_float32
 from mlx_dpo.models.parts import is_embedding
+from mlx_dpo.paths import check_links, inside
 
 Say = Callable[[str], None]
 

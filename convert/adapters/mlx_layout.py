@@ -21,7 +21,7 @@ from mlx_dpo.convert.adapters.tensors import (
 )
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.adapters import Adapter, Part
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.parameters import save_arrays
 
 FILE = "adapters.safetensors"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from mlx_dpo.convert.adapters.tensors import check_number, check_rank, shown
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.config import read_json
 
 _MERGE = "merge it into its model with PEFT (merge_and_unload), and use the merged model"
 
@@ -36,7 +36,7 @@ _INITIAL = (None, True, False, "gaussian", "orthogonal")
 
 _NO_BIAS = ("bias", "none")
 
-# A pattern comes from a file: a repeated group, or many repeats, may take for ever to match.
+# A pattern comes from a file: a repeated group, or many repeats, may take very long to match.
 _SLOW = re.compile(r"\)\s*[*+{]|.{300}", re.DOTALL)
 _REPEATS = re.compile(r"[*+{]")
 _MOST_REPEATS = 4

@@ -11,9 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import inside
-from mlx_dpo.models.adapters import Adapter, Part, adapted_matrix, adapted_modules, wrapped_module
+from mlx_dpo.models.adaptable import wrapped_module
+from mlx_dpo.models.adapters import Adapter, Part, adapted_matrix, adapted_modules
 from mlx_dpo.models.parameters import check_finite, load_arrays
+from mlx_dpo.paths import inside
 
 CONFIG = "adapter_config.json"
 

@@ -31,9 +31,9 @@ from mlx_dpo.convert.course.tokenizer import (
 from mlx_dpo.convert.torch_zip.archive import read_torch_zip, write_torch_zip
 from mlx_dpo.convert.weights import MAX_SHARD_BYTES, read_weights, write_weights
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import inside
+from mlx_dpo.models.config import read_json
 from mlx_dpo.models.course import MODEL_TYPE, SIZES, CourseArgs
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.paths import inside
 
 KIND = "course"
 _FORMAT = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import read_json
+from mlx_dpo.models.config import read_json
 
 FORMAT = "g2c.bpe"
 _NUM_BYTES = 256

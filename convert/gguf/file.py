@@ -16,9 +16,9 @@ from mlx_dpo.convert.gguf.package import package
 from mlx_dpo.convert.gguf.positions import Floats
 from mlx_dpo.convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.models.config import read_config
 from mlx_dpo.models.export import SHARD_BYTES, config_of, read_files, write_companions, write_json
 from mlx_dpo.models.fuse import Packing, fused, packing_entry
-from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.parameters import as_bits
 from mlx_dpo.models.shards import save_shards
 from mlx_dpo.preferences.chat import ChatFormat

@@ -1,4 +1,4 @@
-"""Tokenizers of SentencePiece's kind in the words of GGUF: scores of pieces in place of merges.
+"""Tokenizers of SentencePiece's kind as GGUF describes them: scores of pieces in place of merges.
 
 llama.cpp joins the two neighbours whose joined piece has the best score; ``tokenizer.json`` lists
 the pairs that may be joined, the best first. Both give the same tokens where the list has every

@@ -1,4 +1,4 @@
-"""Rotary positions in the words of GGUF.
+"""Rotary positions as GGUF describes them.
 
 Frequencies are read off the built model; where llama.cpp computes its own from a few numbers,
 these are computed here too, and have to be the model's.

@@ -1,7 +1,7 @@
-"""The tokenizer of a model folder in the words of GGUF.
+"""The tokenizer of a model folder as GGUF describes it.
 
 llama.cpp does not read ``tokenizer.json``: it has the splitting rules of known tokenizers built in,
-and a file names one of them. Which one is told by the rules in ``tokenizer.json`` themselves; a
+and a file names one of them. Which one follows from the rules in ``tokenizer.json``; a
 tokenizer with other rules is refused, since it would give other tokens.
 """
 

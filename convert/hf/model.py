@@ -20,6 +20,7 @@ from mlx_dpo.convert.hf.trace import restore, sanitized, trace
 from mlx_dpo.convert.record import Record
 from mlx_dpo.convert.weights import read_weights
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.config import checked_config, is_quantised
 from mlx_dpo.models.dialects import (
     TIED,
     check_sizes,
@@ -28,7 +29,6 @@ from mlx_dpo.models.dialects import (
     tied_entry,
     twin,
 )
-from mlx_dpo.models.hub import checked_config, is_quantised
 from mlx_dpo.models.parameters import check_finite, named_arrays
 
 

@@ -28,7 +28,7 @@ from mlx_dpo.convert.torch_zip.tensors import (
     view,
 )
 from mlx_dpo.errors import UsageError, disk_error
-from mlx_dpo.files import check_ordinary
+from mlx_dpo.paths import check_ordinary
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -240,7 +240,7 @@ def _trial(order: Order, data: str | None, name: str, *, force: bool) -> "Trial 
         footer.doing("reading the held-out pairs")
         if not packs:
             _check_memory(order.source, order.dtype)
-        # What is packed in GGUF is told apart from what bfloat16 would round it to.
+        # What is packed in GGUF is compared with float32, not with what bfloat16 would round it to.
         exported = "float32" if packs and order.to in IN_GGUF else order.dtype
         return plan_trial(order.source, data, exported=exported)
     except NotMeasurableError as error:
@@ -262,7 +262,7 @@ def _check_memory(source: "Source", dtype: str) -> None:
     """
     from mlx_dpo.insight.proof import NotMeasurableError
     from mlx_dpo.memory.solve import recommended_here
-    from mlx_dpo.models.hub import read_config, stored_shapes
+    from mlx_dpo.models.config import read_config, stored_shapes
     from mlx_dpo.models.parameters import tensor_shapes
     from mlx_dpo.runs.plan import gigabytes
 

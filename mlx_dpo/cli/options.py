@@ -15,7 +15,8 @@ import click
 from mlx_dpo.cli.footer import footer
 from mlx_dpo.cli.screen import say
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_writable, flaw_of_name
+from mlx_dpo.files import check_writable
+from mlx_dpo.paths import flaw_of_name
 from mlx_dpo.runs.config import RunConfig, option_type
 from mlx_dpo.runs.config_file import read_file
 
@@ -285,7 +286,7 @@ def opening(*models: str | None) -> None:
 def chat_of(model: str, adapter: str | None = None) -> "ChatFormat":
     """Tokenizer and chat template of ``--model``; weights are not read.
 
-    Of a model or adapter that a run made, the template is told that run's date.
+    Of a model or adapter that a run made, the template gets that run's date.
     """
     from mlx_dpo.convert.sources import date_of, load_tokenizer, locate
     from mlx_dpo.preferences.chat import chat_format

@@ -14,7 +14,7 @@ from mlx_dpo.errors import BudgetError
 from mlx_dpo.runs.config import RunConfig, given_names, parse_size, resolve
 
 if TYPE_CHECKING:
-    from mlx_dpo.memory.predict import Prediction
+    from mlx_dpo.memory.settings import Prediction
     from mlx_dpo.runs.callbacks import Screen
     from mlx_dpo.runs.data import Data
     from mlx_dpo.runs.link import Link

@@ -13,11 +13,11 @@ from mlx_dpo.insight import words
 from mlx_dpo.insight.audit.bias import Measures
 from mlx_dpo.insight.audit.checks import LENGTH_ADVICE, OK, Check, check_length
 from mlx_dpo.models.adapters import describe
+from mlx_dpo.models.config import read_config
 from mlx_dpo.models.device import TF32_SWITCH, blas, on_gpu
 from mlx_dpo.models.export import left_behind
-from mlx_dpo.models.hub import read_config
 from mlx_dpo.models.packed import num_parameters, packed_bits
-from mlx_dpo.models.verified import statement
+from mlx_dpo.models.verified import known, statement
 from mlx_dpo.preferences.schema import Problems, by_code
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
@@ -90,7 +90,9 @@ class TerminalScreen(Screen):
         self.max_steps = job.max_steps
         config = job.config
         self._line("model", f"{config.model}  ({_about_model(job)})")
-        say(statement(read_config(job.source), str(config.model)), err=True)
+        read = read_config(job.source)
+        if self.verbose or not known(read)[0]:
+            say(statement(read, str(config.model)), err=True)
         if (why := closed_way_back(job.source)) is not None:
             self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")
         held_out = f"{len(job.held_out.examples) or 'none'} held out"

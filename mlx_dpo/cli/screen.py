@@ -322,7 +322,7 @@ def about_template(chat: "ChatFormat") -> str:
 
     Empty where there is nothing to say.
     """
-    from mlx_dpo.models.hub import other_templates
+    from mlx_dpo.models.tokenizer import other_templates
     from mlx_dpo.preferences.chat import named_templates
 
     if not chat.has_template:

@@ -16,7 +16,7 @@ from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.plan import within_budget
 from mlx_dpo.cli.screen import page_place, program, say, show_json
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.files import check_links
+from mlx_dpo.paths import check_links
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig, given_names, resolve
 from mlx_dpo.runs.guards import check_free, forget_dead, stop_on_signal
 from mlx_dpo.runs.launcher import check_shares, is_ours, is_rank

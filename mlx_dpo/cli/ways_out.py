@@ -88,7 +88,7 @@ def check_form(to: str, bits: str | None, out: str) -> None:
 
 def dtype_for(source: "Source", to: str, bits: str | None) -> str:
     """The model's; float32 is kept only by a whole model for MLX or PyTorch."""
-    from mlx_dpo.models.hub import own_dtype
+    from mlx_dpo.models.config import own_dtype
 
     own = own_dtype(source.folder)
     is_kept = source.adapter is None and bits is None and to in ("mlx", "torch")
@@ -97,7 +97,7 @@ def dtype_for(source: "Source", to: str, bits: str | None) -> str:
 
 def is_rounded(source: "Source", dtype: str, bits: str | None) -> bool:
     """Whether a number of what is written may not be one of the model."""
-    from mlx_dpo.models.hub import is_quantised, read_config
+    from mlx_dpo.models.config import is_quantised, read_config
     from mlx_dpo.models.parameters import tensor_shapes
 
     if source.adapter is not None or bits is not None or is_quantised(read_config(source.folder)):
@@ -114,7 +114,7 @@ def is_imported(to: str, source: "Source", bits: str | None) -> bool:
         UsageError: If that is to be packed.
     """
     from mlx_dpo.convert.gguf.ollama import IMPORTED
-    from mlx_dpo.models.hub import read_config
+    from mlx_dpo.models.config import read_config
 
     kind = read_config(source.folder).get("model_type")
     if to != "ollama" or kind not in IMPORTED:
@@ -131,7 +131,7 @@ def write_modelfile(folder: Path, source: "Source") -> None:
     """Beside safetensors that Ollama imports."""
     from mlx_dpo.convert.gguf.ollama import modelfile
     from mlx_dpo.convert.sources import date_of
-    from mlx_dpo.models.hub import load_tokenizer
+    from mlx_dpo.models.tokenizer import load_tokenizer
     from mlx_dpo.preferences.chat import chat_format
 
     chat = chat_format(load_tokenizer(source.folder), date_of(source.origin))
@@ -148,7 +148,7 @@ def check_packing(name: str, source: "Source", to: str, bits: str | None) -> Non
         UsageError: If that is asked for.
     """
     from mlx_dpo.convert.course.checkpoint import is_course_folder
-    from mlx_dpo.models.hub import is_quantised, read_config
+    from mlx_dpo.models.config import is_quantised, read_config
 
     is_course = is_course_folder(source.folder)
     if is_course and to in ("lm-studio", *IN_GGUF):
@@ -289,8 +289,8 @@ def _write_gguf(
     """With the model's conversation format, and whether llama.cpp puts a BOS before a text."""
     from mlx_dpo.convert.gguf import file as gguf
     from mlx_dpo.convert.sources import Source, date_of
-    from mlx_dpo.models.hub import load_tokenizer
     from mlx_dpo.models.rotary import longest_short_text
+    from mlx_dpo.models.tokenizer import load_tokenizer
     from mlx_dpo.preferences.chat import chat_format
 
     folder = order.source.folder

@@ -335,7 +335,7 @@ def _hits(area: Axes, series: Sequence[Series], x_name: str) -> Iterator[str]:
 
 
 def _places(tracks: Sequence[Sequence[Point]], has_dots: Sequence[bool]) -> list[float]:
-    """Where values are told: at every dot, and at some of the other points."""
+    """Where values are shown: at every dot, and at some of the other points."""
     dotted = {x for track, dots in zip(tracks, has_dots, strict=True) if dots for x, _ in track}
     others = sorted({x for track in tracks for x, _ in track} - dotted)
     every = max(1, -(-len(others) // _MOST_HITS))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mlx_dpo.convert.sources import check_base, locate
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import text_of
 from mlx_dpo.insight.scoring import CountDone, LoadedModel, Named, in_turn
 from mlx_dpo.models.generate import Completion, answer_all
+from mlx_dpo.paths import text_of
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.schema import read_text
 from mlx_dpo.preferences.scores import wilson_interval

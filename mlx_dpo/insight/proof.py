@@ -26,7 +26,7 @@ from mlx_dpo.insight.scoring import (
     check_same_tokens,
     score_pairs,
 )
-from mlx_dpo.models.hub import load_tokenizer
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.reader import read_preferences

@@ -23,7 +23,7 @@ from mlx_dpo.convert.sources import (
 )
 from mlx_dpo.errors import NonFiniteError, UsageError
 from mlx_dpo.models.adapters import adapter_digest, base_parameters, without_adapter
-from mlx_dpo.models.hub import check_ids
+from mlx_dpo.models.folder import check_ids
 from mlx_dpo.models.parameters import fingerprint, is_float, stored_digest
 from mlx_dpo.preferences.chat import ChatFormat, chat_format, pad_id_of
 from mlx_dpo.preferences.scores import Logprobs

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_ordinary, write_file
+from mlx_dpo.files import write_file
 from mlx_dpo.insight.drift import Drift, measure_drift, sample_answers
 from mlx_dpo.insight.evaluation import spread_prompts
 from mlx_dpo.insight.report.record import RunRecord, read_run
@@ -23,6 +23,7 @@ from mlx_dpo.insight.scoring import (
     reference_of,
 )
 from mlx_dpo.models.generate import Completion
+from mlx_dpo.paths import check_ordinary
 from mlx_dpo.preferences.reader import read_rows
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.scores import GroupScore, is_taught, margins, score_groups, wilson_interval

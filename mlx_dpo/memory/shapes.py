@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.models.config import checked_config, stored_shapes
 from mlx_dpo.models.dialects import (
     TIED,
     check_sizes,
@@ -19,7 +20,6 @@ from mlx_dpo.models.dialects import (
     is_head,
     model_classes,
 )
-from mlx_dpo.models.hub import checked_config, stored_shapes
 from mlx_dpo.models.parameters import has_weights, is_float, named_arrays, tensor_shapes
 from mlx_dpo.models.parts import in_training_mode
 

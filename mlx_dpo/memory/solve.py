@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dpo.memory.predict import Settings
+from mlx_dpo.memory.settings import Settings
 
 GIB = 2**30
 # Of what is recommended for the GPU: room for MLX's buffer cache and for predictions that are off.

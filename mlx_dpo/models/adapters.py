@@ -10,7 +10,6 @@ import copy
 import difflib
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.adaptable import INNER, choose_modules, is_experts, is_linear
 from mlx_dpo.models.packed import dense, num_inputs
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 
 RANK, SCALE = 16, 2.0
 _ADAPTED = ("lora_a", "lora_b", "m")  # parameters that are an adapter's
-_INNER = ("linear", "embedding")  # what wrappers call the module they wrap
 _SMALL = 1e-2  # of the values of B in a self-check
 
 
@@ -110,37 +109,6 @@ class Dora(Lora):
         y = y if bias is None else y - bias
         y = y * self._factor.astype(x.dtype)
         return y if bias is None else y + bias
-
-
-def choose_modules(model: nn.Module, modules: str = "all", layers: int | None = None) -> list[str]:
-    """Paths of the layers to adapt: linear ones inside the blocks, without routers of experts.
-
-    Args:
-        model: A model of mlx-lm's kind.
-        modules: ``all``, ``attention``, or names such as ``q_proj,v_proj``.
-        layers: The last so many blocks; None for all.
-
-    Raises:
-        UsageError: If a name is no such layer, or there are fewer blocks.
-    """
-    blocks = list(model.layers)
-    if layers is not None and not 0 < layers <= len(blocks):
-        raise UsageError(f"--lora-layers {layers}: the model has {len(blocks)} blocks")
-    first = len(blocks) - (layers or len(blocks))
-    adaptable = [_adaptable(block) for block in blocks]
-    wanted = [name for each in modules.split(",") if (name := each.strip())]
-    if wanted not in (["all"], ["attention"]):
-        _check_names(wanted, {name for names in adaptable for name in names})
-    prefixes = _paths_of(model, blocks)
-    chosen = [
-        f"{prefix}.{name}"
-        for prefix, names in zip(prefixes[first:], adaptable[first:], strict=True)
-        for name in names
-        if _is_wanted(name, wanted)
-    ]
-    if not chosen:
-        raise UsageError(f"--lora-modules {modules}: no linear layer of the model is meant by it")
-    return chosen
 
 
 def new_adapter(
@@ -237,13 +205,6 @@ def parts_of(model: nn.Module) -> dict[str, Part]:
     }
 
 
-def wrapped_module(module: Any) -> Any:
-    """The module inside an adapted one; of any other, the module itself."""
-    if isinstance(module, nn.Module) and "lora_a" in module:
-        return next(module[name] for name in _INNER if name in module)
-    return module
-
-
 def base_parameters(model: nn.Module) -> dict[str, mx.array]:
     """Parameters of a model without its adapter, under the names they have without it."""
     adapted = adapted_modules(model)
@@ -253,7 +214,7 @@ def base_parameters(model: nn.Module) -> dict[str, mx.array]:
         if path in adapted and last in _ADAPTED:
             continue
         outer, _, inner = path.rpartition(".")
-        base[f"{outer}.{last}" if inner in _INNER and outer in adapted else name] = value
+        base[f"{outer}.{last}" if inner in INNER and outer in adapted else name] = value
     return dict(sorted(base.items()))
 
 
@@ -336,63 +297,12 @@ def adapted_matrix(module: nn.Module, part: Part) -> mx.array:
     return matrix * (part.magnitude / mx.linalg.norm(matrix, axis=1))[:, None]
 
 
-def _adaptable(block: nn.Module) -> list[str]:
-    """Names of a block's linear layers, in order, without the router of its experts."""
-    modules = [(name, wrapped_module(m)) for name, m in block.named_modules()]
-    experts = max((len(m.weight) for _, m in modules if _is_experts(m)), default=0)
-    return sorted(
-        name
-        for name, module in modules
-        if not name.endswith(tuple(f".{inner}" for inner in _INNER))
-        and (_is_experts(module) or (_is_linear(module) and not _is_router(name, module, experts)))
-    )
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, nn.Linear | nn.QuantizedLinear)
-
-
-def _is_experts(module: Any) -> bool:
-    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-
-    return isinstance(module, SwitchLinear | QuantizedSwitchLinear)
-
-
-def _is_router(name: str, module: Any, experts: int) -> bool:
-    return name.endswith(("gate", "router")) and len(module.weight) <= experts
-
-
-def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
-    if wanted == ["all"]:
-        return True
-    if wanted == ["attention"]:
-        return re.search(r"(^|[._])(attn|attention)([._]|$)", name) is not None
-    return any(name == each or name.endswith(f".{each}") for each in wanted)
-
-
-def _check_names(wanted: Sequence[str], names: set[str]) -> None:
-    known = sorted({name.rpartition(".")[2] for name in names})
-    for each in wanted:
-        if not any(_is_wanted(name, [each]) for name in names):
-            near = difflib.get_close_matches(each, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(
-                f"--lora-modules: no linear layer of the blocks is called {each!r}{hint} (there "
-                f"are {', '.join(known)}; or all, or attention, alone)"
-            )
-
-
-def _paths_of(model: nn.Module, blocks: Sequence[nn.Module]) -> list[str]:
-    path_of = {id(module): path for path, module in model.named_modules()}
-    return [path_of[id(block)] for block in blocks]
-
-
 def _wrapper(path: str, module: nn.Module, part: Part) -> nn.Module:
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRASwitchLinear
 
-    if _is_linear(module):
+    if is_linear(module):
         return Lora(module, part) if part.magnitude is None else Dora(module, part)
-    if _is_experts(module):
+    if is_experts(module):
         kind: Any = LoRASwitchLinear
     elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
         kind = LoRAEmbedding

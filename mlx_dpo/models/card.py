@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.files import check_ordinary, inside
 from mlx_dpo.models.hub import hub_id_of, is_hub_id
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.paths import check_ordinary, inside
 from mlx_dpo.preferences.scores import GroupScore, wilson_interval
 
 CARD = "README.md"

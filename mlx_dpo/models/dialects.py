@@ -179,7 +179,7 @@ def _respelled(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layers(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Kinds of layers in the words of mlx-lm."""
+    """Kinds of layers under mlx-lm's names."""
     layers, pattern = config.get("layer_types"), config.get("sliding_window_pattern")
     extra: dict[str, Any] = {}
     if kind in ("gemma3_text", "cohere2") and layers is not None:
@@ -194,7 +194,7 @@ def _layers(kind: str, config: dict[str, Any]) -> dict[str, Any]:
         names = _LAYER_TYPES[kind]
         extra["layer_types"] = [names.get(str(each), each) for each in layers]
     if kind == "mistral" and slides_everywhere(config):
-        extra["layer_types"] = None  # mlx-lm's llama wants a full one
+        extra["layer_types"] = None  # mlx-lm's llama needs a full one
     return extra
 
 

@@ -11,13 +11,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_ordinary, entries_of, inside, is_system_file, new_folder
+from mlx_dpo.files import new_folder
 from mlx_dpo.manifest import DIGESTS, write_digests
+from mlx_dpo.models.config import PACKINGS, read_config
 from mlx_dpo.models.dialects import normalised
 from mlx_dpo.models.fuse import choose_packings, fused, left_dense, packed_anew, packing_entry
-from mlx_dpo.models.hub import NAMED_TEMPLATES, PACKINGS, read_config
 from mlx_dpo.models.parameters import is_float, named_arrays, save_arrays
 from mlx_dpo.models.shards import save_shards
+from mlx_dpo.models.tokenizer import NAMED_TEMPLATES
+from mlx_dpo.paths import check_ordinary, entries_of, inside, is_system_file
 
 SHARD_BYTES = 2 * 2**30  # largest weight file of a fused model; as much is held in memory
 CONVERSION = "convert.json"  # as `convert.record` writes it

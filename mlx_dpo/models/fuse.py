@@ -13,13 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.adapters import (
-    adapted_matrix,
-    adapted_modules,
-    base_parameters,
-    parts_of,
-    wrapped_module,
-)
+from mlx_dpo.models.adaptable import wrapped_module
+from mlx_dpo.models.adapters import adapted_matrix, adapted_modules, base_parameters, parts_of
 from mlx_dpo.models.packed import dense, is_packed, num_inputs
 from mlx_dpo.models.parameters import is_float
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.models.hub import num_positions
+from mlx_dpo.models.folder import num_positions
 from mlx_dpo.models.limits import pin_a_share
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.records import Message

@@ -11,7 +11,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_dpo.errors import UsageError, disk_error, one_line
-from mlx_dpo.files import NewFile, check_ordinary
+from mlx_dpo.files import NewFile
+from mlx_dpo.paths import check_ordinary
 
 _SAME_SIZE = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 

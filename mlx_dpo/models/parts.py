@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.models.adapters import wrapped_module
+from mlx_dpo.models.adaptable import wrapped_module
 from mlx_dpo.models.parameters import named_arrays
 
 # What leads to a layer, and its number.

@@ -57,8 +57,8 @@ class Findings:
     """What is known about a config.json.
 
     Attributes:
-        wrong: What mlx-lm computes otherwise than transformers, in the words of a message.
-        unknown: Settings, or values of them, that nobody has compared.
+        wrong: What mlx-lm computes otherwise than transformers, as a message says it.
+        unknown: Settings, or values of them, that were never compared.
         limit: Tokens up to which it is right; None for any number.
     """
 
@@ -83,7 +83,7 @@ def table() -> dict[str, Any]:
     not be, null), ``absent`` (what transformers takes where mlx-lm would take something else; null
     for what follows from the sizes), ``required`` (must not be left out), ``rope`` (kinds of scaled
     positions with their verified settings), ``inside`` (the kind of its ``text_config``), or
-    ``wrong``. ``sizes`` are told by the shapes of the weights.
+    ``wrong``. ``sizes`` follow from the shapes of the weights.
     """
     content: dict[str, Any] = json.loads((_FOLDER / "verified.json").read_text(encoding="utf-8"))
     return content

@@ -60,7 +60,7 @@ class ChatFormat:
         closing_id: The token that ends an assistant turn; scored, and where generation stops.
         closing_text: The same as text.
         adds_bos: Whether plain text gets a BOS in front (a template writes its own).
-        date: What the template is told as today's, YYYY-MM-DD; None where it does not ask.
+        date: Today, as the template gets it, YYYY-MM-DD; None where it does not ask.
         frame: What is written around the words of an answer.
     """
 
@@ -245,7 +245,7 @@ def chat_format(tokenizer: Tokenizer, date: str | None = None) -> ChatFormat:
 
     Args:
         tokenizer: The model's tokenizer.
-        date: What a template that asks for the date is told, YYYY-MM-DD. Default: today's.
+        date: The date that a template gets if it asks, YYYY-MM-DD. Default: today's.
 
     Raises:
         UsageError: If there is neither a closing token in the template nor an EOS, the template

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import check_encoding
+from mlx_dpo.paths import check_encoding
 
 MAX_ROW = 10_000_000  # bytes of a line, characters of a row in an array; no pair is near it
 LARGE_ARRAY = 200_000_000  # bytes of a file; a larger array is read too, with a warning

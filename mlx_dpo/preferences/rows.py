@@ -34,7 +34,7 @@ def encode(
         tokenizer: As `load` returns it, or of transformers.
         max_length: Tokens kept of prompt + response.
         drop_bad: Whether rows with errors are left out, and counted, instead of refused.
-        date: What a chat template that asks for today's date is told, YYYY-MM-DD.
+        date: The date that a chat template gets if it asks, YYYY-MM-DD.
 
     Returns:
         The pairs to train on, in the order of the rows.

@@ -51,7 +51,7 @@ def render(
         tokenizer: Brings the template.
         conversations: The turns of each.
         add_generation_prompt: Whether the assistant is to answer next.
-        date: What a template that asks for the date is told, YYYY-MM-DD; None tells it the clock's.
+        date: The date that a template gets if it asks, YYYY-MM-DD; None for the clock's.
 
     Raises:
         UsageError: If the template goes over the limits on time, memory or text.
@@ -269,7 +269,7 @@ def _check_whole(texts: list[str]) -> None:
 
 
 def _clock(date: str | None) -> Any:
-    """What stands for the class `datetime`: it is midnight of a day for ever."""
+    """What stands for the class `datetime`: it is always midnight of one day."""
     if date is None:
         return datetime
     return SimpleNamespace(now=lambda *_: datetime.fromisoformat(date))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import flaw_of_name
+from mlx_dpo.paths import flaw_of_name
 from mlx_dpo.preferences.chat import is_date
 from mlx_dpo.runs.config_file import read_file
 from mlx_dpo.runs.sources import data_files

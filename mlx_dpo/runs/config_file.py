@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import text_of
+from mlx_dpo.paths import text_of
 from mlx_dpo.runs.habits import ours
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from mlx_dpo.convert.sources import base_of, find, is_adapter
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import asks_for_date, is_quantised, own_dtype, read_config
+from mlx_dpo.models.config import is_quantised, own_dtype, read_config
+from mlx_dpo.models.tokenizer import asks_for_date
 from mlx_dpo.preferences.chat import today
 from mlx_dpo.runs.config import BEST, EMBEDDED_CONFIG, MEASURES, RunConfig, read_settings
 

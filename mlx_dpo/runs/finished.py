@@ -16,6 +16,7 @@ from mlx_dpo.files import make_folder
 from mlx_dpo.manifest import write_digests
 from mlx_dpo.models.adapters import describe, parts_of
 from mlx_dpo.models.card import UNTAUGHT, model_card, origin_of, published
+from mlx_dpo.models.config import is_quantised
 from mlx_dpo.models.export import (
     ModelFiles,
     export_folder,
@@ -25,7 +26,6 @@ from mlx_dpo.models.export import (
     write_companions,
     write_json,
 )
-from mlx_dpo.models.hub import is_quantised
 from mlx_dpo.models.parameters import stored_digest
 from mlx_dpo.preferences.scores import is_taught, score_groups
 from mlx_dpo.runs.best import Kept

@@ -26,7 +26,6 @@ from mlx_dpo.convert.store import CONVERTED
 from mlx_dpo.errors import UsageError, disk_error
 from mlx_dpo.files import (
     append,
-    entries_of,
     flush_file,
     is_leftover,
     make_folder,
@@ -36,6 +35,7 @@ from mlx_dpo.files import (
 )
 from mlx_dpo.manifest import DIGESTS, digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
+from mlx_dpo.paths import entries_of
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig

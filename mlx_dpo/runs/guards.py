@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.errors import DiskError, LockedError, StoppedError, disk_error
-from mlx_dpo.files import entries_of
+from mlx_dpo.paths import entries_of
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -17,16 +17,11 @@ from mlx_dpo.convert.sources import (
     load_tokenizer,
     name_of,
 )
-from mlx_dpo.models.adapters import (
-    adapter_digest,
-    attach,
-    choose_modules,
-    new_adapter,
-    without_adapter,
-)
+from mlx_dpo.models.adaptable import choose_modules
+from mlx_dpo.models.adapters import adapter_digest, attach, new_adapter, without_adapter
 from mlx_dpo.models.export import ModelFiles, read_files
+from mlx_dpo.models.folder import check_ids, model_digest
 from mlx_dpo.models.generate import batches_exactly
-from mlx_dpo.models.hub import check_ids, model_digest
 from mlx_dpo.models.parameters import fingerprint, stored_digest
 from mlx_dpo.preferences.batches import ORDER, EpochOrder
 from mlx_dpo.preferences.chat import ChatFormat, chat_format

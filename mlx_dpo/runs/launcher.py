@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import DeviceFaultError, StoppedError, UsageError
-from mlx_dpo.files import text_of
+from mlx_dpo.paths import text_of
 
 PLACE = "MLX_DPO_PEERS"  # what a rank that was started here needs to find the others, as JSON
 STOP, QUIT = b"s", b"q"  # what it is told on its stdin

@@ -18,12 +18,14 @@ import mlx.nn as nn
 from mlx_dpo.convert.sources import adapter_to_train, find_mlx
 from mlx_dpo.errors import BudgetError
 from mlx_dpo.files import make_folder, mark_used, write_file
-from mlx_dpo.memory.predict import Prediction, Predictor, Settings, Workload
+from mlx_dpo.memory.predict import Predictor
+from mlx_dpo.memory.settings import Prediction, Settings, Workload
 from mlx_dpo.memory.shapes import packed, shell
 from mlx_dpo.memory.solve import SHARE, NoSolution, changed, recommended_here, solve
 from mlx_dpo.models.adapters import Adapter
-from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config
+from mlx_dpo.models.config import is_quantised, read_config
 from mlx_dpo.models.parameters import named_arrays
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.preferences.chat import chat_format, pad_id_of
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import BytesDone, lengths

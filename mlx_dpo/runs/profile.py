@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.convert.sources import load_model
-from mlx_dpo.memory.predict import Prediction
+from mlx_dpo.memory.settings import Prediction
 from mlx_dpo.models.adapters import adapter_parameters
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.models.parameters import named_arrays, num_bytes

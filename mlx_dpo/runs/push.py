@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from mlx_dpo.convert.sources import RECORD, read_record
 from mlx_dpo.errors import UsageError, one_line
-from mlx_dpo.files import check_links, check_ordinary, entries_of, inside
 from mlx_dpo.manifest import DIGESTS, check_digests, digests_of
 from mlx_dpo.models.card import CARD, renewed_card
 from mlx_dpo.models.export import companions
 from mlx_dpo.models.hub import is_hub_id
+from mlx_dpo.paths import check_links, check_ordinary, entries_of, inside
 
 _PATTERNS = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_ordinary
+from mlx_dpo.paths import check_ordinary
 
 _ENDINGS = (".jsonl", ".json")
 _TRAIN = ("train",)

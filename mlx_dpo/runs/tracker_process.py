@@ -48,7 +48,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is told of a run.
+    """What a tracker gets to know of a run.
 
     Attributes:
         tracker: Its name, a key of `PACKAGES`.
@@ -318,7 +318,7 @@ def figures_of(row: dict[str, Any], steps_per_epoch: int) -> Figures:
 
 
 def first_line(run: Tracked) -> bytes:
-    """What the process is told on its standard input first."""
+    """What the process reads from its standard input first."""
     return json.dumps(asdict(run)).encode() + b"\n"
 
 

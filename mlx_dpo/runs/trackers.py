@@ -187,7 +187,7 @@ class _Link:
 
 
 def _tracked(tracker: str, job: Job, folder: Path) -> Tracked:
-    """What a tracker is told of a run."""
+    """What a tracker gets to know of a run."""
     config = job.config
     path = folder.resolve()
     name, group = path.name, None

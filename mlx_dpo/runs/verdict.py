@@ -187,7 +187,7 @@ def _repetition(text: str) -> float:
 
 
 def judge(run: Evidence) -> Verdict:
-    """The verdict on a finished run, by the kinds it trained on; others are told apart."""
+    """The verdict on a finished run, by the kinds it trained on; others are counted apart."""
     if not run.untaught:
         return _judge_taught(run)
     taught, apart = _parted(run)

@@ -21,7 +21,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.models.adapters import wrapped_module
+from mlx_dpo.models.adaptable import wrapped_module
 from mlx_dpo.models.parts import is_embedding
 
 Indices = npt.NDArray[np.int64]

@@ -27,7 +27,7 @@ def make_optimizer(
 
     Args:
         name: ``adamw`` (betas 0.9 and 0.999, eps 1e-8), ``lion`` (betas 0.9 and 0.99; its step is
-            a sign, so it wants a learning rate three to ten times lower) or ``adafactor`` (no
+            a sign, so it needs a learning rate three to ten times lower) or ``adafactor`` (no
             momentum, the learning rate as it is given).
         learning_rate: Of the first step.
         weight_decay: Decoupled decay, on every parameter.

@@ -6,7 +6,7 @@ of a prompt doesn't depend on what follows it, so both passes together compute e
 over prompt + response computes.
 
 Shorter prompts are padded on the right. Keys of padding are cut off or masked. A layer with states
-is told how long each prompt is, and leaves what comes after out; one that takes no lengths must get
+gets the length of each prompt, and leaves what comes after out; one that takes no lengths must get
 prompts without padding. The self-check finds that out.
 
 Shapes: R rows, K key-value heads, N new positions, P positions of the longest prompt, D head size.

@@ -134,7 +134,7 @@ def choose_path(
 
 
 def _reason(model: nn.Module, path: FastPath, error: Exception) -> str:
-    """Why a path is not taken; what a model's code said when it failed is for nobody's eyes."""
+    """Why a path is not taken; the error of a model's own code is not shown."""
     if isinstance(error, UnknownCacheError | UnknownStructureError):
         return str(error)
     if path.share_prompts and keeps_states(model):

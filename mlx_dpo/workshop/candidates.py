@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_dpo.errors import DataError, UsageError
-from mlx_dpo.files import text_of
+from mlx_dpo.paths import text_of
 from mlx_dpo.preferences.json_text import Finding, RawRow, not_readable, raw_rows
 from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import (

@@ -15,7 +15,8 @@ from typing import Any
 
 from mlx_dpo import files
 from mlx_dpo.errors import DataError, DiskError, LockedError, disk_error
-from mlx_dpo.files import check_ordinary, make_folder, write_file
+from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.paths import check_ordinary
 from mlx_dpo.preferences.reader import json_line
 
 

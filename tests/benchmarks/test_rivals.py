@@ -18,7 +18,7 @@ from benchmarks.model_folder import EOS_ID, as_row, closed, save, save_adapters
 from benchmarks.report import publish, table, with_section
 from benchmarks.rivals import LEARNING_RATES, SECTIONS, TINY, same_loss
 from benchmarks.workload import make_batches, make_model
-from mlx_dpo.models.adapters import choose_modules
+from mlx_dpo.models.adaptable import choose_modules
 from mlx_dpo.models.parameters import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,7 +212,19 @@ def test_a_run_that_ends_within_its_warm_up_is_warned_about(
 
 def test_few_pairs_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(*TRAIN, "--steps", "2", "--dry-run") == 0
-    assert "pairs to train on: fewer than 50 rarely change" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "pairs to train on: fewer than 50 rarely change" in shown
+    assert "forward pass" not in shown  # all of the model's settings are known
+
+
+def test_a_setting_of_a_model_that_nobody_has_compared_is_said_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(ORACLE, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"attention_sinks": 4}))
+    assert exit_code("train", "--model", "model", *TRAIN[3:], "--steps", "2", "--dry-run") == 0
+    assert "but NOT for attention_sinks in config.json" in capsys.readouterr().err
 
 
 def test_reference_log_probs_of_an_earlier_run_are_said_to_be_found(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.memory.predict import Settings
+from mlx_dpo.memory.settings import Settings
 from mlx_dpo.memory.solve import solve
 from mlx_dpo.preferences import encoding, store
 from tests.cli.conftest import run

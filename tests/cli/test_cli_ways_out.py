@@ -10,7 +10,7 @@ import pytest
 
 from mlx_dpo.cli.ways_out import place_of
 from mlx_dpo.convert.sources import Source, load_source, locate
-from mlx_dpo.models.hub import load_model
+from mlx_dpo.models.folder import load_model
 from tests.cli.conftest import run
 from tests.cli.test_cli_export import IDS, adapter_logits, logits
 from tests.runs.conftest import ORACLE

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.models.adapters import Adapter, attach
-from mlx_dpo.models.hub import load_model
+from mlx_dpo.models.folder import load_model
 from tools.peft_adapters import IDS, POSITIONS, write_base
 
 Logits = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_dpo.convert.verify import TOLERANCE, token_batch
 from mlx_dpo.errors import UsageError
-from mlx_dpo.models.hub import check_ids, load_model
+from mlx_dpo.models.folder import check_ids, load_model
 from mlx_dpo.models.rotary import LongRope
 from tests.convert.make_golden import COLUMNS, IDS, POSITIONS, SHORT
 from tests.convert.tiny import CORRECTED, write_folder

@@ -19,10 +19,11 @@ from mlx_dpo.convert.gguf.vocabulary import read_vocabulary
 from mlx_dpo.convert.sources import Source, load_source
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.models.dialects import for_mlx
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.fuse import fused
-from mlx_dpo.models.hub import load_model, load_tokenizer
 from mlx_dpo.models.parameters import named_arrays, save_arrays
 from mlx_dpo.models.rotary import correct_rotary
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.records import Message
 from tests.runs.conftest import ORACLE

@@ -11,8 +11,8 @@ import pytest
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import TOLERANCE, mlx_logits
 from mlx_dpo.errors import MlxDpoError, UsageError
+from mlx_dpo.models.folder import load_folder
 from mlx_dpo.models.generate import Request, generate_each
-from mlx_dpo.models.hub import load_folder
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.run import train
 from tests.convert.conftest import run

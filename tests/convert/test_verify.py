@@ -15,7 +15,7 @@ from mlx_dpo.convert.conversion import closed_way_back
 from mlx_dpo.convert.hf.model import mlx_model
 from mlx_dpo.convert.verify import check_logits, check_weights, compare, free_memory, token_batch
 from mlx_dpo.errors import MlxDpoError, UsageError
-from mlx_dpo.models.hub import load_tokenizer
+from mlx_dpo.models.tokenizer import load_tokenizer
 from tests.convert.conftest import GOLDEN, MakeSource, run, tensors_of
 
 

@@ -143,10 +143,10 @@ def pickles(folder: Path, rng: random.Random) -> None:
 
 
 def load(folder: Path) -> None:
-    """What `train` does with a model folder."""
-    from mlx_dpo.models import hub
+    """What `train` does with a model's weights; the tokenizer's files are whole here."""
+    from mlx_dpo.models.folder import load_model
 
-    hub.load_folder(folder)
+    load_model(folder)
 
 
 def weights(folder: Path) -> None:
@@ -197,9 +197,6 @@ def main(kind: str, first: int, end: int) -> None:
     """Try some mutations of a kind, and print what became of them and the peak memory."""
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    from mlx_dpo.models import hub
-
-    hub.load_tokenizer = lambda folder: None  # its files are whole here, and slow to read
     ends = {"used": 0, "refused": 0}
     for number in range(first, end):
         print(f"{kind} {number}", flush=True)

@@ -9,7 +9,8 @@ import mlx.nn as nn
 import pytest
 
 from mlx_dpo.errors import BudgetError
-from mlx_dpo.memory.predict import Predictor, Settings, Workload
+from mlx_dpo.memory.predict import Predictor
+from mlx_dpo.memory.settings import Settings, Workload
 from mlx_dpo.memory.shapes import emptied, packed
 from mlx_dpo.memory.solve import candidates
 from mlx_dpo.models.adapters import Part, adapter_parameters, attach_adapters

@@ -9,18 +9,12 @@ import mlx.nn as nn
 import pytest
 
 from mlx_dpo.memory.graph import Array, Node, trace
-from mlx_dpo.memory.predict import (
-    Predictor,
-    Settings,
-    Workload,
-    begin_replay,
-    largest_batches,
-    optimizer_of,
-    record_step,
-)
+from mlx_dpo.memory.predict import Predictor
 from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.memory.replay import Replay
+from mlx_dpo.memory.settings import Settings, Workload
 from mlx_dpo.memory.shapes import emptied
+from mlx_dpo.memory.trace import begin_replay, largest_batches, optimizer_of, record_step
 from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.records import PreferenceExample

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.memory.shapes import shell
-from mlx_dpo.models.hub import load_folder, load_model
+from mlx_dpo.models.folder import load_folder, load_model
 from mlx_dpo.models.parameters import named_arrays, num_bytes
 from tests import oracle
 from tests.packed import pack

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.memory.predict import Settings
+from mlx_dpo.memory.settings import Settings
 from mlx_dpo.memory.solve import NoSolution, candidates, changed, solve
 from tests.memory.test_predict import make_gpt2, make_llama, predictor
 

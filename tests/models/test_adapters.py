@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.errors import UsageError
+from mlx_dpo.models.adaptable import choose_modules
 from mlx_dpo.models.adapters import (
     Part,
     adapted_matrix,
@@ -13,7 +14,6 @@ from mlx_dpo.models.adapters import (
     attach,
     attach_adapters,
     base_parameters,
-    choose_modules,
     new_adapter,
     parts_of,
     small_updates,

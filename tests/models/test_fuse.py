@@ -11,10 +11,11 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models import export
-from mlx_dpo.models.adapters import Part, adapted_matrix, attach, choose_modules, parts_of
+from mlx_dpo.models.adaptable import choose_modules
+from mlx_dpo.models.adapters import Part, adapted_matrix, attach, parts_of
 from mlx_dpo.models.export import write_fused
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.fuse import Packing, choose_packings, fused, packed_anew, packing_entry
-from mlx_dpo.models.hub import load_model
 from mlx_dpo.models.packed import dense, multiply_dense
 from mlx_dpo.models.parameters import named_arrays, read_header, same_bits
 from tests.runs.conftest import ORACLE

@@ -13,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from mlx_dpo.cli import main
 from mlx_dpo.cli.screen import about_template
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_ordinary
 from mlx_dpo.models.export import read_companions
-from mlx_dpo.models.hub import load_model, load_tokenizer
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.models.parameters import read_header
+from mlx_dpo.models.tokenizer import load_tokenizer
+from mlx_dpo.paths import check_ordinary
 from mlx_dpo.preferences.chat import chat_format
 from mlx_dpo.runs.config import read_settings
 from tests.runs.conftest import ORACLE
@@ -184,7 +185,7 @@ def test_a_panic_of_rust_is_one_line(
     monkeypatch.setattr("mlx_lm.utils.load_tokenizer", fails)
     with pytest.raises(UsageError, match="no usable tokenizer: index out of bounds"):
         load_tokenizer(folder)
-    monkeypatch.setattr("mlx_dpo.models.hub.read_config", fails)
+    monkeypatch.setattr("mlx_dpo.models.config.read_config", fails)
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--model", str(folder), "--prompt", "Who?"])
     assert ended.value.code == 1

@@ -9,7 +9,7 @@ import pytest
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models import verified
 from mlx_dpo.models.dialects import for_mlx, model_classes
-from mlx_dpo.models.hub import check_ids, load_model
+from mlx_dpo.models.folder import check_ids, load_model
 from tests.convert.conftest import GOLDEN
 from tests.convert.test_corrected import STORED, folder_of
 

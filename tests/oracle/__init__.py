@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from safetensors.numpy import load_file
 
-from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.folder import load_folder
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import PreferenceExample
 

@@ -11,12 +11,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlx_dpo.models.adaptable import choose_modules
 from mlx_dpo.models.adapters import (
     Part,
     attach,
     attach_adapters,
     base_parameters,
-    choose_modules,
     new_adapter,
     parts_of,
     without_adapter,

@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_dpo.models.adapters import Part, attach, parts_of
-from mlx_dpo.models.hub import load_model
+from mlx_dpo.models.folder import load_model
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath

@@ -105,7 +105,7 @@ def _tasks(by_file: "dict[str, list[Candidates]]") -> "list[Task]":
 
 
 def _guidelines(file: str) -> str:
-    from mlx_dpo.files import text_of
+    from mlx_dpo.paths import text_of
 
     try:
         text = text_of(Path(file))

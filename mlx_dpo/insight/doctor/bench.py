@@ -21,8 +21,9 @@ from mlx_dpo.convert.adapters import read_adapter
 from mlx_dpo.convert.sources import check_base, load_folder, load_model, locate
 from mlx_dpo.insight import words
 from mlx_dpo.models.adapters import attach, attach_adapters
+from mlx_dpo.models.config import is_quantised, read_config
 from mlx_dpo.models.dialects import model_classes
-from mlx_dpo.models.hub import is_quantised, num_positions, read_config
+from mlx_dpo.models.folder import num_positions
 from mlx_dpo.models.packed import multiply_dense, num_parameters, packed_bits
 from mlx_dpo.models.parameters import is_float32, named_arrays
 from mlx_dpo.preferences.chat import pad_id_of

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.insight.doctor.bench import LOOK, OK, Batch, Bench, Outcome
-from mlx_dpo.memory.predict import Predictor, Settings, Workload
+from mlx_dpo.memory.predict import Predictor
+from mlx_dpo.memory.settings import Settings, Workload
 from mlx_dpo.training.paths import FastPath, ScoringPath
 
 TIMES = 3  # measurements of which the shortest counts, after one that does not

@@ -8,7 +8,8 @@ from mlx_dpo.convert.sources import find, is_adapter, locate
 from mlx_dpo.convert.verify import check_logits
 from mlx_dpo.errors import MlxDpoError, UsageError
 from mlx_dpo.insight.doctor.bench import FAIL, LOOK, OK, Outcome, without_paths
-from mlx_dpo.models.hub import is_quantised, load_tokenizer, read_config
+from mlx_dpo.models.config import is_quantised, read_config
+from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.models.verified import known
 
 

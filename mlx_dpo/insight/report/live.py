@@ -8,7 +8,7 @@ from mlx_dpo.insight.report.page import DataMeasures, write_report
 from mlx_dpo.runs.guards import check_free
 
 REFRESH = 5  # seconds between looks at the run, and after which the page loads itself again
-_PATIENCE = 3  # looks in a row that find nobody at work: a supervised run starts again by itself
+_PATIENCE = 3  # looks in a row that find no run at work: a supervised run starts again by itself
 _GROWS = ("metrics.jsonl", "samples.jsonl", "result.json")
 
 

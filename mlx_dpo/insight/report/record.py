@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import check_links
 from mlx_dpo.insight import words
+from mlx_dpo.paths import check_links
 from mlx_dpo.preferences.scores import Logprobs
 from mlx_dpo.runs.config import RunConfig, read_settings
 from mlx_dpo.runs.defaults import LORA

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.extras import to_install
-from mlx_dpo.files import check_encoding, check_ordinary, is_system_file
+from mlx_dpo.paths import check_encoding, check_ordinary, is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")

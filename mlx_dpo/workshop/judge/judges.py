@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_dpo.errors import DataError, StoppedError, UsageError
-from mlx_dpo.files import entries_of, make_folder, text_of, write_file
+from mlx_dpo.files import make_folder, write_file
+from mlx_dpo.paths import entries_of, text_of
 from mlx_dpo.preferences.json_text import Finding, raw_rows
 from mlx_dpo.preferences.reader import text_digest
 from mlx_dpo.preferences.schema import read_messages, read_text
@@ -208,8 +209,8 @@ def _local_model(name: str, adapter: str | None, max_tokens: int) -> JudgeModel:
     """A model in this process, asked greedily."""
     from mlx_dpo.convert.sources import date_of, load_source, load_tokenizer, locate, name_of
     from mlx_dpo.models.adapters import whole_digest
+    from mlx_dpo.models.folder import model_digest, num_positions
     from mlx_dpo.models.generate import Request, complete
-    from mlx_dpo.models.hub import model_digest, num_positions
     from mlx_dpo.preferences.chat import chat_format
 
     source = locate(name, adapter)

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.dialects import normalised
-from mlx_dpo.models.hub import load_folder
+from mlx_dpo.models.folder import load_folder
 from mlx_dpo.models.parameters import (
     load_arrays,
     named_arrays,
