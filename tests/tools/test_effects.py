@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from mlx_dpo.insight.charts import standalone
 from mlx_dpo.insight.ches import ches_scores
 from tools.experiments import commands
 from tools.experiments.effects import (
@@ -174,8 +175,9 @@ def test_a_study_in_small_measures_once_and_prints_and_draws_what_it_measured(
         assert one["before"] == other["before"]  # each starts from the same model
         assert one["track"] != other["track"]
     drawn = dict(pictures.pictures(done))
-    assert list(drawn) == ["margin", "logprobs", "ches", "rates", "length", "drift"]
-    assert all(ElementTree.fromstring(str(drawing)) is not None for drawing in drawn.values())
+    assert list(drawn) == ["margin", "logprobs", "ches", "length", "rates", "drift"]
+    for drawings in drawn.values():
+        ElementTree.fromstring(standalone(*drawings))
 
 
 def test_before_training_nothing_is_right_by_reward_and_the_loss_is_log_2() -> None:

@@ -101,6 +101,12 @@ class Finished:
                 found[row["settings"]["method"], row["settings"]["rate"]].append(row)
         return dict(sorted(found.items()))
 
+    def default_rate(self, pool: str) -> float | None:
+        """The rate whose runs measured the training pairs too."""
+        return next(
+            (rate for (_, rate), runs in self.runs(pool).items() if "train" in runs[0]), None
+        )
+
     @property
     def pools(self) -> list[str]:
         """Sets that were trained on."""
@@ -113,11 +119,16 @@ class Finished:
                 if found := [run for run in runs if "others" in run]:
                     yield pool, found
 
+    def public(self) -> Iterator[tuple[str, list[Row]]]:
+        """Of these, the runs that measured pairs of another set, never trained on."""
+        return ((pool, runs) for pool, runs in self.whole() if any(runs[0]["others"]))
+
     def measured(self) -> Iterator[tuple[str, str, Judged]]:
         """What was trained on, what was measured, and how it came out."""
+        public = dict(self.public())
         for pool, runs in self.whole():
             yield pool, "held out", judged(self.cells[f"before/{pool}-held"], runs, "held")
-            if "before/llmbar" in self.cells:
+            if pool in public:
                 others = judged(self.cells["before/llmbar"], runs, "others")
                 for kind in sorted(set(others.kinds), reverse=True):
                     yield pool, f"LLMBar, {kind}", others.only(kind)

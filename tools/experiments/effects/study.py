@@ -35,11 +35,12 @@ from tools.experiments.effects.tuning import (
 
 OUT = Path("runs/effects")
 SEEDS = (0, 1, 2)
-FACTORS = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+FACTORS = (1.0, 3.0, 1 / 3, 9.0, 1 / 9)  # of the default rate, the nearest first
 LORA_RATE = 1e-4  # the default of `mlx_dpo train`
 EMBEDDED_RATE, EMBEDDED_EPOCHS = 4e-4, 3  # of checkpoints/tiny-sft/train.toml
 PARTS = ("embedded", "rates", "accuracy", "tokens", "terciles")
 DRIFT_PROMPTS, DRIFT_TOKENS = 24, 32
+NO_OTHERS = Side([], [], [])
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Study:
         settings = recipe.settings() | {
             "train": digest(pool.train.examples),
             "held": digest(pool.held.examples),
-            "others": digest(whole.examples) if whole else None,
+            "others": digest(whole.examples) if whole is not None else None,
             "drift": drift,
         }
 
@@ -140,7 +141,8 @@ def embedded(study: Study) -> None:
             for factor in FACTORS:
                 rate = factor * EMBEDDED_RATE
                 recipe = Recipe(model, "full", rate, epochs=EMBEDDED_EPOCHS, seed=seed)
-                study.tuned(recipe, pool, drift=seed == 0)
+                whole = NO_OTHERS if factor == 1 else None
+                study.tuned(recipe, pool, whole=whole, drift=seed == 0)
 
 
 def rates(study: Study, pool: Pool, whole: Side | None) -> None:

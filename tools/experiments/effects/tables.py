@@ -196,6 +196,7 @@ class RateLine:
         method: ``lora`` or ``full``.
         rate: Learning rate.
         loss, margin, accuracy: On held-out pairs; accuracy is that of the implicit reward.
+        change: Of log p(chosen) and log p(rejected), in nats.
         kl: Divergence on the model's own answers, nats a token; None where it was not measured.
     """
 
@@ -204,6 +205,7 @@ class RateLine:
     loss: tuple[float, float]
     margin: tuple[float, float]
     accuracy: tuple[float, float]
+    change: tuple[tuple[float, float], tuple[float, float]]
     kl: float | None
 
 
@@ -212,37 +214,60 @@ def rate_lines(done: Finished, pool: str) -> list[RateLine]:
     lines = []
     for (method, rate), runs in done.runs(pool).items():
         found = judged(done.cells[f"before/{pool}-held"], runs, "held")
-        loss, margin, accuracy = (
+        change = found.after - found.before
+        loss, margin, accuracy, chosen, rejected = (
             mean_error([float(own.mean()) for own in values])
-            for values in (found.losses, found.margins, found.margins > 0)
+            for values in (
+                *(found.losses, found.margins, found.margins > 0),
+                *(change[:, 0], change[:, 1]),
+            )
         )
         kl = next((run["kl_per_token"] for run in runs if "kl_per_token" in run), None)
-        lines.append(RateLine(method, rate, loss, margin, accuracy, kl))
+        lines.append(RateLine(method, rate, loss, margin, accuracy, (chosen, rejected), kl))
     return lines
 
 
 def rate_table(done: Finished) -> str:
-    """Held-out loss by learning rate."""
-    head = ("trained on", "model", "method", "learning rate", "seeds", "held-out loss", "margin",
-            "reward accuracy", "KL a token", "within 1 s.e. of the best")  # fmt: skip
+    """Held-out pairs by learning rate."""
+    head = ("trained on", "learning rate", "seeds", "held-out loss", "less that of the default",
+            "reward accuracy", "margin", "log p(chosen)", "log p(rejected)",
+            "KL a token")  # fmt: skip
     rows = []
     for pool in done.pools:
-        by_rate = done.runs(pool)
-        if len(by_rate) < 2:
+        by_rate, default = done.runs(pool), done.default_rate(pool)
+        if len(by_rate) < 2 or default is None:
             continue
-        lines = rate_lines(done, pool)
-        best = min(line.loss for line in lines)
-        for line in lines:
+        for line in rate_lines(done, pool):
             runs = by_rate[line.method, line.rate]
+            numbers = ((line.loss, ""), (line.accuracy, ""), (line.margin, "+"))
+            loss, accuracy, margin = (_spread(*number, sign) for number, sign in numbers)
             rows.append(
-                [pool, runs[0]["settings"]["model"], line.method, f"{line.rate:.1e}",
-                 str(len(runs)),
-                 *(f"{mean:{sign}.3f} ± {error:.3f}" for (mean, error), sign in
-                   ((line.loss, ""), (line.margin, "+"), (line.accuracy, ""))),
-                 f"{line.kl:.3f}" if line.kl is not None else "",
-                 "yes" if line.loss[0] <= sum(best) else ""]
+                [pool, f"{line.rate:.1e}", str(len(runs)), loss,
+                 _against(done, pool, runs, by_rate[line.method, default]), accuracy, margin,
+                 *(f"{mean:+.2f}" for mean, _ in line.change),
+                 "" if line.kl is None else f"{line.kl:.3f}"]
             )  # fmt: skip
     return _some(head, rows)
+
+
+def _spread(mean: float, error: float, sign: str) -> str:
+    """A mean over seeds with its standard error, where there are several."""
+    return f"{mean:{sign}.3f}" + (f" ± {error:.3f}" if error else "")
+
+
+def _against(done: Finished, pool: str, runs: Sequence[Row], others: Sequence[Row]) -> str:
+    """Held-out loss less that of other runs of the same seeds, pair by pair."""
+    if runs is others:
+        return ""
+    seeds = [{run["settings"]["seed"]: run for run in each} for each in (runs, others)]
+    common = sorted(seeds[0].keys() & seeds[1].keys())
+    before = done.cells[f"before/{pool}-held"]
+    one, other = (judged(before, [each[seed] for seed in common], "held") for each in seeds)
+    gap = one.losses - other.losses
+    spread = bootstrap(
+        lambda rows, drawn: float(gap[np.ix_(drawn, rows)].mean()), one.prompts, len(common)
+    )
+    return f"{gap.mean():+.3f} ({spread[0]:+.3f} to {spread[1]:+.3f})"
 
 
 def token_table(done: Finished) -> str:
