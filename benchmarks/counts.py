@@ -1,4 +1,4 @@
-"""What a step asks of a machine, counted from its graph: the same on every one.
+"""What a step asks of a machine, counted from its graph: the same on every CPU.
 
 Seconds depend on a processor. Products, bytes and kernels do not: they carry over to a Mac, and a
 test holds them fast.

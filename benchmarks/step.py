@@ -29,10 +29,12 @@ from mlx_dpo.training.paths import FastPath, PlainPath
 
 LENGTH = workload.MAX_SEQ_LEN
 
-Score = Callable[[nn.Module, Sequence[PreferenceExample]], mx.array]
+Score = Callable[..., mx.array]  # called as a `ScoringPath` is
 
 
-def naive(model: nn.Module, examples: Sequence[PreferenceExample]) -> mx.array:
+def naive(
+    model: nn.Module, examples: Sequence[PreferenceExample], *, gradient: bool = False
+) -> mx.array:
     """Every row padded to the longest there may be, all logits: how the method is first written."""
     cx, cy, cm, rx, ry, rm = pad_and_collate_pref(examples, max_seq_len=LENGTH, pad_id=0)
     return mx.stack([sequence_logprob(model(cx), cy, cm), sequence_logprob(model(rx), ry, rm)])
@@ -74,7 +76,7 @@ def gradient(
     """Loss and gradient tree of a batch, not yet evaluated."""
 
     def loss() -> mx.array:
-        chosen, rejected = score(model, examples)
+        chosen, rejected = score(model, examples, gradient=True)
         return dpo_loss(chosen, rejected, reference[0], reference[1], beta=0.1)[0]
 
     loss_and_gradient: tuple[mx.array, Any] = nn.value_and_grad(model, loss)()
@@ -207,7 +209,7 @@ def measure(name: str, rounds: int) -> str:
 
 
 def _cells(row: Contender, first: Contender, floor: float, floors: Sequence[float]) -> list[str]:
-    """What was measured of a row, then what was counted: the same on every machine."""
+    """What was measured of a row, then what was counted: the same on every CPU."""
     seconds = median(row.seconds)
     needed = [counts.flops / flops for counts, flops in zip(row.counts, floors, strict=True)]
     return [

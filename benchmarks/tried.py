@@ -1,8 +1,8 @@
 """What was tried to make a step faster and is not built: ``python -m benchmarks.tried``.
 
-Prints what docs/engine.md says of it: a compiled step, a compiled update, and how many tokens both
-responses of a pair begin with. About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny
-model.
+Prints what docs/engine.md says of it: a compiled step, a compiled update, activations and attention
+with gradients of our own, what an exponential costs, and how many tokens both responses of a pair
+begin with. About fifteen minutes with one BLAS thread; ``--quick`` takes a tiny model.
 """
 
 import argparse
@@ -12,11 +12,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from statistics import median
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx_lm.models import llama
 from tokenizers import Tokenizer
 
 from benchmarks.measure import now
@@ -103,6 +106,123 @@ def compiled_update(shape: Shape) -> str:
     return _side_by_side("update", updates[0], updates[1], grads)
 
 
+def own_gradients(shape: Shape, rounds: int = 4) -> str:
+    """Gradients of activations and attention that make fewer passes, by turns with MLX's own."""
+    model = make_model(shape)
+    swiglu, attention = "mlx_lm.models.llama.swiglu", "mlx.core.fast.scaled_dot_product_attention"
+    patches: dict[str, tuple[str, Any]] = {
+        "MLX's": (swiglu, llama.swiglu),
+        "activations": (swiglu, _swiglu),
+        "attention": (attention, _attention),
+        "attention in two blocks": (attention, _in_blocks),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in patches}
+    peaks = dict.fromkeys(seconds, 0)
+    for batch in make_batches(shape, rounds):
+        for name, each in seconds.items():
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            start = now()
+            with mock.patch(*patches[name]):
+                mx.eval(gradient(model, PATH, batch, mx.zeros((2, PAIRS_PER_STEP))))
+            each.append(now() - start)
+            peaks[name] = max(peaks[name], mx.get_peak_memory())
+    plain, least = seconds["MLX's"], peaks["MLX's"]
+    return "gradients of our own ÷ MLX's: " + "; ".join(
+        f"{name} {median(a / b for a, b in zip(seconds[name], plain, strict=True)):.3f}, peak "
+        f"{peaks[name] / least:.2f}"
+        for name in list(patches)[1:]
+    )
+
+
+def exponentials(count: int) -> str:
+    """Nanoseconds an element of what a step computes."""
+    x = mx.random.normal((count // 1024, 1024))
+    mx.eval(x)
+    found = []
+    functions: dict[str, Callable[[], mx.array]] = {
+        "a product": lambda: x * x,
+        "exp": lambda: mx.exp(x),
+        "a power": lambda: mx.power(2.0, x),
+        "sigmoid": lambda: mx.sigmoid(x),
+        "softmax": lambda: mx.softmax(x, axis=-1),
+    }
+    for name, function in functions.items():
+        mx.eval(function())
+        start = now()
+        mx.eval(function())
+        found.append(f"{name} {1e9 * (now() - start) / x.size:.1f}")
+    return f"ns an element: {', '.join(found)}"
+
+
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """Keeps the sigmoid, and not its product with the gate."""
+
+    @mx.custom_function
+    def forward(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        sigmoid = mx.sigmoid(gate)
+        return gate * sigmoid * x, sigmoid
+
+    @forward.vjp
+    def backward(inputs: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        (gate, x), (by_output, _), (_, sigmoid) = inputs, cotangents, outputs
+        silu = gate * sigmoid
+        return [by_output * x * (sigmoid + silu * (1 - sigmoid)), by_output * silu]
+
+    results: Any = forward(gate, x)
+    return results[0]  # type: ignore[no-any-return]
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any, **_: Any) -> Any:
+    """Keeps the probabilities, adds its mask, and sums over a head's size, not over all keys."""
+    return _attended(q, k, v, scale, _bias(q, k, mask))
+
+
+def _in_blocks(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any, **_: Any) -> Any:
+    """The same; the first half of the queries reads no keys that are masked for all of it."""
+    bias, half = _bias(q, k, mask), q.shape[2] // 2
+    end = k.shape[2] - q.shape[2] + half
+    if not half:
+        return _attended(q, k, v, scale, bias)
+    first = _attended(q[:, :, :half], k[:, :, :end], v[:, :, :end], scale, bias[..., :half, :end])
+    return mx.concatenate([first, _attended(q[:, :, half:], k, v, scale, bias[..., half:, :])], 2)
+
+
+def _bias(q: mx.array, k: mx.array, mask: Any) -> mx.array:
+    length, keys = q.shape[2], k.shape[2]
+    if isinstance(mask, str):
+        mask = mx.arange(keys - length, keys)[:, None] >= mx.arange(keys)
+    return mx.where(mask, 0.0, -1e30)
+
+
+def _attended(q: mx.array, k: mx.array, v: mx.array, scale: float, bias: mx.array) -> mx.array:
+    groups = q.shape[1] // k.shape[1]
+    folded = (*k.shape[:2], groups * q.shape[2], q.shape[3])  # heads that share keys, as more rows
+    bias = mx.tile(bias, (groups, 1))
+
+    @mx.custom_function
+    def forward(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        scores = (q * scale).reshape(folded) @ k.swapaxes(-1, -2)
+        weights = mx.softmax(scores + bias, axis=-1)
+        return (weights @ v).reshape(q.shape), weights
+
+    @forward.vjp
+    def backward(inputs: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        (q, k, v), (by_output, _), (output, weights) = inputs, cotangents, outputs
+        along = (by_output * output).sum(axis=-1, keepdims=True).reshape(*folded[:3], 1)
+        by_output = by_output.reshape(folded)
+        by_scores = (by_output @ v.swapaxes(-1, -2) - along) * weights
+        rows = (q * scale).reshape(folded)
+        return [
+            (by_scores @ k).reshape(q.shape) * scale,
+            by_scores.swapaxes(-1, -2) @ rows,
+            weights.swapaxes(-1, -2) @ by_output,
+        ]
+
+    results: Any = forward(q, k, v)
+    return results[0]  # type: ignore[no-any-return]
+
+
 def _side_by_side(name: str, eager: Any, compiled: Any, argument: Any) -> str:
     begin = time.perf_counter()
     first_output, other = compiled(argument), eager(argument)
@@ -142,6 +262,8 @@ def main() -> None:
     print(same_beginnings(str(PAIRS)), flush=True)
     print(num_layouts(shape, 250), flush=True)
     print(compiled_update(half), flush=True)
+    print(own_gradients(shape), flush=True)
+    print(exponentials(2**14 if quick else 2**22), flush=True)
     print(compiled_step(half), flush=True)
 
 

@@ -101,7 +101,9 @@ class PeerError(MlxDpoError):
         exit_code: The other's, where it could tell.
     """
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    exit_code = 9
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 

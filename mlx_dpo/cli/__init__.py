@@ -43,8 +43,9 @@ Exit codes
   0  done                        5  a loss or gradient was not finite
   1  the run failed              6  the run's folder is in use
   2  wrong usage or settings     7  a file could not be written
-  3  bad data                   75  stopped; the last line says how to go on
-  4  not enough memory              8  the GPU failed
+  3  bad data                    8  the GPU failed
+  4  not enough memory           9  another rank is lost
+ 75  stopped; the last line says how to go on
 """
 
 

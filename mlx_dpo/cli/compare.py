@@ -13,7 +13,15 @@ import click
 
 from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, printable, progress
-from mlx_dpo.cli.screen import say, show_json, table, terminal_width
+from mlx_dpo.cli.screen import (
+    LENGTH_READING,
+    say,
+    share,
+    share_of,
+    show_json,
+    table,
+    terminal_width,
+)
 from mlx_dpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -200,6 +208,15 @@ def _print_tally(tally: "Tally") -> None:
         f"B wins {tally.b_share:.2f} ({low:.2f}-{high:.2f}) of {tally.judged} judged, a tie being "
         "half a win."
     )
+    if not tally.judged:
+        return
+    rows = [["by length", "judged", "B wins"]]
+    rows += [
+        [each.name, str(each.judged), share(each.b_wins, each.judged)] for each in tally.lengths
+    ]
+    if (controlled := tally.length_controlled) is not None:
+        rows.append(["length-controlled", str(controlled.num_pairs), share_of(controlled)])
+    say(f"\n{table(rows)}\n{LENGTH_READING}")
 
 
 def _as_record(compared: "list[Compared]", tally: "Tally | None") -> dict[str, Any]:
@@ -215,5 +232,11 @@ def _as_record(compared: "list[Compared]", tally: "Tally | None") -> dict[str, A
         "warnings": signs(compared),
     }
     if tally is not None:
-        record["blind"] = {**asdict(tally), "b_share": tally.b_share, "interval": tally.interval}
+        controlled = tally.length_controlled
+        record["blind"] = {
+            **asdict(tally),
+            "b_share": tally.b_share,
+            "interval": tally.interval,
+            "length_controlled": None if controlled is None else asdict(controlled),
+        }
     return record

@@ -108,7 +108,12 @@ def plan(
 
 
 def within_budget(
-    settings: RunConfig, given: set[str], screen: "Screen", *, keep: bool = True
+    settings: RunConfig,
+    given: set[str],
+    screen: "Screen",
+    *,
+    keep: bool = True,
+    least: int | None = None,
 ) -> "tuple[RunConfig, Data | None]":
     """Settings that keep the memory budget of a run, and its pairs, if they were read for that.
 
@@ -120,6 +125,7 @@ def within_budget(
         given: Names of the settings that somebody chose: they are not changed.
         screen: Shows what happens.
         keep: Whether token ids and the solution are kept on disk for later runs.
+        least: What the smallest of several machines recommends.
 
     Raises:
         BudgetError: If no settings keep --memory-budget.
@@ -128,7 +134,7 @@ def within_budget(
     from mlx_dpo.runs.plan import as_options, budget_of, changes, fit, gigabytes, make_plan
 
     settings = decided(settings)
-    budget = budget_of(settings)
+    budget = budget_of(settings, least)
     if budget is None:
         return settings, None
     plan = make_plan(settings, keep=keep, progress=screen.tokenizing, problems=screen.data_checked)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlx_dpo.cli.displacement import displacement_record, print_fallen, show_displacement
 from mlx_dpo.cli.footer import printable
-from mlx_dpo.cli.screen import counted, program, say, share, table
+from mlx_dpo.cli.screen import LENGTH_READING, counted, program, say, share, share_of, table
 from mlx_dpo.convert.sources import find
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.drift import Drift
@@ -18,6 +19,7 @@ from mlx_dpo.insight.evaluation import Assessment
 from mlx_dpo.models.packed import packed_bits
 from mlx_dpo.preferences.scores import (
     GroupScore,
+    LengthControlled,
     LengthGroup,
     is_taught,
     score_groups,
@@ -52,6 +54,7 @@ def record_of_run(result: RunResult) -> dict[str, Any]:
         "kept": asdict(result.kept),
         "groups": _group_records(groups),
         "not_trained_on": _group_records(apart),
+        "displacement": displacement_record(result.displacement),
         "answers": [asdict(answer) for answer in result.answers],
         "totals": dict(result.totals),
         "peak_bytes": result.peak_bytes,
@@ -63,7 +66,9 @@ def show_result(result: RunResult, *, verbose: bool = False) -> None:
     job = result.job
     say()
     if result.policy.size:
-        _print_scores(*_measured(result), result.verdict)
+        _print_scores(*_measured(result))
+    if result.displacement is not None:
+        show_displacement(result.displacement, job.config)
     say()
     for shown in result.answers:
         say(f"  {shown.prompt}  ({shown.mark})", colour=_MARK_COLOURS.get(shown.mark), bold=True)
@@ -142,19 +147,11 @@ def _groups(result: RunResult, rows: npt.NDArray[np.bool_]) -> list[GroupScore]:
     return score_groups(result.policy[:, rows], result.reference[:, rows], kinds, beta=beta)
 
 
-def _print_scores(
-    groups: Sequence[GroupScore], apart: Sequence[GroupScore], verdict: Verdict
-) -> None:
+def _print_scores(groups: Sequence[GroupScore], apart: Sequence[GroupScore]) -> None:
     """What held-out pairs gained; last and `apart` the kinds that no training pair is of."""
     say("Held-out pairs, after training")
     untaught = [replace(group, name=_UNTAUGHT) for group in apart[:1]]
     _print_groups([*groups, *untaught, *apart[1:]])
-    if verdict.outcome == BETTER and groups[0].chosen_reward < -0.05:
-        say(
-            "The chosen reward is negative: chosen answers lost probability too, only less than "
-            "rejected ones. That is common; the margin is what DPO trains. If answers get worse, "
-            "lower --learning-rate or raise --beta."
-        )
 
 
 def _print_groups(groups: Sequence[GroupScore]) -> None:
@@ -217,6 +214,7 @@ def as_record(names: dict[str, Any], which: str, assessment: Assessment) -> dict
         assessment: Of these pairs.
     """
     pairs, drift = assessment.pairs, assessment.drift
+    controlled = assessment.length_controlled
     return {
         **names,
         "pairs": which,
@@ -225,6 +223,8 @@ def as_record(names: dict[str, Any], which: str, assessment: Assessment) -> dict
         "cut": pairs.num_cut,
         "groups": _group_records(assessment.groups),
         "lengths": [asdict(group) for group in assessment.lengths],
+        "length_controlled": controlled and asdict(controlled),
+        "displacement": displacement_record(assessment.displacement),
         "calibration": asdict(assessment.calibration),
         "drift": asdict(drift) if drift else None,
         "warnings": drift.signs if drift else [],
@@ -252,7 +252,8 @@ def print_assessment(names: dict[str, Any], which: str, assessment: Assessment) 
     say(f"loss       {assessment.groups[0].loss:.4f} (untrained: log 2 = 0.6931)\n")
     _print_groups(assessment.groups)
     say()
-    _print_lengths(assessment.lengths)
+    _print_lengths(assessment.lengths, assessment.length_controlled)
+    print_fallen(assessment.displacement)
     _print_calibration(assessment.calibration)
     _print_drift(assessment.drift)
 
@@ -261,7 +262,7 @@ def _reward_wins(group: GroupScore) -> int:
     return round(group.reward_accuracy * group.num_pairs)
 
 
-def _print_lengths(groups: Sequence[LengthGroup]) -> None:
+def _print_lengths(groups: Sequence[LengthGroup], controlled: LengthControlled | None) -> None:
     rows = [["by length", "pairs", "right", "likelier"]]
     for group in groups:
         if num := group.num_pairs:
@@ -270,10 +271,12 @@ def _print_lengths(groups: Sequence[LengthGroup]) -> None:
         else:
             accuracy = "-"
         rows.append([group.name, str(num), share(group.reward_wins, num), accuracy])
+    if controlled is not None:
+        rows.append(["length-controlled", str(controlled.num_pairs), share_of(controlled), ""])
     say(table(rows))
     say(
-        "length-matched: within 10 % of the longer answer's tokens, or one token. A policy that "
-        "learned length is right in the first row and wrong in the last.\n"
+        f"{LENGTH_READING} A policy that learned length is right in the first row and wrong in the "
+        "last.\n"
     )
 
 

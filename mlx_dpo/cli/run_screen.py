@@ -23,13 +23,11 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, RunConfig
 from mlx_dpo.runs.data import RowCounts
-from mlx_dpo.runs.defaults import rate_of_model
+from mlx_dpo.runs.defaults import USUAL_BETA, rate_of_model, warned_rate, why_rate
 from mlx_dpo.runs.job import FINDING, READ_FIRST, Job
 from mlx_dpo.runs.plan import gigabytes
 from mlx_dpo.training.self_check import Choice
 
-USUAL_BETA = (0.05, 0.5)
-USUAL_RATE = 1e-2  # above it no model of any size was seen to learn
 FEW_PAIRS = 50
 
 
@@ -93,12 +91,21 @@ class TerminalScreen(Screen):
         read = read_config(job.source)
         if self.verbose or not known(read)[0]:
             say(statement(read, str(config.model)), err=True)
+        if job.tuned_before:
+            self._line(
+                "history",
+                f"preference training came before: {job.tuned_before}. That model is the "
+                "reference: gains are measured from it, and not from plain SFT",
+            )
         if (why := closed_way_back(job.source)) is not None:
             self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")
         held_out = f"{len(job.held_out.examples) or 'none'} held out"
         count = counted(len(job.train.examples), "pair")
         self._line("data", f"{config.data}  ({count} to train on, {held_out})")
         self._line("settings", _about_settings(job))
+        if self.config.learning_rate is None:
+            why = why_rate(config.method, job.num_parameters, job.max_steps)
+            self._line("rate", f"{config.learning_rate:g}, {why}; --learning-rate sets another")
         if config.epochs > 1 and self.config.epochs is None and not config.steps:
             self._line(
                 "epochs",
@@ -261,11 +268,8 @@ def _warnings(job: Job) -> Iterator[str]:
             f"all {counted(job.max_steps, 'step')} lie within the warm-up of "
             f"{config.warmup_steps}: lower --warmup-steps or raise --epochs"
         )
-    if config.learning_rate > USUAL_RATE:
-        yield (
-            f"learning rate {config.learning_rate:g} is far above what is usual (1e-6 to 1e-4): "
-            "models fall apart"
-        )
+    if (warning := warned_rate(config, job.num_parameters)) is not None:
+        yield warning
     if sys.platform == "linux" and not on_gpu() and not blas():
         yield (
             "MLX computes with the slow BLAS of its wheel; with OpenBLAS loaded first, training is "

@@ -21,6 +21,7 @@ from mlx_dpo.preferences.schema import ERROR, LEFT_OUT, WARNING
 if TYPE_CHECKING:
     from mlx_dpo.preferences.chat import ChatFormat
     from mlx_dpo.preferences.schema import Problem, Problems
+    from mlx_dpo.preferences.scores import LengthControlled
     from mlx_dpo.workshop.collection import Collection
 
 _PLACES = 3  # of errors of one code that are shown
@@ -30,6 +31,10 @@ VERDICT_COLOURS = {"ok": None, "not checked": None, "look": "yellow", "stop": "r
 _ALARMS = ("warning: ", f"{ERROR}: ", f"{LEFT_OUT}: ", "mlx_dpo: ")  # what --quiet lets through
 _USUAL_WIDTH, _WIDEST = 80, 120  # columns: of a terminal that does not tell; of a line of text
 _LEAST = 24  # columns that a text beside its label has
+LENGTH_READING = (
+    "length-matched: within 10 % of the longer answer's tokens, or one token; length-controlled: "
+    "the mean of the first and the last row, in which always taking the longer answer gives 0.50."
+)
 # What stands before the text of a line: white space, and `model      ` or `warning: `.
 _LABEL = re.compile(r" *(?:\S{1,32}(?: \S{1,24}){0,2}(?: {2,})|[\w-]{1,12}(?: [\w-]{1,6})?: +)?")
 _WIDE = "\u2e80-\uffef"  # scripts that are written without spaces
@@ -86,6 +91,12 @@ def share(successes: float, trials: int) -> str:
         return "-"
     low, high = wilson_interval(successes, trials)
     return f"{successes / trials:.2f} ({low:.2f}-{high:.2f})"
+
+
+def share_of(controlled: "LengthControlled") -> str:
+    """A share that is no plain count, in the same form."""
+    low, high = controlled.interval
+    return f"{controlled.share:.2f} ({low:.2f}-{high:.2f})"
 
 
 def terminal_width(*, err: bool = False) -> int | None:

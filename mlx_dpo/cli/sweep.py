@@ -169,12 +169,15 @@ def _is_finished(settings: RunConfig) -> bool:
     run = Path(str(settings.run_dir))
     if not (run / "result.json").is_file():
         return False
+    from mlx_dpo.convert.sources import find_mlx
     from mlx_dpo.insight.report.record import read_run
+    from mlx_dpo.models.config import num_stored_parameters
     from mlx_dpo.runs.defaults import decided, decided_by_pairs
 
     num_pairs = len(read_run(run).split["train"])
+    size = num_stored_parameters(find_mlx(str(settings.model)))
     made, asked = (
-        decided_by_pairs(each, num_pairs)[0]
+        decided_by_pairs(each, num_pairs, size)[0]
         for each in (decided(resolve(run / "config.toml", {})), settings)
     )
     if made != asked:

@@ -91,7 +91,7 @@ def train(
         code = start([sys.executable, "-m", "mlx_dpo", *sys.argv[1:]]).wait()
         sys.exit(128 - code if code < 0 else code)
     with stop_on_signal():  # from the first second: the imports take some
-        _run(settings, config, given, None, **shown)
+        _run(settings, config, given, None, None, **shown)
 
 
 def _settings(
@@ -152,7 +152,7 @@ def _take_part(
 
         footer.doing("waiting for the other ranks")
         with joined(peer_timeout) as peers:
-            same_start(peers, config, {**given, "resume": shown["resume"] or None})
+            least = same_start(peers, config, {**given, "resume": shown["resume"] or None})
             if peers.rank:
                 from mlx_dpo.runs.follower import follow
 
@@ -165,7 +165,7 @@ def _take_part(
                 settings_of_first(peers, None)
                 return
             check_shares(peers.size, settings.batch_size * settings.grad_accumulation)
-            _run(settings, config, given, peers, **shown)
+            _run(settings, config, given, peers, least, **shown)
 
 
 def _run(
@@ -173,13 +173,17 @@ def _run(
     config: Path | None,
     given: dict[str, Any],
     peers: "Alone | None",
+    least: int | None,
     *,
     resume: bool,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Run, under settings that keep the budget; as they are where the run has begun."""
+    """Run, under settings that keep the budget; as they are where the run has begun.
+
+    `least` is what the smallest machine of several recommends.
+    """
     refuse_foreign(settings.data, settings.eval_data)
     if resume:
         config = _config_of_run(Path(str(settings.run_dir)), config, given)
@@ -189,6 +193,7 @@ def _run(
     fixed = None if _has_begun(settings) else given_names(config, given)
     from mlx_dpo.cli.results import record_of_run, show_result
     from mlx_dpo.cli.run_screen import TerminalScreen
+    from mlx_dpo.insight.displacement import displaced_by_run
     from mlx_dpo.runs.defaults import decided
     from mlx_dpo.runs.group import settings_of_first
     from mlx_dpo.runs.run import train as run
@@ -197,10 +202,16 @@ def _run(
     with TerminalScreen(settings, sys.stderr.isatty(), verbose=verbose) as screen:
         data = None
         if fixed is not None:
-            settings, data = within_budget(settings, fixed, screen, keep=not dry_run)
+            settings, data = within_budget(settings, fixed, screen, keep=not dry_run, least=least)
         settings_of_first(peers, settings)
         result = run(
-            settings, resume=resume, dry_run=dry_run, data=data, screen=screen, peers=peers
+            settings,
+            resume=resume,
+            dry_run=dry_run,
+            data=data,
+            screen=screen,
+            peers=peers,
+            look=displaced_by_run,
         )
     if result is None:
         say("dry run: all checks passed; nothing was trained")

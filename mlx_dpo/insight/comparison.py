@@ -3,10 +3,12 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+
+import numpy as np
 
 from mlx_dpo.convert.sources import check_base, locate
 from mlx_dpo.errors import DataError, UsageError
@@ -15,7 +17,12 @@ from mlx_dpo.models.generate import Completion, answer_all
 from mlx_dpo.paths import text_of
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.preferences.schema import read_text
-from mlx_dpo.preferences.scores import wilson_interval
+from mlx_dpo.preferences.scores import (
+    LengthControlled,
+    length_controlled,
+    longer_one,
+    wilson_interval,
+)
 from mlx_dpo.records import Message
 from mlx_dpo.runs.collapse import answer_signs, repetition
 
@@ -56,10 +63,20 @@ class Habits:
 
 
 @dataclass(slots=True)
+class LengthTally:
+    """Judged prompts alike in which model's answer is the longer one; a tie is half a win."""
+
+    name: str
+    judged: int = 0
+    b_wins: float = 0.0
+
+
+@dataclass(slots=True)
 class Tally:
     """A person's preferences, as numbers of prompts.
 
-    `same` are those to which both models give one answer: nobody is asked about them.
+    `same` are those to which both models give one answer: nobody is asked about them. `lengths` has
+    the judged ones where B's answer is longer, as long, and shorter.
     """
 
     a_wins: int = 0
@@ -67,6 +84,9 @@ class Tally:
     ties: int = 0
     skipped: int = 0
     same: int = 0
+    lengths: list[LengthTally] = field(
+        default_factory=lambda: list(map(LengthTally, ("B longer", "length-matched", "B shorter")))
+    )
 
     @property
     def judged(self) -> int:
@@ -82,6 +102,22 @@ class Tally:
     def interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of `b_share`."""
         return wilson_interval(self.b_wins + self.ties / 2, self.judged)
+
+    @property
+    def length_controlled(self) -> LengthControlled | None:
+        """B's share where either model's answer were the longer one as often."""
+        longer, _, shorter = ((group.b_wins, group.judged) for group in self.lengths)
+        return length_controlled(longer, shorter)
+
+    def count(self, answers: tuple[Completion, Completion], b_wins: float) -> None:
+        """Add a judgement of the answers of A and B: 1 for B, 0 for A, 0.5 for a tie."""
+        self.b_wins += b_wins == 1
+        self.a_wins += b_wins == 0
+        self.ties += b_wins == 0.5
+        a, b = (np.array([len(answer.ids)]) for answer in answers)
+        group = self.lengths[1 - int(longer_one(b, a)[0])]
+        group.judged += 1
+        group.b_wins += b_wins
 
 
 def read_questions(path: Path | None) -> list[ComparisonPrompt]:
@@ -195,12 +231,8 @@ def judge_blind(
             break
         if key == "s":
             tally.skipped += 1
-        elif key == "t":
-            tally.ties += 1
-        elif (first if key == "1" else 1 - first) == 0:
-            tally.a_wins += 1
         else:
-            tally.b_wins += 1
+            tally.count(each.greedy, 0.5 if key == "t" else (first if key == "1" else 1 - first))
     return tally
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 from mlx_dpo.errors import DataError
 from mlx_dpo.insight.calibration import Reliability, reliability
+from mlx_dpo.insight.displacement import Displacement, displaced
 from mlx_dpo.insight.drift import Drift, measure_drift
 from mlx_dpo.insight.scoring import LoadedModel, check_same_tokens, score_pairs
 from mlx_dpo.preferences.encoding import encode_preferences
 from mlx_dpo.preferences.scores import (
     GroupScore,
+    LengthControlled,
     LengthGroup,
     Logprobs,
     group_by_length,
+    length_controlled,
     margins,
     score_groups,
 )
@@ -37,6 +40,7 @@ class Assessment:
         choice: How the policy's log-probs were computed, and why not faster.
         groups: Scores of all pairs and of each kind.
         lengths: Wins where chosen is longer, as long, shorter.
+        displacement: Chosen answers that are less likely under the policy.
         calibration: Whether confidence and outcome agree.
         drift: Divergence on the policy's own answers; None where no prompt was answered.
     """
@@ -47,8 +51,15 @@ class Assessment:
     choice: Choice
     groups: list[GroupScore]
     lengths: list[LengthGroup]
+    displacement: Displacement
     calibration: Reliability
     drift: Drift | None
+
+    @property
+    def length_controlled(self) -> LengthControlled | None:
+        """Reward accuracy where either answer were the longer one as often."""
+        longer, _, shorter = ((group.reward_wins, group.num_pairs) for group in self.lengths)
+        return length_controlled(longer, shorter)
 
 
 def assess(
@@ -109,6 +120,7 @@ def assess(
         choice=ours.choice,
         groups=score_groups(*scores, [p.kind for p in pairs.preferences], beta=beta),
         lengths=group_by_length(*scores, pairs.examples),
+        displacement=displaced(*scores, pairs, (policy.model, reference.model), policy.chat),
         calibration=reliability(margins(*scores, beta=beta)),
         drift=drift,
     )

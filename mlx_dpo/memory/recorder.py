@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.memory.graph import Array, Graph, Node, trace
-from mlx_dpo.training.step import Runtime
+from mlx_dpo.training.gradient import Runtime
 
 # Stands for every number that a traced step reads: finite, and a gradient norm that is clipped.
 _NUMBER = 1e30

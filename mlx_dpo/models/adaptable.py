@@ -10,6 +10,11 @@ import mlx.nn as nn
 from mlx_dpo.errors import UsageError
 
 INNER = ("linear", "embedding")  # what wrappers call the module they wrap
+# Layers of a few rows whose weights a model clips or reads itself: Gemma 3n's AltUp, Kimi K3.
+_WITHOUT = (
+    *("modality_router", "prediction_coefs", "correction_coefs"),
+    *("self_attention_res_proj", "mlp_res_proj"),
+)
 
 
 def choose_modules(model: nn.Module, modules: str = "all", layers: int | None = None) -> list[str]:
@@ -63,13 +68,13 @@ def is_experts(module: Any) -> bool:
 
 
 def _adaptable(block: nn.Module) -> list[str]:
-    """Names of a block's linear layers, in order, without the router of its experts."""
+    """Names of a block's linear layers, in order, without routers and `_WITHOUT`."""
     modules = [(name, wrapped_module(m)) for name, m in block.named_modules()]
     experts = max((len(m.weight) for _, m in modules if is_experts(m)), default=0)
     return sorted(
         name
         for name, module in modules
-        if not name.endswith(tuple(f".{inner}" for inner in INNER))
+        if not name.endswith((*_WITHOUT, *(f".{inner}" for inner in INNER)))
         and (is_experts(module) or (is_linear(module) and not _is_router(name, module, experts)))
     )
 

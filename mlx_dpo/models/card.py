@@ -120,7 +120,7 @@ def carried_card(source: Path, record: Mapping[str, Any], name: str, *, library:
         library: That the new folder is for, as for `model_card`.
     """
     made = renewed_card(source, record, name, library) if "trained_from" in record else None
-    content = _own_card(source) if made is None else made
+    content = own_card(source) if made is None else made
     hub_id = hub_id_of(source)
     if made is not None or hub_id is None:
         return content
@@ -139,7 +139,7 @@ def renewed_card(
         library: The new one; None for the folder's.
     """
     origin, here = origin_of(folder), library_of(folder, record)
-    own = _own_card(folder)
+    own = own_card(folder)
     if own not in (None, model_card(record, folder.resolve().name, origin, library=here)):
         return None
     return model_card(record, name, origin, library=library or here)
@@ -169,7 +169,7 @@ def origin_of(folder: Path) -> dict[str, str]:
     from huggingface_hub import RepoCard
 
     try:
-        content = _own_card(folder) or ""
+        content = own_card(folder) or ""
         if not content.lstrip().startswith(_METADATA):
             return {}
         found: dict[str, Any] = vars(RepoCard(content, ignore_metadata_errors=True).data)
@@ -187,7 +187,7 @@ def origin_of(folder: Path) -> dict[str, str]:
     return origin
 
 
-def _own_card(folder: Path) -> str | None:
+def own_card(folder: Path) -> str | None:
     """A folder's README; None where it has none, or one that is too long to be a card."""
     if not (folder / CARD).is_file():
         return None

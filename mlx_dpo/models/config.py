@@ -106,6 +106,19 @@ def stored_shapes(
     return found
 
 
+def num_stored_parameters(folder: Path) -> int:
+    """Weights of a model folder, by the headers of its files; packed ones as they are unpacked.
+
+    Raises:
+        UsageError: If there is no config.json or no weights, or a file is malformed.
+    """
+    shapes = tensor_shapes(folder)
+    scales = {name for name in shapes if name.endswith(".scales")}
+    helpers = scales | {f"{name.removesuffix('.scales')}.biases" for name in scales}
+    sizes = zip(shapes, stored_shapes(read_config(folder), shapes), strict=True)
+    return sum(math.prod(shape) for name, shape in sizes if name not in helpers)
+
+
 def own_dtype(folder: Path) -> str:
     """``float32``, ``bfloat16`` or ``float16``: what most of a folder's numbers are stored as.
 

@@ -3,6 +3,7 @@
 Each correction is one that the comparison with transformers asked for (see docs/conversion.md).
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,6 +37,8 @@ def corrections_of(kind: str, config: dict[str, Any]) -> list[Correction]:
         corrections.append(partial(set_activation, activation=activation))
     if kind == "gemma3_text":
         corrections.append(_scale_embeddings_exactly)
+    if kind in ("gemma3n", "gemma3n_text"):
+        corrections.append(_clip_copies)
     if is_scaled(config):
         corrections.append(partial(correct_rotary, kind=kind, config=config))
     if kind in _WHOLE_HEADS:
@@ -104,6 +107,32 @@ def _gate_class(base: type) -> type:
                 self.e_score_correction_bias = bias
 
     return Gate
+
+
+def _clip_copies(model: Any) -> None:
+    """Let each layer of Gemma 3n cast and clip copies of two of its weights.
+
+    mlx-lm's puts the results into the model: what it computes is the same, but a bfloat16 model is
+    another one after its first forward.
+    """
+    base = type(model.layers[0].altup)
+
+    class AltUp(base):  # type: ignore[misc, valid-type]
+        def predict(self, x: mx.array) -> Any:
+            return self._copy().predict(x)
+
+        def correct(self, predictions: mx.array, activated: mx.array) -> Any:
+            return self._copy().correct(predictions, activated)
+
+        def _copy(self) -> Any:
+            other = copy.copy(self)
+            other.__class__ = base
+            for name in ("prediction_coefs", "correction_coefs"):
+                other[name] = copy.copy(self[name])
+            return other
+
+    for layer in model.layers:
+        layer.altup.__class__ = AltUp
 
 
 def slides_everywhere(config: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 
 Logprobs = npt.NDArray[np.float32]
+Lengths = npt.NDArray[np.int64]
 
 TOLERANCE = 0.1  # of the longer response, at least one token: lengths that count as equal
 
@@ -63,6 +64,25 @@ class LengthGroup:
     reward_wins: int
     logprob_wins_before: int
     logprob_wins_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """A share of wins in which length counts for nothing.
+
+    It is the mean of two shares: where the winner would be the longer answer, and where it would be
+    the shorter one. A rule that always takes the longer answer has 0.5, whatever the pairs are.
+
+    Attributes:
+        share: That mean.
+        interval: Its 95 % interval, from the Wilson intervals of both shares (method of variance
+            estimates recovery, Zou and Donner 2008).
+        num_pairs: Pairs of both groups.
+    """
+
+    share: float
+    interval: tuple[float, float]
+    num_pairs: int
 
 
 def margins(policy: Logprobs, reference: Logprobs, *, beta: float) -> npt.NDArray[np.float64]:
@@ -116,8 +136,7 @@ def group_by_length(
     that differ by at most a tenth of the longer response, or by one token. Log-probs are (2, N).
     """
     _, chosen, rejected = lengths(examples).T
-    allowed = np.maximum(1, TOLERANCE * np.maximum(chosen, rejected))
-    gap = chosen - rejected
+    longer = longer_one(chosen, rejected)
     change = policy.astype(np.float64) - reference
     return [
         LengthGroup(
@@ -128,11 +147,42 @@ def group_by_length(
             int((policy[0] > policy[1])[member].sum()),
         )
         for name, member in (
-            ("chosen longer", gap > allowed),
-            ("length-matched", np.abs(gap) <= allowed),
-            ("chosen shorter", -gap > allowed),
+            ("chosen longer", longer == 1),
+            ("length-matched", longer == 0),
+            ("chosen shorter", longer == -1),
         )
     ]
+
+
+def longer_one(first: Lengths, second: Lengths) -> Lengths:
+    """Which of two answers is the longer one, from (N,) tokens of each.
+
+    Returns:
+        int (N,): 1 for the first, -1 for the second; 0 where they are matched, by a tenth of the
+        longer one's tokens or by one token.
+    """
+    allowed = np.maximum(1, TOLERANCE * np.maximum(first, second))
+    gap = first - second
+    signs: Lengths = np.where(np.abs(gap) > allowed, np.sign(gap), 0)
+    return signs
+
+
+def length_controlled(
+    longer: tuple[float, int], shorter: tuple[float, int]
+) -> LengthControlled | None:
+    """The share of wins where either answer were the longer one as often; None if a group is empty.
+
+    Args:
+        longer: Wins and trials where the winner would be the longer answer.
+        shorter: The same where it would be the shorter one.
+    """
+    if not (longer[1] and shorter[1]):
+        return None
+    shares = np.array([wins / trials for wins, trials in (longer, shorter)])
+    low, high = np.array([wilson_interval(*group) for group in (longer, shorter)]).T
+    down, up = (float(np.hypot(*(shares - ends))) / 2 for ends in (low, high))
+    share = float(shares.mean())
+    return LengthControlled(share, (share - down, share + up), longer[1] + shorter[1])
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -262,12 +262,23 @@ def shown_answers(job: Job, stop: Stop) -> list[str]:
 
 
 class Save(Callback):
-    """Saves the state every `save_every` steps, and when the run is stopped."""
+    """Saves the state every `save_every` steps, and when the run is stopped.
 
-    def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: Stop) -> None:
+    Args:
+        job: What the run works with.
+        folder: Of the run.
+        checkpoints: Those of the run.
+        stop: What a signal asks for.
+        ranks: The processes that make the run together.
+    """
+
+    def __init__(
+        self, job: Job, folder: RunFolder, checkpoints: Checkpoints, stop: Stop, ranks: int = 1
+    ) -> None:
         self._job, self._folder, self._checkpoints = job, folder, checkpoints
         self._stop = stop
-        self._resume = f"mlx_dpo train --resume --run-dir {folder.path}"
+        again = " (and --hosts or --ranks, as before)" if ranks > 1 else ""
+        self._resume = f"mlx_dpo train --resume --run-dir {folder.path}{again}"
         self.resume = f"what was saved is whole; continue with: {self._resume}"
 
     def before_batch(self, trainer: DPOTrainer) -> None:

@@ -76,8 +76,8 @@ class RunConfig:
     )
     learning_rate: float = _option(
         None,
-        "Learning rate after warm-up. Default: 1e-5; with LoRA 1e-4 (for 7 billion parameters and "
-        "more 5e-6 to 5e-5 is usual).",
+        "Learning rate after warm-up. Default: by the size of the model and the number of steps, "
+        "from 1e-5 (small, 100 steps or fewer) to 5e-7; with LoRA ten times that.",
         above=0,
     )
     min_learning_rate: float = _option(0.0, "Learning rate at the end of the cosine.", at_least=0)

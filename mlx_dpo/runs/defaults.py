@@ -1,5 +1,9 @@
-"""Settings that were not given and depend on the model or on others: all are decided here."""
+"""Settings that were not given and depend on the model or on others: all are decided here.
 
+docs/training.md has the table of what is decided, and the published recipes it was made from.
+"""
+
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,16 @@ from mlx_dpo.runs.config import BEST, EMBEDDED_CONFIG, MEASURES, RunConfig, read
 
 FULL, LORA = "full", "lora"
 
-# LoRA wants about ten times the rate of full fine-tuning (Schulman 2025, "LoRA Without Regret");
-# docs/results.md has the trial on SmolLM2-135M that it was confirmed by.
-_LEARNING_RATE = {FULL: 1e-5, LORA: 1e-4}
+# For a model of fewer parameters than the first number: the rate of a run of at most `_FEW` steps,
+# and the least, which recipes for some 60,000 pairs have (SmolLM2-135M to 1.7B, Zephyr-7B).
+_RATES = ((0.3e9, 1e-5, 1e-6), (1e9, 5e-6, 1e-6), (5e9, 2e-6, 1e-6), (math.inf, 2e-6, 5e-7))
+_FEW = 100  # steps
+# LoRA wants about ten times the rate of full fine-tuning (Schulman 2025, "LoRA Without Regret").
+_TIMES = {FULL: 1, LORA: 10}
+USUAL_BETA = (0.01, 0.5)  # Zephyr-7B's and SmolLM2's
+_LARGE = 1e9  # parameters
+_HOT = {FULL: 2e-6, LORA: 2e-5}  # the highest rates that recipes have for more than these
+_ABSURD = 1e-2  # above it no model of any size was seen to learn
 _MOST_WARMUP = 10  # steps
 _EVAL_EVERY = 100  # steps
 _FEWEST_STEPS, _MOST_EPOCHS = 50, 25  # of a run whose length was not given
@@ -29,7 +40,7 @@ _OF_ADAPTER = ("lora_rank", "lora_scale", "lora_layers", "lora_modules")  # come
 
 
 def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
-    """The settings with all of them set, as far as they mean something for the method.
+    """The settings with all of them set that the model and the method decide.
 
     Args:
         config: The settings.
@@ -50,7 +61,7 @@ def decided(config: RunConfig, *, weights: bool = True) -> RunConfig:
     packed = is_quantised(read_config(folder)) if (folder / "config.json").is_file() else False
     method = config.method or (LORA if packed or config.adapter else FULL)
     _check(config, method, packed=packed)
-    chosen: dict[str, Any] = {"method": method, "learning_rate": _LEARNING_RATE[method]}
+    chosen: dict[str, Any] = {"method": method}
     if method == FULL:
         chosen |= rate_of_model(folder)
     chosen["dtype"] = own_dtype(folder) if packed else "float32"
@@ -77,22 +88,76 @@ def rate_of_model(folder: Path) -> dict[str, Any]:
     return {name: settings[name] for name in ("learning_rate",) if name in settings}
 
 
-def decided_by_pairs(config: RunConfig, num_pairs: int) -> tuple[RunConfig, int]:
+def decided_by_pairs(
+    config: RunConfig, num_pairs: int, num_parameters: int | None = None
+) -> tuple[RunConfig, int]:
     """The settings with those that depend on the number of training pairs, and the run's steps.
 
     Few pairs are seen several times: after the two steps that ten pairs make, no model has changed.
+
+    Args:
+        config: From `decided`.
+        num_pairs: Training pairs.
+        num_parameters: Of the model without adapters; None leaves the learning rate undecided.
     """
     per_epoch = -(-num_pairs // (config.batch_size * config.grad_accumulation))
     proposed = 1 if config.steps else min(_MOST_EPOCHS, -(-_FEWEST_STEPS // per_epoch))
     epochs = config.epochs or proposed
     max_steps = config.steps or epochs * per_epoch
     tenth = max(1, max_steps // 10)
-    chosen = {
+    chosen: dict[str, Any] = {
         "epochs": epochs,
         "warmup_steps": min(_MOST_WARMUP, max_steps // 10),
         "eval_every": min(_EVAL_EVERY, tenth) if config.selects else _EVAL_EVERY,
     }
+    if num_parameters is not None:
+        chosen["learning_rate"] = rate_for(config.method, num_parameters, max_steps)
     return _filled(config, chosen), max_steps
+
+
+def rate_for(method: str, num_parameters: int, max_steps: int) -> float:
+    """The learning rate of a run whose rate was not given.
+
+    AdamW moves a weight by about the rate at each step, so rate times steps says how far a run can
+    go. Beyond `_FEW` steps that product is kept, until the rate is down at the published one. The
+    rate is rounded to 1, 2 or 5.
+    """
+    few, least = next(rates for below, *rates in _RATES if num_parameters < below)
+    exact = max(least, few * min(1.0, _FEW / max_steps))
+    power = math.floor(math.log10(exact))
+    rounded = min(
+        (float(f"{digit}e{power}") for digit in (1, 2, 5, 10)),
+        key=lambda rate: abs(math.log(rate / exact)),
+    )
+    return float(f"{rounded * _TIMES[method]:.0e}")
+
+
+def why_rate(method: str, num_parameters: int, max_steps: int) -> str:
+    """The reason for what `rate_for` gives, as it goes on after the rate."""
+    few, rate, least = (
+        rate_for(method, num_parameters, steps) for steps in (_FEW, max_steps, 1_000_000)
+    )
+    if max_steps <= _FEW:
+        return f"because {max_steps} steps are few; with thousands it would be {least:g}"
+    if rate == least:
+        return f"the published rate for a model of this size; {_FEW} steps would get {few:g}"
+    return f"for {max_steps} steps: between {few:g} for {_FEW} and {least:g} for thousands"
+
+
+def warned_rate(config: RunConfig, num_parameters: int) -> str | None:
+    """What is wrong with a learning rate that is far too high; None where nothing is."""
+    rate, hot = config.learning_rate, _HOT[config.method]
+    if rate > _ABSURD:
+        return (
+            f"learning rate {rate:g} is far above what is usual (1e-6 to 1e-4): models fall apart"
+        )
+    if num_parameters < _LARGE or rate <= hot:
+        return None
+    trained = "adapters on" if config.method == LORA else "all weights of"
+    return (
+        f"learning rate {rate:g} is high for {trained} a model of more than 1 billion parameters, "
+        f"which published recipes train at {hot:g} or less: answers may become repetitive"
+    )
 
 
 def _filled(config: RunConfig, chosen: dict[str, Any]) -> RunConfig:

@@ -12,7 +12,7 @@ import platform
 import re
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import combinations, zip_longest
 from pathlib import Path
@@ -38,7 +38,7 @@ from mlx_dpo.models.device import architecture, blas, tf32_enabled
 from mlx_dpo.paths import entries_of
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.records import VERSION
-from mlx_dpo.runs.config import OF_PAIRS, RunConfig
+from mlx_dpo.runs.config import OF_PAIRS, RunConfig, read_settings
 from mlx_dpo.runs.guards import HOLDER, LOCK, check_free
 from mlx_dpo.runs.supervise import CRASHES
 from mlx_dpo.training.loss import PAIR_METRICS
@@ -94,6 +94,11 @@ class RunFolder:
         for name in LOGS:
             if (self.path / name).is_file():
                 flush_file(self.path / name)
+
+    def evaluations_and_steps(self, since: int) -> list[dict[str, Any]]:
+        """What other ranks need of metrics.jsonl: evaluations, and steps from `since` on."""
+        rows = self.last_rows("metrics.jsonl", 0)
+        return [row for row in rows if "held_out" in row or row["step"] >= since]
 
     def last_rows(self, name: str, step: int) -> list[dict[str, Any]]:
         """The rows of a .jsonl file from `step` on, but for lines that no run writes."""
@@ -304,6 +309,14 @@ def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
         raise UsageError(f"{path}: is a file; --run-dir takes a folder")
     check_ours(path, resume=resume)
     return path
+
+
+def with_its_date(config: RunConfig) -> RunConfig:
+    """Settings with the date at which the run to go on with began."""
+    own = Path(config.run_dir or "") / "config.toml"
+    if config.date is not None or not own.is_file():
+        return config
+    return replace(config, date=read_settings(own).get("date"))
 
 
 def check_ours(path: Path, *, resume: bool) -> None:

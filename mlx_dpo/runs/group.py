@@ -35,6 +35,7 @@ from mlx_dpo.errors import (
     one_line,
 )
 from mlx_dpo.manifest import digest
+from mlx_dpo.memory.solve import recommended_here
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.callbacks import Screen
@@ -49,6 +50,7 @@ TIMEOUT = 300.0  # seconds that a rank waits for the others
 # Others may be downloading a model, or writing one.
 _LONG = {"settings", "model and data", "the end"}
 _PATIENCE = 10
+_TO_CONNECT = 60.0  # seconds at least: a process that is started here may have to wait for a core
 _LOOKED_AT, _MUCH = 10, 0.3  # steps, and the share of their time that is warned of
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,7 +60,8 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Alone]:
     """The peers of this process while the block runs; where it fails, all ranks end with its code.
 
     Args:
-        timeout: Seconds that another rank may be silent; ten times as many at start and end.
+        timeout: Seconds that another rank may be silent; ten times as many at start and end, and
+            60 at least while they connect.
 
     Raises:
         PeerError: If the others are not found.
@@ -96,7 +99,7 @@ def _connected(timeout: float) -> Any:
             os.environ[name] = os.path.join(folder, name)
             with open(os.environ[name], "w", encoding="utf-8") as file:
                 file.write(content)
-        faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(max(timeout, _TO_CONNECT), exit=True, file=nowhere)
         try:
             return mx.distributed.init(strict=True, backend=place.get("backend", "any"))
         except RuntimeError as error:
@@ -169,7 +172,7 @@ class _Watchdog(threading.Thread):
             waits = self._waits
             if waits is not None and time.monotonic() > waits[0]:
                 self._leave(
-                    1,
+                    PeerError.exit_code,
                     f"no answer from the other ranks for {waits[2]:.0f} s (--peer-timeout), "
                     f"waiting for {waits[1]}; what was saved is whole: go on with --resume",
                 )
@@ -247,7 +250,7 @@ def compare(peers: Alone, what: str, mine: dict[str, Any]) -> list[dict[str, Any
             if there != here and not name.startswith("_"):
                 peers.is_over = True
                 raise UsageError(
-                    f"{peers.called(rank)} has another {name} than {peers.called(0)}: "
+                    f"{peers.called(rank)} differs from {peers.called(0)} in {name}: "
                     f"{_short(there)}, not {_short(here)}; nothing was trained"
                 )
     return found
@@ -258,7 +261,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:8]}..."
 
 
-def same_start(peers: Alone, config: Path | None, words: dict[str, Any]) -> None:
+def same_start(peers: Alone, config: Path | None, words: dict[str, Any]) -> int | None:
     """Refuse ranks with other versions, or that were started with other words.
 
     Args:
@@ -266,14 +269,35 @@ def same_start(peers: Alone, config: Path | None, words: dict[str, Any]) -> None
         config: The config file.
         words: The options that were typed, by name.
 
+    Returns:
+        The least memory that a system recommends for a rank; None where none does.
+
     Raises:
         UsageError: If there are some.
     """
     versions = {name: version(name) for name in ("mlx", "mlx-lm", "transformers")}
+    ours = {"mlx-dpo": VERSION, "source of mlx-dpo": _digest_of_source()}
     typed = {f"--{name.replace('_', '-')}": str(value) for name, value in words.items() if value}
     if config is not None and config.is_file():
         typed["content of CONFIG"] = digest(config.read_bytes())
-    compare(peers, "versions and options", {"mlx-dpo": VERSION, **versions, **typed})
+    here = {"_memory": recommended_here(), "_host": socket.gethostname()}
+    found = compare(peers, "versions and options", {**ours, **versions, **typed, **here})
+    hosts = [rank["_host"] for rank in found]
+    memories = [rank["_memory"] // hosts.count(rank["_host"]) for rank in found if rank["_memory"]]
+    return min(memories, default=None)
+
+
+def _digest_of_source() -> str:
+    """Of this package's Python: in clones the version is the same for months."""
+    root = Path(__file__).parent.parent
+    files = [
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)  # convert is a link in a clone
+        for name in names
+        if name.endswith(".py")
+    ]
+    content = [f"{file.relative_to(root)} {digest(file.read_bytes())}" for file in sorted(files)]
+    return digest("\n".join(content).encode())
 
 
 def settings_of_first(peers: Alone | None, mine: RunConfig | None) -> RunConfig | None:

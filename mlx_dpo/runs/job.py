@@ -19,6 +19,7 @@ from mlx_dpo.convert.sources import (
 )
 from mlx_dpo.models.adaptable import choose_modules
 from mlx_dpo.models.adapters import adapter_digest, attach, new_adapter, without_adapter
+from mlx_dpo.models.config import num_stored_parameters
 from mlx_dpo.models.export import ModelFiles, read_files
 from mlx_dpo.models.folder import check_ids, model_digest
 from mlx_dpo.models.generate import batches_exactly
@@ -33,6 +34,7 @@ from mlx_dpo.runs.config import NOT_IN_IDENTITY, OF_LORA, OF_SELECTION, RunConfi
 from mlx_dpo.runs.data import Data, load_data
 from mlx_dpo.runs.defaults import FULL, LORA, check_selection, decided, decided_by_pairs
 from mlx_dpo.runs.folder import out_of
+from mlx_dpo.runs.history import tuned_before
 
 FINDING = "finding the model"  # on a disk or on the hub, and converted where it is PyTorch's
 READING, LOADING = "reading the pairs", "loading the model"
@@ -60,6 +62,8 @@ class Job:
         chat: The model's conversation format.
         data: The pairs, training and held-out.
         max_steps: Optimizer steps of the whole run.
+        num_parameters: Of the model without adapters.
+        tuned_before: What shows that the reference has had preference training; empty for nothing.
     """
 
     config: RunConfig
@@ -75,6 +79,8 @@ class Job:
     chat: ChatFormat
     data: Data
     max_steps: int
+    num_parameters: int
+    tuned_before: str
 
     @property
     def reference_model(self) -> nn.Module:
@@ -178,7 +184,8 @@ def prepare(
         working(READING)
         data = load_data(config, chat, keep=keep, progress=tokenizing, report=problems)
     check_selection(config, len(data.held_out.examples))
-    config, max_steps = decided_by_pairs(config, len(data.train.examples))
+    size = num_stored_parameters(source)
+    config, max_steps = decided_by_pairs(config, len(data.train.examples), size)
     working(LOADING)
     policy = load_model(source, config.dtype)
     # Before an adapter is put on: its random numbers are no part of the reference.
@@ -204,6 +211,8 @@ def prepare(
         chat=chat,
         data=data,
         max_steps=max_steps,
+        num_parameters=size,
+        tuned_before=tuned_before(str(config.model), source, config.adapter),
     )
     _check_ids(job)
     return job

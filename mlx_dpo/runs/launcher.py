@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.errors import DeviceFaultError, StoppedError, UsageError
+from mlx_dpo.errors import DeviceFaultError, PeerError, StoppedError, UsageError
 from mlx_dpo.paths import text_of
 
 PLACE = "MLX_DPO_PEERS"  # what a rank that was started here needs to find the others, as JSON
@@ -28,9 +28,11 @@ LOCAL = "127.0.0.1"
 _RANKED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch, mpirun, here
 PORT = 32323  # the first, as with mlx.launch
 GRACE = 10.0  # seconds that the others have, once a rank has failed
+LAST = 1.0  # of these, from the word to quit on
 BACKENDS = ("ring", "jaccl", "jaccl-ring")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
+_CUT_OFF = 255  # of ssh, where it did not reach the host, lost it, or a signal ended the rank there
 
 
 def is_rank() -> bool:
@@ -230,8 +232,8 @@ class Ranks:
                 if any(running) and until == float("inf"):
                     until = time.monotonic() + GRACE
                 if self._requests > 1:  # one that is suspended does not hear it
-                    until = min(until, time.monotonic() + 1)
-                if time.monotonic() > until - 1:
+                    until = min(until, time.monotonic() + LAST)
+                if time.monotonic() > until - LAST:
                     self._say(QUIT)
                 if time.monotonic() > until:
                     late = [rank for rank, code in enumerate(running) if code is None]
@@ -254,8 +256,9 @@ class Ranks:
         for rank, code in codes.items():
             if code < 0:
                 self._tell(f"rank {rank} was ended by {signal.Signals(-code).name}")
-            elif code == 255 and not self._hosts.is_local:
+            elif code == _CUT_OFF and not self._hosts.is_local:
                 self._tell(f"rank {rank}: ssh to {self._hosts.names[rank]} failed, or was cut off")
+                codes[rank] = PeerError.exit_code
         return max(codes.values(), key=_weight)
 
     @contextmanager
@@ -273,14 +276,15 @@ class Ranks:
 
 
 def _weight(code: int) -> tuple[int, int]:
-    """How much an exit code says: a crash most, a peer that was lost (1) least of what failed."""
+    """How much an exit code says: a crash most, a peer that was lost least of what failed."""
     if code < 0:
         return 5, -code
-    order = {DeviceFaultError.exit_code: 4, StoppedError.exit_code: 1, 1: 2, 0: 0}
+    order = {DeviceFaultError.exit_code: 4, PeerError.exit_code: 2, StoppedError.exit_code: 1, 0: 0}
     return order.get(code, 3), code
 
 
 def is_this_machine(name: str) -> bool:
     """Whether a name of ssh is this machine's."""
-    own = socket.gethostname()
-    return name.rpartition("@")[2] in (LOCAL, "localhost", own, own.partition(".")[0])
+    own = socket.gethostname().lower()
+    plain = name.rpartition("@")[2].lower().removesuffix(".local")  # as Macs find each other
+    return plain in (LOCAL, "localhost", own.removesuffix(".local"), own.partition(".")[0])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.errors import MlxDpoError, PeerError
 from mlx_dpo.runs.launcher import Hosts, Ranks
 
 SMALL, LARGE = 1 << 8, 1 << 22  # numbers of a message
@@ -51,13 +51,14 @@ def measure_link(hosts: Hosts, tell: Callable[[str], None]) -> Link:
     """Start the ranks, and let them sum.
 
     Raises:
-        MlxDpoError: If they don't find each other; what they said was told.
+        PeerError: If they have other versions, or don't find each other; what they said was told.
     """
     ranks = Ranks(hosts, [sys.executable, "-m", __name__], tell, stdout=subprocess.PIPE)
-    code = ranks.wait()
+    code, said = ranks.wait(), ranks.said()
     if code:
-        raise MlxDpoError(f"the link was not measured: a rank ended with exit code {code}")
-    return Link(**json.loads(ranks.said()))
+        line = f"the link was not measured: a rank ended with exit code {code}"
+        raise PeerError(line, code if code > 0 else 1)
+    return Link(**json.loads(said))
 
 
 def main() -> None:

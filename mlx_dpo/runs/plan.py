@@ -195,11 +195,16 @@ def _read(file: Path) -> Fit | None:
     return Fit(asked, chosen)
 
 
-def budget_of(config: RunConfig) -> int | None:
-    """Bytes a run may hold: as given, or a share of what this device recommends, if it does."""
+def budget_of(config: RunConfig, least: int | None = None) -> int | None:
+    """Bytes a run may hold: as given, or a share of what a device recommends, if it does.
+
+    Args:
+        config: The settings.
+        least: What the smallest device recommends; by default it is this one.
+    """
     if config.memory_budget is not None:
         return parse_size(config.memory_budget)
-    recommended = recommended_here()
+    recommended = least or recommended_here()
     return None if recommended is None else round(SHARE * recommended)
 
 

@@ -37,7 +37,7 @@ from mlx_dpo.training.reference import (
 )
 from mlx_dpo.training.trainer import Scores
 
-SCORING_VERSION = "4"  # changes whenever a way of scoring changes a bit of a log-prob
+SCORING_VERSION = "5"  # changes whenever a way of scoring changes a bit of a log-prob
 
 
 def cached_by_policy(

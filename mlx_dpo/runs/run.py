@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from mlx_dpo.runs.checkpoint import (
     restore,
     run_needs,
 )
-from mlx_dpo.runs.config import BEST, RunConfig, read_settings
+from mlx_dpo.runs.config import BEST, RunConfig
 from mlx_dpo.runs.data import Data
 from mlx_dpo.runs.defaults import LORA, decided
 from mlx_dpo.runs.finished import adapter_bytes, write_finished
@@ -55,6 +55,7 @@ from mlx_dpo.runs.folder import (
     is_result_of,
     new_run_dir,
     prune_caches,
+    with_its_date,
 )
 from mlx_dpo.runs.group import LinkWatch, compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
@@ -68,6 +69,8 @@ from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.trainer import DPOTrainer, Scores
+
+Look = Callable[[Job, Scores, Scores], Any]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class RunResult:
         kept: Which step's weights it wrote.
         totals: Sums over the steps of this process: seconds by phase, pairs, tokens.
         peak_bytes: Peak of MLX's memory.
+        displacement: What `train`'s `look` has found; None without.
     """
 
     job: Job
@@ -95,6 +99,7 @@ class RunResult:
     kept: Kept
     totals: Mapping[str, float]
     peak_bytes: int
+    displacement: Any = None
 
 
 def train(
@@ -106,6 +111,7 @@ def train(
     screen: Screen | None = None,
     probe: Probe = read_pressure,
     peers: Alone | None = None,
+    look: Look = lambda job, policy, reference: None,
 ) -> RunResult | None:
     """Run DPO from settings to a finished model.
 
@@ -118,6 +124,8 @@ def train(
         probe: Reads how much memory the machine has left.
         peers: The processes that make the run together, of which this is the first; by default it
             is alone.
+        look: Looks at the trained policy and the held-out log-probs; a dataclass that it returns
+            is kept in result.json.
 
     Returns:
         The result; None after a dry run.
@@ -128,7 +136,7 @@ def train(
     screen, peers = screen or Screen(), peers or Alone()
     check_installed(config.report_to)
     mx.reset_peak_memory()
-    config = decided(_with_its_date(config) if resume else config)
+    config = decided(with_its_date(config) if resume else config)
     check_folders(config)
     with (
         stop_on_signal(screen.stopping) as stop,
@@ -163,7 +171,8 @@ def train(
                 checkpoints.go_on_from(newest.path)
                 _warn_of_changes(folder, newest.path, screen)
         folder.cut_to(trainer.step)
-        share_state(peers, trainer, _rows_for_all(folder, trainer, job.config))
+        recent = trainer.step - job.config.skip_nonfinite
+        share_state(peers, trainer, folder.evaluations_and_steps(recent))
         trained = _train(job, trainer, folder, screen, stop, checkpoints, probe)
         if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
             screen.warned(
@@ -171,20 +180,12 @@ def train(
                 "belongs to those before, and on the new ones it means nothing"
             )
         trainer.stages.peers = Alone()  # the others are done
-        return _finish(job, trainer, folder, screen, stop, trained, sft_answers)
+        return _finish(job, trainer, folder, screen, stop, trained, sft_answers, look)
 
 
 def _answers(job: Job, stop: Stop, screen: Screen, when: str) -> list[str]:
     screen.working(f"answering {len(job.data.shown)} prompts {when}")
     return shown_answers(job, stop)
-
-
-def _with_its_date(config: RunConfig) -> RunConfig:
-    """Settings with the date at which the run to go on with began."""
-    own = Path(config.run_dir or "") / "config.toml"
-    if config.date is not None or not own.is_file():
-        return config
-    return replace(config, date=read_settings(own).get("date"))
 
 
 @contextmanager
@@ -252,15 +253,6 @@ def _warn_of_changes(folder: RunFolder, checkpoint: Path, screen: Screen) -> Non
         screen.warned(f"{damage}; the training is whole, the report and --keep best may be wrong")
 
 
-def _rows_for_all(
-    folder: RunFolder, trainer: DPOTrainer, config: RunConfig
-) -> list[dict[str, Any]]:
-    """What other ranks need of metrics.jsonl: evaluations, and steps left out just before."""
-    rows = folder.last_rows("metrics.jsonl", 0)
-    recent = trainer.step - config.skip_nonfinite
-    return [row for row in rows if "held_out" in row or row["step"] >= recent]
-
-
 class _Trained(NamedTuple):
     """Sums over the steps; which step was kept; its scores of the held-out pairs, where known."""
 
@@ -287,7 +279,7 @@ def _train(
     """
     log, evaluate = MetricsLog(folder, screen), Evaluate(job, folder, screen)
     best = BestStep(job.config, evaluate, checkpoints, screen)
-    save = Save(job, folder, checkpoints, stop)
+    save = Save(job, folder, checkpoints, stop, trainer.stages.peers.size)
     callbacks = [
         log,
         RewardWatch(screen),
@@ -345,6 +337,7 @@ def _finish(
     stop: Stop,
     trained: _Trained,
     sft_answers: list[str],
+    look: Look,
 ) -> RunResult:
     """Score the held-out pairs, answer once more, and write checkpoint and results.
 
@@ -386,14 +379,18 @@ def _finish(
         "policy": policy.tolist(),
     }
     folder.write_json("held_out.json", held_out)
+    peak = mx.get_peak_memory()
+    found = look(job, policy, reference)
     result: dict[str, object] = {
         "out": str(job.out),
         "verdict": asdict(verdict),
         "kept": asdict(kept),
+        "tuned_before": job.tuned_before,
+        "displacement": found and asdict(found),
         "answers": [asdict(answer) for answer in answers],
     }
     if (adapter := describe(job.policy)) is not None:
         result["adapter"] = {**asdict(adapter), "bytes": adapter_bytes(job.out)}
     folder.finish(result)
-    totals, peak = trained.totals, mx.get_peak_memory()
-    return RunResult(job, folder.path, policy, reference, answers, verdict, kept, totals, peak)
+    scores, totals = (policy, reference), trained.totals
+    return RunResult(job, folder.path, *scores, answers, verdict, kept, totals, peak, found)

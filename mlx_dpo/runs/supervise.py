@@ -1,16 +1,18 @@
-"""A parent that starts a run again where it crashed: a GPU fault, a signal, no memory."""
+"""A parent that starts a run again where it crashed: a fault, a signal, no memory, a lost peer."""
 
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_dpo.errors import DeviceFaultError, MlxDpoError
+from mlx_dpo.errors import DeviceFaultError, MlxDpoError, PeerError
 from mlx_dpo.files import make_folder, write_file
 
 RELAUNCHES = 3
+PAUSE = 60.0  # seconds before a lost peer is looked for again; the second time twice as many
 CRASHES = "crashes.json"
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)  # not crashes
 _HINTS = {
@@ -35,16 +37,20 @@ def supervise(
     *,
     warn: Callable[[str], None],
     launch: Callable[[list[str]], Process] = subprocess.Popen,
+    pause: Callable[[float], None] = time.sleep,
 ) -> int:
     """Run a command, and again from its last checkpoint while crashes end it.
 
-    A crash is a signal that nobody sent on purpose, or the exit code of a GPU fault.
+    A crash is a signal that nobody sent on purpose, or the exit code of a GPU fault, or of peers
+    that were lost after the first step: a cable may be put back and a machine restart meanwhile.
+    Before the first step, that is an address or a key, which does not mend itself.
 
     Args:
         run: The run's folder.
         command: The command line; True asks for one that resumes.
         warn: Called with a line about each crash.
         launch: Starts a child process.
+        pause: Waits so many seconds.
 
     Returns:
         The exit code of a child that ended by itself, or by SIGINT or SIGTERM.
@@ -56,7 +62,8 @@ def supervise(
     crashes: list[dict[str, Any]] = []
     while True:
         code = _wait(launch(command(bool(crashes))))
-        if code >= 0 and code != DeviceFaultError.exit_code:
+        is_cut = code == PeerError.exit_code and _steps_logged(run) > 0
+        if code >= 0 and code != DeviceFaultError.exit_code and not is_cut:
             return code
         if -code in _REQUESTS:
             return 128 - code
@@ -70,13 +77,19 @@ def supervise(
                 f"{run}: {name} ended the run {len(crashes)} times, after steps {steps}: "
                 f"{hint}; see {run / CRASHES}; the checkpoints are whole"
             )
-        warn(f"{name} ended the run: {hint}; starting again, {len(crashes)}/{RELAUNCHES}")
+        seconds = PAUSE * len(crashes) if is_cut else 0
+        when = f" in {seconds:.0f} s" if is_cut else ""
+        warn(f"{name} ended the run: {hint}; starting again{when}, {len(crashes)}/{RELAUNCHES}")
+        if is_cut:
+            pause(seconds)
 
 
 def _cause(code: int) -> tuple[str, str]:
     """The name of a crash, and what may help."""
     if code == DeviceFaultError.exit_code:
         return "a GPU fault", "its message above says what helps"
+    if code == PeerError.exit_code:
+        return "a lost peer", "look at the cable and at the other machines"
     number = signal.Signals(-code)
     return number.name, _HINTS.get(number, "a fault in native code")
 

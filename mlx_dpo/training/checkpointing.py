@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 
 from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
+from mlx_dpo.training.attention import heads_together
 from mlx_dpo.training.prompts import LayerCache
 
 
@@ -68,7 +69,8 @@ class _Layer:
             inner = [c.with_arrays(*arrays) for c, arrays in zip(caches, held, strict=True)]
             cache = iter(inner)
             args, kwargs = _exchange(called, lambda _: next(left), lambda _: next(cache))
-            output = replaced(self._layer, parameters)(*args, **kwargs)
+            with heads_together():  # also where it is computed again
+                output = replaced(self._layer, parameters)(*args, **kwargs)
             return output, [_apart(cache.recorded(), output) for cache in inner]
 
         # Of the parameters only those that train: packed ones have no gradient.

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_dpo.models.device import on_gpu
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
 
 # Logits alive at a time: one chunk of this size and its gradient are all there is of them. Smaller
@@ -89,7 +90,8 @@ def token_logprobs(
         return _call(head, stand_in)
 
     def logprobs(parameters: Parameters, hidden: mx.array, targets: mx.array) -> mx.array:
-        return _log_softmax_at(_float32(logits(parameters, hidden)), targets)
+        found = _float32(logits(parameters, hidden))
+        return _log_softmax_at(found, targets, keep=gradient and not on_gpu())
 
     # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
     # as the model does that it is the reference of.
@@ -175,10 +177,18 @@ def _float32(logits: mx.array) -> mx.array:
     return logits.squeeze(0).astype(mx.float32)
 
 
-def _log_softmax_at(logits: mx.array, targets: mx.array) -> mx.array:
-    """Log-probs (S,) of int targets (S,) under float32 logits (S, V)."""
+def _log_softmax_at(logits: mx.array, targets: mx.array, *, keep: bool = False) -> mx.array:
+    """Log-probs (S,) of int targets (S,) under float32 logits (S, V).
+
+    The gradient of `mx.logsumexp` computes every exponential again, and keeps the logits for it.
+    With `keep` it finds the exponentials in their place: fewer of them, and more passes over
+    memory. That pays where an exponential takes longer than a pass, as on a CPU.
+    """
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
-    return picked - mx.logsumexp(logits, axis=-1)
+    if not keep:
+        return picked - mx.logsumexp(logits, axis=-1)
+    largest = mx.stop_gradient(logits.max(axis=-1))
+    return picked - largest - mx.log(mx.exp(logits - largest[:, None]).sum(axis=-1))
 
 
 class _Recorder:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlx_dpo.models.device import on_gpu
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.attention import heads_together
 from mlx_dpo.training.checkpointing import checkpointed
 from mlx_dpo.training.embedding import gathered_once
 from mlx_dpo.training.head import hidden_states, token_logprobs
@@ -151,7 +152,8 @@ class FastPath:
         """Log-probs float32 (2, B)."""
         layered = checkpointed(model) if self.checkpoint else model
         head = partial(token_logprobs, model, gradient=gradient, frugal=self.checkpoint)
-        logprobs, slots = _logprobs(layered, head, self.layout(examples), self.pad_id)
+        with heads_together():
+            logprobs, slots = _logprobs(layered, head, self.layout(examples), self.pad_id)
         return _summed(logprobs, slots, len(examples))
 
     def of_tokens(
@@ -162,7 +164,8 @@ class FastPath:
         Those after which no token is left, or before the first, have none.
         """
         head = partial(token_logprobs, model)
-        logprobs, slots = _logprobs(model, head, self.layout(examples), self.pad_id)
+        with heads_together():
+            logprobs, slots = _logprobs(model, head, self.layout(examples), self.pad_id)
         ends = np.cumsum([count for _, count in slots]).tolist()
         return {
             slot: logprobs[end - count : end]

@@ -40,6 +40,9 @@ STOPPED = StoppedError.exit_code
 def shared_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Which items each rank takes: the dearest first, each to the rank that has least so far.
 
+    Then the rank that has most gives the one that has least an item, or swaps two, while that
+    brings them nearer: with few items a rank that is 3 % of the time.
+
     Args:
         costs: Of each item.
         ranks: Their number.
@@ -49,9 +52,23 @@ def shared_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """
     loads, shares = [0] * ranks, [list[int]() for _ in range(ranks)]
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        least = min(range(ranks), key=lambda rank: (loads[rank], rank))
+        least = loads.index(min(loads))
         loads[least] += costs[index]
         shares[least].append(index)
+    while gap := max(loads) - min(loads):
+        most, least = loads.index(max(loads)), loads.index(min(loads))
+        given = np.array([costs[index] for index in shares[most]])
+        taken = np.array([0, *(costs[index] for index in shares[least])])  # 0: none is taken
+        moved = given[:, None] - taken
+        gaps = np.where((moved > 0) & (moved < gap), abs(gap - 2 * moved), gap)
+        if gaps.min() == gap:
+            break
+        give, take = divmod(int(gaps.argmin()), len(taken))
+        loads[most] -= int(moved[give, take])
+        loads[least] += int(moved[give, take])
+        back = [shares[least].pop(take - 1)] if take else []
+        shares[least].append(shares[most].pop(give))
+        shares[most] += back
     return [sorted(share) for share in shares]
 
 
@@ -166,7 +183,7 @@ class Group(Alone):
             self._part(int(np.flatnonzero(table[:, 0])[0]), table, "")
         if (table[:, 1] != table[self.rank, 1]).any():
             self.is_over = True
-            raise PeerError(f"the ranks are at different points of the run, this one at {what}")
+            raise PeerError(f"the ranks are at different points of the run, this one at {what}", 1)
         return table[:, 2 : 2 + len(values)]
 
     def tell(self, code: int, text: str) -> bool:

@@ -27,9 +27,9 @@ from mlx_dpo.models.parts import (
 )
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.gradient import Runtime, evaluated_layers
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.prompts import UnknownCacheError, keeps_states
-from mlx_dpo.training.step import Runtime, evaluated_layers
 
 
 class Rounding(NamedTuple):

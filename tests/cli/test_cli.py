@@ -189,12 +189,15 @@ def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_
 ) -> None:
     reason = "mlx-lm's model leaves out vision_tower.patch.weight"
     monkeypatch.setattr("mlx_dpo.cli.run_screen.closed_way_back", lambda folder: reason)
+    monkeypatch.setattr("mlx_dpo.runs.job.tuned_before", lambda *names: "its card says so")
     rows = [dict(row, user=f"{row['user']} {n}", rejected="No.") for n in range(3) for row in ROWS]
     Path("long.json").write_text(json.dumps(rows))
     args = ["train", "--model", MODEL, "--data", "long.json", "--beta", "0.9", "--dry-run"]
     assert exit_code(*args) == 0
     shown = capsys.readouterr().err
-    assert "warning: beta 0.9 lies outside the usual 0.05-0.5" in shown
+    assert "warning: beta 0.9 lies outside the usual 0.01-0.5" in shown
+    assert "history     preference training came before: its card says so. That model" in shown
+    assert "rate        1e-05, because 54 steps are few; with thousands it would be 1e-06" in shown
     assert "lengths     stop: chosen longer in 100% of the pairs" in shown
     assert "warning: length bias: the model may learn length" in shown
     assert f"way back    closed: {reason}, so that convert can't make it PyTorch's again" in shown

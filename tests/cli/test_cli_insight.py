@@ -1,6 +1,7 @@
 """audit, eval, score and compare as a person types them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,10 @@ def test_eval_shows_both_accuracies_before_and_after(
     shown = capsys.readouterr().out
     assert "14 pairs, all pairs of the file, those it was trained on among them" in shown
     assert "not measured (--num-prompts 0)" in shown
+    assert re.search(r"\nlength-controlled +\d+  0\.\d\d \(0\.\d\d-[01]\.\d\d\)\n", shown)
+    assert re.search(r"chosen answer less likely .*: \d+ of 14 pairs; mean change ", shown)
+    assert re.search(r"\n  id \d+: chosen -\d+\.\d\d, rejected .\d+\.\d\d nats: Tell me ", shown)
+    assert "\n    lost most at '" in shown
 
 
 def test_eval_for_machines_is_one_object(
@@ -206,6 +211,13 @@ def test_eval_for_machines_is_one_object(
     assert record["groups"][0]["num_pairs"] == 4
     assert record["drift"]["num_prompts"] == 1
     assert sum(b["num_pairs"] for b in record["calibration"]["bins"]) == 4
+    found = record["displacement"]
+    assert (found["num_pairs"], found["num_fallen"]) == (4, len(found["fallen"]))
+    changes = [pair["chosen"] for pair in found["fallen"]]
+    assert changes == sorted(changes)
+    assert found["fallen"][0]["place"]["lost"]["token"]
+    longer, _, shorter = (group["num_pairs"] for group in record["lengths"])
+    assert (record["length_controlled"] is None) == (not (longer and shorter))
     assert shown.err == ""
 
 

@@ -1,14 +1,17 @@
-"""What `train`, `plan` and `doctor` refuse before any rank is started, and what they say of a link.
+"""What `train` refuses before any rank is started, and what `plan` and `doctor` say of a link.
 
-Real ranks: tests/faults/ranks.py.
+Real runs on some ranks: tests/faults/ranks.py.
 """
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from mlx_dpo.cli.plan import about_worth
+from mlx_dpo.runs import launcher
 from mlx_dpo.runs.link import Link
 from tests.cli.conftest import run
 from tests.runs.conftest import ORACLE
@@ -61,3 +64,62 @@ def test_a_step_is_worth_sharing_by_what_its_sums_take() -> None:
     assert about_worth(link, 1.0, 5.0).startswith("of little use")
     assert about_worth(link, 1.0, 1.0).startswith("not worth it")
     assert "11 s or more" in about_worth(link, 1.0, None)
+
+
+def other_machine(monkeypatch: pytest.MonkeyPatch, script: str = "") -> str:
+    """A file of two machines that are both this one; a stub of ssh reaches the second.
+
+    Args:
+        monkeypatch: Of the test.
+        script: What the second does before its rank is started.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setattr(launcher, "PORT", free.getsockname()[1])
+    stub = Path("ssh")
+    stub.write_text(f'#!/bin/sh\n{script}\nfor last; do :; done\nexec sh -c "$last"\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
+    names = ["127.0.0.1", "mac-b.local"]
+    Path("hosts.json").write_text(json.dumps([{"ssh": n, "ips": ["127.0.0.1"]} for n in names]))
+    return "hosts.json"
+
+
+@pytest.mark.survival
+@pytest.mark.usefixtures("workplace")
+def test_the_doctor_measures_the_link_between_machines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = other_machine(monkeypatch)
+    monkeypatch.setattr("mlx_dpo.insight.doctor.examination.standard_specimens", lambda: ([], []))
+    monkeypatch.setattr("mlx_dpo.insight.doctor.examination.examine", lambda *_: [])
+    monkeypatch.setattr("mlx_dpo.insight.doctor.examination.worst", lambda _: "ok")
+    code, out, _ = run(capfd, "doctor", "--hosts", file, "--json")
+    link = json.loads(out)["machine"]["link"]
+    assert (code, link["ranks"]) == (0, 2)
+    assert link["latency"] > 0
+    assert link["bandwidth"] > 0
+
+
+@pytest.mark.survival
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("script", "code", "says"),
+    [
+        ("export PYTHONPATH=$PWD/other:$PYTHONPATH", 2, "rank 1 differs from rank 0 in mlx: 9.9,"),
+        ("exit 255", 9, "rank 1: ssh to mac-b.local failed, or was cut off"),
+    ],
+)
+def test_the_doctor_names_the_machine_that_is_otherwise_or_not_there(
+    script: str,
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(launcher, "GRACE", 0.1)
+    Path("other/mlx-9.9.dist-info").mkdir(parents=True)
+    Path("other/mlx-9.9.dist-info/METADATA").write_text("Name: mlx\nVersion: 9.9\n")
+    ended, _, err = run(capfd, "doctor", "--hosts", other_machine(monkeypatch, script))
+    assert ended == code, err
+    assert says in err
+    assert "the link was not measured" in err

@@ -69,7 +69,7 @@ step = ("mlx_dpo.training.peers:Group", "complete")
 save = ("mlx_dpo.runs.checkpoint:Checkpoints", "save")
 killed = ranks.workplace(folder / "killed")
 codes, _ = ranks.live(killed, 2, {0: lives.signal_when(*save, signal.SIGKILL, seconds=0.3)})
-assert codes == [-signal.SIGKILL, 1], codes
+assert codes == [-signal.SIGKILL, 9], codes
 assert ranks.finish(killed, 2, expected) == ""
 
 stopped = ranks.workplace(folder / "stopped")
@@ -79,7 +79,7 @@ assert codes == [75, 75], codes
 assert (stopped / "run" / "LATEST").exists()
 
 silent = {1: lives.signal_when(*step, signal.SIGSTOP)}
-assert ranks.silenced(ranks.workplace(folder / "silent"), 2, silent) == [1]
+assert ranks.silenced(ranks.workplace(folder / "silent"), 2, silent) == [9]
 
 early = ranks.workplace(folder / "early")
 assert ranks.live(early, 2, {1: lives.signal_when(*step, signal.SIGTERM)})[0] == [75, 75]

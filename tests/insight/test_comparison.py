@@ -11,6 +11,7 @@ from mlx_dpo.insight.audit.copies import normalised
 from mlx_dpo.insight.comparison import (
     Compared,
     ComparisonPrompt,
+    Tally,
     compare,
     habits,
     judge_blind,
@@ -82,6 +83,25 @@ def test_ties_count_half_skips_not_at_all_and_q_ends_it() -> None:
     assert tally.b_share == 0.5
     low, high = tally.interval
     assert low < 0.5 < high
+
+
+def test_a_judge_of_length_alone_wins_half_once_length_is_controlled() -> None:
+    """B is longer in six prompts, shorter in two, and matched in one."""
+    long, short = "a b c d e f", "a b c"
+    rows = [compared(n, short, long) for n in range(6)]
+    rows += [compared(n, long, short) for n in range(2)] + [compared(9, "x y z", short)]
+    tally = judge_blind(
+        rows,
+        lambda question, first, second: (
+            "t" if len(first) == len(second) else ("1" if len(first) > len(second) else "2")
+        ),
+        random.Random(1),
+    )
+    assert [(group.judged, group.b_wins) for group in tally.lengths] == [(6, 6), (1, 0.5), (2, 0)]
+    assert tally.b_share == pytest.approx(6.5 / 9)
+    assert tally.length_controlled is not None
+    assert (tally.length_controlled.share, tally.length_controlled.num_pairs) == (0.5, 8)
+    assert Tally().length_controlled is None
 
 
 def test_both_models_answer_from_one_seed() -> None:

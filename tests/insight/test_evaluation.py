@@ -11,6 +11,7 @@ from mlx_dpo.insight.evaluation import assess, held_out_of_run, spread_prompts
 from mlx_dpo.insight.scoring import open_model
 from mlx_dpo.preferences.scores import (
     group_by_length,
+    length_controlled,
     score_groups,
     untaught_kinds,
     wilson_interval,
@@ -111,6 +112,16 @@ def test_lengths_are_matched_within_a_tenth_or_one_token() -> None:
     assert (longer.num_pairs, longer.reward_wins) == (2, 1)
     assert (matched.num_pairs, matched.reward_wins, matched.logprob_wins_before) == (4, 3, 0)
     assert (shorter.num_pairs, shorter.logprob_wins_after) == (2, 0)
+
+
+def test_a_length_controlled_share_is_the_mean_of_both_groups_with_their_joint_interval() -> None:
+    found = length_controlled((8, 10), (10, 10))
+    assert found is not None
+    assert found.num_pairs == 20
+    assert found.share == pytest.approx(0.9)
+    down, up = np.hypot(0.8 - 0.4902, 1 - 0.7225) / 2, (0.9433 - 0.8) / 2  # of Wilson's intervals
+    assert found.interval == pytest.approx((0.9 - down, 0.9 + up), abs=1e-4)
+    assert length_controlled((8, 10), (0, 0)) is None
 
 
 def test_no_pair_to_score_is_an_error_that_says_why() -> None:

@@ -61,6 +61,12 @@ def test_experts_have_adapters_and_their_router_has_none() -> None:
     assert "gate" not in names
 
 
+def test_layers_whose_weights_a_model_clips_itself_have_none() -> None:
+    paths = choose_modules(architectures.make("gemma3n"))
+    assert {"q_proj", "linear_left", "per_layer_projection"} <= last_names(paths)
+    assert not [path for path in paths if "altup" in path]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -14,8 +14,8 @@ from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.run import train
 from mlx_dpo.training.loss import Metrics
+from mlx_dpo.training.phases import PHASES
 from mlx_dpo.training.self_check import Choice
-from mlx_dpo.training.step import PHASES
 from tests.runs.conftest import StopAfter, digest, settings
 
 

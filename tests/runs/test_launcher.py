@@ -2,30 +2,47 @@
 
 import json
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs import launcher
-from mlx_dpo.runs.launcher import PLACE, Hosts, Ranks, local_hosts, read_hosts
+from mlx_dpo.runs.launcher import (
+    PLACE,
+    Hosts,
+    Ranks,
+    is_this_machine,
+    local_hosts,
+    read_hosts,
+)
 
 RING = [{"ssh": "mac-a", "ips": ["10.0.0.1"]}, {"ssh": "user@mac-b", "ips": ["10.0.0.2"]}]
+# Reads what it is told, does nothing, and ends when the launcher is gone, or by SIGALRM.
+DEAF = "(signal.alarm(60), sys.stdin.read())"
 
 
 def ranks(program: str, lines: list[str] | None = None, hosts: Hosts | None = None) -> Ranks:
     """Two ranks that run a few words of Python, which know their `rank`."""
-    begin = "import os, sys, time; rank = int(os.environ['MLX_RANK']); "
+    begin = "import os, signal, sys; rank = int(os.environ['MLX_RANK']); "
     tell = (lines if lines is not None else []).append
     return Ranks(hosts or local_hosts(2), [sys.executable, "-c", begin + program], tell)
+
+
+def ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a script in the place of ssh."""
+    stub = folder / "ssh"
+    stub.write_text(f"#!/bin/sh\n{script}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize(
     ("first", "second", "worst"),
     [
-        *(("0", "0", 0), ("1", "7", 7), ("8", "1", 8), ("75", "1", 1), ("3", "0", 3)),
+        *(("0", "0", 0), ("9", "1", 1), ("8", "7", 8), ("75", "9", 9), ("3", "0", 3)),
         ("1", "os.kill(os.getpid(), 9)", -9),
     ],
 )
@@ -34,16 +51,32 @@ def test_the_worst_exit_code_is_the_one_that_says_most(first: str, second: str, 
     assert running.wait() == worst
 
 
+def test_a_machine_that_ssh_does_not_reach_or_loses_is_a_lost_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh(tmp_path, monkeypatch, "exit 255")
+    lines: list[str] = []
+    assert ranks("sys.exit(75)", lines, Hosts(["127.0.0.1", "mac-b"])).wait() == 9
+    assert lines == ["rank 1: ssh to mac-b failed, or was cut off"]
+
+
+@pytest.mark.parametrize("own", ["Mac-A.local", "mac-a", "mac-a.lan"])
+def test_a_machine_knows_its_own_name(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: own)
+    assert all(map(is_this_machine, ["127.0.0.1", "me@mac-a.local", "Mac-A", own]))
+    assert not any(map(is_this_machine, ["mac-b.local", "mac-a2", "10.0.0.1"]))
+
+
 def test_a_rank_that_goes_on_when_another_has_failed_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launcher, "GRACE", 0.1)
-    begin = time.monotonic()
-    assert ranks("sys.exit(5) if rank else time.sleep(600)").wait() == 5
-    assert time.monotonic() - begin < 60
+    assert ranks(f"sys.exit(5) if rank else {DEAF}").wait() == 5
 
 
-def test_a_stop_reaches_every_rank_and_the_second_ends_them() -> None:
+def test_a_stop_reaches_every_rank_and_the_second_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     running = ranks("sys.exit(75 if sys.stdin.read(1) == 's' else 1)")
     running.send_signal(15)
     assert running.wait() == 75
@@ -51,12 +84,12 @@ def test_a_stop_reaches_every_rank_and_the_second_ends_them() -> None:
     running.send_signal(15)
     running.send_signal(15)
     assert running.wait() == 75
-    begin = time.monotonic()
-    deaf = ranks("time.sleep(600) if rank else sys.exit(1)")
+    monkeypatch.setattr(launcher, "LAST", 0.1)
+    deaf = ranks(f"{DEAF} if rank else sys.exit(1)")
     deaf.send_signal(15)
     deaf.send_signal(15)
     assert deaf.wait() == 75
-    assert time.monotonic() - begin < 60
+    assert deaf._processes[1].returncode == -signal.SIGKILL
 
 
 def test_a_rank_sees_the_end_of_the_launcher() -> None:
@@ -77,10 +110,7 @@ def test_what_other_ranks_write_is_shown_with_their_number_but_for_noise_of_the_
 def test_another_machine_is_reached_by_ssh_in_the_same_folder_with_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub = tmp_path / "ssh"
-    stub.write_text('#!/bin/sh\necho "$@" > "$0.said"\nfor last; do :; done\nexec sh -c "$last"\n')
-    stub.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ssh(tmp_path, monkeypatch, 'echo "$@" > "$0.said"; for last; do :; done; exec sh -c "$last"')
     monkeypatch.chdir(tmp_path)
     hosts = Hosts(["127.0.0.1", "mac-b"], {"files": {"MLX_HOSTFILE": "[['it's']]"}})
     program = f"open(f'{{rank}}.json', 'w').write(os.environ['{PLACE}'])"

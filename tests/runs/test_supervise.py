@@ -40,6 +40,52 @@ def test_a_run_that_crashes_four_times_is_given_up_with_a_diagnosis(tmp_path: Pa
     assert len(json.loads((tmp_path / "crashes.json").read_text())) == 4
 
 
+class Ends:
+    """A process that ends with an exit code."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def wait(self) -> int:
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "pauses"),
+    [((9, 9, 0), 0, [60, 120]), ((-9, 9, 75), 75, [120]), ((1,), 1, [])],
+)
+def test_lost_peers_are_looked_for_again_after_a_pause_that_grows(
+    tmp_path: Path, codes: tuple[int, ...], ends: int, pauses: list[int]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.6}\n')
+    left, waited = iter(codes), list[float]()
+    launch = lambda command: Ends(next(left))  # noqa: E731
+    code = supervise(tmp_path, lambda again: [], warn=print, launch=launch, pause=waited.append)
+    assert (code, waited, list(left)) == (ends, pauses, [])
+
+
+def test_lost_peers_end_a_run_at_once_before_its_first_step_and_after_three_times(
+    tmp_path: Path,
+) -> None:
+    launched, waited = list[list[str]](), list[float]()
+
+    def launch(command: list[str]) -> Ends:
+        launched.append(command)
+        return Ends(9)
+
+    def run() -> int:
+        return supervise(tmp_path, lambda again: [], warn=print, launch=launch, pause=waited.append)
+
+    assert (run(), len(launched), waited) == (9, 1, [])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.6}\n')
+    with pytest.raises(MlxDpoError, match="a lost peer ended the run 4 times"):
+        run()
+    assert (len(launched), waited) == (5, [60, 120, 180])
+
+
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_a_signal_that_was_meant_ends_the_supervised_run(tmp_path: Path, number: str) -> None:
     meant = f"import os, signal; signal.signal(signal.{number}, signal.SIG_DFL); "

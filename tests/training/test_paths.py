@@ -74,7 +74,7 @@ def logprobs_and_gradient(
     weights = mx.array(np.random.default_rng(1).normal(size=(2, len(pairs))), mx.float32)
 
     def weighted() -> tuple[mx.array, mx.array]:
-        logprobs = path(model, pairs)
+        logprobs = path(model, pairs, gradient=True)
         return (logprobs * weights).sum(), logprobs
 
     (_, logprobs), grads = nn.value_and_grad(model, weighted)()
@@ -111,6 +111,30 @@ def test_chunks_of_the_output_layer_change_nothing(
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * architectures.VOCAB)
     assert_same(FASTEST[name], architectures.make(name), PAIRS)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_exponentials_kept_or_not_are_the_log_softmax_and_its_gradient(keep: bool) -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(4, 50)).astype(np.float32)
+    logits[1] *= 40  # most of their exponentials are zero
+    logits[2] += 1000
+    logits[3] = -1e4
+    targets = np.array([7, int(logits[1].argmin()), 0, 49])
+
+    def logprobs(logits: mx.array) -> mx.array:
+        return head._log_softmax_at(logits, mx.array(targets), keep=keep)
+
+    weights = np.array([1.0, -2.0, 0.5, 3.0])
+    (found,), (gradient,) = mx.vjp(logprobs, [mx.array(logits)], [mx.array(weights, mx.float32)])
+    exact = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    rows = np.arange(4)
+    np.testing.assert_allclose(np.array(found), exact[rows, targets], rtol=1e-6, atol=1e-4)
+    by_logits = -np.exp(exact)
+    by_logits[rows, targets] += 1
+    expected = by_logits * weights[:, None]
+    np.testing.assert_allclose(np.array(gradient), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", [JOINED, ONE_LENGTH], ids=lambda path: path.name)

@@ -12,6 +12,15 @@ def test_what_is_shared_out_goes_to_one_rank_each_the_dearest_first() -> None:
     assert shared_out([5, 1, 1, 9, 3], 2) == [[2, 3], [0, 1, 4]]
     assert shared_out([2, 2, 2, 2], 2) == [[0, 2], [1, 3]]
     assert shared_out([7], 3) == [[0], [], []]
+    assert shared_out([], 2) == [[], []]
+
+
+def test_shares_are_evened_out_where_the_dearest_first_leave_a_gap() -> None:
+    costs = [448, 361, 440, 339, 427, 211, 418, 337]
+    loads = [sum(costs[index] for index in share) for share in shared_out(costs, 2)]
+    assert loads == [1496, 1485]  # and not 1543 and 1438
+    of_three = shared_out(costs, 3)
+    assert sorted(index for share in of_three for index in share) == list(range(8))
 
 
 def test_one_process_takes_all_pairs_in_their_order() -> None:

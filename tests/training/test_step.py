@@ -13,11 +13,12 @@ from mlx.utils import tree_unflatten
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import by_layer
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training.gradient import Runtime
 from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath
 from mlx_dpo.training.peers import Alone
-from mlx_dpo.training.step import Runtime, Step
+from mlx_dpo.training.step import Step
 from tests.training import architectures
 from tests.training.test_paths import LENGTH, PAIRS
 

@@ -31,6 +31,7 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.runs.config import EMBEDDED_CONFIG, resolve
 from mlx_dpo.runs.job import prepare
+from mlx_dpo.training.gradient import Gradient
 from mlx_dpo.training.optimizers import make_optimizer
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
 from mlx_dpo.training.peers import Alone
@@ -41,7 +42,7 @@ from mlx_dpo.training.reference import (
     score_in_batches,
 )
 from mlx_dpo.training.self_check import Choice, choose_path
-from mlx_dpo.training.step import Gradient, Step
+from mlx_dpo.training.step import Step
 from mlx_dpo.training.trainer import DPOTrainer
 
 OK, LOOK, FAIL = "ok", "look", "fail"

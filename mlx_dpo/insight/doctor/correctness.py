@@ -17,11 +17,11 @@ from mlx_dpo.insight.doctor.hardware import TF32, backend, product_error, tf32_s
 from mlx_dpo.models.adapters import base_parameters, parts_of, small_updates, without_adapter
 from mlx_dpo.models.packed import dense, multiply_dense
 from mlx_dpo.runs.checkpoint import Checkpoints, restore
+from mlx_dpo.training.gradient import Gradient
 from mlx_dpo.training.paths import PlainPath
 from mlx_dpo.training.reference import adapter_off as silent_reference
 from mlx_dpo.training.reference import reference_path
 from mlx_dpo.training.self_check import FLOAT32
-from mlx_dpo.training.step import Gradient
 from mlx_dpo.training.trainer import DPOTrainer
 
 GRADIENTS = 20  # of one batch, compared bit by bit

@@ -23,6 +23,7 @@ from mlx_dpo.insight.audit.bias import Measures, in_words
 from mlx_dpo.insight.audit.checks import LOOK, OK, STOP, check_length
 from mlx_dpo.insight.calibration import reliability
 from mlx_dpo.insight.charts import MOST_COLOURS, STYLE, swatch
+from mlx_dpo.insight.displacement import MOST, shift_of
 from mlx_dpo.insight.report import pictures
 from mlx_dpo.insight.report.differences import run_names, word_changes
 from mlx_dpo.insight.report.record import RunCost, RunRecord, read_run
@@ -228,6 +229,8 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
     return {
         "run": run,
         "groups": groups,
+        "shift": shift_of(run.policy, run.reference) if run.policy.size else None,
+        "displaced": run.displaced[:MOST],
         "calibration": calibration,
         "pictures": drawings,
         "length": length,

@@ -62,11 +62,13 @@ class RunRecord:
     (2, N), log-probs of the N held-out pairs after training and before; `kinds` are their kinds,
     `untaught` those of them that no training pair is of. `lengths` are int (3, M), tokens of
     prompt, chosen and rejected of the M pairs of the data; None for a run of an older version.
-    `samples` are answers given during the run, `answers` those before and after it. `verdict` is
+    `samples` are answers given during the run, `answers` those before and after it.
+    `displaced` are held-out pairs whose chosen answer lost, as `Fallen` has them. `verdict` is
     empty for a run that did not finish, or was made before there were verdicts. `adapter` has
     ranks, scales, modules, parameters and bytes of the adapter that a finished run made; `kept` the
-    `step` whose weights it kept, and what `by`, where these are not the last ones. `changed` names
-    files that are not as the run left them.
+    `step` whose weights it kept, and what `by`, where these are not the last ones. `tuned_before`
+    says by what the reference is seen to have had preference training, if by anything. `changed`
+    names files that are not as the run left them.
     """
 
     folder: Path
@@ -83,10 +85,12 @@ class RunRecord:
     policy: Logprobs
     reference: Logprobs
     answers: Rows
+    displaced: Rows
     verdict: dict[str, str]
     is_finished: bool
     adapter: dict[str, Any]
     kept: dict[str, Any]
+    tuned_before: str
     changed: list[str]
 
     @property
@@ -176,10 +180,12 @@ def read_run(folder: Path) -> RunRecord:
             policy=_logprobs(held_out.get("policy", [])),
             reference=_logprobs(held_out.get("reference", [])),
             answers=list(result.get("answers", [])),
+            displaced=list((result.get("displacement") or {}).get("fallen", [])),
             verdict={key: str(text) for key, text in result.get("verdict", {}).items()},
             is_finished=bool(result),
             adapter=dict(result.get("adapter", {})),
             kept=dict(result.get("kept") or {}),
+            tuned_before=str(result.get("tuned_before") or ""),
             changed=changed_record(folder),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

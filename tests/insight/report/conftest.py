@@ -54,6 +54,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "reference": [[-2.0, -2.0], [-4.0, -1.0]],
     }
     (folder / "held_out.json").write_text(json.dumps(held_out))
+    gain = {"token": HOSTILE, "before": 0.5, "after": 0.25}
+    place = {"position": 3, "context": HOSTILE, "lost": gain, "gained": [gain, gain]}
+    fell = {"row": 1, "id": HOSTILE, "chosen": -3.5, "rejected": -4.5, "prompt": HOSTILE * 2}
+    fallen = [{**fell, "place": place}, {**fell, "prompt": "", "place": None}]
     answers = [{"prompt": HOSTILE, "kind": "x", "sft": HOSTILE + "before", "dpo": "after \ud83d"}]
-    (folder / "result.json").write_text(json.dumps({"out": "o", "answers": answers}))
+    result = {"out": "o", "answers": answers, "displacement": {"fallen": fallen}}
+    (folder / "result.json").write_text(json.dumps(result))
     return folder

@@ -106,6 +106,27 @@ def test_a_run_that_kept_its_best_step_says_so(run: Path) -> None:
     assert "The exported model is that of step 30, which has the best held-out loss" in page
 
 
+def test_pairs_whose_chosen_answer_fell_are_listed_with_what_rose_instead(run: Path) -> None:
+    page = write_report([run]).read_text()
+    assert "0 of 2 held-out pairs. On average log p(chosen) changed by +0.50 nats" in page
+    assert page.count("chosen -3.50, rejected -4.50") == 2
+    assert page.count("0.5 → 0.25") == 3
+    assert "Cures" not in page
+    scores = {"policy": [[-9.0] * 12] * 2, "reference": [[-8.0, -7.0] * 6] * 2}
+    (run / "held_out.json").write_text(json.dumps({"kinds": ["x"] * 12, **scores}))
+    (run / "result.json").write_text('{"out": "o"}')  # of an older version
+    page = write_report([run]).read_text()
+    assert "12 of 12 held-out pairs. On average log p(chosen) changed by -1.50 nats" in page
+    assert "Cures, in this order: leave out pairs with like answers" in page
+
+
+def test_what_the_reference_was_before_is_said(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "tuned_before": f"so {HOSTILE}"}))
+    page = write_report([run]).read_text()
+    assert "<dt>history</dt><dd>preference training came before: so &lt;script&gt;" in page
+
+
 def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
     rows = [{"prompt": f"p {n}", "chosen": "a b c d", "rejected": "a"} for n in range(20)]
     (run.parent / "pairs.json").write_text(json.dumps(rows))
@@ -134,8 +155,9 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
 
     def watched(path: Path) -> Iterator[RawRow]:
         files.append(path)
-        for row in raw_rows(path):
-            alive.append(rows_in_memory() - before)
+        for number, row in enumerate(raw_rows(path), 1):
+            if number % 5 == 0:  # all objects are looked through, which takes its time
+                alive.append(rows_in_memory() - before)
             yield row
 
     monkeypatch.setattr(reader, "raw_rows", watched)
@@ -145,7 +167,7 @@ def test_the_data_of_several_runs_is_read_once_and_no_row_of_it_is_held(
     page = write_report([run, *others], run / "all.html").read_text()
     assert page.count("right in") == 3
     assert [str(file) for file in files] == ["pairs.json"]
-    assert len(alive) == 20
+    assert len(alive) == 4
     assert max(alive) <= 1
 
 
@@ -388,7 +410,10 @@ def test_the_command_for_the_same_adapter_names_all_that_makes_it() -> None:
         *(("metrics.jsonl", key) for key in ("step", "loss", "lr", "held_out")),
         *(("timings.jsonl", key) for key in ("seconds", "peak_bytes", "ended")),
         *(("samples.jsonl", key) for key in ("step", "answers")),
-        *(("result.json", key) for key in ("answers", "adapter", "verdict", "kept")),
+        *(
+            ("result.json", key)
+            for key in ("answers", "adapter", "verdict", "kept", "displacement")
+        ),
         *(("held_out.json", key) for key in ("kinds", "policy", "reference")),
         *(("environment.json", "mlx"), ("split.json", "train")),
     ],

@@ -1,0 +1,66 @@
+"""Attention on a CPU: query heads that read the same keys, as rows of one product.
+
+MLX's own makes a product for each head, and sums the gradient of keys over the heads that read
+them, which takes a CPU long. Here the heads of a group lie below each other, so a group is one
+product and there is nothing to sum. What is computed is the same. On a GPU MLX's own is called.
+
+Shapes: R rows, H query heads, K key-value heads, N new positions, M positions of keys, D head size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dpo.models.device import on_gpu
+
+_ORIGINAL = mx.fast.scaled_dot_product_attention
+
+
+@contextmanager
+def heads_together() -> Iterator[None]:
+    """While the block builds a graph, models attend so: all of mlx-lm's call one function of MLX.
+
+    Another thread that builds one meanwhile gets the same numbers.
+    """
+    masks: dict[tuple[Any, ...], tuple[Any, mx.array]] = {}
+
+    def attend(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        """See `mx.fast.scaled_dot_product_attention`: q (R, H, N, D), k and v (R, K, M, D)."""
+        heads, mask = q.shape[1] // k.shape[1], options.get("mask")
+        by_head = isinstance(mask, mx.array) and mask.ndim > 2 and mask.shape[-3] > 1
+        if heads == 1 or by_head or options.get("sinks") is not None:
+            return _ORIGINAL(q, k, v, **options)
+        if mask is not None:
+            key = (heads, q.shape[2], k.shape[2], q.dtype, id(mask))
+            if key not in masks:  # a layer's is that of the layers before it
+                masks[key] = mask, _added(mask, q, k.shape[2], heads)
+            options["mask"] = masks[key][1]
+        rows = q.reshape(q.shape[0], k.shape[1], heads * q.shape[2], q.shape[3])
+        return _ORIGINAL(rows, k, v, **options).reshape(*q.shape[:3], v.shape[3])
+
+    if on_gpu() or mx.fast.scaled_dot_product_attention is not _ORIGINAL:  # of a block around it
+        yield
+        return
+    mx.fast.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = _ORIGINAL
+
+
+def _added(mask: Any, q: mx.array, keys: int, heads: int) -> mx.array:
+    """What is added to the scores of `heads` heads below each other: (..., heads * N, M).
+
+    MLX writes the least number over masked scores, and has to do so in the gradient too. Added, it
+    leaves nothing of a score either, and the gradient passes through. Only a query that may attend
+    to nothing gets another gradient: padding, of which nothing is scored.
+    """
+    if isinstance(mask, str):  # "causal"
+        queries = mx.arange(keys - q.shape[2], keys)
+        mask = queries[:, None] >= mx.arange(keys)
+    if mask.dtype == mx.bool_:
+        least = mx.array(mx.finfo(q.dtype).min, q.dtype)
+        mask = mx.where(mask, mx.array(0, q.dtype), least)
+    return mx.tile(mask, (heads, 1))
