@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.models.parameters import fingerprint
+from tests.cli.conftest import run
 from tools.experiments import commands, length_bias, malformed_row, ranking, reference_drift
 from tools.experiments.by_hand import new_run
 
@@ -18,6 +19,18 @@ FEW_STEPS = (*commands.EMBEDDED, "--steps", "30", "--learning-rate", "1e-3")
 @pytest.fixture(autouse=True)
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(commands, "PLACE", tmp_path)
+
+
+@pytest.fixture
+def _in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands run here: a process for each would first import everything again."""
+
+    def command(*words: str | Path | float) -> str:
+        code, shown, _ = run(capsys, *map(str, words))
+        assert code == 0
+        return shown
+
+    monkeypatch.setattr(commands, "command", command)
 
 
 def test_split_is_the_one_training_makes() -> None:
@@ -35,6 +48,7 @@ def test_lengthening_touches_the_share_it_is_told_and_only_chosen_answers() -> N
     assert [row["rejected"] for row in changed] == [row["rejected"] for row in rows]
 
 
+@pytest.mark.usefixtures("_in_process")
 def test_length_injected_into_chosen_answers_is_stopped_by_audit_and_seen_by_eval() -> None:
     line = dict(
         zip(length_bias.HEAD, length_bias.measure(1.0, FEW_STEPS, num_prompts=5), strict=True)
@@ -43,6 +57,7 @@ def test_length_injected_into_chosen_answers_is_stopped_by_audit_and_seen_by_eva
     assert float(line["answer, tokens"]) > float(line["reference"]) + 2
 
 
+@pytest.mark.usefixtures("_in_process")
 def test_a_run_by_hand_without_a_mistake_is_the_run_that_train_makes() -> None:
     model = commands.train("right", commands.EMBEDDED, "--steps", "3")
     metrics = (model.parent / "run/metrics.jsonl").read_text().splitlines()

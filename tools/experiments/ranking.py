@@ -22,10 +22,10 @@ from tools.tiny_sft.tables import table
 GRADES = ("shuffled words", "another prompt's answer", "rejected", "chosen")
 MEASURES: dict[str, Callable[[Row], float]] = {
     "implicit reward": lambda side: side["reward"],
-    "log-prob, SFT": lambda side: side["reference_logprob"],
-    "log-prob, DPO": lambda side: side["logprob"],
-    "log-prob a token, SFT": lambda side: side["reference_logprob"] / side["num_tokens"],
-    "log-prob a token, DPO": lambda side: side["logprob"] / side["num_tokens"],
+    "log-prob, before": lambda side: side["reference_logprob"],
+    "log-prob, after": lambda side: side["logprob"],
+    "log-prob a token, before": lambda side: side["reference_logprob"] / side["num_tokens"],
+    "log-prob a token, after": lambda side: side["logprob"] / side["num_tokens"],
 }
 
 
