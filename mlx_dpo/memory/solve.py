@@ -106,8 +106,8 @@ def changed(asked: Settings, chosen: Settings) -> dict[str, Any]:
 def _smallest(group: list[Settings]) -> list[Settings]:
     """The last of a group, with batches as asked for or smallest: one of them needs least of all.
 
-    Layer checkpointing and smaller batches take nothing more; a second gradient, which comes with
-    the first batch that is split, may.
+    Layer checkpointing and smaller batches take no more, but for a kilobyte; a second gradient,
+    which comes with the first batch that is split, may.
     """
     last = group[-1]
 

@@ -117,7 +117,7 @@ def test_pairs_whose_chosen_answer_fell_are_listed_with_what_rose_instead(run: P
     (run / "result.json").write_text('{"out": "o"}')  # of an older version
     page = write_report([run]).read_text()
     assert "12 of 12 held-out pairs. On average log p(chosen) changed by -1.50 nats" in page
-    assert "Cures, in this order: leave out pairs with like answers" in page
+    assert "Cures, in this order: lower " in page
 
 
 def test_what_the_reference_was_before_is_said(run: Path) -> None:
