@@ -94,8 +94,8 @@ class TerminalScreen(Screen):
         if job.tuned_before:
             self._line(
                 "history",
-                f"preference training came before: {job.tuned_before}. That model is the "
-                "reference: gains are measured from it, and not from plain SFT",
+                f"preference training seems to have come before: {job.tuned_before}. That model "
+                "is the reference: gains are measured from it, and not from plain SFT",
             )
         if (why := closed_way_back(job.source)) is not None:
             self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")

@@ -57,7 +57,7 @@ class Shift:
     def matters(self) -> bool:
         """Whether chosen answers surely fall: on average, or more than half of them."""
         share = wilson_interval(self.num_fallen, self.num_pairs)[0]
-        return self.num_pairs >= _ENOUGH and (self.interval[1] < 0 or share > 0.5)
+        return self.num_pairs >= _ENOUGH and (self.interval[1] < -NOISE or share > 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +238,8 @@ def displaced_by_run(job: Job, policy: Logprobs, reference: Logprobs) -> Displac
     fallen = fallen_pairs(policy, reference, job.held_out.ids)
     prompts = _prompts_of(job, {pair.id for pair in fallen[:MOST]})
     fallen = [replace(pair, prompt=prompts.get(pair.id, "")) for pair in fallen]
-    # A run is not to fail for what comes on top of its result.
-    with suppress(RuntimeError, MlxDpoError):
+    # A run is not to fail for what comes on top of its result; a model's code may raise anything.
+    with suppress(Exception):
         fallen = looked_into(fallen, job.held_out.examples, lambda: _models_of(job), job.chat)
     return Displacement(shift_of(policy, reference), fallen)
 

@@ -294,7 +294,7 @@ def _digest_of_source() -> str:
         Path(folder, name)
         for folder, _, names in os.walk(root, followlinks=True)  # convert is a link in a clone
         for name in names
-        if name.endswith(".py")
+        if name.endswith(".py") and not name.startswith(".")  # an editor's lock
     ]
     content = [f"{file.relative_to(root)} {digest(file.read_bytes())}" for file in sorted(files)]
     return digest("\n".join(content).encode())

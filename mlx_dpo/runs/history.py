@@ -23,7 +23,7 @@ _KNOWN = {
     r"llama-3(\.\d)?-\d+b-instruct": "DPO, after other methods",
     r"gemma-(\d-)?\d+[mb]-it": "RLHF",
     r"qwen2(\.5)?-[\d.]+b-instruct": "DPO",
-    r"phi-(3(\.5)?-\w+-\w+-instruct|3-\w+-instruct|4)": "DPO",
+    r"phi-(3(\.5)?-\w+-\w+-instruct|3-\w+-instruct|4(?!\d))": "DPO",
 }
 _METHOD = re.compile(
     r"(?<![a-z])(dpo|orpo|kto|simpo|rlhf|rlaif|direct preference optimi[sz]ation|human feedback"
@@ -32,6 +32,7 @@ _METHOD = re.compile(
 )
 # A sentence with one of these may say that it was not done, or that it comes later.
 _NOT = re.compile(r"\b(?:no|not|never|without|before|prior|yet|future)\b|n't", re.IGNORECASE)
+_UNTUNED = re.compile(r"(?<![a-z])(sft|base|pretrained)(?![a-z])", re.IGNORECASE)  # by its name
 _SENTENCE = re.compile(r"(?<=[.!?])\s|\n")
 _HEADER = re.compile(r"\s*---\n(.*?)\n---\s*\n", re.DOTALL)
 _BASE = re.compile(r"base_model: *(?:\n *- *)?[\"']?([\w./-]+)")
@@ -54,6 +55,8 @@ def tuned_before(name: str, folder: Path, adapter: str | None = None) -> str:
         return known
     if match := _METHOD.search(header):
         return f"its model card is marked {match[1].lower()!r}"
+    if _UNTUNED.search(Path(name).expanduser().name):
+        return ""  # its card may tell of the models that were made from it
     for sentence in _SENTENCE.split(card[len(header) :]):
         if (match := _METHOD.search(sentence)) and not _NOT.search(sentence):
             return f"its model card mentions {match[1]!r}"
@@ -66,7 +69,7 @@ def _known(names: list[str | None]) -> str:
         for pattern, method in _KNOWN.items():
             if re.search(pattern, last, re.IGNORECASE):
                 return f"{last} is known to have had {method}"
-        if (match := _METHOD.search(last)) and "sft" not in last.lower():
+        if (match := _METHOD.search(last)) and not _UNTUNED.search(last):
             return f"its name says {match[1]!r}"
     return ""
 

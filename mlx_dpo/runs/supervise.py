@@ -60,9 +60,10 @@ def supervise(
             run's folder says after how many steps each time.
     """
     crashes: list[dict[str, Any]] = []
+    begun = _steps_logged(run)  # of a run that is resumed
     while True:
         code = _wait(launch(command(bool(crashes))))
-        is_cut = code == PeerError.exit_code and _steps_logged(run) > 0
+        is_cut = code == PeerError.exit_code and _steps_logged(run) != begun
         if code >= 0 and code != DeviceFaultError.exit_code and not is_cut:
             return code
         if -code in _REQUESTS:

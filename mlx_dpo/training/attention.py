@@ -7,7 +7,7 @@ product and there is nothing to sum. What is computed is the same. On a GPU MLX'
 Shapes: R rows, H query heads, K key-value heads, N new positions, M positions of keys, D head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,31 @@ import mlx.core as mx
 
 from mlx_dpo.models.device import on_gpu
 
-_ORIGINAL = mx.fast.scaled_dot_product_attention
+
+class _Together:
+    """Stands for `mx.fast.scaled_dot_product_attention` while a block builds a graph.
+
+    Args:
+        original: That function.
+    """
+
+    def __init__(self, original: Callable[..., mx.array]) -> None:
+        self.original = original
+        self._masks: dict[tuple[Any, ...], tuple[Any, mx.array]] = {}
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
+        """The same: q (R, H, N, D), k and v (R, K, M, D)."""
+        heads, mask = q.shape[1] // k.shape[1], options.get("mask")
+        by_head = isinstance(mask, mx.array) and mask.ndim > 2 and mask.shape[-3] > 1
+        if heads == 1 or by_head or options.get("sinks") is not None:
+            return self.original(q, k, v, **options)
+        if mask is not None:
+            key = (heads, q.shape[2], k.shape[2], q.dtype, id(mask))
+            if key not in self._masks:  # a layer's is that of the layers before it
+                self._masks[key] = mask, _added(mask, q, k.shape[2], heads)
+            options["mask"] = self._masks[key][1]
+        rows = q.reshape(q.shape[0], k.shape[1], heads * q.shape[2], q.shape[3])
+        return self.original(rows, k, v, **options).reshape(*q.shape[:3], v.shape[3])
 
 
 @contextmanager
@@ -24,30 +48,20 @@ def heads_together() -> Iterator[None]:
 
     Another thread that builds one meanwhile gets the same numbers.
     """
-    masks: dict[tuple[Any, ...], tuple[Any, mx.array]] = {}
-
-    def attend(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
-        """See `mx.fast.scaled_dot_product_attention`: q (R, H, N, D), k and v (R, K, M, D)."""
-        heads, mask = q.shape[1] // k.shape[1], options.get("mask")
-        by_head = isinstance(mask, mx.array) and mask.ndim > 2 and mask.shape[-3] > 1
-        if heads == 1 or by_head or options.get("sinks") is not None:
-            return _ORIGINAL(q, k, v, **options)
-        if mask is not None:
-            key = (heads, q.shape[2], k.shape[2], q.dtype, id(mask))
-            if key not in masks:  # a layer's is that of the layers before it
-                masks[key] = mask, _added(mask, q, k.shape[2], heads)
-            options["mask"] = masks[key][1]
-        rows = q.reshape(q.shape[0], k.shape[1], heads * q.shape[2], q.shape[3])
-        return _ORIGINAL(rows, k, v, **options).reshape(*q.shape[:3], v.shape[3])
-
-    if on_gpu() or mx.fast.scaled_dot_product_attention is not _ORIGINAL:  # of a block around it
+    if on_gpu() or is_together():  # of a block around it
         yield
         return
-    mx.fast.scaled_dot_product_attention = attend
+    original = mx.fast.scaled_dot_product_attention
+    mx.fast.scaled_dot_product_attention = _Together(original)
     try:
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = _ORIGINAL
+        mx.fast.scaled_dot_product_attention = original
+
+
+def is_together() -> bool:
+    """Whether a block of `heads_together` has begun."""
+    return isinstance(mx.fast.scaled_dot_product_attention, _Together)
 
 
 def _added(mask: Any, q: mx.array, keys: int, heads: int) -> mx.array:
@@ -63,4 +77,5 @@ def _added(mask: Any, q: mx.array, keys: int, heads: int) -> mx.array:
     if mask.dtype == mx.bool_:
         least = mx.array(mx.finfo(q.dtype).min, q.dtype)
         mask = mx.where(mask, mx.array(0, q.dtype), least)
+    mask = mx.broadcast_to(mask, (*mask.shape[:-2], q.shape[2], keys))
     return mx.tile(mask, (heads, 1))

@@ -8,6 +8,7 @@ cache holds, and what other layers hand over.
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx.utils import tree_map
 
 from mlx_dpo.models.parameters import is_float
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
-from mlx_dpo.training.attention import heads_together
+from mlx_dpo.training.attention import heads_together, is_together
 from mlx_dpo.training.prompts import LayerCache
 
 
@@ -57,7 +58,7 @@ class _Layer:
         return getattr(self._layer, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        called = (list(args), kwargs)
+        called, together = (list(args), kwargs), is_together()
         caches: list[Any] = []
         floats: list[mx.array] = []
         _exchange(called, floats.append, caches.append)
@@ -69,7 +70,7 @@ class _Layer:
             inner = [c.with_arrays(*arrays) for c, arrays in zip(caches, held, strict=True)]
             cache = iter(inner)
             args, kwargs = _exchange(called, lambda _: next(left), lambda _: next(cache))
-            with heads_together():  # also where it is computed again
+            with heads_together() if together else nullcontext():  # also where it is computed again
                 output = replaced(self._layer, parameters)(*args, **kwargs)
             return output, [_apart(cache.recorded(), output) for cache in inner]
 

@@ -80,11 +80,16 @@ def addmm(
 
 
 def attention(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **options: Any
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: Any = None,
+    sinks: mx.array | None = None,
+    **options: Any,
 ) -> mx.array:
     """Attention of two such products; shapes as in `mx.fast.scaled_dot_product_attention`."""
-    if options.pop("sinks", None) is not None:
-        raise NotImplementedError("attention sinks")
     groups = q.shape[1] // k.shape[1]
     k, v = (mx.repeat(array, groups, axis=1) for array in (k, v))
     scores = product(q * scale, k.swapaxes(-1, -2))
@@ -95,7 +100,10 @@ def attention(
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask
-    return product(mx.softmax(scores, axis=-1, precise=True), v)
+    if sinks is not None:  # a score for each head that takes a share and gives nothing
+        column = mx.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
+        scores = mx.concatenate([scores, column.astype(scores.dtype)], axis=-1)
+    return product(mx.softmax(scores, axis=-1, precise=True)[..., :total], v)
 
 
 def gather(array: mx.array, index: Any) -> mx.array:

@@ -71,6 +71,7 @@ def test_a_shift_is_what_a_person_counts() -> None:
         ([-1.0] * 18 + [40.0] * 4, True),  # the mean rises, and most fall
         ([1.0, 2.0] * 10, False),
         ([-0.001] * 9 + [0.001] * 9, False),  # rounding
+        ([-0.004] * 50, False),
     ],
 )
 def test_it_matters_where_chosen_answers_surely_fall(changes: list[float], matters: bool) -> None:

@@ -22,6 +22,7 @@ from mlx_dpo.runs.history import tuned_before
         ("HuggingFaceH4/zephyr-7b-sft-full", ""),
         ("google/gemma-3-270m", ""),
         ("someone/korpora", ""),
+        ("someone/phi-42-base", ""),
     ],
 )
 def test_models_that_many_start_from_are_known_by_name(
@@ -47,6 +48,14 @@ def test_a_model_card_may_say_it(card: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(card.encode("utf-8", "surrogateescape"))
     assert found in tuned_before("m", tmp_path)
     assert bool(found) == bool(tuned_before("m", tmp_path))
+
+
+def test_the_card_of_a_model_before_such_training_may_name_those_that_were_made_from_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "README.md").write_text("# M\nZephyr was trained from it with DPO.\n")
+    assert tuned_before("mistral-7b-sft-beta", tmp_path) == ""
+    assert tuned_before("m", tmp_path) == "its model card mentions 'DPO'"
 
 
 def test_our_own_record_says_it_and_so_does_a_config(tmp_path: Path) -> None:

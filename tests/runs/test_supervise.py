@@ -40,6 +40,9 @@ def test_a_run_that_crashes_four_times_is_given_up_with_a_diagnosis(tmp_path: Pa
     assert len(json.loads((tmp_path / "crashes.json").read_text())) == 4
 
 
+STEP = '{"step": 0, "loss": 0.6}\n'
+
+
 class Ends:
     """A process that ends with an exit code."""
 
@@ -60,27 +63,33 @@ class Ends:
 def test_lost_peers_are_looked_for_again_after_a_pause_that_grows(
     tmp_path: Path, codes: tuple[int, ...], ends: int, pauses: list[int]
 ) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.6}\n')
     left, waited = iter(codes), list[float]()
-    launch = lambda command: Ends(next(left))  # noqa: E731
+
+    def launch(command: list[str]) -> Ends:
+        (tmp_path / "metrics.jsonl").write_text(STEP)
+        return Ends(next(left))
+
     code = supervise(tmp_path, lambda again: [], warn=print, launch=launch, pause=waited.append)
     assert (code, waited, list(left)) == (ends, pauses, [])
 
 
+@pytest.mark.parametrize("before", ["", STEP])
 def test_lost_peers_end_a_run_at_once_before_its_first_step_and_after_three_times(
-    tmp_path: Path,
+    tmp_path: Path, before: str
 ) -> None:
-    launched, waited = list[list[str]](), list[float]()
+    launched, waited, logged = list[list[str]](), list[float](), [before]
+    (tmp_path / "metrics.jsonl").write_text(before)  # of a run that is resumed
 
     def launch(command: list[str]) -> Ends:
         launched.append(command)
+        (tmp_path / "metrics.jsonl").write_text("".join(logged))
         return Ends(9)
 
     def run() -> int:
         return supervise(tmp_path, lambda again: [], warn=print, launch=launch, pause=waited.append)
 
     assert (run(), len(launched), waited) == (9, 1, [])
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 0.6}\n')
+    logged.append(STEP)
     with pytest.raises(MlxDpoError, match="a lost peer ended the run 4 times"):
         run()
     assert (len(launched), waited) == (5, [60, 120, 180])

@@ -17,6 +17,7 @@ MASKS: dict[str, Any] = {
     "causal": "causal",
     "one for all rows": CAUSAL,
     "one for each row": CAUSAL & REAL,
+    "keys alone": REAL,
     "numbers": mx.random.normal((R, 1, N, M), key=mx.random.key(1)),
     "one for each head": mx.random.normal((1, 6, N, M), key=mx.random.key(2)),
 }

@@ -124,7 +124,10 @@ def test_what_the_reference_was_before_is_said(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps({**result, "tuned_before": f"so {HOSTILE}"}))
     page = write_report([run]).read_text()
-    assert "<dt>history</dt><dd>preference training came before: so &lt;script&gt;" in page
+    assert (
+        "<dt>history</dt><dd>preference training seems to have come before: so &lt;script&gt;"
+        in page
+    )
 
 
 def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
