@@ -50,7 +50,7 @@ demo: install
 	@$(FAST) $(BIN)/mlx_dpo train
 
 test: dev
-	@$(FAST) $(TWO) -m "not torch and not pages and not survival"
+	@$(FAST) $(TWO) -m "not torch and not pages and not survival" --ignore tests/gpulike  # its own lane
 
 test-pages: dev
 	@$(FAST) $(TWO) -m pages
