@@ -26,6 +26,7 @@ from rich.text import Text
 WIDTH = 80
 OUT = Path("docs/demo.svg")
 _COMMAND = ("mlx_dpo", "train")
+_PLACE = "/Users/me/mlx-dpo"  # shown instead of this folder
 _CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
 # Rich's own frame names a font on a server.
 _FRAME = """\
@@ -138,7 +139,7 @@ def main() -> None:
     if command[0] == "mlx_dpo":
         command[:1] = [sys.executable, "-m", "mlx_dpo"]
     code, written = run_on_terminal(command, WIDTH)
-    lines = screen_of(written)
+    lines = [line.replace(str(Path.cwd()), _PLACE) for line in screen_of(written)]
     if code:
         sys.exit(f"{title}: exit code {code}: {lines[-2:]}")
     options.out.write_text(picture(lines, title), encoding="utf-8")
