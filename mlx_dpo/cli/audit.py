@@ -56,7 +56,8 @@ def audit(
 
     Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
     trained and no weights are read. With --drop-bad rows are counted without those left out.
-    --ches adds the pairs on which training is most likely to lower the chosen answer too.
+    --ches adds the pairs whose answers are most alike to the model: on these, training may lower
+    the chosen answer too. They are worth a look, no forecast (docs/effects.md of the repository).
 
     \b
     Examples:
