@@ -1,6 +1,7 @@
 """Real runs through the command line, ended in every way and continued until they finish."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -84,23 +85,31 @@ def _signal_after(seconds: float, number: int) -> None:
     timer.start()
 
 
-def signal_when(target: str, name: str, *numbers: int, seconds: float = 0) -> Callable[[], object]:
-    """Sends this process signals when a function is first called, or some seconds after.
+def signal_when(
+    target: str, name: str, *numbers: int, call: int = 1, seconds: float = 0
+) -> Callable[[], object]:
+    """Sends this process signals when a function is called, or some seconds after.
 
     Args:
         target: Module or class (``module:Class``) that holds the function.
         name: Of the function.
         numbers: Signals.
+        call: Which call of it, counted from 1.
         seconds: From the call to the signals.
     """
-    return partial(_signal_when, target, name, numbers, seconds)
+    return partial(_signal_when, target, name, numbers, call, seconds)
 
 
-def _signal_when(target: str, name: str, numbers: tuple[int, ...], seconds: float) -> None:
+def _signal_when(
+    target: str, name: str, numbers: tuple[int, ...], call: int, seconds: float
+) -> None:
     holder = resolve_name(target)
     real = getattr(holder, name)
+    calls = itertools.count(1)
 
     def watched(*args: Any, **options: Any) -> Any:
+        if next(calls) < call:
+            return real(*args, **options)
         setattr(holder, name, real)
         for number in numbers:
             _signal_after(seconds, number) if seconds else os.kill(os.getpid(), number)

@@ -64,12 +64,12 @@ lives.preload()
 folder = Path(tempfile.mkdtemp())
 expected, _ = ranks.straight(folder / "straight", 2)
 
-# Killed in the middle of a step, once a checkpoint is there.
-step = ("mlx_dpo.training.peers:Group", "complete")
-save = ("mlx_dpo.runs.checkpoint:Checkpoints", "save")
+# Killed in the third step, in which the other waits for it: a checkpoint of the second is there.
+third = lives.signal_when("mlx_dpo.training.step:Step", "_whole", signal.SIGKILL, call=3)
 killed = ranks.workplace(folder / "killed")
-codes, _ = ranks.live(killed, 2, {0: lives.signal_when(*save, signal.SIGKILL, seconds=0.3)})
+codes, _ = ranks.live(killed, 2, {0: third})
 assert codes == [-signal.SIGKILL, 9], codes
+assert (killed / "run" / "step-000002").exists()
 assert ranks.finish(killed, 2, expected) == ""
 
 stopped = ranks.workplace(folder / "stopped")
@@ -78,6 +78,7 @@ codes, _ = ranks.live(stopped, 2, {1: lives.signal_when(*evaluation, signal.SIGT
 assert codes == [75, 75], codes
 assert (stopped / "run" / "LATEST").exists()
 
+step = ("mlx_dpo.training.peers:Group", "complete")
 silent = {1: lives.signal_when(*step, signal.SIGSTOP)}
 assert ranks.silenced(ranks.workplace(folder / "silent"), 2, silent) == [9]
 
