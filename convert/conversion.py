@@ -46,7 +46,7 @@ from mlx_dpo.convert.weights import (
     write_weights,
 )
 from mlx_dpo.errors import UsageError
-from mlx_dpo.files import new_folder
+from mlx_dpo.files import new_folder, remove_abandoned
 from mlx_dpo.models.card import carried_card
 from mlx_dpo.models.config import is_quantised, read_config, read_json
 from mlx_dpo.models.export import (
@@ -59,7 +59,7 @@ from mlx_dpo.models.export import (
 from mlx_dpo.models.parameters import read_header
 from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.models.verified import statement
-from mlx_dpo.paths import inside
+from mlx_dpo.paths import check_target, inside, overlap
 
 Direction = Literal["mlx", "torch"]
 Say = Callable[[str], None]
@@ -203,16 +203,15 @@ def check_destination(
     Raises:
         UsageError: If it can't be written to.
     """
-    here, there = source.resolve(), destination.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise UsageError(f"{destination}: overlaps the source {source}, which is never written to")
-    if not destination.exists() and not destination.is_symlink():
-        return
-    if not overwrite:
-        raise UsageError(f"{destination}: exists; pass --overwrite to replace it, or another name")
-    is_folder = destination.is_dir() and not destination.is_symlink()
-    if not is_folder or not is_ours(destination):
-        raise UsageError(f"{destination}: exists and no conversion made it; choose another name")
+    if not overlap(source, destination):
+        remove_abandoned(destination.parent, destination.name)
+    check_target(
+        destination,
+        [source],
+        overwrite=overwrite,
+        is_ours=lambda folder: folder.is_dir() and is_ours(folder),
+        made_by="conversion",
+    )
 
 
 def _is_conversion(folder: Path) -> bool:

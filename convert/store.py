@@ -14,7 +14,7 @@ from pathlib import Path
 from mlx_dpo.convert.conversion import Kind, Options, convert, kind_of
 from mlx_dpo.convert.course.artifact import MANIFEST, tokenizer_file
 from mlx_dpo.errors import DiskError
-from mlx_dpo.files import mark_used, new_folder, remove_folder
+from mlx_dpo.files import is_leftover, mark_used, new_folder, remove_folder
 from mlx_dpo.manifest import find_damage, read_facts, write_manifest_of
 from mlx_dpo.models.config import read_json
 from mlx_dpo.models.export import companions
@@ -75,7 +75,9 @@ def _make(folder: Path, out: Path, facts: dict[str, str]) -> None:
 def _remove_others(entry: Path, source: str) -> None:
     """Delete entries of the same checkpoint under another key: of files or versions before."""
     for other in entry.parent.iterdir():
-        if other != entry and read_facts(other).get("source") == source:
+        if other == entry or is_leftover(other.name):  # which another run may be writing
+            continue
+        if read_facts(other).get("source") == source:
             with suppress(OSError):  # what can't be deleted only takes room
                 remove_folder(other)
 

@@ -59,6 +59,10 @@ class DiskError(MlxDpoError):
     exit_code = 7
 
 
+class TakenError(DiskError):
+    """Something else got the name of what was to be written, in the meantime."""
+
+
 class DeviceFaultError(MlxDpoError):
     """The GPU failed in the middle of a computation; what was saved before is whole."""
 

@@ -1,28 +1,36 @@
 """Files that are whole or not there: written under a temporary name, flushed, renamed.
 
-Writes, flushes, renames and removals of what a run
+A temporary name has a random token, and its writer holds a lock, which the kernel frees the moment
+that the writer ends. Process numbers tell nothing: in another container or on another machine the
+same number is another process. Writes, flushes, renames and removals of what a run
 leaves go through `disk`: tests put another `Disk` there, that fails or ends the process at the n-th
 call.
 """
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mlx_dpo.errors import DiskError, disk_error
+from mlx_dpo.errors import TakenError, disk_error
 
 # What a volume answers to a call that it does not know.
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # of a rename onto a folder
-_LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.(?:tmp|old)")  # as `_unnamed` names them
+# As `_unnamed` names them; earlier versions had the process number in place of the token, and no
+# locks.
+_LEFTOVER = re.compile(r"\.(.+)\.(?:([0-9a-f]{12})\.(?:tmp|old|lock)|\d{1,10}\.(?:tmp|old))")
+_DAY = 24 * 3600.0  # seconds; what nothing has a lock of is left by a dead writer then
 
 
 class Disk:
@@ -35,8 +43,6 @@ class Disk:
     def flush(self, descriptor: int) -> None:
         """Wait until the disk has a file."""
         if sys.platform == "darwin":
-            import fcntl
-
             try:
                 # fsync on macOS leaves the bytes in the drive's cache.
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -133,24 +139,21 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
         replace: Whether a file that is there by then is replaced.
 
     Raises:
-        DiskError: If it can't be written, or is there and may not be replaced; what was there
-            stays as it was.
+        DiskError: If it can't be written, or is there and may not be replaced (`TakenError`); what
+            was there stays as it was.
     """
-    temporary = _temporary(path)
     try:
         remove_abandoned(path.parent, path.name)
-        with NewFile(temporary) as file:
-            yield cast("BinaryIO", file)
-            file.flush_to_disk()
-        if path.exists() and not replace:
-            raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
-        disk.rename(temporary, path)
-        disk.flush_folder(path.parent)
+        with _held(path, "tmp") as temporary:
+            with NewFile(temporary) as file:
+                yield cast("BinaryIO", file)
+                file.flush_to_disk()
+            if path.exists() and not replace:
+                raise _taken(path)
+            disk.rename(temporary, path)
+            disk.flush_folder(path.parent)
     except OSError as error:
         raise disk_error(path, error) from None
-    finally:
-        with suppress(OSError):  # a name that is too long can't even be looked for
-            temporary.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str) -> None:
@@ -192,17 +195,15 @@ def remove_leftovers(folder: Path) -> None:
     """Delete what killed writers left half done in a folder that no process writes to now."""
     for entry in folder.iterdir():
         if is_leftover(entry.name):
-            if entry.is_dir():
-                disk.remove(entry)
-            else:
-                entry.unlink(missing_ok=True)
+            _delete(entry)
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Delete what writers that were killed left half done in a folder others may write to now.
 
     What was moved aside to be replaced stays until something has its name. What can't be deleted
-    only takes room, and stays. Not to be called by a process that is writing what has this name.
+    only takes room, and stays. Where a volume has no locks, and with names of earlier versions, a
+    writer counts as killed when nothing has changed for a day.
 
     Args:
         folder: The folder; nothing happens where there is none.
@@ -211,11 +212,47 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     with suppress(OSError):
         for entry in folder.iterdir():
             match = _LEFTOVER.fullmatch(entry.name)
-            if not match or name not in (None, match[1]) or _is_another(int(match[2])):
+            if not match or name not in (None, match[1]):
                 continue
             # A writer killed between the two renames of a replacement leaves the only copy aside.
-            if entry.suffix == ".tmp" or (folder / match[1]).exists():
-                disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+            if entry.suffix != ".old" or (folder / match[1]).exists():
+                _remove_if_abandoned(entry, has_lock=match[2] is not None)
+
+
+def _remove_if_abandoned(entry: Path, *, has_lock: bool) -> None:
+    lock = entry.with_suffix(".lock") if entry.is_dir() else entry  # see `_held`, `_held_folder`
+    is_free: bool | None = None
+    with suppress(OSError), ExitStack() as stack:  # held until it is deleted
+        if has_lock:
+            try:
+                is_free = _lock(stack.enter_context(lock.open("rb+", buffering=0)))
+            except FileNotFoundError:
+                is_free = True  # it is made first of all, and deleted last
+            except OSError:  # another user's
+                pass
+        if is_free or (is_free is None and _is_old(entry)):
+            _delete(entry)
+
+
+def _lock(file: io.FileIO) -> bool | None:
+    """Lock a file until it is closed; False where another holds it, None where no lock can be."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # SMB, for one
+        return None
+    return True
+
+
+def _is_old(entry: Path) -> bool:
+    parts = [entry.with_suffix(suffix) for suffix in (".tmp", ".old", ".lock")]
+    changed = max((part.stat().st_mtime for part in parts if part.exists()), default=0.0)
+    return changed < time.time() - _DAY
+
+
+def _delete(entry: Path) -> None:
+    disk.remove(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def mark_used(entry: Path) -> None:
@@ -224,25 +261,9 @@ def mark_used(entry: Path) -> None:
         os.utime(entry)
 
 
-def _is_another(process: int) -> bool:
-    """Whether a process lives and is not this one.
-
-    What has this one's number was left by a dead one: in a container all have the same.
-    """
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # another user's
-        return True
-    return True
-
-
 def remove_folder(folder: Path) -> None:
     """Delete a folder that is whole until it is gone: it loses its name first."""
-    nameless = _unnamed(folder, "tmp")  # not "old": `remove_abandoned` keeps that
+    nameless = _unnamed(folder, "tmp")  # without a lock: whoever comes by may delete it
     disk.rename(folder, nameless)
     disk.remove(nameless)
 
@@ -266,13 +287,11 @@ def check_writable(path: Path) -> None:
         DiskError: If it can't.
     """
     make_folder(path.parent)
-    # Under the name that it will have until it is whole: the next command removes it where this one
+    # Under a name that it will have until it is whole: the next command removes it where this one
     # is killed.
-    trial = _temporary(path)
-    remove_abandoned(path.parent, path.name)
     try:
-        trial.mkdir()
-        trial.rmdir()
+        with _held_folder(path):
+            pass
     except OSError as error:
         raise disk_error(path, error, "cannot be written") from None
 
@@ -286,55 +305,80 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: Whether a folder that is there by then is replaced.
 
     Raises:
-        DiskError: If it can't be written, or is there and may not be replaced; what was there
-            stays as it was.
+        DiskError: If it can't be written, or is there and may not be replaced (`TakenError`); what
+            was there stays as it was.
     """
-    temporary = _temporary(path)
     try:
-        remove_abandoned(path.parent, path.name)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            if entry.is_dir():
-                disk.flush_folder(entry)
-            else:
-                flush_file(entry)
-        disk.flush_folder(temporary)
-        if path.exists() and not replace:
-            raise DiskError(f"{path}: appeared in the meantime, and is left as it is")
-        _put_in_place(temporary, path, replace=replace)
+        with _held_folder(path) as temporary:
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                if entry.is_dir():
+                    disk.flush_folder(entry)
+                else:
+                    flush_file(entry)
+            disk.flush_folder(temporary)
+            if path.exists() and not replace:
+                raise _taken(path)
+            _put_in_place(temporary, path, replace=replace)
         remove_abandoned(path.parent, path.name)  # what a killed writer had moved aside
     except OSError as error:
         raise disk_error(path, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path`, on the same disk, which is deleted when the block ends."""
-    scratch = _temporary(path.with_name(f"{path.name}.scratch"))
     try:
-        remove_abandoned(path.parent, f"{path.name}.scratch")
-        scratch.mkdir(parents=True)
-        yield scratch
+        with _held_folder(path.with_name(f"{path.name}.scratch")) as scratch:
+            yield scratch
     except OSError as error:
         raise disk_error(path, error) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _temporary(path: Path) -> Path:
-    return _unnamed(path, "tmp")
+@contextmanager
+def _held(path: Path, suffix: str) -> Iterator[Path]:
+    """An empty file beside `path`, locked while the block runs, and deleted if it is left there."""
+    while True:
+        file = _unnamed(path, suffix)
+        with file.open("xb", buffering=0) as held:
+            # Somebody may take it for abandoned, in the moment before it is locked.
+            if _lock(held) is False or not os.fstat(held.fileno()).st_nlink:
+                continue
+            try:
+                yield file
+            finally:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def _held_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: what is locked is a file beside it, which the folder's name tells.
+
+    A folder can be locked itself, but over NFS such a lock is unknown to other machines.
+    """
+    remove_abandoned(path.parent, path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _held(path, "lock") as lock:
+        folder = lock.with_suffix(".tmp")
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unnamed(path: Path, suffix: str) -> Path:
-    # With the process id: two processes that write the same file must not share it.
-    return path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{suffix}")
+
+
+def _taken(path: Path) -> TakenError:
+    return TakenError(f"{path}: appeared in the meantime, and is left as it is")
 
 
 def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
-    old = _unnamed(path, "old")
+    old = temporary.with_suffix(".old")
     while True:
         if replace and path.exists():
             with suppress(FileNotFoundError):  # another writer has just moved it aside
@@ -348,6 +392,8 @@ def _put_in_place(temporary: Path, path: Path, *, replace: bool) -> None:
                 continue
             if old.exists():
                 disk.rename(old, path)
+            if not replace and isinstance(error, OSError) and error.errno in _TAKEN:
+                raise _taken(path) from None
             raise
     disk.flush_folder(path.parent)
     disk.remove(old)

@@ -4,6 +4,8 @@ import codecs
 import errno
 import os
 import stat
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mlx_dpo.errors import MlxDpoError, UsageError
@@ -131,6 +133,73 @@ def check_links(folder: Path) -> None:
     for link in (entry for entry in entries if entry.is_symlink()):
         if not _stays_inside(link, real):
             raise UsageError(f"{folder}: {link.name!r} points outside the folder")
+
+
+def check_target(
+    target: Path,
+    sources: Iterable[Path],
+    *,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    made_by: str,
+    allowed_by: str = "pass --overwrite",
+) -> None:
+    """Refuse to write over or into what is only read, or over what may not be replaced.
+
+    Args:
+        target: The file or folder to come.
+        sources: What it is made from.
+        overwrite: Whether it may be there.
+        is_ours: Whether what is there may be replaced.
+        made_by: What makes such files or folders, for messages.
+        allowed_by: What to do so that it may be there, for messages.
+
+    Raises:
+        UsageError: If it overlaps a source by whatever name, or is there and may not be replaced.
+    """
+    for source in sources:
+        if overlap(target, source):
+            raise UsageError(
+                f"{target}: overlaps {source}, which is only read; choose another name"
+            )
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise UsageError(f"{target}: exists; {allowed_by} to replace it, or choose another name")
+    if target.is_symlink() or not is_ours(target):
+        raise UsageError(f"{target}: exists and no {made_by} made it; choose another name")
+
+
+def overlap(a: Path, b: Path) -> bool:
+    """Whether two files or folders are one, or one would lie in the other; see `is_inside`."""
+    a, b = a.resolve(), b.resolve()
+    return is_inside(a, b) or is_inside(b, a)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or would lie in it, by whatever case it is spelled.
+
+    Most Macs' volumes ignore case, and how accents are composed. What exists is compared as files,
+    and names that do not exist yet without either: that two of them may differ by it elsewhere is
+    not worth a risk.
+
+    Args:
+        path: Resolved; it may not exist.
+        folder: The same.
+    """
+    existing, names = folder, list[str]()
+    while not existing.exists():
+        names.insert(0, _folded(existing.name))
+        existing = existing.parent
+    for part in (path, *path.parents):
+        if part.exists() and part.samefile(existing):
+            below = path.relative_to(part).parts
+            return [_folded(name) for name in below[: len(names)]] == names
+    return False
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _stays_inside(path: Path, folder: Path) -> bool:

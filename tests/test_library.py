@@ -144,7 +144,7 @@ def test_what_is_there_is_not_replaced_by_a_save(tokenizer: Any, tmp_path: Path)
     (tmp_path / "mine").mkdir()
     for out, overwrite, message in (
         (tmp_path / "out", False, "pass overwrite=True"),
-        (tmp_path / "mine", True, "is not of this project"),
+        (tmp_path / "mine", True, "no `save` made it"),
         (TINY / "out", False, "overlaps"),
     ):
         with pytest.raises(mlx_dpo.MlxDpoError, match=message):

@@ -1,6 +1,5 @@
 """The forms in which `mlx_dpo export` writes a model."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,26 +172,19 @@ def check_out(out: Path, source: "Source", to: str, overwrite: bool) -> None:
         UsageError: If it is one.
     """
     from mlx_dpo.convert.sources import read_record
-    from mlx_dpo.runs.folder import is_inside
+    from mlx_dpo.paths import check_target
 
-    for folder in filter(None, {source.folder, source.adapter, source.origin}):
-        here, there = folder.resolve(), out.resolve()
-        if is_inside(here, there) or is_inside(there, here):
-            raise UsageError(f"{out}: overlaps {folder}, which is only read; choose another name")
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another name")
-    if to == "torch":
-        return  # a conversion knows its own
-    if to == "gguf":
-        from mlx_dpo.convert.gguf.file import is_ours
+    def is_ours(place: Path) -> bool:
+        if to == "torch":
+            return True  # a conversion knows its own
+        if to == "gguf":
+            from mlx_dpo.convert.gguf.file import is_ours
 
-        is_own = is_ours(out)
-    else:
-        is_own = "export" in read_record(out)
-    if out.is_symlink() or not is_own:
-        raise UsageError(f"{out}: exists and no export made it; choose another name")
+            return is_ours(place)
+        return "export" in read_record(place)
+
+    sources = filter(None, {source.folder, source.adapter, source.origin})
+    check_target(out, sources, overwrite=overwrite, is_ours=is_ours, made_by="export")
 
 
 def place_of(out: str, to: str) -> Path:

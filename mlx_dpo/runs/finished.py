@@ -1,7 +1,8 @@
 """The finished model of a run, or its adapter, with the record of how it was made."""
 
-import os
+import shlex
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from mlx_dpo.convert.adapters import write_mlx, write_peft
 from mlx_dpo.convert.sources import RECORD, base_of, locate, read_record
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import DiskError, TakenError, UsageError
 from mlx_dpo.files import make_folder
 from mlx_dpo.manifest import write_digests
 from mlx_dpo.models.adapters import describe, parts_of
@@ -27,16 +28,17 @@ from mlx_dpo.models.export import (
     write_json,
 )
 from mlx_dpo.models.parameters import stored_digest
+from mlx_dpo.paths import check_target
 from mlx_dpo.preferences.scores import is_taught, score_groups
 from mlx_dpo.runs.best import Kept
-from mlx_dpo.runs.folder import environment, is_inside
+from mlx_dpo.runs.folder import default_outs, environment, is_free
 from mlx_dpo.runs.job import Job
 from mlx_dpo.training.loss import pair_metrics
 
 Scores = npt.NDArray[np.float32]
 
 
-def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> None:
+def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores, run: Path) -> Path:
     """Write the policy, or its adapter, to the job's output folder; whole or not at all.
 
     Args:
@@ -44,10 +46,38 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
         kept: Which step its weights are of.
         policy: float32 (2, N), log-probs of the held-out pairs after training.
         reference: float32 (2, N), before it.
+        run: Folder of the run, which has the checkpoint.
+
+    Returns:
+        The folder: where --out names none, the next free one if another run took the job's.
 
     Raises:
-        DiskError: If it can't be written, or exists and may not.
+        DiskError: If it can't be written, or exists and may not; the message ends with the command
+            that writes it.
     """
+    config, record = job.config, _record(job, kept, policy, reference, run.resolve().name)
+    layout, whole = config.adapter_format or "mlx", config.overwrite
+    for out in chain([job.out], default_outs(config)):
+        if not (config.out or is_free(config, out)):
+            continue
+        try:
+            _write(job.policy, job.files, job.source, out, record, layout, replace=whole)
+            return out
+        except DiskError as error:
+            is_taken = isinstance(error, TakenError)
+            if is_taken and not config.out:
+                continue
+            command = ["mlx_dpo", "train", "--resume", "--run-dir", str(run)]
+            command += ["--out", "ANOTHER-NAME"] if is_taken else []
+            raise type(error)(
+                f"{error}; what was trained is saved, and the model is written with: "
+                f"{shlex.join(command)}"
+            ) from None
+    raise AssertionError("names don't end")
+
+
+def _record(job: Job, kept: Kept, policy: Scores, reference: Scores, run: str) -> dict[str, Any]:
+    """The ``dpo.json`` of a finished model, with the name of the run's folder."""
     config = job.config
     judged = is_taught(job.held_out.kinds, job.data.untaught)
     results = {}
@@ -65,6 +95,7 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
             "split": job.split(),
         },
         "settings": asdict(config),
+        "run": run,
         "steps": kept.step,
         "kept": asdict(kept),
         "held_out": results,
@@ -77,8 +108,7 @@ def write_finished(job: Job, kept: Kept, policy: Scores, reference: Scores) -> N
         origin["sha256"] = job.stored_digest
         if job.adapter_digest is not None:
             origin["adapter"] = job.adapter_digest
-    layout = config.adapter_format or "mlx"
-    _write(job.policy, job.files, job.source, job.out, record, layout, replace=config.overwrite)
+    return record
 
 
 def save(model: nn.Module, source: str | Path, out: str | Path, *, overwrite: bool = False) -> None:
@@ -97,7 +127,15 @@ def save(model: nn.Module, source: str | Path, out: str | Path, *, overwrite: bo
         DiskError: If `out` can't be written.
     """
     found, out = locate(source), Path(out)
-    _check_out(out, found.folder, overwrite)
+    sources = [folder for folder in (found.folder, found.adapter) if folder is not None]
+    check_target(
+        out,
+        sources,
+        overwrite=overwrite,
+        is_ours=lambda folder: bool(read_record(folder)),
+        made_by="run and no `save`",
+        allowed_by="pass overwrite=True",
+    )
     files, adapter = read_files(found.folder), describe(model)
     base = base_of(found.adapter) if found.adapter else str(source)
     origin = {"model": base, "name": published(base)}
@@ -108,16 +146,6 @@ def save(model: nn.Module, source: str | Path, out: str | Path, *, overwrite: bo
     elif is_quantised(files.config):
         raise UsageError(f"{source}: is quantised, and the model has no adapters: nothing trained")
     _write(model, files, found.folder, out, record, "mlx", replace=overwrite)
-
-
-def _check_out(out: Path, source: Path, overwrite: bool) -> None:
-    here, there = source.resolve(), out.resolve()
-    if is_inside(here, there) or is_inside(there, here):
-        raise UsageError(f"{out}: overlaps {source}, which is only read; choose another name")
-    if os.path.lexists(out) and not overwrite:
-        raise UsageError(f"{out}: exists; pass overwrite=True to replace it, or another name")
-    if os.path.lexists(out) and (out.is_symlink() or not read_record(out)):
-        raise UsageError(f"{out}: exists and is not of this project; choose another name")
 
 
 def _write(

@@ -11,10 +11,11 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import combinations, zip_longest
+from itertools import combinations, count, zip_longest
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -35,7 +36,7 @@ from mlx_dpo.files import (
 )
 from mlx_dpo.manifest import DIGESTS, digest
 from mlx_dpo.models.device import architecture, blas, tf32_enabled
-from mlx_dpo.paths import entries_of
+from mlx_dpo.paths import check_target, entries_of, overlap
 from mlx_dpo.preferences.store import FOLDER as TOKENS
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.config import OF_PAIRS, RunConfig, read_settings
@@ -216,15 +217,25 @@ def next_run_dir(name: str, parent: Path = Path("runs")) -> Path:
 
 def out_of(config: RunConfig) -> Path:
     """The folder of the finished model; where --out names none, one that no other run has."""
-    assert config.model is not None
     if config.out:
         return Path(config.out)
-    first = out = Path(f"checkpoints/{name_of(config.model)}-dpo")
-    number = 2
-    while os.path.lexists(out) and not (config.overwrite or is_result_of(config, out)):
-        out = first.with_name(f"{first.name}-{number}")
-        number += 1
-    return out
+    return next(
+        out for out in default_outs(config) if is_free(config, out) or is_result_of(config, out)
+    )
+
+
+def default_outs(config: RunConfig) -> Iterator[Path]:
+    """Names that the finished model gets without --out, in their order, whatever has them."""
+    assert config.model is not None
+    first = Path(f"checkpoints/{name_of(config.model)}-dpo")
+    yield first
+    for number in count(2):
+        yield first.with_name(f"{first.name}-{number}")
+
+
+def is_free(config: RunConfig, out: Path) -> bool:
+    """Whether a finished model may get this name."""
+    return config.overwrite or not os.path.lexists(out)
 
 
 def is_result_of(config: RunConfig, out: Path) -> bool:
@@ -234,8 +245,10 @@ def is_result_of(config: RunConfig, out: Path) -> bool:
     """
     if not config.run_dir or not (Path(config.run_dir) / "config.toml").is_file():
         return False
-    settings = read_record(out).get("settings")
-    if not isinstance(settings, dict):
+    record, run = read_record(out), Path(config.run_dir).resolve().name
+    settings = record.get("settings")
+    # Another run may have the same settings. Earlier versions did not write the run's name.
+    if not isinstance(settings, dict) or record.get("run", run) != run:
         return False
     ignored = {"run_dir": None, "report_to": None}  # the same folder, however it was spelled then
     # Not decided yet, where the caller left them open: the pairs have not been read.
@@ -258,40 +271,16 @@ def check_folders(config: RunConfig) -> None:
         folders["--adapter"] = find(config.adapter)
     resolved = [(option, folder.resolve()) for option, folder in folders.items()]
     for (option, a), (other, b) in combinations(resolved, 2):
-        if is_inside(a, b) or is_inside(b, a):
+        if overlap(a, b):
             raise UsageError(f"{other} {b} and {option} {a} overlap; choose separate folders")
     for option in ("--out", "--run-dir"):
         folder = folders[option]
         above = next((p for p in folder.parents if os.path.lexists(p)), Path())
         if not above.is_dir():
             raise UsageError(f"{folder}: {above} is a file; {option} takes a folder")
-    if not os.path.lexists(out):
-        return
-    if not (config.overwrite or is_result_of(config, out)):
-        raise UsageError(f"{out}: exists; pass --overwrite to replace it, or another --out")
-    if out.is_symlink() or not (out / "dpo.json").is_file():
-        raise UsageError(f"{out}: exists and no run made it (no dpo.json); choose another --out")
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or would lie in it, by whatever case it is spelled.
-
-    Most Macs' volumes ignore case. What exists is compared as files, and names that do not exist
-    yet without case: that two of them may differ by case alone elsewhere is not worth a risk.
-
-    Args:
-        path: Resolved; it may not exist.
-        folder: The same.
-    """
-    existing, names = folder, list[str]()
-    while not existing.exists():
-        names.insert(0, existing.name.casefold())
-        existing = existing.parent
-    for part in (path, *path.parents):
-        if part.exists() and part.samefile(existing):
-            below = path.relative_to(part).parts
-            return [name.casefold() for name in below[: len(names)]] == names
-    return False
+    may_be_there = config.overwrite or is_result_of(config, out)
+    is_ours = lambda folder: bool(read_record(folder))  # noqa: E731
+    check_target(out, [], overwrite=may_be_there, is_ours=is_ours, made_by="run")
 
 
 def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
@@ -348,6 +337,8 @@ def prune_caches(source: Path) -> None:
     for cache in filter(Path.is_dir, CACHES):
         remove_abandoned(cache)
         for entry in cache.iterdir():
+            if is_leftover(entry.name):
+                continue
             with suppress(OSError):  # as above, or another run has deleted it
                 is_used = entry.resolve() in (used, *used.parents)
                 if entry.stat().st_mtime < oldest and not is_used:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.errors import MlxDpoError, NonFiniteError, PeerError, StoppedError
-from mlx_dpo.files import check_writable, new_file, remove_abandoned, remove_leftovers
+from mlx_dpo.files import check_writable, new_file, remove_leftovers
 from mlx_dpo.models.adapters import base_parameters, describe
 from mlx_dpo.models.export import weight_stamps
 from mlx_dpo.models.limits import limited_memory
@@ -229,7 +229,6 @@ def _open_folder(job: Job, path: Path, *, is_new: bool) -> RunFolder:
     """The run's folder, without what killed processes left half done; a new run is described."""
     folder = RunFolder(path)
     remove_leftovers(path)
-    remove_abandoned(job.out.parent, job.out.name)
     prune_caches(job.source)
     if is_new:
         folder.write_text("config.toml", job.config.to_toml())
@@ -368,9 +367,12 @@ def _finish(
     screen.working("writing the model")
     keep_locked(folder.path)
     # A run that was killed after this finds the finished model: it appears whole or not at all.
-    if not is_result_of(job.config, job.out) or job.config.overwrite:
-        write_finished(job, kept, policy, reference)
-    remove_abandoned(job.out.parent, job.out.name)  # and what a killed export moved aside for it
+    config = replace(job.config, run_dir=str(folder.path))
+    if config.overwrite or not is_result_of(config, job.out):
+        out = write_finished(job, kept, policy, reference, folder.path)
+        if out != job.out:
+            screen.warned(f"{job.out}: taken by another run meanwhile; the model is in {out}")
+            job = replace(job, out=out)
     held_out = {
         "ids": job.held_out.ids,
         "kinds": job.held_out.kinds,

@@ -301,6 +301,6 @@ def test_the_source_is_not_written_to(artifact: Path, tmp_path: Path) -> None:
     run(artifact, tmp_path / "mlx", verify=False)
     assert snapshot() == before
     for out in (artifact, artifact / "mlx", artifact.parent, tmp_path / "mlx"):
-        with pytest.raises(UsageError, match=r"overlaps the source|exists"):
+        with pytest.raises(UsageError, match=r"overlaps|exists"):
             run(artifact, out, verify=False)
     assert snapshot() == before

@@ -1,6 +1,5 @@
 """Converted checkpoints that are kept: never trusted blindly, shared by runs that begin at once."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +83,6 @@ def test_of_two_first_runs_at_once_the_second_takes_what_the_first_made(
     def second(*arguments: Any) -> None:
         with monkeypatch.context() as other_process:
             other_process.setattr(converted, "convert", convert)
-            other_process.setattr("os.getpid", lambda: os.getppid())
             first.append(converted_once(artifact, tmp_path / "store"))
         convert(*arguments)
 

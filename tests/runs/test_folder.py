@@ -6,10 +6,11 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlx_dpo import __version__
+from mlx_dpo import __version__, files
 from mlx_dpo.convert.sources import find_mlx
 from mlx_dpo.errors import DiskError, StoppedError, UsageError
 from mlx_dpo.runs.callbacks import Screen
@@ -18,7 +19,6 @@ from mlx_dpo.runs.folder import (
     MAX_UNUSED,
     REFERENCES,
     check_folders,
-    is_inside,
     new_run_dir,
     prune_caches,
 )
@@ -28,6 +28,7 @@ from tests.runs.conftest import ORACLE, StopAfter, WarningScreen, digest, finish
 
 ARTIFACTS = Path(__file__).parent.parent / "g2c" / "artifacts"
 NO_PROCESS = 999_999_999  # above every process id
+TOKEN = "0123456789ab"  # of a temporary name
 
 
 def age(entry: Path) -> None:
@@ -75,10 +76,10 @@ def test_an_existing_output_is_replaced_only_when_a_run_made_it(workplace: Path)
         train(settings(out="mine"))
     with pytest.raises(UsageError, match="no run made it"):
         train(settings(out="mine", overwrite=True))
-    finished(out="ours")
+    finished(out="ours", steps=1)
     with pytest.raises(UsageError, match="--overwrite"):
         train(settings(out="ours"))
-    finished(out="ours", overwrite=True)
+    finished(out="ours", overwrite=True, steps=1)
 
 
 def test_without_a_name_of_its_own_a_checkpoint_takes_a_free_one(workplace: Path) -> None:
@@ -100,16 +101,57 @@ def test_an_output_that_appears_during_training_is_kept_and_so_is_the_training(
             Path("out").mkdir(exist_ok=True)
             Path("out/thesis.txt").write_text("years of work")
 
-    with pytest.raises(DiskError, match="out: appeared in the meantime"):
-        train(settings(run_dir="run", out="out"), screen=OutAppears())
+    how = "written with: mlx_dpo train --resume --run-dir run --out ANOTHER-NAME"
+    with pytest.raises(DiskError, match=f"out: appeared in the meantime, .*{how}$"):
+        train(settings(run_dir="run", steps=2, out="out"), screen=OutAppears())
     assert Path("out/thesis.txt").read_text() == "years of work"
-    shutil.rmtree("out")
-    result = train(settings(run_dir="run", out="out"), resume=True)
+    with pytest.raises(UsageError, match="out: exists"):
+        train(settings(run_dir="run", steps=2, out="out"), resume=True)
+    result = train(settings(run_dir="run", steps=2, out="new"), resume=True)
     assert result is not None
     assert result.policy.size
-    finished(run_dir="straight", out="other")
-    assert digest(Path("out/model.safetensors")) == digest(Path("other/model.safetensors"))
+    assert json.loads(Path("run/result.json").read_text())["out"] == "new"
+    finished(run_dir="straight", steps=2, out="other")
+    assert digest(Path("new/model.safetensors")) == digest(Path("other/model.safetensors"))
     assert digest(Path("run/held_out.json")) == digest(Path("straight/held_out.json"))
+
+
+@pytest.mark.parametrize("when", ["training", "writing"])
+def test_of_two_runs_without_out_at_once_the_second_takes_the_next_free_name(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    first = Path("checkpoints/model-dpo")
+    few = {"steps": 1, "eval_fraction": 0.0}
+
+    class OtherRun(WarningScreen):
+        def stepped(self, step: int, metrics: Metrics, timing: Metrics) -> None:
+            if when == "training":  # with the same settings: its result is no sign that it is ours
+                finished(**few, run_dir="other")
+
+    def written(temporary: Path, out: Path, **options: Any) -> None:
+        if out == first:
+            out.mkdir()
+            (out / "thesis.txt").touch()
+        write(temporary, out, **options)
+
+    if when == "writing":
+        write = files._put_in_place
+        monkeypatch.setattr(files, "_put_in_place", written)
+    screen = OtherRun()
+    result = train(settings(**few, run_dir="run"), screen=screen)
+    second = Path("checkpoints/model-dpo-2")
+    assert result is not None
+    assert result.job.out == second
+    assert json.loads(Path("run/result.json").read_text())["out"] == str(second)
+    assert str(first) not in (second / "dpo.json").read_text()
+    assert "model-dpo-2" in (second / "README.md").read_text()
+    assert f"the model is in {second}" in " ".join(screen.warnings)
+    assert {entry.name for entry in Path("checkpoints").iterdir()} == {first.name, second.name}
+    Path("run/result.json").unlink()  # killed before it was written
+    resumed = train(settings(**few, run_dir="run"), resume=True)
+    assert resumed is not None
+    assert resumed.job.out == second
+    assert len(list(Path("checkpoints").iterdir())) == 2
 
 
 def test_an_output_that_cannot_be_written_is_found_before_training(workplace: Path) -> None:
@@ -199,15 +241,18 @@ def test_a_converted_model_that_is_used_again_is_kept(workplace: Path) -> None:
 
 def test_what_killed_writers_left_is_gone_after_the_next_run(workplace: Path) -> None:
     """As by SIGKILL in the middle of an export: a model in size."""
-    killed = [Path(f"checkpoints/.model-dpo.{NO_PROCESS}.{suffix}") for suffix in ("tmp", "old")]
-    killed += [cache / f".entry.{NO_PROCESS}.tmp" for cache in CACHES]
+    killed = [Path(f"checkpoints/.model-dpo.{TOKEN}.{suffix}") for suffix in ("tmp", "old")]
+    killed += [cache / f".entry.{TOKEN}.tmp" for cache in CACHES]
+    earlier = [cache / f".entry.{NO_PROCESS}.tmp" for cache in CACHES]  # as earlier versions named
     alive = [cache / f".entry.{os.getppid()}.tmp" for cache in CACHES]
-    for folder in (*killed, *alive):
+    for folder in (*killed, *earlier, *alive):
         folder.mkdir(parents=True)
         (folder / "model.safetensors").touch()
+    for folder in earlier:
+        age(folder)
     finished(steps=1)
     assert [entry.name for entry in Path("checkpoints").iterdir()] == ["model-dpo"]
-    assert not any(folder.exists() for folder in killed)
+    assert not any(folder.exists() for folder in (*killed, *earlier))
     assert all(folder.exists() for folder in alive)
 
 
@@ -216,22 +261,6 @@ def test_folders_that_differ_by_case_alone_overlap(workplace: Path) -> None:
     with pytest.raises(UsageError, match="overlap"):
         check_folders(settings(out="Checkpoints/X", run_dir="checkpoints/x/run"))
     check_folders(settings(out="Checkpoints/X", run_dir="checkpoints/y"))
-
-
-def test_what_exists_is_compared_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for a volume that ignores case: `A` is there under the name `a` too."""
-    (tmp_path / "A").mkdir()
-    real_exists, real_stat = Path.exists, Path.stat
-
-    def folded(path: Path) -> Path:
-        return path if os.path.lexists(path) else Path(str(path).replace("/a", "/A"))
-
-    monkeypatch.setattr(Path, "exists", lambda path: real_exists(folded(path)))
-    monkeypatch.setattr(Path, "stat", lambda path, **options: real_stat(folded(path), **options))
-    assert is_inside(tmp_path / "a" / "out", tmp_path / "A")
-    assert is_inside(tmp_path / "A", tmp_path / "a")
-    assert not is_inside(tmp_path / "A", tmp_path / "a" / "out")
-    assert not is_inside(tmp_path / "b", tmp_path / "a")
 
 
 FINDER = (".DS_Store", "._state.json", ".localized", "Icon\r")
