@@ -35,7 +35,7 @@ from mlx_dpo.errors import (
     one_line,
 )
 from mlx_dpo.manifest import digest
-from mlx_dpo.memory.solve import recommended_here
+from mlx_dpo.models.device import recommended_here
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.callbacks import Screen
