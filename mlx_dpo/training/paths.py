@@ -107,6 +107,7 @@ class FastPath:
         share_prompts: Whether each distinct prompt of a batch is read once for all its responses.
         one_length: Whether rows share a forward only where their prompts are of one length.
         unpadded: Whether prompts share a forward only where they are of one length.
+        positions: Length of the model's table of learned positions; None where it has none.
         forward_price: Price of one more forward, in tokens; by default that of this device.
     """
 
@@ -116,6 +117,7 @@ class FastPath:
     share_prompts: bool = True
     one_length: bool = False
     unpadded: bool = False
+    positions: int | None = None
     forward_price: int = field(
         default_factory=lambda: GPU_FORWARD_PRICE if on_gpu() else FORWARD_PRICE
     )
@@ -143,6 +145,7 @@ class FastPath:
             share_prompts=self.share_prompts,
             one_length=self.one_length,
             unpadded=self.unpadded,
+            positions=self.positions,
             forward_price=self.forward_price,
         )
 
