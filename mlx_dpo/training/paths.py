@@ -24,7 +24,6 @@ from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Wo
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.prompts import (
     Kept,
-    caches_of_whole_rows,
     continue_prompts,
     forked,
     prompt_caches,
@@ -231,7 +230,7 @@ def _logprobs(
                 [len(layout.contexts[context]) for context in contexts],
                 read_again=read_again,
             )
-        continued = forked(caches[contexts]) if contexts else caches_of_whole_rows(layered)
+        continued = forked(caches[contexts]) if contexts else None
         states = hidden_states(layered, ids, continued)
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])
