@@ -25,7 +25,7 @@ from mlx_dpo.models.dialects import (
     TIED,
     check_sizes,
     for_mlx,
-    is_head,
+    names_head,
     tied_entry,
     twin,
 )
@@ -115,7 +115,7 @@ def torch_model(folder: Path) -> Model:
         rule.torch_name(name): mx.contiguous(value.T) if rule.is_transposed(name) else value
         for name, value in model.arrays.items()
     }
-    tied = not any(is_head(name) for name in arrays)
+    tied = not any(names_head(name) for name in arrays)
     return Model(arrays, {**model.config, TIED: tied}, notes=model.notes)
 
 
@@ -148,7 +148,7 @@ def _account(
         original = twin(name, arrays)
         if original:
             record.same_as[name] = original
-        elif is_head(name):
+        elif names_head(name):
             raise UsageError(
                 f"{folder}: {name} differs from the embeddings, to which the architecture or "
                 f"{TIED} in config.json ties it"
