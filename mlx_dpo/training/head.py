@@ -101,7 +101,7 @@ def token_logprobs(
         return _log_softmax_at(found, targets, keep=gradient and not on_gpu())
 
     # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
-    # as the model does that it is the reference of.
+    # like the model whose reference it is.
     if not tree_flatten(parameters) and tree_flatten(model.trainable_parameters()):
         head = partial(logits, parameters)
         least = _FRUGAL_CHUNK_TOKENS if frugal else _CHUNK_TOKENS
