@@ -67,7 +67,7 @@ def mlx_model(folder: Path) -> Model:
     original = checked_config(folder)
     if is_quantised(original):
         raise UsageError(
-            f"{folder}: the model is quantised, and converting would lose what that has cost; "
+            f"{folder}: the model is quantised, and its copy would be rounded without saying so; "
             "convert the full-precision model, or unpack this one: mlx_lm.convert --dequantize"
         )
     _check_finite(folder)
