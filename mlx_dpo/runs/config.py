@@ -3,7 +3,6 @@
 import datetime
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -109,13 +108,13 @@ class RunConfig:
     grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
     epochs: int = _option(
         None,
-        "Times each pair is seen. Default: 1; of few pairs so many that the run makes about 50 "
+        "Times each pair is seen. Default: 1; with few pairs as many as it takes for about 50 "
         "steps, 25 at most.",
         at_least=1,
     )
     steps: int | None = _option(None, "Optimizer steps, instead of --epochs.", at_least=1)
     max_length: int = _option(512, "Longest prompt + response in tokens.", at_least=2)
-    seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
+    seed: int = _option(0, "Random seed; decides the order of the pairs.", at_least=0)
     date: str | None = _option(
         None,
         "Today's date for chat templates that ask for it, YYYY-MM-DD. Default: the day the run "
@@ -346,8 +345,8 @@ def _check_value(name: str, key: str, value: Any) -> Any:
         raise UsageError(
             f"{name}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name}: must be a finite number, found {value}")
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise UsageError(f"{name}: must be a finite number below 2^63, found {value}")
     rules = _rules(key)
     for rule, holds in _LIMITS.items():
         if rule in rules and not holds(value, rules[rule]):

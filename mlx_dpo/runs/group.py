@@ -35,7 +35,7 @@ from mlx_dpo.errors import (
     one_line,
 )
 from mlx_dpo.manifest import digest
-from mlx_dpo.memory.solve import recommended_here
+from mlx_dpo.models.device import recommended_here
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.callbacks import Screen
@@ -182,7 +182,7 @@ class _Watchdog(threading.Thread):
         if self._requests > 1:
             self._leave(STOPPED, "interrupted")
         elif self._requests and self._waits is not None and self._rank == 0:
-            os.write(2, b"stopping when the other ranks answer; once more leaves at once\n")
+            os.write(2, b"stopping when the other ranks answer; a second time stops at once\n")
 
     def _told(self, words: bytes) -> None:
         if QUIT in words:

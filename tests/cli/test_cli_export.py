@@ -184,7 +184,7 @@ def test_without_pairs_sixteen_bits_are_written_unmeasured(large: Path, capsys: 
 def test_a_model_too_large_to_be_loaded_dense_is_written_unmeasured(
     large: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.memory.solve.recommended_here", lambda: 1000)
+    monkeypatch.setattr("mlx_dpo.models.device.recommended_here", lambda: 1000)
     code, out, _ = run(capsys, "export", str(large), "out", "--fuse")
     assert code == 0
     assert "not measured: its weights take" in out
@@ -260,8 +260,8 @@ def test_a_model_of_the_course_is_fused_and_not_packed(here: Path, capsys: Captu
     ("args", "message"),
     [
         (["ADAPTER", "out"], "is an adapter: --fuse or --to sums it into its model, and mlx_dpo"),
-        (["MODEL", "out", "--fuse"], "is a full model, no adapter: --fuse means nothing"),
-        (["MODEL", "out", "--quantize", "4", "--base", "MODEL"], "--base means nothing"),
+        (["MODEL", "out", "--fuse"], "is a full model, no adapter: --fuse has no effect"),
+        (["MODEL", "out", "--quantize", "4", "--base", "MODEL"], "--base has no effect"),
         (["MODEL", "out"], "is a full model as it stands: --to says what to write it for"),
         (["MODEL", "out", "--quantize", "4"], "no dpo.json says which pairs"),
         (["./absent", "out", "--fuse"], "no such model folder"),
