@@ -92,8 +92,6 @@ def cached_by_policy(
         peers=peers,
     )
     logprobs = score(examples) if in_any_batches else _score_as_trained(job, score, peers)
-    if done < len(examples):
-        screen.scoring(len(examples), len(examples))
     if keep:
         write(file, examples, logprobs)
     return cached_reference(examples, logprobs)

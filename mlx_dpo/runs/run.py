@@ -57,7 +57,7 @@ from mlx_dpo.runs.folder import (
     prune_caches,
     with_its_date,
 )
-from mlx_dpo.runs.group import LinkWatch, compare_jobs, share_state
+from mlx_dpo.runs.group import LinkWatch, Rejoin, compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
@@ -67,6 +67,7 @@ from mlx_dpo.runs.tracker_process import check_installed
 from mlx_dpo.runs.trackers import Trackers
 from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
+from mlx_dpo.runs.watchdog import ALONE
 from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.trainer import DPOTrainer, Scores
 
@@ -157,6 +158,8 @@ def train(
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
         sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
+        if not dry_run:
+            peers.meet(ALONE)
         if newest.path is not None:
             restore(newest.path, trainer)
         else:
@@ -289,7 +292,7 @@ def _train(
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
-        *([LinkWatch(screen)] if trainer.stages.peers.size > 1 else []),
+        *([LinkWatch(screen), Rejoin(job.config)] if trainer.stages.peers.size > 1 else []),
     ]
     screen.working("making the first step")
     with stop.deferred(), Trackers(job, folder.path, screen) as trackers:
