@@ -235,7 +235,7 @@ def compare_scoring(peers: Alone, path: str, screen: Screen) -> None:
     """
     if not isinstance(peers, Group):
         return
-    mine = {"way to score (--plain is one on all)": path, "_chip": architecture()}
+    mine = {"way to score (alike with --plain)": path, "_chip": architecture()}
     found = compare(peers, "way to score", mine)
     for rank, other in enumerate(found):
         if other["_chip"] != found[0]["_chip"]:

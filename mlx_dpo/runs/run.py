@@ -146,8 +146,8 @@ def train(
         shortage_explained(config),
         _prepared(config, data, screen, resume=resume, dry_run=dry_run) as (job, path),
     ):
-        checkpoints = Checkpoints(path or Path())
-        newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
+        checkpoints = None if path is None else Checkpoints(path)
+        newest = checkpoints.newest_whole() if resume and checkpoints else Newest(None, [])
         if newest.path is not None:
             check_identity(newest.path, job.identity())
         compare_jobs(peers, job, resumes=newest.path is not None)
@@ -165,9 +165,9 @@ def train(
         else:
             screen.working("self-check: scoring the largest batch")
             check_start(job, trainer, screen)
-        if dry_run or path is None:
+        if dry_run or checkpoints is None:
             return None
-        folder = _open_folder(job, path, is_new=newest.path is None)
+        folder = _open_folder(job, checkpoints.run, is_new=newest.path is None)
         if resume:
             screen.resumed(trainer.step)
             if newest.path is not None:

@@ -52,7 +52,8 @@ class Watchdog(threading.Thread):
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """The others are waited for while the block runs."""
-        seconds = self._timeout * (_PATIENCE if what in _LONG else 1)
+        is_long = what in _LONG and not (what == ALONE and self._rank == 0)
+        seconds = self._timeout * (_PATIENCE if is_long else 1)
         self._waits = time.monotonic() + seconds, what, seconds
         try:
             yield

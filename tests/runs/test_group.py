@@ -91,8 +91,8 @@ def test_ranks_meet_after_steps_where_the_first_may_save_or_answer() -> None:
         trainer.step, trainer.is_done = step + 1, step == 9
         rejoin.after_step(trainer, step, None)
     assert met == [(step, ALONE) for step in (0, 3, 4, 6, 8, 9, 10)]
-    watchdog = Watchdog(300.0, 1)
-    for what, seconds in (("step", 300), (ALONE, 3000)):
+    for rank, what, seconds in ((1, "step", 300), (1, ALONE, 3000), (0, ALONE, 300)):
+        watchdog = Watchdog(300.0, rank)
         with watchdog.waiting(what):
             assert watchdog._waits is not None
             assert watchdog._waits[2] == seconds
