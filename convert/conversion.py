@@ -130,7 +130,7 @@ def convert(source: Path, destination: Path, options: Options, say: Say) -> None
     elif to == "mlx":
         _to_mlx(source, destination, kind, options, say)
     elif kind is Kind.COURSE_BASE:
-        raise UsageError(f"{source}: is PyTorch's already; --to mlx converts it")
+        raise UsageError(f"{source}: is in PyTorch's format already; --to mlx converts it")
     else:
         _to_torch(source, destination, options, say)
     say(f"wrote {destination}")

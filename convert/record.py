@@ -15,7 +15,7 @@ from mlx_dpo.convert.hf.names import BUFFERS
 from mlx_dpo.convert.weights import DTYPES
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.config import read_json
-from mlx_dpo.models.dialects import is_embedding
+from mlx_dpo.models.dialects import names_embedding
 from mlx_dpo.models.parameters import as_bits
 
 FILE = "convert.json"
@@ -148,7 +148,7 @@ def _check(record: Record, path: Path) -> None:
             raise UsageError(f"{path}: {name} is not among its tensors")
     # A record may add only tensors that a model holds twice or computes for itself.
     added = [name for name in record.buffers if not BUFFERS.search(name)]
-    added += [name for name, other in record.same_as.items() if not is_embedding(other)]
+    added += [name for name, other in record.same_as.items() if not names_embedding(other)]
     if added:
         raise UsageError(f"{path}: {added[0]} is a weight, and those lie in the weight files")
     forbidden = {"model_file", "quantization", "quantization_config"} & record.config.keys()

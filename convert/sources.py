@@ -223,7 +223,7 @@ def check_base(adapter: Path, folder: Path) -> None:
     if "sha256" in origin and origin["sha256"] != stored_digest(folder):
         raise UsageError(
             f"{adapter}: was trained on {origin.get('model')} with other weights than those of "
-            f"{folder}: on these it means nothing; pass the model it was trained on as --model"
+            f"{folder}: it does not work with these; pass the model it was trained on as --model"
         )
 
 

@@ -18,7 +18,7 @@ def main() -> Any:
     from mlx_dpo.cli import main as run
 
     try:
-        # Now there is who catches it, tells of it and cleans up.
+        # From here on the command line catches it, reports it and cleans up.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         return run()
@@ -27,7 +27,7 @@ def main() -> Any:
 
 
 class _Stderr(io.TextIOWrapper):
-    """A stderr whose end may be gone, as a closed terminal's is: a run goes on without it."""
+    """A stderr that may be gone, as that of a closed terminal: a run continues without it."""
 
     def write(self, text: str) -> int:
         """Write what can be written."""
@@ -42,7 +42,7 @@ class _Stderr(io.TextIOWrapper):
 
 
 def _mend_surroundings() -> None:
-    """Let a command live where streams are closed or the folder for temporary files is missing."""
+    """Let a command work if streams are closed or the folder for temporary files is missing."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

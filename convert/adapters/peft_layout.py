@@ -22,7 +22,7 @@ from mlx_dpo.convert.adapters.tensors import (
 from mlx_dpo.convert.hf.names import RULES, Rule
 from mlx_dpo.errors import UsageError
 from mlx_dpo.models.adapters import Adapter, Part
-from mlx_dpo.models.dialects import is_embedding, is_head
+from mlx_dpo.models.dialects import names_embedding, names_head
 from mlx_dpo.models.packed import is_packed
 from mlx_dpo.models.parameters import save_arrays
 
@@ -171,8 +171,8 @@ def _check_embedding(path: str, modules: Modules) -> None:
     Raises:
         UsageError: If it is one.
     """
-    is_tied = not any(is_head(f"{other}.weight") for other in modules)
-    if is_embedding(f"{path}.weight") and is_tied:
+    is_tied = not any(names_head(f"{other}.weight") for other in modules)
+    if names_embedding(f"{path}.weight") and is_tied:
         raise UsageError(
             f"the adapter has {path}, which is the model's output layer too (tied): PEFT adapts "
             "the embedding alone, and mlx-lm both; the layouts can't stand for one another"

@@ -25,7 +25,7 @@ from mlx_dpo.models.dialects import (
     TIED,
     check_sizes,
     for_mlx,
-    is_head,
+    names_head,
     tied_entry,
     twin,
 )
@@ -67,7 +67,7 @@ def mlx_model(folder: Path) -> Model:
     original = checked_config(folder)
     if is_quantised(original):
         raise UsageError(
-            f"{folder}: the model is quantised, and converting would lose what that has cost; "
+            f"{folder}: the model is quantised, and its copy would be rounded without saying so; "
             "convert the full-precision model, or unpack this one: mlx_lm.convert --dequantize"
         )
     _check_finite(folder)
@@ -115,7 +115,7 @@ def torch_model(folder: Path) -> Model:
         rule.torch_name(name): mx.contiguous(value.T) if rule.is_transposed(name) else value
         for name, value in model.arrays.items()
     }
-    tied = not any(is_head(name) for name in arrays)
+    tied = not any(names_head(name) for name in arrays)
     return Model(arrays, {**model.config, TIED: tied}, notes=model.notes)
 
 
@@ -148,7 +148,7 @@ def _account(
         original = twin(name, arrays)
         if original:
             record.same_as[name] = original
-        elif is_head(name):
+        elif names_head(name):
             raise UsageError(
                 f"{folder}: {name} differs from the embeddings, to which the architecture or "
                 f"{TIED} in config.json ties it"

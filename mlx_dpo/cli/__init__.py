@@ -50,7 +50,7 @@ Exit codes
 
 
 class Help(click.HelpFormatter):
-    """Help whose lines are broken as all others are: between words, what goes on below its text."""
+    """Help that is wrapped as all output is: between words, the next line aligned with the text."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(width=10_000)  # a line a paragraph

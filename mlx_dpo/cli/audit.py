@@ -25,7 +25,7 @@ _ALIKE = 0.05  # of the pairs, as in arXiv:2410.08847
 @click.command()
 @click.argument("data", metavar="DATA", type=options.Name())
 @options.model(
-    "Count its tokens instead of words; only the tokenizer is loaded, but with --ches.",
+    "Count its tokens instead of words; only --ches loads more than the tokenizer.",
     required=False,
 )
 @options.path(
@@ -38,7 +38,7 @@ _ALIKE = 0.05  # of the pairs, as in arXiv:2410.08847
     "--ches",
     "with_ches",
     is_flag=True,
-    help="Name the pairs whose answers are most alike to --model: its weights are read.",
+    help="Name the pairs whose two answers look most alike to --model; reads its weights.",
 )
 @click.option("--strict", is_flag=True, help="Exit with code 3 if a check says stop.")
 @options.as_json
@@ -55,9 +55,10 @@ def audit(
     """Look at preference pairs before training on them.
 
     Each check ends in ok, look or stop, with the reason and the rows to look at. Nothing is
-    trained and no weights are read. With --drop-bad rows are counted without those left out.
-    --ches adds the pairs whose answers are most alike to the model: on these, training may lower
-    the chosen answer too. They are worth a look, no forecast (docs/effects.md of the repository).
+    trained and no weights are read. With --drop-bad, rows that are left out are not counted.
+    --ches adds the pairs whose two answers look most alike to the model: on these, training may
+    lower the chosen answer too. They are worth a look, but where it was measured they predicted
+    little (docs/effects.md of the repository).
 
     \b
     Examples:
@@ -174,7 +175,7 @@ def _scored(model: str, preferences: "list[Preference]", max_length: int) -> "Sc
 
 
 def _print_alike(data: str, model: str, scored: "Scored") -> None:
-    say(f"\nanswers most alike to {model}: training on them may lower the chosen one as well")
+    say(f"\npairs whose answers look most alike to {model}: training may lower the chosen one too")
     for row in scored.most_alike(_ALIKE)[:_SHOWN_ROWS]:
         question = " ".join(scored.preferences[row].question.split())
         shown = question if len(question) <= 60 else question[:59] + "\u2026"

@@ -48,7 +48,7 @@ _TWO_COLUMNS = 80  # of the terminal, from which answers stand side by side
     show_default=True,
     help="Temperature of the sampled answers.",
 )
-@options.seed("Decides what is sampled, the same for both.")
+@options.seed("Random seed of the sampling, the same for both.")
 @click.option(
     "--blind", is_flag=True, help="Judge the greedy answers first, without knowing whose they are."
 )

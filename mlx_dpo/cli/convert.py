@@ -56,7 +56,7 @@ def convert(
 
     SRC is a Hugging Face folder, a hub id, an MLX folder (as `train` writes it) or a course
     artifact. The kind of SRC decides the direction: PyTorch's formats become an MLX folder, an MLX
-    folder becomes what it was made from. DST appears complete or not at all.
+    folder is converted back to what it was made from. DST appears complete or not at all.
 
     \b
     Examples:

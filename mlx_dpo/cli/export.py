@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     type=click.Choice(FORMS),
     help="What it is for. Default: mlx, which needs --fuse or --quantize.",
 )
-@click.option("--fuse", is_flag=True, help="Sum an adapter into its model; --to does so unasked.")
+@click.option("--fuse", is_flag=True, help="Sum an adapter into its model; --to implies it.")
 @options.path(
     "--base",
     "The model an adapter was trained on. Default: the one its dpo.json names.",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Of the new weights. Default: the model's own if it has 16 bits, else bfloat16.",
+    help="Type of the new weights. Default: the model's own if it has 16 bits, else bfloat16.",
 )
 @click.option(
     "--quantize",
@@ -84,11 +84,11 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write a trained model for what is to run it, and measure what it keeps.
+    """Write a trained model for the program that is to run it, and measure what it keeps.
 
     MODEL is the folder of a fully trained model or of an adapter, which is summed into the model it
     was trained on. OUT is a file with --to gguf, publisher/name or a folder with --to lm-studio,
-    and else a folder. Rounding may undo what preference tuning did: the margin on the pairs that
+    otherwise a folder. Rounding may undo what preference tuning did: the margin on the pairs that
     the run held out is measured before and after, of what was written, and where less than 0.9 of
     it is kept nothing is written (exit code 1) unless --force is given. Where nothing is rounded,
     every tensor is compared instead.
@@ -217,7 +217,7 @@ def _located(name: str, to: str | None, *, fuse: bool, base: str | None, packs: 
     for given, option in ((fuse, "--fuse"), (base is not None, "--base")):
         if given:
             raise UsageError(
-                f"{name}: is a full model, no adapter: {option} means nothing for it; leave it out"
+                f"{name}: is a full model, no adapter: {option} has no effect; leave it out"
             )
     if not packs and to is None:
         raise UsageError(

@@ -16,7 +16,7 @@ from mlx_dpo.errors import UsageError
 @options.adapter()
 @click.option(
     "--prompt",
-    help="What to ask, put into the chat template; - reads it from stdin, as a pipe without it.",
+    help="What to ask, put into the chat template; - reads stdin, and a pipe needs no --prompt.",
 )
 @options.max_tokens(128)
 @click.option(
@@ -26,7 +26,7 @@ from mlx_dpo.errors import UsageError
     show_default=True,
     help="0 takes the most likely token each time.",
 )
-@options.seed("Decides what is sampled above temperature 0.")
+@options.seed("Random seed of the sampling above temperature 0.")
 def generate(
     model: str,
     adapter: str | None,

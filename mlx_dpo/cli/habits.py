@@ -1,4 +1,4 @@
-"""What people type who come from other trainers, as this program calls it."""
+"""Option and command names of other trainers, turned into those of this program."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

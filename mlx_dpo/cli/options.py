@@ -115,7 +115,7 @@ def max_tokens(default: int, about: str = "Longest answer, in tokens.") -> Decor
     return count("--max-tokens", about=about, default=default)
 
 
-def seed(about: str = "Decides what is sampled.") -> Decorator:
+def seed(about: str = "Random seed of the sampling.") -> Decorator:
     """``--seed``."""
     return count("--seed", about=about, default=0, at_least=0)
 

@@ -83,7 +83,7 @@ def show_result(result: RunResult, *, verbose: bool = False) -> None:
     _print_kept(result.kept, result.folder)
     _print_verdict(result.verdict)
     if result.verdict.outcome in (COLLAPSED, LOOPING):
-        say(f"What it came to is kept in {job.out}.")
+        say(f"The resulting model is kept in {job.out}.")
     else:
         _print_next(job, result.answers[0].prompt if result.answers else "Hello")
 

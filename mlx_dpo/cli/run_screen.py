@@ -37,7 +37,7 @@ class TerminalScreen(Screen):
     Args:
         config: The run's settings.
         is_terminal: Whether stderr is one.
-        verbose: Whether to tell also what only somebody who works on the engine asks for.
+        verbose: Whether to show also the lines for work on the engine.
     """
 
     def __init__(self, config: RunConfig, is_terminal: bool, *, verbose: bool = False) -> None:
@@ -94,11 +94,11 @@ class TerminalScreen(Screen):
         if job.tuned_before:
             self._line(
                 "history",
-                f"preference training seems to have come before: {job.tuned_before}. That model "
-                "is the reference: gains are measured from it, and not from plain SFT",
+                f"this model seems to have had preference training: {job.tuned_before}. It is the "
+                "reference: gains are measured from it, and not from plain SFT",
             )
         if (why := closed_way_back(job.source)) is not None:
-            self._line("way back", f"closed: {why}, so that convert can't make it PyTorch's again")
+            self._line("way back", f"closed: {why}, so convert can't make a PyTorch model of it")
         held_out = f"{len(job.held_out.examples) or 'none'} held out"
         count = counted(len(job.train.examples), "pair")
         self._line("data", f"{config.data}  ({count} to train on, {held_out})")
@@ -222,7 +222,7 @@ class TerminalScreen(Screen):
             say(f"step {step + 1}/{self.max_steps}  {shown}", err=True)
 
     def stopping(self) -> None:
-        show_at_once("stopping after this batch; once more leaves at once", self.is_terminal)
+        show_at_once("stopping after this batch; a second time stops at once", self.is_terminal)
 
     def warned(self, text: str) -> None:
         say(f"warning: {text}", err=True)

@@ -176,7 +176,7 @@ def show_json(record: Any, *, indent: int | None = 2) -> None:
 def fitted(text: str, width: int) -> str:
     """Lines of at most `width` columns, broken between words; a longer word stays whole.
 
-    What goes on stands below the text that follows a label, a command after a backslash.
+    The next line is aligned with the text after a label; a command is broken after a backslash.
     """
     return "\n".join(
         line if _width(line) <= width else _broken(line, width) for line in text.split("\n")

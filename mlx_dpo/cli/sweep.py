@@ -196,7 +196,7 @@ def _train(settings: RunConfig, folder: Path, *, verbose: bool) -> None:
             train(settings, resume=(run / "config.toml").is_file(), screen=screen)
         except StoppedError:
             raise StoppedError(
-                f"stopped at beta {settings.beta:g}; the same command goes on, in {folder}"
+                f"stopped at beta {settings.beta:g}; the same command continues, in {folder}"
             ) from None
 
 

@@ -63,8 +63,8 @@ def train(
     """Train a model on preference pairs with DPO.
 
     CONFIG is a TOML or YAML file whose keys are the option names below; an option on the command
-    line beats it. mlx-lm's and TRL's names are understood in both. Paths in it are relative to the
-    current folder. Without CONFIG and --model, the embedded default of a clone is trained
+    line overrides it. mlx-lm's and TRL's names are understood in both. Paths in it are relative to
+    the current folder. Without CONFIG and --model, the embedded default of a clone is trained
     (checkpoints/tiny-sft/train.toml).
 
     \b

@@ -304,7 +304,7 @@ def _write_gguf(
     elif not order.is_rounded:
         raise MlxDpoError(f"{file}: not written: {check.rounded} tensors were rounded; report this")
     if vocabulary.chat_template is None:
-        notes.append("chat    the model has no chat template: what reads the file will guess one")
+        notes.append("chat    the model has no chat template: readers of the file will guess one")
     if not vocabulary.is_alike:
         notes.append(
             "tokens  the model's own in conversations; in other texts llama.cpp may have a space "

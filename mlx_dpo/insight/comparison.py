@@ -105,7 +105,7 @@ class Tally:
 
     @property
     def length_controlled(self) -> LengthControlled | None:
-        """B's share where either model's answer were the longer one as often."""
+        """B's share if either model's answer were the longer one equally often."""
         longer, _, shorter = ((group.b_wins, group.judged) for group in self.lengths)
         return length_controlled(longer, shorter)
 

@@ -57,7 +57,7 @@ class Assessment:
 
     @property
     def length_controlled(self) -> LengthControlled | None:
-        """Reward accuracy where either answer were the longer one as often."""
+        """Reward accuracy if either answer were the longer one equally often."""
         longer, _, shorter = ((group.reward_wins, group.num_pairs) for group in self.lengths)
         return length_controlled(longer, shorter)
 

@@ -1,4 +1,4 @@
-"""What an exported model keeps of what its run came to, measured on the pairs the run held out.
+"""What an exported model keeps of its run's result, measured on the pairs the run held out.
 
 A preference-tuned model differs from its reference by little, and rounding may undo it. The margin,
 chosen minus rejected reward, is measured before and after: of the trained model, and of the

@@ -29,7 +29,7 @@ from mlx_dpo.memory.settings import (
     Workload,
     total,
 )
-from mlx_dpo.memory.trace import SquaresPath, largest_batches, optimizer_of, peak_of, record_step
+from mlx_dpo.memory.trace import SquaresPath, largest_of, optimizer_of, peak_of, record_step
 from mlx_dpo.models.adaptable import choose_modules
 from mlx_dpo.models.adapters import RANK, Adapter, attach, base_parameters, new_adapter
 from mlx_dpo.models.device import on_gpu
@@ -198,7 +198,7 @@ class Predictor:
     def _largest(self, settings: Settings) -> list[list[PreferenceExample]]:
         key = (settings.batch_size, settings.grad_accumulation)
         if key not in self._batches:
-            self._batches[key] = largest_batches(self.workload, settings)
+            self._batches[key] = largest_of(self.workload, settings)
         return self._batches[key]
 
     def _state(self, settings: Settings) -> int:

@@ -17,7 +17,7 @@ Parts = dict[str, int]  # bytes by name
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a run's settings decides its memory; the names are `RunConfig`'s."""
+    """The settings of a run that decide its memory; the names are `RunConfig`'s."""
 
     reference: str = "cached"
     batch_size: int = 4
@@ -39,7 +39,7 @@ class Settings:
 
     @property
     def of_model(self) -> "Settings":
-        """What of them decides the policy's arrays; the rest is as by default."""
+        """Those that decide the policy's arrays; the others have their defaults."""
         names = ("dtype", "method", "lora_rank", "lora_layers", "lora_modules")
         return Settings(**{name: getattr(self, name) for name in names})
 

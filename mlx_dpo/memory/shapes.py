@@ -17,8 +17,8 @@ from mlx_dpo.models.dialects import (
     check_sizes,
     check_sizes_alone,
     for_mlx,
-    is_head,
     model_classes,
+    names_head,
 )
 from mlx_dpo.models.parameters import has_weights, is_float, named_arrays, tensor_shapes
 from mlx_dpo.models.parts import in_training_mode
@@ -75,7 +75,7 @@ def emptied(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
 
 def _from_headers(config: dict[str, Any], headers: Shapes) -> nn.Module:
     check_sizes(config, stored_shapes(config, headers))
-    config.setdefault(TIED, not any(map(is_head, headers)))
+    config.setdefault(TIED, not any(map(names_head, headers)))
     config = for_mlx(config)
     model = _described(config)
     weights = {

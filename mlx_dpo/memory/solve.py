@@ -152,7 +152,7 @@ class Machine:
 
 
 def machines() -> list[Machine]:
-    """The standing machines, and this one where it says what it recommends."""
+    """The machines that are always listed, and this one if it says what it recommends."""
     standing = [Machine(f"{size} GB", round(gib * GIB)) for size, gib in _RECOMMENDED.items()]
     recommended = recommended_here()
     return standing + ([Machine("this one", recommended)] if recommended else [])

@@ -7,7 +7,6 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
 
 from mlx_dpo.memory.recorder import Recorder, Recording, record
 from mlx_dpo.memory.replay import Replay
@@ -25,7 +24,7 @@ from mlx_dpo.models.adaptable import wrapped_module
 from mlx_dpo.models.adapters import adapted_modules
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.parts import is_embedding
-from mlx_dpo.preferences.batches import EpochOrder, by_need
+from mlx_dpo.preferences.batches import EpochOrder, largest_batches
 from mlx_dpo.preferences.store import lengths
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training.layout import Work
@@ -121,19 +120,17 @@ def peak_of(recording: Recording, model: nn.Module, within: slice = slice(None))
     return replay.at_peak
 
 
-def largest_batches(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:
-    """The micro-batches of a step that need most, the largest first; at most two are looked at."""
+def largest_of(work: Workload, settings: Settings) -> list[list[PreferenceExample]]:
+    """The micro-batches of a step that need most; at most two are looked at."""
     sizes = lengths(work.examples)
-    tokens = np.minimum(sizes[:, :1] + sizes[:, 1:], work.max_length)
     size = settings.batch_size
     order = EpochOrder(len(sizes), size, work.seed, lengths=sizes, micro_batch=size)
     count = min(work.epochs, _EPOCHS_LOOKED_AT) * order.batches_per_epoch
     if work.steps:
         count = min(count, work.steps * settings.grad_accumulation)
-    found = by_need([order.next_batch() for _ in range(count)], tokens)
-    return [
-        [work.examples[row] for row in rows] for rows in found[: min(2, settings.grad_accumulation)]
-    ]
+    batches = [order.next_batch() for _ in range(count)]
+    largest = largest_batches(batches, sizes, work.max_length, min(2, settings.grad_accumulation))
+    return [[work.examples[row] for row in rows] for rows in largest]
 
 
 def optimizer_of(settings: Settings) -> optim.Optimizer:

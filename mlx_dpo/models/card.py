@@ -65,13 +65,13 @@ _USE = {
 }
 _USE_ADAPTER = {
     "mlx": """\
-The adapter means something only on the weights it was trained on.
+The adapter works only with the weights it was trained on.
 
     mlx_lm.generate --model {base} --adapter-path {name} --prompt "Hello"
     mlx_lm.chat --model {base} --adapter-path {name}
 """,
     "peft": """\
-The adapter means something only on the weights it was trained on.
+The adapter works only with the weights it was trained on.
 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -283,8 +283,8 @@ def _held_out(record: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     is_selected = _part(record, "kept").get("by", _LAST) != _LAST
-    selected = " The step was selected by these pairs, which flatters them." if is_selected else ""
-    return _HELD_OUT.format(rows=rows, selected=selected)
+    note = " These pairs selected the step, so their figures are a little too good."
+    return _HELD_OUT.format(rows=rows, selected=note if is_selected else "")
 
 
 def _row(group: GroupScore) -> str:

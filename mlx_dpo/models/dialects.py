@@ -310,19 +310,19 @@ def check_sizes_alone(config: dict[str, Any]) -> None:
                 raise UsageError(f"config.json: {key} is {size}; at most {most} is looked at")
 
 
-def is_head(name: str) -> bool:
+def names_head(name: str) -> bool:
     """Whether a tensor is an output layer, by its name."""
     return name.endswith(HEADS)
 
 
-def is_embedding(name: str) -> bool:
+def names_embedding(name: str) -> bool:
     """Whether a tensor is the table of token embeddings, by its name."""
     return _EMBEDDING.search(name) is not None
 
 
 def twin(name: str, arrays: Mapping[str, mx.array]) -> str | None:
     """Name of the embeddings that a tensor repeats bit by bit, if there are any."""
-    others = [other for other in arrays if is_embedding(other) and other != name]
+    others = [other for other in arrays if names_embedding(other) and other != name]
     return next((other for other in others if same_bits(arrays[name], arrays[other])), None)
 
 
@@ -330,7 +330,7 @@ def tied_entry(config: dict[str, Any], arrays: Mapping[str, mx.array]) -> dict[s
     """Whether the weights are tied, where the config does not say; to merge into the config."""
     if TIED in config:
         return {}
-    return {TIED: all(twin(name, arrays) for name in arrays if is_head(name))}
+    return {TIED: all(twin(name, arrays) for name in arrays if names_head(name))}
 
 
 def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def tied_entry_of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]
     for file in sorted(folder.glob("model*.safetensors")):
         arrays |= cast("dict[str, mx.array]", mx.load(str(file)))  # lazy: few are read
     for name in arrays:
-        if config.get(TIED) and is_head(name) and twin(name, arrays) is None:
+        if config.get(TIED) and names_head(name) and twin(name, arrays) is None:
             raise UsageError(
                 f"{TIED} is true, and {name} differs from the embeddings: it would be dropped"
             )

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.models.adaptable import wrapped_module
+from mlx_dpo.models.adaptable import is_linear, wrapped_module
 from mlx_dpo.models.parameters import named_arrays
 
 # What leads to a layer, and its number.
@@ -35,7 +35,7 @@ def trunk_path(model: nn.Module) -> list[str]:
         inner = [
             name
             for name, child in module.children().items()
-            if isinstance(child, nn.Module) and not is_linear(child)
+            if isinstance(child, nn.Module) and not is_linear(wrapped_module(child))
         ]
         if len(inner) != 1:
             raise UnknownStructureError("no single module in it holds the token embedding")
@@ -49,11 +49,6 @@ def trunk_path(model: nn.Module) -> list[str]:
 def is_embedding(module: Any) -> bool:
     """Whether a module is a table of vectors: dense, packed, or one of these with an adapter."""
     return isinstance(wrapped_module(module), nn.Embedding | nn.QuantizedEmbedding)
-
-
-def is_linear(module: Any) -> bool:
-    """The same of a linear layer."""
-    return isinstance(wrapped_module(module), nn.Linear | nn.QuantizedLinear)
 
 
 def at(model: nn.Module, path: Sequence[str]) -> nn.Module:

@@ -1,7 +1,7 @@
-"""Which settings of a config.json were compared with transformers, and what came of it.
+"""Which settings of a config.json were compared with transformers, and the results.
 
-mlx-lm reads a config in its own way, and where it reads another model out of it than transformers
-does, nothing tells: every other check here compares the program with itself. `verified.json` is
+mlx-lm reads a config in its own way. Where that gives another model than in transformers, nothing
+else shows it: every other check here compares the program with itself. `verified.json` is
 the result of an experiment (``python -m tools.conversion_table``): for each architecture a tiny
 model, each setting changed in turn, logits of both compared.
 """

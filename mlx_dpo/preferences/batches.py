@@ -118,7 +118,7 @@ def _formed(shuffled: Rows, lengths: Rows, size: int, rng: np.random.Generator) 
     return np.concatenate([*parts, shuffled[whole:]])
 
 
-def by_need(batches: list[list[int]], tokens: Rows) -> list[list[int]]:
+def _by_need(batches: list[list[int]], tokens: Rows) -> list[list[int]]:
     """Batches in order of the memory they need, the largest first.
 
     Args:
@@ -144,4 +144,4 @@ def largest_batches(
         count: Batches of a step.
     """
     tokens = np.minimum(lengths[:, :1] + lengths[:, 1:], max_seq_len)
-    return sorted(by_need(batches, tokens)[:count], key=len, reverse=True)
+    return sorted(_by_need(batches, tokens)[:count], key=len, reverse=True)

@@ -23,8 +23,8 @@ Tokenizer = Any
 Encoded = tuple[PreferenceExample, bool]  # with whether a merge crossed the boundary
 T = TypeVar("T")
 
-# Of a text that is far longer than the length that is kept, its begin is tokenized: so many
-# characters a token, and so many tokens more than are kept, for its cut end is read otherwise.
+# Of a text far longer than the length that is kept, only the beginning is tokenized: so many
+# characters a token, and a margin of tokens, because a cut end is tokenized differently.
 _CHARACTERS, _MARGIN = 32, 64
 
 

@@ -118,7 +118,7 @@ def is_taught(kinds: Sequence[str], untaught: Sequence[str]) -> npt.NDArray[np.b
 
 
 def untaught_kinds(trained: Iterable[str], held_out: Iterable[str]) -> tuple[str, ...]:
-    """Kinds of held-out pairs that no training pair is of: what training does to them by the way.
+    """Kinds of held-out pairs that no training pair has: they show side effects of training.
 
     Where rows do not all say their kind, or no held-out pair would be left, nothing is set apart.
     """
@@ -170,7 +170,7 @@ def longer_one(first: Lengths, second: Lengths) -> Lengths:
 def length_controlled(
     longer: tuple[float, int], shorter: tuple[float, int]
 ) -> LengthControlled | None:
-    """The share of wins where either answer were the longer one as often; None if a group is empty.
+    """The share of wins if either answer were longer equally often; None if a group is empty.
 
     Args:
         longer: Wins and trials where the winner would be the longer answer.

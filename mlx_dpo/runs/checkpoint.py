@@ -215,7 +215,7 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
         if saved.get(key) != identity.get(key):
             name = "number of steps" if key == "steps" else key.replace("_", " ")
             raise UsageError(
-                f"{checkpoint}: cannot go on with another {name}: it was "
+                f"{checkpoint}: cannot continue with another {name}: it was "
                 f"{_short(saved.get(key))}, now {_short(identity.get(key))}; start a new --run-dir"
             )
 

@@ -109,13 +109,13 @@ class RunConfig:
     grad_accumulation: int = _option(1, "Batches per optimizer step.", at_least=1)
     epochs: int = _option(
         None,
-        "Times each pair is seen. Default: 1; of few pairs so many that the run makes about 50 "
+        "Times each pair is seen. Default: 1; with few pairs as many as it takes for about 50 "
         "steps, 25 at most.",
         at_least=1,
     )
     steps: int | None = _option(None, "Optimizer steps, instead of --epochs.", at_least=1)
     max_length: int = _option(512, "Longest prompt + response in tokens.", at_least=2)
-    seed: int = _option(0, "Decides the order of the pairs.", at_least=0)
+    seed: int = _option(0, "Random seed; decides the order of the pairs.", at_least=0)
     date: str | None = _option(
         None,
         "Today's date for chat templates that ask for it, YYYY-MM-DD. Default: the day the run "

@@ -1,4 +1,4 @@
-"""What other trainers call the settings of a run, and say in other values, as this one has them.
+"""Settings of other trainers, their names and values turned into those of a run.
 
 Names and values are those of mlx-lm's LoRA trainer, of TRL's DPOConfig and ModelConfig, of Hugging
 Face's TrainingArguments, and of the config files of axolotl, the alignment handbook and soup. A
@@ -45,7 +45,7 @@ SAME = {
     **{"random_state": "seed", "r": "lora_rank"},
 }
 _RANKS = [name for name, setting in SAME.items() if setting == "lora_rank"]
-# Who types these in another program trains adapters there.
+# In other trainers, these are given when adapters are trained.
 _OF_LORA = {*_RANKS, "lora_alpha", "num_layers", "lora_target_modules", "target_modules"}
 # Settings that have other values elsewhere.
 VALUED = ("optimizer", "dtype", "method", "epochs", "lora_modules")
@@ -136,8 +136,8 @@ _REFUSED = {
     "anywhere but at log 2; leave it out",
     "lora_alpha": "give the factor itself, alpha / r, as {lora_scale}",
     "lora_parameters": "give {lora_rank}, {lora_scale} and {lora_modules} by themselves",
-    "lora_modules_to_save": "adapters are all that trains: leave it out, or {method} full",
-    "modules_to_save": "adapters are all that trains: leave it out, or {method} full",
+    "lora_modules_to_save": "only the adapters train: leave it out, or {method} full",
+    "modules_to_save": "only the adapters train: leave it out, or {method} full",
     **dict.fromkeys(("use_dora", "use_rslora"), "plain LoRA is the only kind: leave it out"),
     "resume_adapter_file": "give the adapter's folder as {adapter}",
     "lora_model_dir": "give it as {adapter}",
@@ -206,7 +206,7 @@ def ours(
 ) -> tuple[dict[str, Any], list[str]]:
     """Settings by the names and values that they have here, and notes on those left unused.
 
-    A name that is nobody's stays as it is.
+    A name that no trainer has stays as it is.
 
     Args:
         given: Settings with underscores in their names; values are of a config file, or text.

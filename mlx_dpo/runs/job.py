@@ -105,7 +105,7 @@ class Job:
 
     @property
     def measured(self) -> JoinedExamples:
-        """The pairs of ``--data``, by whose lengths a run is told from one that learns length."""
+        """The pairs of ``--data``, whose lengths are judged: does a rule on length explain them?"""
         held_out = [] if self.config.eval_data else self.held_out.examples
         return JoinedExamples(self.train.examples, held_out)
 

@@ -28,7 +28,7 @@ LOCAL = "127.0.0.1"
 _RANKED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # set by mlx.launch, mpirun, here
 PORT = 32323  # the first, as with mlx.launch
 GRACE = 10.0  # seconds that the others have, once a rank has failed
-LAST = 1.0  # of these, from the word to quit on
+LAST = 1.0  # of these, after the order to quit
 BACKENDS = ("ring", "jaccl", "jaccl-ring")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
@@ -122,8 +122,8 @@ def read_hosts(file: Path) -> Hosts:
 def _check_hosts(file: Path, hosts: Sequence[tuple[str, list[str]]], backend: str) -> None:
     if backend not in BACKENDS:
         raise UsageError(
-            f"{file}: backend {backend!r}: one of {', '.join(BACKENDS)} is started from here; with "
-            "mpi, mpirun starts mlx_dpo train on each host"
+            f"{file}: backend {backend!r}: only {', '.join(BACKENDS)} can be started from here; "
+            "with mpi, mpirun starts mlx_dpo train on each host"
         )
     if len(hosts) < 2:
         raise UsageError(f"{file}: a run on several machines needs two hosts, found {len(hosts)}")
@@ -276,7 +276,7 @@ class Ranks:
 
 
 def _weight(code: int) -> tuple[int, int]:
-    """How much an exit code says: a crash most, a peer that was lost least of what failed."""
+    """How much an exit code counts: a crash most, a lost peer least of all failures."""
     if code < 0:
         return 5, -code
     order = {DeviceFaultError.exit_code: 4, PeerError.exit_code: 2, StoppedError.exit_code: 1, 0: 0}

@@ -15,7 +15,7 @@ from mlx_dpo.errors import MlxDpoError, PeerError
 from mlx_dpo.runs.launcher import Hosts, Ranks
 
 SMALL, LARGE = 1 << 8, 1 << 22  # numbers of a message
-SHARE = 0.85  # of so many times the speed as there are ranks: what is called worth it
+SHARE = 0.85  # of the ideal speed-up, from which several ranks are called worth it
 _TIMES = 7
 
 
@@ -38,11 +38,11 @@ class Link:
         return messages * self.latency + num_bytes / self.bandwidth
 
     def least_step(self, seconds: float, share: float) -> float:
-        """What a step takes in one process, at least, for a share of so many times the speed.
+        """Least seconds of a step in one process that give a share of the ideal speed-up.
 
         Args:
             seconds: Of the sums of a step.
-            share: Of as many times as there are ranks; 1 / ranks is as fast as one.
+            share: Of a speed-up by the number of ranks; 1 / ranks is as fast as one.
         """
         return seconds * share * self.ranks / (1 - share)
 

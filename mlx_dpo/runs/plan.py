@@ -209,7 +209,7 @@ def budget_of(config: RunConfig, least: int | None = None) -> int | None:
 
 
 def settings_of(config: RunConfig) -> Settings:
-    """What of the settings decides memory."""
+    """The settings that decide memory."""
     return Settings(**{name: getattr(config, name) for name in _NAMES})
 
 

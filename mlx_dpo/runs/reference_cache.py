@@ -5,7 +5,7 @@ asked for, undamaged, is not used.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from mlx_dpo.training.reference import (
     cached_reference,
     example_digest,
     reference_path,
+    rows_by_length,
     score_in_batches,
 )
 from mlx_dpo.training.trainer import Scores
@@ -70,12 +71,13 @@ def cached_by_policy(
         if peers.size > 1:
             name += f", shared by {peers.size}"
     file = cache_file(job.model_digest, examples, config.batch_size, name)
+    batches = None if in_any_batches else _as_trained(job, peers)
     logprobs = peers.found(read(file, examples) if peers.rank == 0 else None, len(examples))
     if logprobs is not None:
         if peers.rank == 0:
             mark_used(file)
         screen.reference_found(len(examples))
-        return cached_reference(examples, logprobs)
+        return cached_reference(examples, logprobs, batches or ())
     done = 0
 
     def after_batch(count: int) -> None:
@@ -84,38 +86,36 @@ def cached_by_policy(
         screen.scoring(done, len(examples))
         stop.check()
 
-    score = partial(
-        score_in_batches,
+    logprobs = score_in_batches(
         partial(reference_path(path, float32=config.dtype == "float32"), job.reference_model),
+        examples,
         batch_size=config.batch_size,
+        batches=batches,
         after_batch=after_batch,
         peers=peers,
     )
-    logprobs = score(examples) if in_any_batches else _score_as_trained(job, score, peers)
     if keep:
         write(file, examples, logprobs)
-    return cached_reference(examples, logprobs)
+    return cached_reference(examples, logprobs, batches or ())
 
 
-def _score_as_trained(job: Job, score: Callable[..., Scores], peers: Alone) -> Scores:
-    """Score the reference in exactly the batches that training and evaluation will use.
+def _as_trained(job: Job, peers: Alone) -> list[list[int]]:
+    """Exactly the batches that training and evaluation will use: indices of all pairs.
 
     In bfloat16 a pair's log-prob changes by tenths of a nat with the batch shape; equal shapes make
     the first loss exactly log 2.
     """
-    pairs, order = job.train.examples, job.epoch_order()
+    pairs, order, size = job.train.examples, job.epoch_order(), job.config.batch_size
     batches = order.first_epoch()
     if peers.size > 1:
         batches = [
             [step[row] for row in rows]
             for step in order.first_epoch(order.batch_size)
             for share in peers.shares([pairs[row] for row in step])
-            for rows in in_batches(share, job.config.batch_size)
+            for rows in in_batches(share, size)
         ]
-    parts = [score(pairs, batches=batches)]
-    if job.held_out.examples:
-        parts.append(score(job.held_out.examples))
-    return np.concatenate(parts, axis=1)
+    held_out = rows_by_length(job.held_out.examples, size)
+    return batches + [[len(pairs) + row for row in rows] for rows in held_out]
 
 
 def cache_file(

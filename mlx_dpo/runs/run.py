@@ -180,7 +180,7 @@ def train(
         if job.config.method == LORA and weight_stamps(job.source) != job.files.weights:
             screen.warned(
                 f"{job.source}: its weights were changed while the run trained: the adapter "
-                "belongs to those before, and on the new ones it means nothing"
+                "belongs to the old weights, and does not work with the new ones"
             )
         trainer.stages.peers = Alone()  # the others are done
         return _finish(job, trainer, folder, screen, stop, trained, sft_answers, look)

@@ -43,7 +43,7 @@ def supervise(
 
     A crash is a signal that nobody sent on purpose, or the exit code of a GPU fault, or of peers
     that were lost after the first step: a cable may be put back and a machine restart meanwhile.
-    Before the first step, that is an address or a key, which does not mend itself.
+    Before the first step, an address or a key is wrong, which a restart does not change.
 
     Args:
         run: The run's folder.

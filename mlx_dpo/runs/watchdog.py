@@ -81,7 +81,7 @@ class Watchdog(threading.Thread):
         if self._requests > 1:
             self._leave(STOPPED, "interrupted")
         elif self._requests and self._waits is not None and self._rank == 0:
-            os.write(2, b"stopping when the other ranks answer; once more leaves at once\n")
+            os.write(2, b"stopping when the other ranks answer; a second time stops at once\n")
 
     def _told(self, words: bytes) -> None:
         if QUIT in words:

@@ -1,7 +1,7 @@
 """Attention on a CPU: query heads that read the same keys, as rows of one product.
 
 MLX's own makes a product for each head, and sums the gradient of keys over the heads that read
-them, which takes a CPU long. Here the heads of a group lie below each other, so a group is one
+them, which takes a CPU long. Here the heads of a group are stacked, so a group is one
 product and there is nothing to sum. What is computed is the same. On a GPU MLX's own is called.
 
 Shapes: R rows, H query heads, K key-value heads, N new positions, M positions of keys, D head size.
@@ -44,7 +44,7 @@ class _Together:
 
 @contextmanager
 def heads_together() -> Iterator[None]:
-    """While the block builds a graph, models attend so: all of mlx-lm's call one function of MLX.
+    """While the block builds a graph, mlx-lm's models use this: all call one function of MLX.
 
     Another thread that builds one meanwhile gets the same numbers.
     """
@@ -65,7 +65,7 @@ def is_together() -> bool:
 
 
 def _added(mask: Any, q: mx.array, keys: int, heads: int) -> mx.array:
-    """What is added to the scores of `heads` heads below each other: (..., heads * N, M).
+    """What is added to the scores of `heads` stacked heads: (..., heads * N, M).
 
     MLX writes the least number over masked scores, and has to do so in the gradient too. Added, it
     leaves nothing of a score either, and the gradient passes through. Only a query that may attend

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.models.device import on_gpu
 from mlx_dpo.models.parts import at, replaced, trunk_path, with_trunk
+from mlx_dpo.training.prompts import caches_of_whole_rows
 
 # Logits alive at a time: one chunk of this size and its gradient are all there is of them. Smaller
 # chunks cost time (each is computed twice) and a piece of gradient the size of the output layer.
@@ -33,12 +34,18 @@ Parameters = dict[str, Any]
 def hidden_states(model: nn.Module, ids: mx.array, cache: Sequence[Any] | None) -> mx.array:
     """What the trunk returns for int32 ids (R, N): (R, N, H).
 
+    Args:
+        model: Reads them.
+        ids: Rows that hold their prompt, or that go on from what `cache` has of it.
+        cache: One for each layer that keeps something; None for whole rows.
+
     Raises:
         UnknownStructureError: If trunk and head can't be separated.
     """
     path = trunk_path(model)
     recorder = _Recorder(at(model, path))
     whole = with_trunk(model, path, recorder)
+    cache = caches_of_whole_rows(model) if cache is None else cache
     # The logits that come back are never evaluated.
     whole(ids) if cache is None else whole(ids, cache=cache)
     return recorder.output
@@ -94,7 +101,7 @@ def token_logprobs(
         return _log_softmax_at(found, targets, keep=gradient and not on_gpu())
 
     # The head of a model with adapters: they train below it. A frozen copy scores in whole chunks,
-    # as the model does that it is the reference of.
+    # like the model whose reference it is.
     if not tree_flatten(parameters) and tree_flatten(model.trainable_parameters()):
         head = partial(logits, parameters)
         least = _FRUGAL_CHUNK_TOKENS if frugal else _CHUNK_TOKENS

@@ -115,6 +115,7 @@ def lay_out(
     share_prompts: bool,
     one_length: bool = False,
     unpadded: bool = False,
+    positions: int | None = None,
     forward_price: int = FORWARD_PRICE,
 ) -> Layout:
     """Lay out a batch.
@@ -131,6 +132,8 @@ def lay_out(
             models whose attention takes no mask of its own for each row.
         unpadded: Whether prompts go together only where they are of one length, for models whose
             states would take in what a prompt is padded with.
+        positions: Length of the model's table of learned positions, past which padding must not
+            reach: nothing is there to read. None where it has no such table.
         forward_price: Price of one more forward, in tokens.
     """
     index_of: dict[tuple[int, ...], int] = {}
@@ -149,13 +152,14 @@ def lay_out(
             rows.append(Row((side, pair), context, ids[:-1], ids[1:], first_scored))
     contexts = list(index_of)
 
-    def kind(number: int) -> int:
+    def begin(number: int) -> int:
         context = rows[number].context
-        if context is None:
-            return 0
-        return len(contexts[context]) if one_length else 1
+        return 0 if context is None else len(contexts[context])
 
-    row_groups = []
+    def kind(number: int) -> int:
+        return begin(number) if one_length else rows[number].context is not None
+
+    row_groups: list[Group] = []
     for _, same in groupby(sorted(range(len(rows)), key=kind), key=kind):
         members = list(same)
         for group in partition([len(rows[number].inputs) for number in members], forward_price):
@@ -166,6 +170,10 @@ def lay_out(
     prefix = common_prefix(contexts, forward_price)
     widths = [len(context) - prefix for context in contexts]
     context_groups = _of_one_width(widths) if unpadded else partition(widths, forward_price)
+    if positions is not None:
+        begins, inputs = [begin(i) for i in range(len(rows))], [len(row.inputs) for row in rows]
+        row_groups = _within(positions, row_groups, begins, inputs)
+        context_groups = _within(positions, context_groups, [prefix] * len(widths), widths)
     return Layout(contexts, prefix, context_groups, rows, row_groups)
 
 
@@ -218,3 +226,24 @@ def partition(widths: Sequence[int], price: int) -> list[Group]:
         groups.append(Group(order[cut[end] : end], padded[end - 1]))
         end = cut[end]
     return groups[::-1]
+
+
+def _within(
+    positions: int, groups: Sequence[Group], begins: Sequence[int], widths: Sequence[int]
+) -> list[Group]:
+    """Groups that end within a model's positions.
+
+    One that does not is split by where its members begin: each part then has the width to the last
+    position, which is enough for tokens that are real.
+    """
+    found = []
+    for group in groups:
+        if max(begins[i] for i in group.members) + group.width <= positions:
+            found.append(group)
+            continue
+        by_begin = sorted(group.members, key=lambda i: begins[i])
+        for first, same in groupby(by_begin, key=lambda i: begins[i]):
+            members = list(same)
+            longest = max(widths[i] for i in members)
+            found.append(Group(members, max(longest, min(group.width, positions - first))))
+    return found

@@ -24,7 +24,6 @@ from mlx_dpo.training.layout import FORWARD_PRICE, GPU_FORWARD_PRICE, Layout, Wo
 from mlx_dpo.training.logprobs import pair_logprobs
 from mlx_dpo.training.prompts import (
     Kept,
-    caches_of_whole_rows,
     continue_prompts,
     forked,
     prompt_caches,
@@ -107,6 +106,7 @@ class FastPath:
         share_prompts: Whether each distinct prompt of a batch is read once for all its responses.
         one_length: Whether rows share a forward only where their prompts are of one length.
         unpadded: Whether prompts share a forward only where they are of one length.
+        positions: Length of the model's table of learned positions; None where it has none.
         forward_price: Price of one more forward, in tokens; by default that of this device.
     """
 
@@ -116,6 +116,7 @@ class FastPath:
     share_prompts: bool = True
     one_length: bool = False
     unpadded: bool = False
+    positions: int | None = None
     forward_price: int = field(
         default_factory=lambda: GPU_FORWARD_PRICE if on_gpu() else FORWARD_PRICE
     )
@@ -143,6 +144,7 @@ class FastPath:
             share_prompts=self.share_prompts,
             one_length=self.one_length,
             unpadded=self.unpadded,
+            positions=self.positions,
             forward_price=self.forward_price,
         )
 
@@ -228,7 +230,7 @@ def _logprobs(
                 [len(layout.contexts[context]) for context in contexts],
                 read_again=read_again,
             )
-        continued = forked(caches[contexts]) if contexts else caches_of_whole_rows(layered)
+        continued = forked(caches[contexts]) if contexts else None
         states = hidden_states(layered, ids, continued)
         for line, row in enumerate(rows):
             hidden.append(states[line, row.first_scored : len(row.inputs)])

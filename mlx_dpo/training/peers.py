@@ -39,7 +39,7 @@ STOPPED = StoppedError.exit_code
 
 
 def shared_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Which items each rank takes: the dearest first, each to the rank that has least so far.
+    """Which items each rank takes: the most costly first, each to the rank that has least so far.
 
     Then the rank that has most gives the one that has least an item, or swaps two, while that
     brings them nearer: with few items a rank that is 3 % of the time.

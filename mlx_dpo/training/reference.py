@@ -117,23 +117,30 @@ def example_digest(example: PreferenceExample) -> bytes:
 
 
 def cached_reference(
-    examples: Sequence[PreferenceExample], logprobs: npt.NDArray[np.float32]
+    examples: Sequence[PreferenceExample],
+    logprobs: npt.NDArray[np.float32],
+    batches: Iterable[Sequence[int]] = (),
 ) -> Reference:
     """Log-probs looked up by token ids.
 
     Args:
         examples: N pairs.
         logprobs: float32 (2, N), chosen and rejected, by the untrained policy.
+        batches: Indices of the pairs of each forward they are from, where that counts: of a pair
+            that is there twice, each copy rounds as its own forward does.
 
     Returns:
         A reference that raises DataError for a pair it does not hold: a missing value is never
         guessed.
     """
-    row_of = {example_digest(example): row for row, example in enumerate(examples)}
+    digests = [example_digest(example) for example in examples]
+    row_of = {digest: row for row, digest in enumerate(digests)}
+    rows_of_batch = {tuple(digests[row] for row in rows): rows for rows in batches}
 
     def reference(batch: Sequence[PreferenceExample]) -> mx.array:
+        wanted = tuple(map(example_digest, batch))
         try:
-            rows = [row_of[example_digest(example)] for example in batch]
+            rows = rows_of_batch.get(wanted) or [row_of[digest] for digest in wanted]
         except KeyError:
             raise DataError(
                 "a pair has no cached reference log-prob: it was not among the pairs the reference "

@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 from mlx_dpo.errors import is_device_fault, is_shortage
 from mlx_dpo.models.adapters import adapted_modules, small_updates
 from mlx_dpo.models.device import tf32_enabled
+from mlx_dpo.models.folder import num_positions
 from mlx_dpo.models.packed import casting_again, is_packed
 from mlx_dpo.models.parameters import is_float, is_float32, named_arrays
 from mlx_dpo.models.parts import (
@@ -113,11 +114,12 @@ def choose_path(
     """
     plain, refused, tf32 = PlainPath(max_seq_len, pad_id), [], tf32_enabled()
     in_training_mode(model)
+    fast = FastPath(max_seq_len, pad_id, checkpoint, positions=num_positions(model))
     candidates = (
-        FastPath(max_seq_len, pad_id, checkpoint),
-        FastPath(max_seq_len, pad_id, checkpoint, one_length=True),
-        FastPath(max_seq_len, pad_id, checkpoint, unpadded=True),
-        FastPath(max_seq_len, pad_id, checkpoint, share_prompts=False),
+        fast,
+        replace(fast, one_length=True),
+        replace(fast, unpadded=True),
+        replace(fast, share_prompts=False),
     )
     with small_updates(model):
         expected = PlainValues(plain, model, examples)

@@ -197,13 +197,13 @@ def test_an_unusual_beta_lopsided_lengths_and_a_closed_way_back_are_told_before_
     shown = capsys.readouterr().err
     assert "warning: beta 0.9 lies outside the usual 0.01-0.5" in shown
     assert (
-        "history     preference training seems to have come before: its card says so. That model"
+        "history     this model seems to have had preference training: its card says so. It is the"
         in shown
     )
     assert "rate        1e-05, because 54 steps are few; with thousands it would be 1e-06" in shown
     assert "lengths     stop: chosen longer in 100% of the pairs" in shown
     assert "warning: length bias: the model may learn length" in shown
-    assert f"way back    closed: {reason}, so that convert can't make it PyTorch's again" in shown
+    assert f"way back    closed: {reason}, so convert can't make a PyTorch model of it" in shown
 
 
 def test_a_run_that_ends_within_its_warm_up_is_warned_about(

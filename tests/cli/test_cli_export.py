@@ -260,8 +260,8 @@ def test_a_model_of_the_course_is_fused_and_not_packed(here: Path, capsys: Captu
     ("args", "message"),
     [
         (["ADAPTER", "out"], "is an adapter: --fuse or --to sums it into its model, and mlx_dpo"),
-        (["MODEL", "out", "--fuse"], "is a full model, no adapter: --fuse means nothing"),
-        (["MODEL", "out", "--quantize", "4", "--base", "MODEL"], "--base means nothing"),
+        (["MODEL", "out", "--fuse"], "is a full model, no adapter: --fuse has no effect"),
+        (["MODEL", "out", "--quantize", "4", "--base", "MODEL"], "--base has no effect"),
         (["MODEL", "out"], "is a full model as it stands: --to says what to write it for"),
         (["MODEL", "out", "--quantize", "4"], "no dpo.json says which pairs"),
         (["./absent", "out", "--fuse"], "no such model folder"),

@@ -124,7 +124,7 @@ def test_that_a_run_is_stopping_stays_on_the_screen(workplace: Path) -> None:
     code, written = run_on_terminal(train, 80, react=stop)
     shown = "\n".join(screen_of(written))
     assert code == 75
-    assert shown.count("stopping after this batch; once more leaves at once") == 1
+    assert shown.count("stopping after this batch; a second time stops at once") == 1
     assert "mlx_dpo: stopped after step" in shown
 
 

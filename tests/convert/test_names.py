@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.convert.hf.names import BUFFERS, RULES, skeleton
-from mlx_dpo.models.dialects import for_mlx, is_embedding, is_head
+from mlx_dpo.models.dialects import for_mlx, names_embedding, names_head
 from mlx_dpo.models.parameters import named_arrays
 from tests.convert.conftest import GOLDEN
 from tests.convert.tiny import CASES, model_type
@@ -51,8 +51,8 @@ def test_no_parameter_is_taken_for_a_buffer() -> None:
 
 def test_each_model_has_one_embedding_and_at_most_one_head() -> None:
     for case in GOLDEN.values():
-        assert sum(map(is_embedding, case["tensors"])) == 1
-        assert sum(map(is_head, case["tensors"])) == (not case["config"]["tie_word_embeddings"])
+        assert sum(map(names_embedding, case["tensors"])) == 1
+        assert sum(map(names_head, case["tensors"])) == (not case["config"]["tie_word_embeddings"])
 
 
 def test_convert_is_imported_under_its_package_only() -> None:

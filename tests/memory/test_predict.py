@@ -14,7 +14,7 @@ from mlx_dpo.memory.recorder import Recorder, record
 from mlx_dpo.memory.replay import Replay
 from mlx_dpo.memory.settings import Settings, Workload
 from mlx_dpo.memory.shapes import emptied
-from mlx_dpo.memory.trace import begin_replay, largest_batches, optimizer_of, record_step
+from mlx_dpo.memory.trace import begin_replay, largest_of, optimizer_of, record_step
 from mlx_dpo.models.adapters import attach_adapters
 from mlx_dpo.models.parameters import named_arrays, num_bytes
 from mlx_dpo.records import PreferenceExample
@@ -145,9 +145,9 @@ def test_parts_add_up_and_each_lever_takes_what_it_names() -> None:
 def test_the_batch_is_the_one_that_needs_most() -> None:
     short = [PreferenceExample([1] * 8, [2] * 4, [3] * 4)] * 9
     work = Workload(lambda dtype: make_llama(), [*short, *PAIRS], max_length=128, pad_id=0)
-    (batch,) = largest_batches(work, Settings(batch_size=1))
+    (batch,) = largest_of(work, Settings(batch_size=1))
     assert batch == [PAIRS[3]]
-    assert len(largest_batches(work, Settings(batch_size=2, grad_accumulation=3))) == 2
+    assert len(largest_of(work, Settings(batch_size=2, grad_accumulation=3))) == 2
 
 
 def names(outputs: list[Array]) -> dict[str, int]:
@@ -239,7 +239,7 @@ def test_the_norm_of_a_gradient_keeps_none_of_its_squares() -> None:
 def test_a_step_traced_in_two_parts_needs_what_it_needs_in_one(settings: Settings) -> None:
     predict = predictor(make_llama)
     model = emptied(make_llama(), getattr(mx, settings.dtype))
-    batches = largest_batches(predict.workload, settings)
+    batches = largest_of(predict.workload, settings)
     path = FastPath(128, 0, settings.checkpoint_layers)
     recording = record_step(
         model, optimizer_of(settings), path, batches, grad_clip=settings.grad_clip

@@ -168,7 +168,7 @@ def test_another_rank_or_adapter_does_not_go_on_from_a_checkpoint(workplace: Pat
     for change in ({"lora_rank": 8}, {"lora_modules": "attention"}, {"method": "full"}):
         cleared = dict.fromkeys(("lora_rank",)) if "method" in change else {}
         other = settings(**{**lora(run_dir="run", save_every=2), **cleared, **change})
-        with pytest.raises(UsageError, match="cannot go on with another"):
+        with pytest.raises(UsageError, match="cannot continue with another"):
             train(other, resume=True)
 
 

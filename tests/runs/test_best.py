@@ -156,7 +156,7 @@ def test_a_damaged_best_checkpoint_is_named_and_the_last_step_exported(
 def test_a_resumed_run_may_not_select_otherwise(turning: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(StoppedError):
         turning_run("run", StopAfter(2), keep="best")
-    with pytest.raises(UsageError, match="cannot go on with another"):
+    with pytest.raises(UsageError, match="cannot continue with another"):
         turning_run("run", resume=True, **{"keep": "best", **changes})
 
 

@@ -58,9 +58,13 @@ def test_the_reference_is_scored_in_the_batches_of_training(
     examples = result.job.train.examples
     order = EpochOrder(len(examples), 2, result.job.config.seed, lengths=lengths(examples))
     epoch = [list(batch) for batch in order.first_epoch()]
-    if value == "1":
-        assert [list(batch) for batch in scored[0]] == epoch
-    assert len(scored) == (2 if value == "1" else 1)
+    if value == "0":
+        assert scored == [None]
+        return
+    (batches,) = scored
+    assert [list(batch) for batch in batches[: len(epoch)]] == epoch
+    rest = sorted(row for batch in batches[len(epoch) :] for row in batch)
+    assert rest == list(range(len(examples), len(result.job.examples))), "the held-out pairs"
 
 
 def test_the_reference_cache_is_of_one_device_generation_and_switch(

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlx_dpo.models.folder import num_positions
 from mlx_dpo.records import PreferenceExample
 from mlx_dpo.training import layout
 from mlx_dpo.training.paths import FastPath, PlainPath, ScoringPath
@@ -93,3 +94,26 @@ def test_such_a_model_shares_its_prompts(head_size: int) -> None:
     choice = choose_path(_model(head_size), pairs, max_seq_len=LENGTH, pad_id=0)
     assert choice.path.name == "shared-prompt"
     assert choice.refused == ()
+
+
+@pytest.mark.parametrize("name", ["course", "gpt2"])
+def test_a_model_with_learned_positions_is_filled_to_the_last(name: str) -> None:
+    model = architectures.make(name)
+    last = num_positions(model)
+    assert last is not None
+    rng = np.random.default_rng(0)
+
+    def ids(count: int) -> list[int]:
+        drawn: list[int] = rng.integers(3, architectures.VOCAB, count).tolist()
+        return drawn
+
+    # The shorter pair, rounded up, would end three positions past the last.
+    pairs = [
+        PreferenceExample(ids(last - 20), ids(15), ids(20)),
+        PreferenceExample(ids(last - 37), ids(34), ids(20)),
+    ]
+    choice = choose_path(model, pairs, max_seq_len=4 * last, pad_id=0)
+    assert (choice.path.name, choice.refused) == ("shared-prompt", ())
+    for batch in (pairs, pairs[1:]):
+        expected = PlainPath(last, 0)(model, batch)
+        assert mx.allclose(choice.path(model, batch), expected, rtol=1e-5, atol=1e-4)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_dpo.records import PreferenceExample
+from mlx_dpo.training import layout as layout_of
 from mlx_dpo.training.layout import WIDTH_MULTIPLE, Group, lay_out, partition
 
 widths = st.lists(st.integers(1, 60), max_size=8)
@@ -80,3 +81,35 @@ def test_what_all_prompts_begin_with_is_read_once_where_that_pays() -> None:
     # One that is the beginning of the others keeps a token of its own.
     pairs.append(PreferenceExample([*range(3, 14), 40], [50], [51]))
     assert lay_out(pairs, max_seq_len=64, share_prompts=True, forward_price=0).prefix == 10
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(2, 12)] * 3), min_size=1, max_size=5),
+    st.integers(0, 40),
+    st.booleans(),
+)
+def test_no_padding_reaches_past_the_last_learned_position(
+    sizes: list[tuple[int, int, int]], price: int, one_length: bool
+) -> None:
+    pairs = [PreferenceExample([7 + i] * p, [1] * c, [2] * r) for i, (p, c, r) in enumerate(sizes)]
+    positions = max(p + max(c, r) for p, c, r in sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout_of, "WIDTH_MULTIPLE", 8)
+        layout = lay_out(
+            pairs,
+            max_seq_len=99,
+            share_prompts=True,
+            one_length=one_length,
+            positions=positions,
+            forward_price=price,
+        )
+    rows = sorted(i for group in layout.row_groups for i in group.members)
+    assert rows == list(range(len(layout.rows)))
+    contexts = sorted(i for group in layout.context_groups for i in group.members)
+    assert contexts == list(range(len(layout.contexts)))
+    for group in layout.row_groups:
+        for row in (layout.rows[i] for i in group.members):
+            assert row.context is not None
+            assert len(row.inputs) <= group.width <= positions - len(layout.contexts[row.context])
+    for group in layout.context_groups:
+        assert layout.prefix + group.width <= positions

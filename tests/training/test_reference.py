@@ -6,6 +6,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.records import PreferenceExample
@@ -81,3 +83,21 @@ def test_log_probs_under_a_gradient_are_the_log_probs() -> None:
     np.testing.assert_allclose(
         np.array(as_in_a_step(path)(model, PAIRS)), np.array(path(model, PAIRS)), rtol=1e-6
     )
+
+
+@given(st.data())
+def test_each_copy_of_a_pair_has_what_it_rounds_to_in_its_own_forward(data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+    examples = [PreferenceExample([5], [6 + each], [20]) for each in drawn]
+    rows = data.draw(st.permutations(range(len(examples))))
+    batches = [rows[start : start + 3] for start in range(0, len(rows), 3)]
+    logprobs = np.zeros((2, len(examples)), np.float32)
+    for batch in batches:
+        # What a forward rounds to follows from all that is in it.
+        together = sorted(drawn[row] for row in batch)
+        logprobs[:, batch] = [drawn[row] + hash(tuple(together)) % 97 / 97 for row in batch]
+    reference = cached_reference(examples, logprobs, batches)
+    for batch in batches:
+        found = np.array(reference([examples[row] for row in batch]))
+        assert np.array_equal(found, logprobs[:, batch])
+    assert reference([examples[0]]).shape == (2, 1), "a batch of another epoch has one of them"

@@ -48,7 +48,7 @@ class Share(click.ParamType[float]):
     "alike",
     type=Share(),
     metavar="SHARE",
-    help="Leave out this share of the pairs, as 5%: those with answers most alike to --model.",
+    help="Leave out this share of the pairs, as 5%: those with answers that look most alike.",
 )
 @options.model(
     "Count lengths in this model's tokens, not in characters; score with it (--drop-ches).",
@@ -74,7 +74,7 @@ def filter_(
     A model that is trained on pairs in which the longer answer mostly wins learns to write more.
     --max-length-ratio 2 keeps only pairs whose answers are within twice each other's length. A
     model that is trained on pairs with nearly the same answers may lower the chosen one as well:
-    --drop-ches 5% leaves out those that are most alike to the model (mlx_dpo audit --ches shows
+    --drop-ches 5% leaves out those that look most alike to the model (mlx_dpo audit --ches shows
     them).
 
     \b

@@ -69,7 +69,7 @@ def judge(
     become a pair; flips, ties and abstentions are counted and dropped. Of more than two answers
     to a prompt, every two are compared.
 
-    A model's replies are kept in OUT.replies.jsonl: the same command goes on after a stop. A key
+    A model's replies are kept in OUT.replies.jsonl: the same command continues after a stop. A key
     for an endpoint is read from the environment variable MLX_DPO_JUDGE_KEY.
 
     \b

@@ -160,7 +160,7 @@ def _say_what_is_left(book: "Book", session: "Session") -> None:
             "or write better ones (w)."
         )
     if left:
-        say(f"Go on:\n  {session.command}")
+        say(f"To continue:\n  {session.command}")
     if pairs:
         say("Next:\n" + "\n".join(f"  {line}" for line in session.next_commands))
         if session.next_note:

@@ -50,7 +50,7 @@ def sample(
 
     Equal answers are kept once. An answer that holds a token of the chat template is left out: it
     could not be trained on. Each batch is on the disk before the next begins: after a stop the same
-    command goes on where it was, and its file has the same bytes as without the stop.
+    command continues where it stopped, and its file has the same bytes as without the stop.
 
     \b
     Example:

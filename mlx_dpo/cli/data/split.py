@@ -20,7 +20,7 @@ from mlx_dpo.errors import DataError
     show_default=True,
     help="Share of each kind's prompts that goes to the test pairs.",
 )
-@options.seed("Decides which prompts are test prompts.")
+@options.seed("Random seed; decides which prompts are test prompts.")
 @options.path(
     "--out",
     "Write PREFIX.train.jsonl and PREFIX.test.jsonl.  [default: FILE without its ending]",

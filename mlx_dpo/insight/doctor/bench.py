@@ -62,7 +62,7 @@ Batch = Sequence[PreferenceExample]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check came to.
+    """The result of a check.
 
     Attributes:
         verdict: One of `VERDICTS`; ``look`` where nothing is broken, but somebody should know.

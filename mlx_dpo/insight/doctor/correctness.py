@@ -89,7 +89,7 @@ def path(bench: Bench) -> Outcome:
     name, why = next(iter(refused.items()))
     more = f"; {len(refused) - 1} more" if len(refused) > 1 else ""
     value = f"{value} ({name}: {why}{more})"
-    return Outcome(LOOK, value, "A run is right, but slower than it could.", figures)
+    return Outcome(LOOK, value, "A run is right, but slower than it could be.", figures)
 
 
 def agreement(bench: Bench) -> Outcome:

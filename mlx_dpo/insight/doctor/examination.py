@@ -56,7 +56,7 @@ Around = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check of one model came to, or one of the device where `model` is `DEVICE`."""
+    """The result of a check of one model, or of the device where `model` is `DEVICE`."""
 
     model: str
     check: str

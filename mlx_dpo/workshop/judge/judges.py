@@ -84,7 +84,7 @@ def open_judge(
             yield ModelJudge(name, asked, texts, replies)
         except KeyboardInterrupt:
             kept = f"{len(replies.entries)} replies are kept in {replies.path}"
-            raise StoppedError(f"stopped; {kept}, and the same command goes on") from None
+            raise StoppedError(f"stopped; {kept}, and the same command continues") from None
 
 
 class RuleJudge(Judge):

@@ -138,7 +138,7 @@ def judge_all(
             if failures == MAX_FAILURES:
                 raise MlxDpoError(
                     f"{judge.name}: no reply for {failures} pairs in a row "
-                    f"({judge.last_failure}); earlier replies are kept: repair the judge and "
+                    f"({judge.last_failure}); earlier replies are kept: fix the judge and "
                     "run the same command again"
                 )
     return decisions

@@ -125,7 +125,7 @@ def test_what_the_reference_was_before_is_said(run: Path) -> None:
     (run / "result.json").write_text(json.dumps({**result, "tuned_before": f"so {HOSTILE}"}))
     page = write_report([run]).read_text()
     assert (
-        "<dt>history</dt><dd>preference training seems to have come before: so &lt;script&gt;"
+        "<dt>history</dt><dd>this model seems to have had preference training: so &lt;script&gt;"
         in page
     )
 

@@ -163,7 +163,10 @@ def accuracy(study: Study, pool: Pool, whole: Side | None) -> None:
 
 
 def terciles(study: Study, pool: Pool) -> None:
-    """A model trained on each tercile of the pairs by CHES, measured on what it trained on."""
+    """Models trained on each tercile of the pairs by CHES, measured on what they trained on.
+
+    Each sees its pairs three times: about as many steps as one epoch of all.
+    """
     assert study.model is not None
     before = study.before(study.model, f"{pool.name}-train", pool.train, ches=True)
     order = np.argsort(before["ches"][1], kind="stable")
@@ -171,7 +174,8 @@ def terciles(study: Study, pool: Pool) -> None:
         part = sets.some(pool.train, sorted(rows.tolist()))
         third = Pool(f"{pool.name}-{name}", part, part)
         study.before(study.model, f"{third.name}-held", part)
-        study.tuned(Recipe(study.model, "lora", LORA_RATE), third)
+        for seed in study.seeds:
+            study.tuned(Recipe(study.model, "lora", LORA_RATE, epochs=3, seed=seed), third)
 
 
 def main() -> None:
