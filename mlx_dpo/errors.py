@@ -4,6 +4,8 @@ A message is one line: what is wrong, where, and what to do. Nothing else reache
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class MlxDpoError(Exception):
@@ -87,6 +89,19 @@ def disk_error(path: object, error: OSError, what: str = "not written") -> DiskE
     return DiskError(f"{path}: {what}: {reason}{f'; {advice}' if advice else ''}")
 
 
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Writes to one file: an error of the system in the block is that file's.
+
+    Raises:
+        DiskError: If there is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
 def is_disk_fault(error: BaseException) -> bool:
     """Whether a disk failed, and not what was asked of it: full, read-only, broken or gone."""
     faults = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV)
@@ -149,16 +164,25 @@ def is_device_fault(error: BaseException) -> bool:
     return is_fault and not is_shortage(error)
 
 
-def device_fault(error: BaseException) -> DeviceFaultError:
-    """The error to end with, whose message says what helps."""
+def device_fault(error: BaseException, *, trains: bool) -> DeviceFaultError:
+    """The error to end with, whose message says what helps.
+
+    Args:
+        error: That of MLX.
+        trains: Whether it ended a run that can be resumed.
+    """
     advice = "an error of the driver or of MLX"
     text = str(error)
     if "Timeout" in text or "ImpactingInteractivity" in text or "Impacting Interactivity" in text:
         advice = (
-            "macOS ends long GPU work while the display is on: let it sleep, set "
-            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, or lower --batch-size"
+            "macOS ends long GPU work while the display is on: let it sleep, or set "
+            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1"
         )
-    return DeviceFaultError(
-        f"the GPU failed ({' '.join(text.split())[:200]}): {advice}; the checkpoints are whole: go "
-        "on with --resume, or train with --supervise, which starts again by itself"
-    )
+        advice += ", or lower --batch-size" if trains else ""
+    way_out = "run the command again"
+    if trains:
+        way_out = (
+            "the checkpoints are whole: resume with --resume, or train with --supervise, which "
+            "starts again by itself"
+        )
+    return DeviceFaultError(f"the GPU failed ({' '.join(text.split())[:200]}): {advice}; {way_out}")

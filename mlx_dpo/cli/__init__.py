@@ -114,7 +114,7 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 75)  # click has ended the line the ^C stands on
     except Exception as error:  # one that nothing above expects
-        code = _unexpected(error)
+        code = _unexpected(error, words[:1] == ["train"])
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of Rust, in tokenizers and safetensors
             raise
@@ -124,11 +124,11 @@ def main(args: list[str] | None = None) -> Any:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception, trains: bool) -> int:
     if is_shortage(error):
         return _fail(f"not enough memory ({error}): close other programs, or shorten texts", 4)
     if is_device_fault(error):
-        return _fail(str(device_fault(error)), DeviceFaultError.exit_code)
+        return _fail(str(device_fault(error, trains=trains)), DeviceFaultError.exit_code)
     if isinstance(error, OSError) and is_disk_fault(error):
         what = disk_error(error.filename or "a file", error, "failed")
         return _fail(str(what), what.exit_code)

@@ -115,7 +115,8 @@ def _measure(
     if refused:
         rows = ", ".join(str(row + 1) for row in refused[:5]) + (", ..." if refused[5:] else "")
         say(f"left out: {data}: {len(refused)} x template (pairs {rows})", err=True)
-    return measures, [p for i, p in enumerate(preferences) if i not in set(refused)]
+    left_out = set(refused)
+    return measures, [p for row, p in enumerate(preferences) if row not in left_out]
 
 
 def _print_checks(

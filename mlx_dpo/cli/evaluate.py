@@ -8,6 +8,7 @@ from mlx_dpo.cli import options
 from mlx_dpo.cli.footer import footer, progress
 from mlx_dpo.cli.foreign import refuse_foreign
 from mlx_dpo.cli.screen import say, show_json, show_problems
+from mlx_dpo.errors import DataError
 
 if TYPE_CHECKING:
     from mlx_dpo.insight.scoring import LoadedModel
@@ -103,10 +104,11 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
 
     Raises:
         UsageError: If there is no such file.
-        DataError: If it is another tool's file, or has errors and `drop_bad` is off.
+        DataError: If it is another tool's file, has errors and `drop_bad` is off, or no pair of it
+            is left.
     """
     from mlx_dpo.preferences.reader import read_preferences
-    from mlx_dpo.preferences.schema import Problems
+    from mlx_dpo.preferences.schema import Problems, by_code
 
     refuse_foreign(data)
     problems = Problems()
@@ -118,6 +120,9 @@ def read_pairs(data: str, drop_bad: bool, *, compare: bool = True) -> "list[Pref
         errors_only=True,
         rest=f"mlx_dpo data check {data} --log FILE lists all.",
     )
+    if not preferences:
+        first = problems.shown()[0]
+        raise DataError(f"{data}: no pair is left ({by_code(problems.counts)}, such as {first})")
     return preferences
 
 

@@ -261,8 +261,8 @@ def _check_memory(source: "Source", dtype: str) -> None:
         NotMeasurableError: If they take more memory than this machine has for a GPU.
     """
     from mlx_dpo.insight.proof import NotMeasurableError
-    from mlx_dpo.memory.solve import recommended_here
     from mlx_dpo.models.config import read_config, stored_shapes
+    from mlx_dpo.models.device import recommended_here
     from mlx_dpo.models.parameters import tensor_shapes
     from mlx_dpo.runs.plan import gigabytes
 

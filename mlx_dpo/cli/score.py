@@ -1,6 +1,7 @@
 """`mlx_dpo score`."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ def _score_file(
     from mlx_dpo.insight.evaluation import held_out_of_run
     from mlx_dpo.insight.rewards import reward_pairs, reward_tokens
     from mlx_dpo.preferences.encoding import encode_preferences
+    from mlx_dpo.preferences.schema import by_code
 
     preferences = read_pairs(data, drop_bad)
     held_out = held_out_of_run(preferences, data, record)
@@ -121,7 +123,8 @@ def _score_file(
     pairs = encode_preferences(preferences, chat, max_length=max_length, drop_bad=drop_bad)
     examples = list(pairs.examples)
     if not examples:
-        raise DataError(f"{data}: no pair is left to score; see --max-length")
+        why = by_code(Counter(pairs.dropped))
+        raise DataError(f"{data}: no pair is left to score ({why}); see --max-length")
     with progress() as advance:
         if per_token:
             answers = [(e.prompt_ids, side) for e in examples for side in e[1:]]

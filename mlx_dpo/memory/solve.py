@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_dpo.memory.settings import Settings
+from mlx_dpo.models.device import recommended_here
 
 GIB = 2**30
 # Of what is recommended for the GPU: room for MLX's buffer cache and for predictions that are off.
@@ -156,10 +155,3 @@ def machines() -> list[Machine]:
     standing = [Machine(f"{size} GB", round(gib * GIB)) for size, gib in _RECOMMENDED.items()]
     recommended = recommended_here()
     return standing + ([Machine("this one", recommended)] if recommended else [])
-
-
-def recommended_here() -> int | None:
-    """Bytes this device recommends to keep within; None where it does not say, as on a CPU."""
-    info: dict[str, Any] = mx.device_info()
-    recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
-    return int(recommended) if recommended else None

@@ -1,4 +1,4 @@
-"""The device that MLX computes on, as far as numbers depend on it."""
+"""The device that MLX computes on: what numbers depend on, and the memory it recommends."""
 
 import os
 import re
@@ -19,6 +19,16 @@ def architecture() -> str:
     """Generation of the device, such as ``applegpu_g17s``; empty where MLX does not know it."""
     info: dict[str, Any] = mx.device_info()
     return str(info.get("architecture", ""))
+
+
+def recommended_here() -> int | None:
+    """Bytes this device recommends to keep within; None where it does not say, as on a CPU.
+
+    CUDA names all that it has.
+    """
+    info: dict[str, Any] = mx.device_info()
+    recommended = info.get("max_recommended_working_set_size") or info.get("total_memory")
+    return int(recommended) if recommended else None
 
 
 def tf32_enabled() -> bool:

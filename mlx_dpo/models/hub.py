@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mlx_dpo.errors import UsageError, one_line
+from mlx_dpo.errors import UsageError, disk_error, is_disk_fault, one_line
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,13 +46,15 @@ def download(
 
     Raises:
         UsageError: If the hub can't be reached or has no such repository.
+        DiskError: If there is no room for the files.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub's client, its HTTP client (by version) or Xet
+        if isinstance(error, OSError) and is_disk_fault(error):
+            raise disk_error(error.filename or name, error, "not downloaded") from None
         raise UsageError(
             f"{name}: no such folder here, and the download from the hub failed (no network, no "
             f"such {kind}, or it needs a login): {one_line(error)}"

@@ -10,9 +10,10 @@ memory is never swapped out, and pinning all that is recommended has crashed who
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import mlx.core as mx
+
+from mlx_dpo.models.device import recommended_here
 
 MEMORY_SHARE = 0.95  # active and cached memory, as a share of what the device recommends
 CACHE_SHARE = 1 / 8  # cache before the peak of a step is known, as a share of the same
@@ -29,7 +30,7 @@ def limited_memory(budget: int | None = None) -> Iterator[None]:
             what the device recommends; None for that share, or for no limit where the device
             recommends nothing.
     """
-    recommended = _recommended()
+    recommended = recommended_here() or 0
     bounds = [int(MEMORY_SHARE * recommended) if recommended else None, budget]
     memory = min((bound for bound in bounds if bound is not None), default=None)
     old_memory = None if memory is None else mx.set_memory_limit(memory)
@@ -52,7 +53,7 @@ def follow_peak() -> None:
     with zeros anew in each step; a larger one holds buffers whose sizes never recur.
     """
     used = mx.get_peak_memory()
-    if recommended := _recommended():
+    if recommended := recommended_here():
         mx.set_cache_limit(min(int(MEMORY_SHARE * recommended), used - mx.get_active_memory()))
     else:
         mx.set_cache_limit(min(CACHE_BYTES, used))
@@ -66,7 +67,7 @@ def pin_a_share() -> int | None:
     """
     if not mx.metal.is_available():
         return None
-    return _set_wired_limit(int(WIRED_SHARE * _recommended()))
+    return _set_wired_limit(int(WIRED_SHARE * (recommended_here() or 0)))
 
 
 def _set_wired_limit(limit: int) -> int:
@@ -78,9 +79,3 @@ def _set_wired_limit(limit: int) -> int:
     if (generate := sys.modules.get("mlx_lm.generate")) is not None:
         mx.synchronize(generate.generation_stream)
     return mx.set_wired_limit(limit)
-
-
-def _recommended() -> int:
-    """Bytes the device should hold at most; 0 where it does not say. CUDA names all it has."""
-    info: dict[str, Any] = mx.device_info()
-    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)

@@ -132,15 +132,6 @@ class ChatFormat:
             for pair, each in zip(preferences, texts, strict=True)
         ]
 
-    def encode_texts(self, prompt: str, chosen: str, rejected: str) -> Encoded:
-        """Ids of a pair of texts that already hold their markers.
-
-        The prompt keeps the tokens that prompt, prompt + chosen and prompt + rejected have in
-        common; the rest is response. Each response ends with one closing token: appended where it
-        is missing, and with nothing after it where a template adds white space.
-        """
-        return self._split(*self._encode([prompt, prompt + chosen, prompt + rejected]))
-
     def _write(
         self, conversations: Sequence[Sequence[Message]], *, is_open: bool = False
     ) -> list[str | DataError]:
@@ -221,6 +212,12 @@ class ChatFormat:
         ]
 
     def _split(self, alone: list[int], with_chosen: list[int], with_rejected: list[int]) -> Encoded:
+        """A pair from the ids of prompt, prompt + chosen and prompt + rejected.
+
+        The prompt keeps the tokens that all three begin with; the rest is response. Each response
+        ends with one closing token: appended where it is missing, and with nothing after it where a
+        template adds white space.
+        """
         shared = _common_prefix(alone, with_chosen, with_rejected)
         example = PreferenceExample(
             alone[:shared],

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from mmap import ACCESS_READ, mmap
 from typing import IO, Any, NamedTuple, TextIO
 
+from mlx_dpo.errors import writing
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.records import Message, Preference
 
@@ -122,7 +123,11 @@ class Problems:
         self._of_code: dict[str, list[Problem]] = {}
 
     def add(self, problem: Problem) -> None:
-        """Count a problem, keep it if it is among the first, and log it."""
+        """Count a problem, keep it if it is among the first, and log it.
+
+        Raises:
+            DiskError: If the log can't be written.
+        """
         self.counts[problem.code] += 1
         first = self._first[problem.level]
         if len(first) < SHOWN:
@@ -132,7 +137,9 @@ class Problems:
             of_code.append(problem)
         if self._log is not None:
             line = {**problem._asdict(), "level": problem.level}
-            self._log.write(json.dumps(line) + "\n")
+            name = getattr(self._log, "name", 0)  # a number where it has none on the disk
+            with writing(name if isinstance(name, str) else "a temporary file"):
+                self._log.write(json.dumps(line) + "\n")
 
     def add_log(self, lines: Iterable[bytes], file: str) -> None:
         """Add the problems that were logged before.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_dpo.errors import DiskError, StoppedError
 from mlx_dpo.models.generate import Request, complete
@@ -20,6 +19,7 @@ from mlx_dpo.models.limits import follow_peak
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.scores import is_taught
 from mlx_dpo.runs.checkpoint import Checkpoints
+from mlx_dpo.runs.collapse import FLOOR_WINDOW, reward_signs
 from mlx_dpo.runs.folder import RunFolder
 from mlx_dpo.runs.guards import Stop, keep_locked
 from mlx_dpo.runs.job import Job
@@ -28,10 +28,6 @@ from mlx_dpo.training.loss import Metrics, pair_metrics
 from mlx_dpo.training.self_check import Choice
 from mlx_dpo.training.trainer import Callback, DPOTrainer, Scores
 
-# Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
-# Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
-REWARD_FLOOR = -1.0
-FLOOR_WINDOW = 10  # steps that are averaged
 ANSWER_TOKENS = 64  # longest answer to a prompt that is shown
 
 
@@ -171,29 +167,19 @@ class Clock(Callback):
 class RewardWatch(Callback):
     """Warns once if chosen answers become unlikely along with the rejected ones."""
 
-    def __init__(self, screen: Screen | None = None) -> None:
-        self._screen = screen or Screen()
-        self._rewards: deque[tuple[float, float]] = deque(maxlen=FLOOR_WINDOW)
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._rows: deque[dict[str, float]] = deque(maxlen=FLOOR_WINDOW)
         self._warned = False
 
     def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
-        """Warn, if `judge` says so."""
-        if metrics is not None and (warning := self.judge(step, metrics)) is not None:
-            self._screen.warned(f"{warning}. Training goes on; --patience would end it")
-
-    def judge(self, step: int, metrics: Metrics) -> str | None:
-        """A warning, the first time that both mean rewards are below the floor."""
-        self._rewards.append((metrics["chosen_reward"], metrics["rejected_reward"]))
-        chosen, rejected = np.mean(self._rewards, axis=0)
-        full = len(self._rewards) == FLOOR_WINDOW
-        if self._warned or not full or max(chosen, rejected) >= REWARD_FLOOR:
-            return None
-        self._warned = True
-        return (
-            f"reward collapse at step {step}: over {FLOOR_WINDOW} steps the chosen reward is "
-            f"{chosen:.2f} and the rejected {rejected:.2f}, both below {REWARD_FLOOR}: the policy "
-            "makes good answers unlikely too. Lower --learning-rate or raise --beta"
-        )
+        """Warn, if `reward_signs` says so of the last steps."""
+        if metrics is None or self._warned:
+            return
+        self._rows.append({"step": step, **metrics})
+        for sign in reward_signs(list(self._rows)):
+            self._screen.warned(f"{sign}. Training goes on; --patience would end it")
+            self._warned = True
 
 
 class Evaluate(Callback):

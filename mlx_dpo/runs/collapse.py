@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlx_dpo.runs.callbacks import RewardWatch
-
+# Mean chosen and rejected reward both below this: the policy is making every answer unlikely.
+# Rewards are in beta * nats; at beta 0.1 this is a chosen answer e^10 (22,000) times less likely.
+REWARD_FLOOR = -1.0
+FLOOR_WINDOW = 10  # steps that are averaged
 _REPEATS = 0.1  # of an answer's word triples, more than the reference repeats
 _NEVER_END = 0.25  # of the answers, more than of the reference's
 
@@ -47,10 +49,21 @@ def answer_signs(
 
 
 def reward_signs(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is suspicious about the rewards of a run: a warning, once, where both fall far."""
-    watch = RewardWatch()
-    warnings = [watch.judge(row["step"], dict(row)) for row in steps]
-    return [warning for warning in warnings if warning is not None]
+    """What is suspicious about the rewards of steps in a row: a sign, once, where both fall far."""
+    for end in range(FLOOR_WINDOW, len(steps) + 1):
+        window = steps[end - FLOOR_WINDOW : end]
+        chosen, rejected = (
+            sum(row[name] for row in window) / FLOOR_WINDOW
+            for name in ("chosen_reward", "rejected_reward")
+        )
+        if chosen < REWARD_FLOOR and rejected < REWARD_FLOOR:
+            return [
+                f"reward collapse at step {window[-1]['step']}: over {FLOOR_WINDOW} steps the "
+                f"chosen reward is {chosen:.2f} and the rejected {rejected:.2f}, both below "
+                f"{REWARD_FLOOR}: the policy makes good answers unlikely too. Lower "
+                "--learning-rate or raise --beta"
+            ]
+    return []
 
 
 def _triples(text: str) -> list[tuple[str, str, str]]:

@@ -3,7 +3,6 @@
 import datetime
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -352,8 +351,8 @@ def _check_value(name: str, key: str, value: Any) -> Any:
         raise UsageError(
             f"{name}: expected {expected.__name__}, found {type(value).__name__} {value!r}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name}: must be a finite number, found {value}")
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise UsageError(f"{name}: must be a finite number below 2^63, found {value}")
     rules = _rules(key)
     for rule, holds in _LIMITS.items():
         if rule in rules and not holds(value, rules[rule]):

@@ -3,16 +3,17 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from mmap import mmap
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryFile
 
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.errors import DataError, disk_error
+from mlx_dpo.errors import DataError, writing
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.encoding import CHOSEN_CLOSED, CUT, MERGED, REJECTED_CLOSED
 from mlx_dpo.preferences.reader import drop_bad_hint, read_some, refuse_errors, text_digest
@@ -121,13 +122,16 @@ def load_data(
         DataError: If a file has errors and ``config.drop_bad`` is off, or no pair is left.
         DiskError: If there is no room for what is wrong with the files.
     """
+    with writing("a temporary file"):
+        log = TextIOWrapper(TemporaryFile(), encoding="utf-8")  # noqa: SIM115  # closed below
     try:
-        with TextIOWrapper(TemporaryFile(), encoding="utf-8") as log:
-            data = _load(config, chat, Problems(log), keep, progress, report)
+        data = _load(config, chat, Problems(log), keep, progress, report)
+        with writing("a temporary file"):
             log.flush()
             return replace(data, log=mapped(log.buffer))
-    except OSError as error:
-        raise disk_error(gettempdir(), error) from None
+    finally:
+        with suppress(OSError):  # of a full disk, which has been reported
+            log.close()
 
 
 def _load(

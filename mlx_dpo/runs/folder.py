@@ -109,8 +109,8 @@ class RunFolder:
                 continue
             if row["step"] < step:
                 break
-            rows.insert(0, row)
-        return rows
+            rows.append(row)
+        return rows[::-1]
 
     def checks(self) -> dict[str, str]:
         """CRC-32 of each line of the logs that follow from the seed, eight digits a line."""

@@ -32,8 +32,7 @@ from mlx_dpo.errors import (
     one_line,
 )
 from mlx_dpo.manifest import digest
-from mlx_dpo.memory.solve import recommended_here
-from mlx_dpo.models.device import TF32_SWITCH, architecture, tf32_enabled
+from mlx_dpo.models.device import TF32_SWITCH, architecture, recommended_here, tf32_enabled
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
 from mlx_dpo.runs.callbacks import Screen, is_due

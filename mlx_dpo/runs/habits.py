@@ -63,6 +63,19 @@ MEANS = {
     "lora_target_linear": ("lora_modules", "all"),
 }
 
+# Optimizers whose arithmetic is one of ours, in other kernels or with rounded state. Adam is AdamW
+# without decay, our default.
+_OPTIMIZERS = {
+    **dict.fromkeys(("adam", "adamw", "adamw_hf", "adamw_torch", "adamw_torch_fused"), "adamw"),
+    **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused"), "adamw"),
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit", "adamw_anyprecision"), "adamw"),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "ao_adamw_4bit", "ao_adamw_8bit"), "adamw"),
+    **dict.fromkeys(("ao_adamw_fp8", "optimi_adamw", "paged_adamw", "paged_adamw_8bit"), "adamw"),
+    "paged_adamw_32bit": "adamw",
+    **dict.fromkeys(("lion", "lion_8bit", "lion_32bit", "lion_pytorch", "paged_lion"), "lion"),
+    **dict.fromkeys(("paged_lion_8bit", "paged_lion_32bit"), "lion"),
+}
+
 # What is done unasked.
 _DONE = {
     *("train", "do_train", "do_eval", "mask_prompt", "precompute_ref_log_probs", "strict"),
@@ -185,6 +198,7 @@ _NOTHING: tuple[Any, ...] = (
     "0.0",
     "no",
 )
+_ON: tuple[Any, ...] = (True, "true", "True", "1", "1.0", "yes", "auto")  # True is 1 as well
 # Where a config file has sections: names in them, and their names outside.
 _SECTIONS: dict[str, dict[str, str]] = {
     "lora_parameters": {
@@ -214,7 +228,8 @@ def ours(
         spelled: How a setting is written where the names stood.
 
     Raises:
-        UsageError: If some would change what is learned and have no counterpart; it names all.
+        UsageError: If some would change what is learned and have no counterpart; it names all. Or
+            if a switch is neither on nor off.
     """
     flat = _settled(dict(_flat(given, known)))
     settings: dict[str, Any] = {}
@@ -226,8 +241,8 @@ def ours(
             if here is not None and key in settings:
                 raise UsageError(f"{spelled(name)}: {spelled(key)} is given twice")
             settings |= {} if here is None else {key: here}
-        elif name in MEANS and (value is True or value in ("auto", *_NOTHING)):
-            meant |= {} if value in _NOTHING else dict([MEANS[name]])
+        elif name in MEANS:
+            meant |= dict([MEANS[name]]) if _is_on(spelled(name), value) else {}
         elif not is_foreign(name):
             settings[name] = value
         elif value not in _NOTHING and name not in _DONE:
@@ -287,10 +302,23 @@ def _settled(settings: dict[str, Any]) -> dict[str, Any]:
     rank = next((settings[each] for each in ("lora_rank", *_RANKS) if each in settings), None)
     try:
         scale = float(alpha) / float(rank)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         return settings
     rest = {name: value for name, value in settings.items() if name != "lora_alpha"}
     return {"lora_scale": scale} | rest
+
+
+def _is_on(name: str, value: Any) -> bool:
+    """Whether a switch is on.
+
+    Raises:
+        UsageError: If its value says neither.
+    """
+    if value in _NOTHING:
+        return False
+    if value not in _ON:
+        raise UsageError(f"{name}: expected true or false, found {value!r:.60}")
+    return True
 
 
 def _one(value: Any) -> Any:
@@ -302,14 +330,14 @@ def _value(key: str, value: Any) -> Any:
     """A value as it is said here; None leaves the setting out."""
     if key in ("data", "eval_data") and isinstance(value, Mapping | list):
         return _data_set(value)
-    if key == "lora_modules":
+    if key == "lora_modules" and isinstance(value, str | list):
         names = value if isinstance(value, list) else str(value).split(",")
         text = ",".join(str(name).strip().split(".")[-1] for name in names)
         return "all" if text == "all-linear" else text
     value = _one(value)
-    if key == "optimizer" and (kind := re.search("adamw?|lion", str(value))):
-        return "lion" if kind[0] == "lion" else "adamw"  # Adam is AdamW without decay, our default
-    if key == "dtype":
+    if key == "optimizer" and isinstance(value, str):
+        return _OPTIMIZERS.get(value, value)
+    if key == "dtype" and isinstance(value, str):
         return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": None}.get(
             value, value
         )
@@ -319,7 +347,7 @@ def _value(key: str, value: Any) -> Any:
         if value in ("auto", -1, "-1"):
             return None
         if isinstance(value, float | str) and re.fullmatch(r"\d+\.0*", str(value)):
-            return type(value)(int(float(value))) if isinstance(value, str) else int(value)
+            return value.partition(".")[0] if isinstance(value, str) else int(value)
     return value
 
 
@@ -338,7 +366,7 @@ def _data_set(value: Any) -> Any:
     names = [each.get("path") if isinstance(each, Mapping) else each for each in value]
     if len(names) != 1:
         raise UsageError(
-            f"{', '.join(map(str, names))}: one file of pairs is taken; mlx_dpo data import makes "
-            "one of each data set, and mlx_dpo data merge one of all"
+            f"{', '.join(map(str, names)) or 'no data'}: one file of pairs is taken; mlx_dpo data "
+            "import makes one of each data set, and mlx_dpo data merge one of all"
         )
     return names[0]

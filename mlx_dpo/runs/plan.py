@@ -21,9 +21,10 @@ from mlx_dpo.files import make_folder, mark_used, write_file
 from mlx_dpo.memory.predict import Predictor
 from mlx_dpo.memory.settings import Prediction, Settings, Workload
 from mlx_dpo.memory.shapes import packed, shell
-from mlx_dpo.memory.solve import SHARE, NoSolution, changed, recommended_here, solve
+from mlx_dpo.memory.solve import SHARE, NoSolution, changed, solve
 from mlx_dpo.models.adapters import Adapter
 from mlx_dpo.models.config import is_quantised, read_config
+from mlx_dpo.models.device import recommended_here
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.models.tokenizer import load_tokenizer
 from mlx_dpo.preferences.chat import chat_format, pad_id_of

@@ -104,7 +104,6 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
         UsageError: If it is public already and was not to be, there is no login, or the hub
             refuses or can't be reached.
     """
-    import httpx2
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -120,9 +119,11 @@ def push(uploads: list[Upload], name: str, *, public: bool = False) -> str:
             [CommitOperationAdd(each.name, each.content) for each in uploads],
             commit_message="Trained by mlx-dpo",
         )
+    except UsageError:
+        raise
     except HfHubHTTPError as error:
         raise UsageError(f"{name}: not pushed: {_refusal(error, name)}") from None
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except Exception as error:  # of the hub's client, its HTTP client (by version) or Xet
         raise UsageError(
             f"{name}: not pushed: the hub can't be reached, or fails: {one_line(error)}"
         ) from None

@@ -64,11 +64,7 @@ def pair_metrics(
     """Loss, both rewards, margin and accuracy over N pairs, from log-probs (2, N)."""
     chosen, rejected = mx.array(policy)
     ref_chosen, ref_rejected = mx.array(reference)
-    return as_floats(*dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta))
-
-
-def as_floats(loss: mx.array, metrics: dict[str, mx.array]) -> Metrics:
-    """The results of `dpo_loss`, evaluated."""
+    loss, metrics = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
     return {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 

@@ -7,14 +7,14 @@ one contradicts it, and a big file needs little memory. `rework` gathers pairs f
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from mlx_dpo.errors import DataError, disk_error
+from mlx_dpo.errors import DataError, writing
 from mlx_dpo.files import new_file
 from mlx_dpo.preferences.chat import ChatFormat
 from mlx_dpo.preferences.json_text import Finding, RawRow
@@ -60,7 +60,7 @@ class Collection:
         self._has_pairs = bytearray()  # by row, whether it has pairs
         self._sources: dict[int, int] = {}  # source rows of a row, where they are several
         self._withdrawn: set[int] = set()
-        with _room():
+        with writing("a temporary file"):
             self._spool = TemporaryFile()  # noqa: SIM115  # closed by __exit__
 
     def __enter__(self) -> "Collection":
@@ -145,7 +145,7 @@ class Collection:
             DiskError: If the file can't be written.
         """
         written = 0
-        with _room():
+        with writing("a temporary file"):
             self._spool.seek(0)
         with new_file(path, replace=replace) as file:
             for index, holds in enumerate(self.holds()):
@@ -173,7 +173,7 @@ class Collection:
         return row < len(self._has_pairs) and bool(self._has_pairs[row])
 
     def _add(self, row: int, pair: Preference) -> None:
-        with _room():
+        with writing("a temporary file"):
             self._spool.write(preference_line(pair).encode())
         self._row_of.append(row)
         self._has_pairs.extend(bytes(max(0, row + 1 - len(self._has_pairs))))
@@ -277,11 +277,3 @@ def _id_prefixes(files: Sequence[Path]) -> list[str]:
         f"{file.stem}:" if counts[file.stem] == 1 else f"{number}-{file.stem}:"
         for number, file in enumerate(files, 1)
     ]
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error("a temporary file", error) from None

@@ -1,5 +1,6 @@
 """`mlx_dpo data check`: what a person sees of a file, and that the sum is right."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_candidates_are_named_as_such_in_one_line(capsys: pytest.CaptureFixture[
     assert "holds candidates" in shown.err
     assert "mlx_dpo data label candidates.jsonl" in shown.err
     assert "drop-bad" not in shown.err
+
+
+@pytest.mark.parametrize("options", [[], ["--log", "log.jsonl"]])
+def test_an_error_of_the_system_is_not_one_of_the_log(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")  # no process left
+
+    monkeypatch.setattr("mlx_dpo.preferences.encoding.ingest", fail)
+    assert check("bad.jsonl", *options) == 1
+    assert "mlx_dpo: BlockingIOError: [Errno" in capsys.readouterr().err
+    assert check("bad.jsonl", "--log", "absent/log.jsonl") == 7
+    assert "absent/log.jsonl: not written: No such file" in capsys.readouterr().err
 
 
 def test_the_log_never_replaces_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,7 @@ def test_without_pairs_sixteen_bits_are_written_unmeasured(large: Path, capsys: 
 def test_a_model_too_large_to_be_loaded_dense_is_written_unmeasured(
     large: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.memory.solve.recommended_here", lambda: 1000)
+    monkeypatch.setattr("mlx_dpo.models.device.recommended_here", lambda: 1000)
     code, out, _ = run(capsys, "export", str(large), "out", "--fuse")
     assert code == 0
     assert "not measured: its weights take" in out

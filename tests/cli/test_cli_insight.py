@@ -16,6 +16,7 @@ from tests.runs.conftest import ORACLE, ROWS
 __all__ = ["policy_folder"]  # a fixture, used by its name
 
 MODEL = str(ORACLE)
+TINY = str(ORACLE.parents[3] / "checkpoints" / "tiny-sft")
 EMBEDDED = str(ORACLE.parents[3] / "data" / "dpo" / "preferences.json")
 
 
@@ -112,6 +113,37 @@ def test_a_file_that_training_accepts_with_drop_bad_is_accepted_with_it(
     assert "bad.json:1:" in capsys.readouterr().err
     assert exit_code(*command, "--drop-bad") == 0
     assert "left out: bad.json: 2 x missing-key (row" in capsys.readouterr().err
+
+
+NO_KEY = {"user": "And then?"}
+NO_USER = {"prompt": [{"role": "system", "content": "x"}], "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("command", "row", "message"),
+    [
+        (["audit", "bad.json"], NO_KEY, "bad.json: no pair is left (2 missing-key, such as bad"),
+        (["audit", "bad.json", "--model", MODEL], NO_KEY, "bad.json: no pair is left (2 missing"),
+        (["audit", "pairs.json", "--eval-data", "bad.json"], NO_KEY, "bad.json: no pair is left"),
+        (
+            ["audit", "bad.json", "--model", TINY],
+            NO_USER,
+            "bad.json: no pair is left to look at (2 template, such as the chat template refuses",
+        ),
+        (
+            ["score", "--model", MODEL, "--reference", MODEL, "--data", "bad.json"],
+            {**ROWS[0], "user": "It says <|end|>."},
+            "bad.json: no pair is left to score (2 special-token)",
+        ),
+    ],
+)
+def test_a_file_of_which_no_pair_is_left_is_one_line_with_the_reason(
+    command: list[str], row: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row] if row is NO_KEY else [row, {**row, "chosen": "c"}]
+    Path("bad.json").write_text(json.dumps(rows))
+    assert exit_code(*command, "--drop-bad") == 3
+    assert f"mlx_dpo: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "score"])

@@ -54,6 +54,9 @@ SAME = {
     "--optimizer adam": "--optimizer adamw",
     "--optim paged_adamw_32bit": "--optimizer adamw",
     "--optim lion_8bit": "--optimizer lion",
+    "--optim adamw_torch_fused": "--optimizer adamw",
+    "--optim schedule_free_adamw": "--optimizer schedule_free_adamw",  # another method: no choice
+    "--bf16 1": "--dtype bfloat16",
     "--dtype bf16": "--dtype bfloat16",
     "--torch_dtype auto": "",
     "--max_steps -1 --num_train_epochs 3.0": "--epochs 3",
@@ -297,6 +300,12 @@ def test_a_recipe_of_another_program_is_a_config_file(tmp_path: Path, program: s
     assert read_settings(written(tmp_path, "recipe.yaml", text)) == settings
 
 
+@pytest.mark.parametrize("value", ["1", "true", "auto", "'True'"])
+def test_a_switch_of_another_program_may_be_a_number_or_text(tmp_path: Path, value: str) -> None:
+    assert read_settings(written(tmp_path, "a.yaml", f"bf16: {value}")) == {"dtype": "bfloat16"}
+    assert read_settings(written(tmp_path, "a.yaml", "bf16: 0")) == {}
+
+
 def test_keys_of_toml_may_have_hyphens(tmp_path: Path) -> None:
     assert read_settings(written(tmp_path, "a.toml", "learning-rate = 1e-4")) == {
         "learning_rate": 1e-4
@@ -313,6 +322,26 @@ def test_keys_of_toml_may_have_hyphens(tmp_path: Path) -> None:
         ("a.yaml", "lr: 1e-5\nlora_dropout: 0.1\nload_in_4bit: true", "leave it out; load_in_4bit"),
         ("a.yaml", "!!python/object/apply:os.system ['true']", "a.yaml: not YAML: "),
         ("a.yaml", "beta: high", "a.yaml: beta: expected float, found str 'high'"),
+        ("a.yaml", "optim: grokadamw", "must be adamw or lion or adafactor, found 'grokadamw'"),
+        ("a.yaml", "optimizer: adamax", "must be adamw or lion or adafactor, found 'adamax'"),
+        ("a.yaml", "optim: {name: adam}", "optimizer: expected str, found dict"),
+        ("a.yaml", "dtype: {bf16: 1}", "dtype: expected str, found dict"),
+        ("a.yaml", "bf16: maybe", "a.yaml: bf16: expected true or false, found 'maybe'"),
+        ("a.toml", "lora = 2", "a.toml: lora: expected true or false, found 2"),
+        ("a.yaml", "beta: 0.1\ndate: 2026-02-30", "valid timestamp: '2026-02-30' in \"<unicode"),
+        ("a.yaml", "beta: 0.1\ndate: 2026-02-30", ", line 2, column 7"),
+        ("a.yaml", f"seed: {'9' * 5000}", "a.yaml: not YAML: not a valid int: '999"),
+        ("a.yaml", "beta: !!float x", "a.yaml: not YAML: not a valid float: 'x'"),
+        ("a.yaml", 'model: "\\U99999999"', "not YAML: a number or character is out of range"),
+        ("a.yaml", f"x: {'[' * 1000}", "a.yaml: not YAML: nested too deeply"),
+        ("a.yaml", "data: &d [*d]", "a.yaml: not YAML: nested too deeply"),
+        ("a.yaml", f"seed: 0x{'f' * 5000}", "a.yaml: seed: a whole number is beyond 64 bits"),
+        ("a.toml", f"seed = 0x{'f' * 5000}", "a.toml: seed: a whole number is beyond 64 bits"),
+        ("a.toml", f"seed = {'9' * 5000}", "a.toml: not TOML: a number or character is out of"),
+        ("a.toml", f"beta = 1{'0' * 400}", "a.toml: beta: a whole number is beyond 64 bits"),
+        ("a.toml", "date = 2026-02-30", "a.toml: not TOML: Invalid date or datetime (at line 1"),
+        ("a.toml", f"x = {'[' * 3000}", "a.toml: not TOML: nested too deeply"),
+        ("a.toml", f"epochs = '{'9' * 400}.0'", "a.toml: epochs: expected int, found str"),
         ("a.toml", "lr = 1e-5\nlearning_rate = 1e-5", "learning_rate is given twice"),
         ("a.toml", "lora_alpha = 32", "a.toml: lora_alpha: give the factor itself"),
     ],

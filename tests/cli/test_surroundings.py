@@ -1,4 +1,4 @@
-"""The command lives where streams are closed, TMPDIR is missing, or few files may be open."""
+"""The command lives where streams are closed, TMPDIR is missing, few files open, or a GPU fails."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.cli import main
+from mlx_dpo.cli import cli, main
 from mlx_dpo.cli.train import train
 
 MENDED = "from mlx_dpo.__main__ import _mend_surroundings; _mend_surroundings(); import os, sys; "
@@ -69,3 +69,21 @@ def test_an_error_of_the_disk_that_nothing_expects_exits_7_with_advice(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mlx_dpo: some/file: failed: ")
     assert advice in line
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "convert", "train"])
+def test_only_train_speaks_of_checkpoints_after_a_fault(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Timeout Error.")
+
+    monkeypatch.setattr(cli.commands[command], "invoke", fail)
+    monkeypatch.setattr(cli.commands[command], "parse_args", lambda *_: [])
+    with pytest.raises(SystemExit) as ended:
+        main([command])
+    assert ended.value.code == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mlx_dpo: the GPU failed ([METAL] Command buffer execution failed")
+    assert ("--resume" in line) == ("--batch-size" in line) == (command == "train")
+    assert line.endswith("; run the command again") == (command != "train")

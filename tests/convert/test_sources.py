@@ -1,12 +1,17 @@
 """Where a model name leads: a folder, the hub, or a clear refusal."""
 
+import errno
 from pathlib import Path
+from typing import Literal
 
+import httpx2
 import pytest
+from huggingface_hub.errors import XetDownloadError
 
 import mlx_dpo
 from mlx_dpo.convert import sources
-from mlx_dpo.errors import UsageError
+from mlx_dpo.errors import DiskError, UsageError
+from mlx_dpo.models.hub import download
 from tests import g2c
 
 
@@ -48,6 +53,36 @@ def test_owner_and_name_ask_the_hub_and_say_so_when_it_fails(hub: list[str]) -> 
     with pytest.raises(UsageError, match=r"the download from the hub failed \(.*\): offline"):
         sources.find("owner/name")
     assert hub == ["owner/name"]
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (httpx2.ProxyError("407 Proxy Authentication Required"), "407 Proxy Authentication Req"),
+        (httpx2.ReadTimeout(""), "ReadTimeout"),
+        (httpx2.RemoteProtocolError("illegal status line"), "illegal status line"),
+        (XetDownloadError("no route"), "no route"),  # of no class but Exception
+    ],
+)
+def test_a_download_that_fails_in_any_way_names_the_repository(
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["model", "dataset"], error: Exception, kept: str
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UsageError, match=rf"^owner/name: .* no such {kind}, .*: {kept}"):
+        download("owner/name", [], kind)
+
+
+def test_a_download_to_a_full_disk_is_no_fault_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "blobs/0123")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(DiskError, match="blobs/0123: not downloaded: No space left"):
+        download("owner/name", [])
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def plain_format(name: str) -> ChatFormat:
     return replace(oracle_format(name), has_template=False, adds_bos=name == "gemma2")
 
 
+def encode_texts(
+    chat: ChatFormat, prompt: str, chosen: str, rejected: str
+) -> tuple[PreferenceExample, bool]:
+    """A pair of texts that hold their markers, split and closed as a template's texts are."""
+    return chat._split(*chat._encode([prompt, prompt + chosen, prompt + rejected]))
+
+
 def templated(template: str | None, **special_tokens: str) -> ChatFormat:
     tokenizer = load_tokenizer()
     tokenizer.chat_template = template
@@ -116,8 +123,8 @@ def expected_ids(row: dict[str, Any]) -> PreferenceExample:
 @pytest.mark.parametrize(("name", "row"), oracle_rows("plain"))
 def test_plain_texts_give_the_ids_of_trl(name: str, row: dict[str, Any]) -> None:
     texts = row["row"]
-    example, merged = plain_format(name).encode_texts(
-        texts["prompt"], texts["chosen"], texts["rejected"]
+    example, merged = encode_texts(
+        plain_format(name), texts["prompt"], texts["chosen"], texts["rejected"]
     )
     assert example == expected_ids(row)
     assert merged == (not row["prompt_alone_is_prefix"])
@@ -157,7 +164,7 @@ def test_truncated_rows_equal_those_of_trl(case: str) -> None:
     truth = stored["cases"][case]
     chat = plain_format("llama")
     examples = [
-        chat.encode_texts(row["prompt"], row["chosen"], row["rejected"])[0]
+        encode_texts(chat, row["prompt"], row["chosen"], row["rejected"])[0]
         for row in stored["rows"]
     ]
     limit = {"max_length_none": 128, "keep_start_64": 64, "keep_start_16": 16}[case]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mlx_dpo.errors import StoppedError
-from mlx_dpo.runs.callbacks import FLOOR_WINDOW, RewardWatch, Screen
+from mlx_dpo.runs.callbacks import RewardWatch, Screen
+from mlx_dpo.runs.collapse import FLOOR_WINDOW
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.run import train
@@ -96,24 +97,20 @@ def test_a_stop_is_not_kept_waiting_by_questions(
     assert not Path("run/samples.jsonl").exists()
 
 
-def rewards(chosen: float, rejected: float) -> Metrics:
-    return {"chosen_reward": chosen, "rejected_reward": rejected}
+def test_a_collapse_of_the_rewards_is_warned_about_once_while_training() -> None:
+    warnings: list[str] = []
 
+    class Warned(Screen):
+        def warned(self, text: str) -> None:
+            warnings.append(text)
 
-def test_both_rewards_below_the_floor_for_a_while_are_warned_about_once() -> None:
-    watch = RewardWatch()
-    found = [watch.judge(step, rewards(-1.5, -3.0)) for step in range(2 * FLOOR_WINDOW)]
-    warned = [step for step, text in enumerate(found) if text is not None]
-    assert warned == [FLOOR_WINDOW - 1]
-    text = found[FLOOR_WINDOW - 1]
-    assert text is not None
-    assert "chosen reward is -1.50 and the rejected -3.00" in text
-    assert "Lower --learning-rate or raise --beta" in text
-
-
-def test_a_falling_rejected_reward_alone_is_no_collapse() -> None:
-    watch = RewardWatch()
-    assert not any(watch.judge(step, rewards(-0.9, -30.0)) for step in range(2 * FLOOR_WINDOW))
+    trainer: Any = None
+    watch, rewards = RewardWatch(Warned()), {"chosen_reward": -1.5, "rejected_reward": -3.0}
+    for step in range(3 * FLOOR_WINDOW):
+        watch.after_step(trainer, step, rewards if step % 2 else None)  # half are left out
+    (warning,) = warnings
+    assert warning.startswith(f"reward collapse at step {2 * FLOOR_WINDOW - 1}: ")
+    assert warning.endswith(". Training goes on; --patience would end it")
 
 
 def test_each_phase_that_may_take_long_is_announced_before_it(workplace: Path) -> None:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mlx_dpo.runs.callbacks import FLOOR_WINDOW
-from mlx_dpo.runs.collapse import answer_signs, repetition, reward_signs
+from mlx_dpo.runs.collapse import FLOOR_WINDOW, answer_signs, repetition, reward_signs
 
 
 def test_repetition_is_the_share_of_triples_that_came_before_in_the_same_text() -> None:
@@ -35,8 +34,17 @@ def test_each_sign_is_judged_beside_the_reference(
 
 
 def test_rewards_that_both_fall_are_told_once() -> None:
-    rows = [
-        {"step": n, "chosen_reward": -2.0, "rejected_reward": -4.0} for n in range(3 * FLOOR_WINDOW)
-    ]
-    assert ["reward collapse" in sign for sign in reward_signs(rows)] == [True]
-    assert reward_signs([row | {"chosen_reward": 0.5} for row in rows]) == []
+    start = {"chosen_reward": 0.0, "rejected_reward": 0.0}
+    fallen = {"chosen_reward": -1.5, "rejected_reward": -3.0}
+    rows = [{"step": n, **(start if n < 4 else fallen)} for n in range(3 * FLOOR_WINDOW)]
+    (sign,) = reward_signs(rows)
+    assert sign.startswith(f"reward collapse at step {FLOOR_WINDOW}: over {FLOOR_WINDOW} steps")
+    assert "chosen reward is -1.05 and the rejected -2.10, both below -1.0" in sign
+    assert "Lower --learning-rate or raise --beta" in sign
+    assert reward_signs(rows[: FLOOR_WINDOW - 1]) == []
+
+
+@pytest.mark.parametrize("chosen", [0.5, -0.9, float("nan")])
+def test_a_falling_rejected_reward_alone_is_no_collapse(chosen: float) -> None:
+    row = {"chosen_reward": chosen, "rejected_reward": -30.0}
+    assert reward_signs([{"step": n, **row} for n in range(2 * FLOOR_WINDOW)]) == []

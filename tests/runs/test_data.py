@@ -1,5 +1,7 @@
 """The pairs of a run: an account that adds up, and a split that depends on texts alone."""
 
+import errno
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
-from mlx_dpo.errors import DataError
+from mlx_dpo.errors import DataError, DiskError
 from mlx_dpo.preferences.chat import ChatFormat, chat_format
 from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.store import lengths
+from mlx_dpo.runs import data
 from mlx_dpo.runs.data import Data, load_data
 from tests.runs.conftest import ORACLE, ROWS, settings
 
@@ -101,6 +104,37 @@ def test_a_file_with_errors_is_refused_and_told_first(workplace: Path, chat: Cha
 def test_no_pair_left_says_why(workplace: Path, chat: ChatFormat) -> None:
     with pytest.raises(DataError, match=r"no pair is left to train on \(14 too-long"):
         load(chat, max_length=4)
+
+
+class FullDisk(io.RawIOBase):
+    """A file without room."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("num_bad", [1, 200])  # within the log's buffer, and beyond it
+def test_no_room_for_the_log_of_problems_is_an_error_of_that_file(
+    workplace: Path, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch, num_bad: int
+) -> None:
+    write("pairs.json", [*ROWS, *[{"user": "And then?"}] * num_bad])
+    monkeypatch.setattr(data, "TemporaryFile", lambda: io.BufferedWriter(FullDisk()))
+    with pytest.raises(DiskError, match=r"^a temporary file: not written: No space left on device"):
+        load(chat, drop_bad=True)
+
+
+def test_another_error_of_the_system_is_not_one_of_the_temporary_folder(
+    workplace: Path, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")  # no process left
+
+    monkeypatch.setattr(data, "token_store", fail)
+    with pytest.raises(BlockingIOError, match="Resource temporarily unavailable"):
+        load(chat)
 
 
 def test_shown_prompts_are_of_kinds_that_are_trained_on(workplace: Path, chat: ChatFormat) -> None:

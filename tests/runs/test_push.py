@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import XetDownloadError
 
 from mlx_dpo.cli import main
 from mlx_dpo.errors import UsageError
@@ -228,6 +229,13 @@ def test_without_a_hub_or_a_token_nothing_is_sent(
     assert push(str(folder), NAME) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"mlx_dpo: {NAME}: not pushed: the hub can't be reached, or fails: ")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise XetDownloadError("no route")  # of no class but Exception
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    assert push(str(folder), NAME) == 2
+    assert "the hub can't be reached, or fails: no route" in capsys.readouterr().err
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert push(str(folder), NAME) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_dpo.records import Message, Pairs, Preference, PreferenceExample
 from mlx_dpo.runs import verdict
-from mlx_dpo.runs.callbacks import FLOOR_WINDOW
+from mlx_dpo.runs.collapse import FLOOR_WINDOW
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
 from tests.runs.conftest import finished

@@ -1,9 +1,9 @@
 """`mlx_dpo data check`: all problems of a preference file, in one pass."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,7 +18,7 @@ from mlx_dpo.cli.screen import (
     show_json,
     show_problems,
 )
-from mlx_dpo.errors import DataError, UsageError, disk_error
+from mlx_dpo.errors import DataError, UsageError, writing
 
 if TYPE_CHECKING:
     from mlx_dpo.preferences.encoding import Ingested
@@ -59,12 +59,9 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
     if tokenizing and (template := about_template(tokenizing.chat)) and not as_json:
         say(f"template: {template}")
     footer.doing(f"reading {file}")
-    try:
-        with log.open("w", encoding="utf-8") if log else nullcontext() as lines:
-            problems = Problems(lines)
-            ingested = ingest(file, problems, tokenizing)
-    except OSError as error:
-        raise disk_error(log, error) from None
+    with _opened(log) as lines:
+        problems = Problems(lines)
+        ingested = ingest(file, problems, tokenizing)
     if as_json:
         show_json(_as_json(file, ingested, problems), indent=None)
     else:
@@ -74,6 +71,27 @@ def check(file: Path, model: str | None, max_length: int, log: Path | None, as_j
         count = counted(problems.num_errors, "error")
         way_out = "" if problems.cut_short else ", or leave such rows out: --drop-bad"
         raise DataError(f"{file}: {count}; train refuses the file: correct it{way_out}")
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[TextIO | None]:
+    """The log, closed behind the block; None where none is asked for.
+
+    Raises:
+        DiskError: If it can't be written.
+    """
+    if log is None:
+        yield None
+        return
+    with writing(log):
+        file = log.open("w", encoding="utf-8")
+    try:
+        yield file
+        with writing(log):
+            file.flush()
+    finally:
+        with suppress(OSError):  # of a full disk, which has been reported
+            file.close()
 
 
 def _as_json(file: Path, ingested: "Ingested", problems: "Problems") -> dict[str, Any]:

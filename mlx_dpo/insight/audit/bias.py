@@ -81,9 +81,10 @@ def in_tokens(
     """Lengths in tokens, template and closing token counted as in training.
 
     Raises:
-        DataError: If the chat template refuses a row and there is no `refused`.
+        DataError: If the chat template refuses a row and there is no `refused`, or no row is left.
     """
     rows: list[list[int]] = []
+    first = None
     merged, special, pattern = [], [], special_tokens(chat)
     start = 0
     for batch in in_batches(preferences):
@@ -91,6 +92,7 @@ def in_tokens(
             if isinstance(encoded, DataError):
                 if refused is None:
                     raise DataError(f"row {position + 1}: {encoded}")
+                first = first or encoded
                 refused.append(position)
                 continue
             example, has_merge = encoded
@@ -102,6 +104,9 @@ def in_tokens(
                 special.append((row, *words))
         start += len(batch)
         after_rows(len(batch))
+    if not rows:
+        reason = f"{len(preferences)} template, such as {first}" if first else "there is none"
+        raise DataError(f"no pair is left to look at ({reason})")
     return Measures("tokens", np.array(rows, dtype=np.int64).T, None, merged, special)
 
 

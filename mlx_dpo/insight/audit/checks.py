@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_dpo.errors import DataError
 from mlx_dpo.insight.audit import bias, copies
 from mlx_dpo.insight.audit.bias import Bet, Measures, bet
 from mlx_dpo.insight.audit.copies import Shingles
@@ -61,11 +62,16 @@ def audit(
     max_length: int,
     eval_preferences: Sequence[Preference] | None = None,
 ) -> list[Check]:
-    """Every check of at least one row to train on, in the order they are shown.
+    """Every check of the rows to train on, in the order they are shown.
 
     Training would keep `max_length` tokens of prompt + response. `eval_preferences` are held-out
     rows in a file of their own; None looks at the split that training would make.
+
+    Raises:
+        DataError: If there is no row to train on.
     """
+    if not preferences:
+        raise DataError("no pair is left to look at")
     rows = [*preferences, *(eval_preferences or [])]
     shingles = copies.shingle_sets([bias.pair_texts(p) for p in rows])
     return [

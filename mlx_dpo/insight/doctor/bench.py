@@ -6,7 +6,6 @@ small one that is quantised and trains adapters, and in a clone the embedded one
 user's.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -321,16 +320,6 @@ class _Keeping(Alone):
     def sums(self, model: nn.Module, gradient: Gradient) -> Gradient:
         self.gradient = dict(gradient)
         return gradient
-
-
-def digest(tree: Any) -> str:
-    """sha256 of every array of a tree, in the order of their names."""
-    total = hashlib.sha256()
-    for name, value in named_arrays(tree).items():
-        total.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        # As bytes, because bfloat16 has no NumPy type.
-        total.update(np.array(value.reshape(-1).view(mx.uint8)).data)
-    return total.hexdigest()
 
 
 def without_paths(text: str) -> str:

@@ -12,10 +12,11 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_dpo.insight.doctor.bench import FAIL, LOOK, OK, Bench, Outcome, digest, without_paths
+from mlx_dpo.insight.doctor.bench import FAIL, LOOK, OK, Bench, Outcome, without_paths
 from mlx_dpo.insight.doctor.hardware import TF32, backend, product_error, tf32_switch
 from mlx_dpo.models.adapters import base_parameters, parts_of, small_updates, without_adapter
 from mlx_dpo.models.packed import dense, multiply_dense
+from mlx_dpo.models.parameters import fingerprint
 from mlx_dpo.runs.checkpoint import Checkpoints, restore
 from mlx_dpo.training.gradient import Gradient
 from mlx_dpo.training.paths import PlainPath
@@ -153,7 +154,7 @@ def adapter_off(bench: Bench) -> Outcome:
             np.array(bench.plain(model, bench.batch))
             for model in (bench.model, without_adapter(bench.model))
         )
-    same_base = digest(base_parameters(bench.model)) == digest(base.parameters())
+    same_base = fingerprint(base_parameters(bench.model)) == fingerprint(base.parameters())
     difference, moved = (float(np.abs(found - expected).max()) for found in (off, on))
     figures = {"difference": difference, "moved": moved, "same_base": same_base}
     value = f"off by {difference:.1e} nats" if difference else "equal to the bit"
@@ -168,10 +169,10 @@ def adapter_off(bench: Bench) -> Outcome:
 def adapter_trains(bench: Bench) -> Outcome:
     """Whether steps on one batch lower its loss, and leave the base as it was."""
     policy = bench.loaded()
-    before = digest(base_parameters(policy))
+    before = fingerprint(base_parameters(policy))
     trainer = bench.trainer(policy, examples=bench.batch, learning_rate=_ADAPTER_RATE)
     losses = [trainer.train_step()["loss"] for _ in range(_ADAPTER_STEPS)]
-    same_base = digest(base_parameters(policy)) == before
+    same_base = fingerprint(base_parameters(policy)) == before
     figures = {"losses": losses, "same_base": same_base}
     value = f"loss {losses[0]:.4f}, after {len(losses) - 1} steps {losses[-1]:.4f}; base "
     value += "equal to the byte" if same_base else "not equal"
@@ -226,7 +227,7 @@ def distinct(gradient: Callable[[], Gradient], times: int) -> tuple[int, list[st
     digests: dict[str, set[str]] = {}
     whole = set()
     for _ in range(times):
-        now = {name: digest({name: array}) for name, array in gradient().items()}
+        now = {name: fingerprint({name: array}) for name, array in gradient().items()}
         for name, value in now.items():
             digests.setdefault(name, set()).add(value)
         whole.add(tuple(now.values()))
@@ -250,7 +251,7 @@ def _error(found: mx.array, expected: npt.NDArray[np.float64]) -> float:
 
 
 def _state(trainer: DPOTrainer) -> tuple[str, str]:
-    return digest(trainer.model.trainable_parameters()), digest(trainer.optimizer.state)
+    return fingerprint(trainer.model.trainable_parameters()), fingerprint(trainer.optimizer.state)
 
 
 def _equal(same: bool) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jinja2 import Environment, Template, TemplateError
 from markupsafe import Markup, escape
 
-from mlx_dpo.errors import MlxDpoError, UsageError, one_line
+from mlx_dpo.errors import DataError, MlxDpoError, UsageError, one_line
 from mlx_dpo.files import write_file
 from mlx_dpo.insight.audit.bias import Measures, in_words
 from mlx_dpo.insight.audit.checks import LOOK, OK, STOP, check_length
@@ -29,7 +29,7 @@ from mlx_dpo.insight.report.differences import run_names, word_changes
 from mlx_dpo.insight.report.record import RunCost, RunRecord, read_run
 from mlx_dpo.insight.sweep import BetaOutcome, FailedBeta, advise
 from mlx_dpo.preferences.reader import read_rows, refuse_errors
-from mlx_dpo.preferences.schema import Problems
+from mlx_dpo.preferences.schema import Problems, by_code
 from mlx_dpo.preferences.scores import (
     GroupScore,
     is_taught,
@@ -47,7 +47,10 @@ NAME = "report.html"
 DataMeasures = dict[tuple[str, bool], Measures | MlxDpoError]
 
 # What comes of numbers, texts and lists in each other's place.
-_WRONG_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
+_WRONG_TYPES = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError),
+    RecursionError,
+)
 # But for tabs and line breaks; those that turn the direction of writing are among them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 _OPTION = re.compile(r"--[a-z][\w-]*")
@@ -200,6 +203,8 @@ def _measure(file: str, drop_bad: bool) -> Measures | MlxDpoError:
         measures = in_words(usable())
         if problems.cut_short or not drop_bad:
             refuse_errors(problems, num_read)
+        if not len(measures.gaps):
+            raise DataError(f"{file}: no pair is left ({by_code(problems.counts)})")
     except MlxDpoError as error:
         return error
     return measures
@@ -222,7 +227,7 @@ def _parts(run: RunRecord, measured: Measures | MlxDpoError) -> dict[str, Any]:
     if isinstance(measured, Measures):
         check = check_length(measured)
         length = {"verdict": check.verdict, "reason": check.reason}
-        drawings.append(pictures.length_histogram(measured.gaps))
+        drawings.append(pictures.length_histogram(measured))
     else:
         length = {"verdict": "", "reason": f"not checked: {measured}"}
     cost = run.cost()

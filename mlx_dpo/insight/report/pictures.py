@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.insight.audit.bias import Lengths, histogram
+from mlx_dpo.insight.audit.bias import Measures, histogram
 from mlx_dpo.insight.axes import HEIGHT, Interval, axes, dot, line, nice_ticks, text
 from mlx_dpo.insight.calibration import Reliability
 from mlx_dpo.insight.charts import Bars, Drawing, Point, Series, bar_chart, hit, line_chart
@@ -171,14 +171,14 @@ def calibration_diagram(calibration: Reliability) -> Drawing:
     return Drawing("Calibration, held out", y_label, HEIGHT, marks)
 
 
-def length_histogram(gaps: Lengths) -> Drawing:
-    """Gaps in words between chosen and rejected."""
-    bars = histogram(gaps)
+def length_histogram(measures: Measures) -> Drawing:
+    """Gaps between chosen and rejected of the pairs of ``--data``."""
+    bars = histogram(measures.gaps)
     return bar_chart(
-        "Length of chosen minus rejected, whole file",
+        "Length of chosen minus rejected, pairs of --data",
         [bar.label for bar in bars],
         [Bars("pairs", [bar.count for bar in bars])],
-        label="pairs, by gap in words",
+        label=f"pairs, by gap in {measures.unit}",
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_dpo.convert.sources import load_tokenizer
+from mlx_dpo.errors import DataError
 from mlx_dpo.insight.audit import bias
 from mlx_dpo.insight.audit.checks import (
     Check,
@@ -46,6 +47,13 @@ def test_the_embedded_pairs_pass_in_words_and_in_tokens(embedded: list[Preferenc
         assert checks["truncation"].verdict == (
             "ok" if measured.unit == "tokens" else "not checked"
         )
+
+
+def test_no_row_at_all_is_an_error_of_the_data() -> None:
+    with pytest.raises(DataError, match="no pair is left to look at"):
+        audit([], bias.in_words([]), max_length=64)
+    with pytest.raises(DataError, match=r"no pair is left to look at \(there is none"):
+        bias.in_tokens([], chat_format(load_tokenizer(TINY)), refused=[])
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])

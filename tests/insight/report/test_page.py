@@ -137,6 +137,16 @@ def test_lengths_are_judged_in_tokens_as_the_run_judged_them(run: Path) -> None:
     page = write_report([run]).read_text()
     assert "Length of answers, stop" not in page
     assert "mean +0.0 tokens" in page
+    assert "Length of chosen minus rejected, pairs of --data" in page
+    assert "pairs, by gap in tokens" in page
+
+
+def test_a_run_whose_data_file_has_no_usable_pair_any_more_has_a_page(run: Path) -> None:
+    config = RunConfig(model="m", data="pairs.json", drop_bad=True)
+    (run / "config.toml").write_text(config.to_toml())
+    Path("pairs.json").write_text('[{"prompt": "p"}]')
+    page = write_report([run]).read_text()
+    assert "not checked: pairs.json: no pair is left (2 missing-key)" in page
 
 
 def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> None:
@@ -144,6 +154,7 @@ def test_a_rule_that_wins_by_length_is_told_at_the_top_as_a_stop(run: Path) -> N
     (run.parent / "pairs.json").write_text(json.dumps(rows))
     page = write_report([run]).read_text()
     assert '<p class="note bad"><span class="sign">✕ Length of answers, stop:</span>' in page
+    assert "pairs, by gap in words" in page
     assert '<dt>lengths</dt><dd><span class="sign bad">✕ stop</span>' in page
 
 
