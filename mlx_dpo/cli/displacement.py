@@ -22,8 +22,14 @@ def displacement_record(found: Displacement | None) -> dict[str, Any] | None:
     }
 
 
-def show_displacement(found: Displacement, config: RunConfig) -> None:
-    """One line at the end of a run; a warning with its cures where chosen answers surely fall."""
+def show_displacement(found: Displacement, config: RunConfig, data: str) -> None:
+    """One line at the end of a run; a warning with its cures where chosen answers surely fall.
+
+    Args:
+        found: What the run has found.
+        config: Its settings.
+        data: The file of its pairs.
+    """
     shift, fallen = found.shift, found.fallen
     if fallen:
         worst = fallen[0]
@@ -34,7 +40,7 @@ def show_displacement(found: Displacement, config: RunConfig) -> None:
         )
     if not shift.matters:
         return
-    words = ["data", "filter", str(config.data), "--drop-ches", "5%", "--model", str(config.model)]
+    words = ["data", "filter", data, "--drop-ches", "5%", "--model", str(config.model)]
     command = shlex.join([program(), *words, "--out", "clearer.jsonl"])
     say(
         f"warning: training lowers chosen answers too: {_on_average(shift)}. Cures, in this order: "

@@ -62,7 +62,7 @@ def plan(
 
     given = options.typed(given)
     settings = decided(resolve(config, given), weights=calibrate)
-    refuse_foreign(settings.data, settings.eval_data)
+    refuse_foreign(*settings.files)
     footer.doing("reading the pairs")
     made = make_plan(
         settings,

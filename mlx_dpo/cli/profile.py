@@ -78,7 +78,7 @@ def profile(
     from mlx_dpo.runs.defaults import decided
 
     settings = decided(resolve(config, options.typed(given)))
-    refuse_foreign(settings.data, settings.eval_data)
+    refuse_foreign(*settings.files)
     measured: dict[str, Any]
     if compare is not None:
         measured = _compare(settings, steps, compare)

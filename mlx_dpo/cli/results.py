@@ -68,7 +68,7 @@ def show_result(result: RunResult, *, verbose: bool = False) -> None:
     if result.policy.size:
         _print_scores(*_measured(result))
     if result.displacement is not None:
-        show_displacement(result.displacement, job.config)
+        show_displacement(result.displacement, job.config, job.data.files[0])
     say()
     for shown in result.answers:
         say(f"  {shown.prompt}  ({shown.mark})", colour=_MARK_COLOURS.get(shown.mark), bold=True)

@@ -77,7 +77,7 @@ def sweep(
     betas = _betas(beta)
     settings = resolve(config, {**given, "beta": betas[0]})
     check_installed(settings.report_to)
-    refuse_foreign(settings.data, settings.eval_data)
+    refuse_foreign(*settings.files)
     if settings.run_dir is None:
         raise UsageError("sweep needs --run-dir: the folder of the sweep")
     if settings.eval_fraction == 0 and settings.eval_data is None:

@@ -184,7 +184,7 @@ def _run(
 
     `least` is what the smallest machine of several recommends.
     """
-    refuse_foreign(settings.data, settings.eval_data)
+    refuse_foreign(*settings.files)
     if resume:
         config = _config_of_run(Path(str(settings.run_dir)), config, given)
     if source := config or (None if "model" in given else EMBEDDED_CONFIG):

@@ -249,7 +249,8 @@ def _prompts_of(job: Job, wanted: set[str]) -> dict[str, str]:
     if not wanted:
         return {}
     with suppress(MlxDpoError):
-        rows = read_rows(str(job.config.eval_data or job.config.data), Problems(), compare=False)
+        data, held_out = job.data.files
+        rows = read_rows(held_out or data, Problems(), compare=False)
         found = (row.preference for row in rows if row.preference is not None)
         return {each.id: each.question for each in found if each.id in wanted}
     return {}

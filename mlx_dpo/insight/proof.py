@@ -34,6 +34,7 @@ from mlx_dpo.preferences.schema import Problems
 from mlx_dpo.preferences.scores import Logprobs, margins
 from mlx_dpo.records import Preference, PreferenceExample
 from mlx_dpo.runs.config import DTYPES
+from mlx_dpo.runs.sources import held_out_file
 
 ENOUGH = 0.9  # of the margin
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
@@ -277,9 +278,11 @@ def _held_out(
         split = record["data"]["split"]
         held, train = (set(map(str, split[side])) for side in ("held_out", "train"))
         own = settings.get("eval_data")
-        file = str(data or own or record["data"]["file"])
+        file = str(data or (held_out_file(str(own)) if own else record["data"]["file"]))
     except (KeyError, TypeError):
         raise NotMeasurableError("its dpo.json does not say which pairs were held out") from None
+    except UsageError as error:
+        raise NotMeasurableError(str(error), moved=True) from None
     if not held:
         raise NotMeasurableError("its run held out no pairs")
     if data is None and not Path(file).is_file():

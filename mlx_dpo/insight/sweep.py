@@ -147,8 +147,8 @@ def _read_drift(folder: Path, asked: dict[str, int]) -> Drift | None:
 
 def _held_out_prompts(run: RunRecord, loaded: LoadedModel, count: int) -> list[list[int]]:
     held_out = set(run.split["held_out"])
-    source = run.config.eval_data or str(run.config.data)
-    rows = read_rows(source, Problems(), compare=False)
+    data, own = run.config.files
+    rows = read_rows(own or data, Problems(), compare=False)
     usable = [row.preference for row in rows if row.preference and row.preference.id in held_out]
     return [loaded.chat.prompt_ids(row.prompt) for row in spread_prompts(usable, count)]
 

@@ -161,7 +161,9 @@ def published(model: Any) -> str:
     name = str(model or "an unnamed model")
     if is_hub_id(name) and not Path(name).exists():
         return name
-    return _plain(hub_id_of(Path(name)) or Path(name).expanduser().resolve().name)
+    path = Path(name).expanduser()
+    own = path.resolve() if path.is_dir() else path  # a file may be a link to a blob
+    return _plain(hub_id_of(path) or own.name)
 
 
 def origin_of(folder: Path) -> dict[str, str]:

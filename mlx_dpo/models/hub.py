@@ -21,14 +21,17 @@ def is_hub_id(name: str) -> bool:
     return not is_path and _HUB_ID.fullmatch(name) is not None
 
 
-def hub_id_of(folder: Path) -> str | None:
-    """The hub id of a folder in the hub's cache, which it is named after; None elsewhere."""
-    place = folder.expanduser().resolve().parent
-    parts = place.parent.name.split("--", 2)
-    if place.name != "snapshots" or parts[0] != "models":
-        return None
-    name = "/".join(parts[1:])
-    return name if _HUB_ID.fullmatch(name) else None
+def hub_id_of(path: Path) -> str | None:
+    """The hub id of a model's folder or a data set's file in the hub's cache; None elsewhere."""
+    # A file there is a link into its repository's blobs.
+    real = path.expanduser().resolve()
+    for place in real.parents:
+        kind, *parts = place.parent.name.split("--", 2)
+        is_model = kind == "models" and place.name == "snapshots" and place == real.parent
+        if is_model or (kind == "datasets" and place.name in ("snapshots", "blobs")):
+            name = "/".join(parts)
+            return name if _HUB_ID.fullmatch(name) else None
+    return None
 
 
 def download(

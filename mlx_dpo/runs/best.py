@@ -43,12 +43,16 @@ class BestStep(Callback):
     Args:
         config: The settings of the run.
         evaluate: Makes the evaluations.
-        checkpoints: Of the run.
+        checkpoints: Of the run; None on a rank that does not write it.
         screen: Hears of an early end.
     """
 
     def __init__(
-        self, config: RunConfig, evaluate: Evaluate, checkpoints: Checkpoints, screen: Screen
+        self,
+        config: RunConfig,
+        evaluate: Evaluate,
+        checkpoints: Checkpoints | None,
+        screen: Screen,
     ) -> None:
         self._config, self._evaluate = config, evaluate
         self._checkpoints, self._screen = checkpoints, screen
@@ -70,7 +74,7 @@ class BestStep(Callback):
             return Kept(made, made, planned, "last")
         step, figures = best
         if step + 1 < made:
-            path = self._checkpoints.of_best()
+            path = None if self._checkpoints is None else self._checkpoints.of_best()
             if path is None:
                 self._screen.warned(
                     f"the checkpoint of step {step + 1}, the best, is missing or damaged: the last "
@@ -86,7 +90,7 @@ class BestStep(Callback):
         if best is None:
             return
         step, figures = best
-        if self._config.keep == BEST:
+        if self._config.keep == BEST and self._checkpoints is not None:
             self._checkpoints.best = step + 1
         patience = self._config.patience
         if patience is not None and waited >= patience and not trainer.is_done:

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -86,6 +87,19 @@ class Screen:
 
     def warned(self, text: str) -> None:
         """Show a warning."""
+
+
+class Log(Protocol):
+    """What every rank keeps of a run's folder, which lies on the first rank's machine."""
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """Add a line to a .jsonl file."""
+
+    def last_rows(self, name: str, step: int) -> list[dict[str, Any]]:
+        """The rows of a .jsonl file from `step` on."""
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a file; returns where."""
 
 
 def is_due(trainer: DPOTrainer, step: int, every: int) -> bool:
@@ -177,7 +191,7 @@ class Evaluate(Callback):
             whose kind is trained on.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, screen: Screen) -> None:
+    def __init__(self, job: Job, folder: Log, screen: Screen) -> None:
         self.scores: tuple[Scores, Scores] | None = None
         self.history: list[tuple[int, Metrics]] = []
         self._job, self._folder, self._screen = job, folder, screen

@@ -14,7 +14,7 @@ from mlx_dpo.errors import UsageError
 from mlx_dpo.paths import flaw_of_name
 from mlx_dpo.preferences.chat import is_date
 from mlx_dpo.runs.config_file import read_file
-from mlx_dpo.runs.sources import data_files
+from mlx_dpo.runs.sources import data_files, held_out_file, kept_names
 from mlx_dpo.runs.tracker_process import trackers_of
 
 # As in `training.optimizers`, which imports MLX: too slow for the command line's help.
@@ -226,6 +226,12 @@ class RunConfig:
         """Whether the held-out pairs decide which step is kept, or when to stop."""
         return self.keep == BEST or self.patience is not None
 
+    @property
+    def files(self) -> tuple[str, str | None]:
+        """The file of ``--data``, and that of the held-out pairs where they have their own."""
+        held_out = self.eval_data and held_out_file(self.eval_data)
+        return data_files(str(self.data))[0], held_out
+
     def to_toml(self) -> str:
         """The settings as TOML, for `read_settings`; those that are unset are left out."""
         settings = {key: value for key, value in asdict(self).items() if value is not None}
@@ -280,7 +286,7 @@ def resolve(toml: Path | None, options: dict[str, Any]) -> RunConfig:
     for key in ("model", "data"):
         if settings.get(key) is None:
             raise UsageError(f"no {key} given: pass --{key}, or name it in the config file")
-    settings["data"], held_out = data_files(settings["data"])
+    settings["data"], held_out = kept_names(settings["data"])
     if held_out is not None:
         settings.setdefault("eval_data", held_out)
     return RunConfig(**settings)

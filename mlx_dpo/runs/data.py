@@ -54,6 +54,7 @@ class Data:
     """The pairs of a run.
 
     Attributes:
+        files: Those of ``--data`` and, where they have their own, of the held-out pairs.
         train: Training pairs.
         held_out: Held-out pairs, possibly none.
         account: Counts of the rows of the files.
@@ -65,6 +66,7 @@ class Data:
         untaught: Kinds of held-out pairs that no training pair is of.
     """
 
+    files: tuple[str, str | None]
     train: Pairs
     held_out: Pairs
     account: RowCounts
@@ -140,20 +142,19 @@ def _load(
     progress: BytesDone | None,
     report: Callable[[Problems], None] | None,
 ) -> Data:
-    assert config.data is not None
-
     def read(name: str) -> _Side:
         file = Path(name)
         store = token_store(file, chat, max_length=config.max_length, keep=keep, progress=progress)
         store.report(problems, str(file))
         return _Side(file, store, np.flatnonzero(store.is_kept))
 
-    whole = read(config.data)
+    files = data, held_out = config.files
+    whole = read(data)
     read_rows, dropped = whole.store.read, whole.store.dropped
-    if config.eval_data is None:
+    if held_out is None:
         train, held = _split(whole, config.eval_fraction)
     else:
-        train, other = whole, read(config.eval_data)
+        train, other = whole, read(held_out)
         held = _without_leaks(train, other, problems)
         read_rows += other.store.read
         dropped += other.store.dropped
@@ -180,6 +181,7 @@ def _load(
     pairs, unseen = train.pairs(), held.pairs()
     untaught = untaught_kinds(pairs.kinds, unseen.kinds)
     return Data(
+        files=files,
         train=pairs,
         held_out=unseen,
         account=RowCounts(

@@ -83,14 +83,14 @@ def _record(job: Job, kept: Kept, policy: Scores, reference: Scores, run: str) -
     results = {}
     if policy.size:
         results = pair_metrics(policy[:, judged], reference[:, judged], beta=config.beta)
-    model, data = str(config.model), str(config.data)
+    model = str(config.model)
     origin = {"model": model, "name": published(model), "fingerprint": job.weights_digest}
     adapter = describe(job.policy)
     record: dict[str, Any] = {
         "trained_from": origin,
         "data": {
-            "file": data,
-            "name": published(data),
+            "file": job.data.files[0],
+            "name": published(config.data),
             "digest": job.data.digest,
             "split": job.split(),
         },

@@ -72,9 +72,10 @@ class RunFolder:
         self.path = path
         make_folder(path)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a file of the folder whole."""
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a file of the folder whole; returns where."""
         self.write_text(name, _json_text(value))
+        return self.path / name
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder whole."""

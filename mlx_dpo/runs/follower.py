@@ -9,10 +9,8 @@ import mlx.core as mx
 from mlx_dpo.models.limits import limited_memory
 from mlx_dpo.runs.best import BestStep
 from mlx_dpo.runs.callbacks import Evaluate, Pressure, Screen
-from mlx_dpo.runs.checkpoint import Checkpoints
 from mlx_dpo.runs.config import RunConfig
-from mlx_dpo.runs.folder import RunFolder
-from mlx_dpo.runs.group import compare_jobs, share_state
+from mlx_dpo.runs.group import Rejoin, compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, stop_on_signal
 from mlx_dpo.runs.job import prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
@@ -20,30 +18,31 @@ from mlx_dpo.runs.nonfinite import SkipNonFinite
 from mlx_dpo.runs.plan import budget_of
 from mlx_dpo.runs.run import check_start
 from mlx_dpo.runs.trainer import trainer_of
+from mlx_dpo.runs.watchdog import ALONE
 from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 
-class Elsewhere(RunFolder):
-    """The folder of a run that lies on the first rank's machine: rows of it, and no file.
+class Elsewhere:
+    """A `Log` of what the first rank's folder held when the run began; it writes no file.
 
     Args:
         rows: Of its metrics.jsonl.
     """
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.path = Path()
         self._rows = rows
-
-    def write_text(self, name: str, text: str) -> None:
-        """Nothing; the first rank writes."""
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Nothing; the first rank writes."""
 
     def last_rows(self, name: str, step: int) -> list[dict[str, Any]]:
-        """See `RunFolder.last_rows`."""
+        """See `Log.last_rows`."""
         return [row for row in self._rows if row["step"] >= step]
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Nothing; the first rank writes."""
+        return Path(name)
 
 
 class Heeds(Callback):
@@ -81,6 +80,8 @@ def follow(
         job = prepare(config, keep=not dry_run)
         resumes = compare_jobs(peers, job)
         trainer = trainer_of(job, Screen(), stop, keep=False, peers=peers)
+        if not dry_run:
+            peers.meet(ALONE)
         if not resumes:
             check_start(job, trainer, Screen())
         if dry_run:
@@ -89,10 +90,11 @@ def follow(
         evaluate = Evaluate(job, folder, Screen())
         callbacks = [
             evaluate,
-            BestStep(job.config, evaluate, Checkpoints(Path()), Screen()),
+            BestStep(job.config, evaluate, None, Screen()),
             SkipNonFinite(job.train, job.config.skip_nonfinite, folder, Screen()),
             Heeds(stop),
             Pressure(PressureWatch(probe), Screen()),
+            Rejoin(job.config),
         ]
         with stop.deferred():
             trainer.train(callbacks=callbacks)

@@ -8,18 +8,15 @@ folder and shows what happens.
 import faulthandler
 import json
 import os
-import select
 import signal
 import socket
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
@@ -35,24 +32,21 @@ from mlx_dpo.errors import (
     one_line,
 )
 from mlx_dpo.manifest import digest
-from mlx_dpo.models.device import recommended_here
+from mlx_dpo.models.device import TF32_SWITCH, architecture, recommended_here, tf32_enabled
 from mlx_dpo.models.parameters import fingerprint, named_arrays
 from mlx_dpo.records import VERSION
-from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.callbacks import Screen, is_due
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.job import Job
-from mlx_dpo.runs.launcher import PLACE, QUIT, is_ours
+from mlx_dpo.runs.launcher import PLACE
+from mlx_dpo.runs.watchdog import ALONE, REQUESTS, Watchdog, signals_wait
 from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.peers import STOPPED, Alone, Group
 from mlx_dpo.training.trainer import Callback, DPOTrainer
 
 TIMEOUT = 300.0  # seconds that a rank waits for the others
-# Others may be downloading a model, or writing one.
-_LONG = {"settings", "model and data", "the end"}
-_PATIENCE = 10
 _TO_CONNECT = 60.0  # seconds at least: a process that is started here may have to wait for a core
 _LOOKED_AT, _MUCH = 10, 0.3  # steps, and the share of their time that is warned of
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -93,7 +87,7 @@ def _connected(timeout: float) -> Any:
     """MLX's group. While it connects no Python runs: the kernel must end it, if anything does."""
     place = json.loads(os.environ.get(PLACE, "{}"))
     os.environ.update(place.get("env", {}))
-    old = {number: signal.signal(number, signal.SIG_DFL) for number in _REQUESTS[:2]}
+    old = {number: signal.signal(number, signal.SIG_DFL) for number in REQUESTS[:2]}
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         for name, content in place.get("files", {}).items():
             os.environ[name] = os.path.join(folder, name)
@@ -122,105 +116,10 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 1)) or 1
 
 
-class _Watchdog(threading.Thread):
-    """Ends the process where a peer is silent for too long, or when it is told to a second time.
-
-    While MLX waits for a peer no handler of Python runs, but threads do.
-    """
-
-    def __init__(self, timeout: float, rank: int) -> None:
-        super().__init__(daemon=True)
-        self._timeout, self._rank = timeout, rank
-        self._waits: tuple[float, str, float] | None = None  # until when, for what, since seconds
-        self._requests = 0
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        self._stdin = [0] if is_ours() else []
-        self._old = -1
-        self.is_closed = False
-
-    def open(self) -> None:
-        """Begin to watch; signals are seen here even where their handlers have to wait."""
-        if threading.current_thread() is threading.main_thread():
-            self._old = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self.start()
-
-    def close(self) -> None:
-        """Watch no longer."""
-        self.is_closed = True
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._old)
-
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """The others are waited for while the block runs."""
-        seconds = self._timeout * (_PATIENCE if what in _LONG else 1)
-        self._waits = time.monotonic() + seconds, what, seconds
-        try:
-            yield
-        finally:
-            self._waits = None
-
-    def run(self) -> None:
-        """Look several times a second."""
-        while not self.is_closed:
-            ready, _, _ = select.select([self._woken, *self._stdin], [], [], 0.2)
-            if self._woken in ready:
-                self._signalled(os.read(self._woken, 64))
-            if 0 in ready:
-                self._told(os.read(0, 64))
-            waits = self._waits
-            if waits is not None and time.monotonic() > waits[0]:
-                self._leave(
-                    PeerError.exit_code,
-                    f"no answer from the other ranks for {waits[2]:.0f} s (--peer-timeout), "
-                    f"waiting for {waits[1]}; what was saved is whole: go on with --resume",
-                )
-
-    def _signalled(self, numbers: bytes) -> None:
-        self._requests += sum(number in _REQUESTS for number in numbers)
-        if self._requests > 1:
-            self._leave(STOPPED, "interrupted")
-        elif self._requests and self._waits is not None and self._rank == 0:
-            os.write(2, b"stopping when the other ranks answer; a second time stops at once\n")
-
-    def _told(self, words: bytes) -> None:
-        if QUIT in words:
-            os._exit(STOPPED)
-        if not words:  # the launcher is gone
-            self._stdin = []
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _leave(self, code: int, text: str) -> None:
-        os.write(2, f"mlx_dpo: rank {self._rank}: {text}\n".encode())
-        os._exit(code)
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """A signal that comes while the block runs is handled after it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came = list[int]()
-    old = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in _REQUESTS
-        if callable(signal.getsignal(number))
-    }
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    for first in came[:1]:  # called, not sent: the watchdog has counted it
-        cast("Callable[[int, Any], Any]", old[signal.Signals(first)])(first, None)
-
-
 @contextmanager
 def _watched(peers: Group, timeout: float) -> Iterator[None]:
-    watchdog = _Watchdog(timeout, peers.rank)
-    peers.around, peers.hold = watchdog.waiting, _signals_wait
+    watchdog = Watchdog(timeout, peers.rank)
+    peers.around, peers.hold = watchdog.waiting, signals_wait
     watchdog.open()
     try:
         yield
@@ -276,6 +175,7 @@ def same_start(peers: Alone, config: Path | None, words: dict[str, Any]) -> int 
         UsageError: If there are some.
     """
     versions = {name: version(name) for name in ("mlx", "mlx-lm", "transformers")}
+    versions[TF32_SWITCH] = "on" if tf32_enabled() else "off"
     ours = {"mlx-dpo": VERSION, "source of mlx-dpo": _digest_of_source()}
     typed = {f"--{name.replace('_', '-')}": str(value) for name, value in words.items() if value}
     if config is not None and config.is_file():
@@ -321,6 +221,30 @@ def compare_jobs(peers: Alone, job: Job, *, resumes: bool = False) -> bool:
     return bool(found[0]["_resumes"])
 
 
+def compare_scoring(peers: Alone, path: str, screen: Screen) -> None:
+    """Refuse ranks that score by another path than the first; warn of another chip.
+
+    Args:
+        peers: All of them.
+        path: The key of this rank's.
+        screen: Is warned.
+
+    Raises:
+        UsageError: If there are some.
+    """
+    if not isinstance(peers, Group):
+        return
+    mine = {"way to score (alike with --plain)": path, "_chip": architecture()}
+    found = compare(peers, "way to score", mine)
+    for rank, other in enumerate(found):
+        if other["_chip"] != found[0]["_chip"]:
+            screen.warned(
+                f"{peers.called(rank)} computes on {other['_chip'] or 'an unknown chip'}, "
+                f"{peers.called(0)} on {found[0]['_chip'] or 'an unknown chip'}: last bits of "
+                "log-probs and weights may differ from a run on one kind"
+            )
+
+
 def share_state(
     peers: Alone, trainer: DPOTrainer, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -341,6 +265,29 @@ def share_state(
             mx.eval(model.parameters(), optimizer.state)
     trainer.restore(first["state"])
     return list(first["rows"])
+
+
+class Rejoin(Callback):
+    """Lets all ranks meet after a step where the first may have answered prompts or saved.
+
+    A large model takes longer to write than a rank that is at work may be silent.
+
+    Args:
+        config: The settings.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        # The best evaluation is saved, too.
+        self._everies = config.save_every, config.sample_every, config.eval_every
+
+    def at_start(self, trainer: DPOTrainer) -> None:
+        """Meet: the answers that followed the last step may have been missing."""
+        trainer.stages.peers.meet(ALONE)
+
+    def after_step(self, trainer: DPOTrainer, step: int, metrics: Metrics | None) -> None:
+        """Meet, if it is due."""
+        if any(is_due(trainer, step, every) for every in self._everies):
+            trainer.stages.peers.meet(ALONE)
 
 
 class LinkWatch(Callback):

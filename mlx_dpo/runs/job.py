@@ -173,8 +173,7 @@ def prepare(
     """
     config = decided(config)
     assert config.model is not None
-    assert config.data is not None
-    for file in filter(None, (config.data, config.eval_data)):
+    for file in filter(None, config.files):
         check_readable(Path(file))
     working(FINDING)
     name, source = name_of(config.model), find_mlx(config.model)

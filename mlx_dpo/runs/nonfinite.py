@@ -9,8 +9,7 @@ import numpy as np
 from mlx_dpo.errors import NonFiniteError
 from mlx_dpo.models.parameters import named_arrays
 from mlx_dpo.records import Pairs
-from mlx_dpo.runs.callbacks import Screen
-from mlx_dpo.runs.folder import RunFolder
+from mlx_dpo.runs.callbacks import Log, Screen
 from mlx_dpo.training.loss import Metrics
 from mlx_dpo.training.trainer import Callback, DPOTrainer
 
@@ -27,7 +26,7 @@ class SkipNonFinite(Callback):
         screen: Warned of each step that is left out.
     """
 
-    def __init__(self, pairs: Pairs, limit: int, folder: RunFolder, screen: Screen) -> None:
+    def __init__(self, pairs: Pairs, limit: int, folder: Log, screen: Screen) -> None:
         self._pairs, self._limit = pairs, limit
         self._folder, self._screen = folder, screen
         self._in_a_row = 0
@@ -53,8 +52,7 @@ class SkipNonFinite(Callback):
             return False
         diagnosis = diagnose(trainer, self._pairs)
         step, name = diagnosis["step"], f"nonfinite-{diagnosis['step']:06d}.json"
-        self._folder.write_json(name, diagnosis)
-        reason = f"{summary(diagnosis)}; see {self._folder.path / name}"
+        reason = f"{summary(diagnosis)}; see {self._folder.write_json(name, diagnosis)}"
         if error.applied or diagnosis["weights"] or self._in_a_row >= self._limit:
             raise NonFiniteError(f"{error}; {reason}") from None
         self._in_a_row += 1

@@ -94,8 +94,6 @@ def cached_by_policy(
         after_batch=after_batch,
         peers=peers,
     )
-    if done < len(examples):
-        screen.scoring(len(examples), len(examples))
     if keep:
         write(file, examples, logprobs)
     return cached_reference(examples, logprobs, batches or ())

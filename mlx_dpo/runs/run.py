@@ -57,7 +57,7 @@ from mlx_dpo.runs.folder import (
     prune_caches,
     with_its_date,
 )
-from mlx_dpo.runs.group import LinkWatch, compare_jobs, share_state
+from mlx_dpo.runs.group import LinkWatch, Rejoin, compare_jobs, share_state
 from mlx_dpo.runs.guards import Stop, keep_locked, locked, stop_on_signal
 from mlx_dpo.runs.job import Job, prepare
 from mlx_dpo.runs.machine import PressureWatch, Probe, keep_awake, read_pressure, shortage_explained
@@ -67,6 +67,7 @@ from mlx_dpo.runs.tracker_process import check_installed
 from mlx_dpo.runs.trackers import Trackers
 from mlx_dpo.runs.trainer import trainer_of
 from mlx_dpo.runs.verdict import BeforeAfter, Evidence, Verdict, judge, marked
+from mlx_dpo.runs.watchdog import ALONE
 from mlx_dpo.training.peers import Alone
 from mlx_dpo.training.trainer import DPOTrainer, Scores
 
@@ -145,8 +146,8 @@ def train(
         shortage_explained(config),
         _prepared(config, data, screen, resume=resume, dry_run=dry_run) as (job, path),
     ):
-        checkpoints = Checkpoints(path or Path())
-        newest = checkpoints.newest_whole() if resume and path else Newest(None, [])
+        checkpoints = None if path is None else Checkpoints(path)
+        newest = checkpoints.newest_whole() if resume and checkpoints else Newest(None, [])
         if newest.path is not None:
             check_identity(newest.path, job.identity())
         compare_jobs(peers, job, resumes=newest.path is not None)
@@ -157,14 +158,16 @@ def train(
         keeps_best = job.config.keep == BEST
         check_room(run_needs(trainer, path or Path("runs"), job.out, keeps_best=keeps_best))
         sft_answers = [] if dry_run else _answers(job, stop, screen, "before training")
+        if not dry_run:
+            peers.meet(ALONE)
         if newest.path is not None:
             restore(newest.path, trainer)
         else:
             screen.working("self-check: scoring the largest batch")
             check_start(job, trainer, screen)
-        if dry_run or path is None:
+        if dry_run or checkpoints is None:
             return None
-        folder = _open_folder(job, path, is_new=newest.path is None)
+        folder = _open_folder(job, checkpoints.run, is_new=newest.path is None)
         if resume:
             screen.resumed(trainer.step)
             if newest.path is not None:
@@ -288,7 +291,7 @@ def _train(
         SkipNonFinite(job.train, job.config.skip_nonfinite, folder, screen),
         save,
         Pressure(PressureWatch(probe), screen),
-        *([LinkWatch(screen)] if trainer.stages.peers.size > 1 else []),
+        *([LinkWatch(screen), Rejoin(job.config)] if trainer.stages.peers.size > 1 else []),
     ]
     screen.working("making the first step")
     with stop.deferred(), Trackers(job, folder.path, screen) as trackers:

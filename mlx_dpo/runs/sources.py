@@ -1,5 +1,6 @@
 """Where the pairs of a run are: a file, a folder of files, or a data set of the hub."""
 
+from functools import cache
 from pathlib import Path
 
 from mlx_dpo.errors import UsageError
@@ -23,12 +24,12 @@ def data_files(data: str) -> tuple[str, str | None]:
             can't be reached.
     """
     path = Path(data).expanduser()
-    if path.is_dir():
-        folder = path
-    elif path.exists() or not _may_be_hub_id(data):
-        return data, None
-    else:
+    if is_of_hub(data):
         folder = _download(data)
+    elif path.is_dir():
+        folder = path
+    else:
+        return data, None
     train = _find(folder, _TRAIN)
     if train is None:
         raise UsageError(
@@ -39,8 +40,37 @@ def data_files(data: str) -> tuple[str, str | None]:
     return str(train), None if valid is None else str(valid)
 
 
-def _may_be_hub_id(name: str) -> bool:
+def kept_names(data: str) -> tuple[str, str | None]:
+    """What settings keep of ``--data``, as ``data`` and ``eval_data``: its files, or its hub id.
+
+    The id means the same on every machine, and after its download was deleted.
+
+    Raises:
+        UsageError: As for `data_files`.
+    """
+    train, valid = data_files(data)
+    return (data, valid and data) if is_of_hub(data) else (train, valid)
+
+
+def held_out_file(eval_data: str) -> str:
+    """The file of what ``--eval-data`` names: a file, or the hub id of a data set that has one.
+
+    Raises:
+        UsageError: If the data set has none, or the hub can't be reached.
+    """
+    if not is_of_hub(eval_data):
+        return eval_data
+    _, valid = data_files(eval_data)
+    if valid is None:
+        raise UsageError(f"{eval_data}: holds no valid.jsonl; --eval-data takes a file too")
+    return valid
+
+
+def is_of_hub(name: str) -> bool:
+    """Whether ``--data`` names a data set of the hub: no file or folder here, and a hub id."""
     parent = Path(name).parent
+    if Path(name).expanduser().exists():
+        return False
     if name.endswith(_ENDINGS) or (parent != Path(".") and parent.exists()):
         return False
     from mlx_dpo.models.hub import is_hub_id  # it imports MLX; a file needs none
@@ -48,6 +78,7 @@ def _may_be_hub_id(name: str) -> bool:
     return is_hub_id(name)
 
 
+@cache  # a data set that is changed meanwhile stays what it was when the process first asked
 def _download(name: str) -> Path:
     from mlx_dpo.models.hub import download
 

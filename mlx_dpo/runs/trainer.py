@@ -10,6 +10,7 @@ from mlx_dpo.preferences.store import lengths
 from mlx_dpo.runs.callbacks import Screen
 from mlx_dpo.runs.config import RunConfig
 from mlx_dpo.runs.defaults import LORA
+from mlx_dpo.runs.group import compare_scoring
 from mlx_dpo.runs.guards import Stop
 from mlx_dpo.runs.job import Job
 from mlx_dpo.runs.reference_cache import cached_by_policy
@@ -34,11 +35,14 @@ def trainer_of(
         peers: The processes that make the run together; by default this one alone.
 
     Raises:
+        UsageError: If ranks score by other paths.
         StoppedError: If a signal came.
         DiskError: If the reference log-probs can't be written.
     """
     screen.working("choosing the fastest way to score")
     choice = path_of(job)
+    peers = peers or Alone()
+    compare_scoring(peers, choice.path.key, screen)
     screen.path_chosen(choice)
     if job.config.reference == "copy":
         screen.working("loading the reference")
@@ -47,7 +51,7 @@ def trainer_of(
     if job.config.reference == "adapters-off":
         score = reference_path(choice.path, float32=job.config.dtype == "float32")
         return make_trainer(job, choice.path, reference=adapter_off(job.policy, score), peers=peers)
-    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep, peers=peers or Alone())
+    reference = cached_by_policy(job, choice.path, screen, stop, keep=keep, peers=peers)
     return make_trainer(job, choice.path, reference=reference, peers=peers)
 
 

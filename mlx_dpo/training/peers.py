@@ -10,10 +10,10 @@ that fails or is stopped puts its exit code there, wherever the others are by th
 it. So nothing of a step is applied on one rank and not on another.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float32]
 _WIDTH = 12  # numbers a rank has in the table of a meeting, the first two ours
 _LONGEST = 600  # bytes of a message that goes with an exit code
 _MEBI = 1 << 20  # a float32 counts to 16 of these
+_BEAT, _MOST = 1.0, 100  # seconds between meetings of ranks that score, and rounds at most
 STOPPED = StoppedError.exit_code
 
 
@@ -102,9 +103,24 @@ class Alone:
         """This rank's share of a step, in batches of `size`; indices."""
         return in_batches(self.shares(examples)[self.rank], size)
 
-    def some(self, batches: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
-        """This rank's of some batches, whose neighbours are of like size."""
-        return islice(batches, self.rank, None, self.size)
+    def meet(self, what: str, values: Sequence[float] = (), *, code: int = 0) -> Floats:
+        """See `Group.meet`."""
+        return np.array([values], np.float32)
+
+    def rounds(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[Sequence[int]], int]]:
+        """Some batches, whose neighbours are of like size, in rounds of one for each rank.
+
+        The ranks meet every few rounds: none waits at the end for all that another has left.
+
+        Returns:
+            This rank's batches of each round, one or none, and the pairs of all ranks.
+        """
+        batches = list(batches)
+        for first in range(0, len(batches), self.size):
+            each = batches[first : first + self.size]
+            yield each[self.rank : self.rank + 1], sum(map(len, each))
 
     def totals(self, mine: Metrics) -> Metrics:
         """Each number of a step, summed over all ranks."""
@@ -236,6 +252,21 @@ class Group(Alone):
         if not self.due:
             self._held.close()
         return names
+
+    def rounds(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[Sequence[int]], int]]:
+        """See `Alone.rounds`; after the first they meet about once a `_BEAT`."""
+        between = left = 1
+        begin = time.monotonic()
+        for each in super().rounds(batches):
+            yield each
+            left -= 1
+            if not left:
+                with self.hold():
+                    spent = self.meet("scores so far", [(time.monotonic() - begin) / between])
+                between = left = int(np.clip(_BEAT / max(float(spent.max()), 1e-6), 1, _MOST))
+                begin = time.monotonic()
 
     def found(self, mine: Floats | None, num_pairs: int) -> Floats | None:
         """See `Alone.found`."""

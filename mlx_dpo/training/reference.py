@@ -173,7 +173,7 @@ def score_in_batches(
         batch_size: Pairs per forward, and more of short ones.
         batches: Indices of the pairs of each forward, instead.
         before_batch: Called before each forward; it may raise.
-        after_batch: Called with the number of pairs just scored.
+        after_batch: Called with the number of pairs just scored, by all processes.
         peers: The processes among whom the batches are shared out.
 
     Returns:
@@ -181,12 +181,13 @@ def score_in_batches(
     """
     peers = peers or Alone()
     logprobs = np.zeros((2, len(examples)), dtype=np.float32)
-    for rows in peers.some(batches or rows_by_length(examples, batch_size)):
+    for mine, num_pairs in peers.rounds(batches or rows_by_length(examples, batch_size)):
         if before_batch is not None:
             before_batch()
-        logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
+        for rows in mine:
+            logprobs[:, rows] = np.array(score([examples[row] for row in rows]))
         if after_batch is not None:
-            after_batch(len(rows))
+            after_batch(num_pairs)
     return peers.table("scores", logprobs)
 
 

@@ -17,7 +17,7 @@ def displaced(changes: list[float], *fallen: Fallen) -> Displacement:
 
 
 def shown(found: Displacement, capsys: pytest.CaptureFixture[str]) -> str:
-    show_displacement(found, CONFIG)
+    show_displacement(found, CONFIG, "pairs.json")
     return capsys.readouterr().out
 
 
@@ -51,7 +51,7 @@ def test_texts_of_pairs_and_models_are_made_safe(capsys: pytest.CaptureFixture[s
     gain = Gain(HOSTILE, 0.5, 0.25)
     place = Place(1, HOSTILE, gain, [gain, gain])
     found = displaced([-1.0], Fallen(0, HOSTILE, -1.0, 0.0, HOSTILE, place))
-    show_displacement(found, CONFIG)
+    show_displacement(found, CONFIG, "pairs.json")
     print_fallen(found)
     text = capsys.readouterr().out
     assert text.count("hostile") == 7

@@ -182,6 +182,6 @@ def test_all_that_is_shown_passes_through_the_screen() -> None:
             if isinstance(node, ast.Call) and WRITERS.fullmatch(ast.unparse(node.func)):
                 found.append(str(path.relative_to(package)))
     # A rank's watchdog writes while all else hangs; link.py's output is read by its parent.
-    others = {"runs/group.py", "runs/link.py"}
+    others = {"runs/watchdog.py", "runs/link.py"}
     assert set(found) <= {"__main__.py", "cli/screen.py", "cli/footer.py"} | others
     assert "cli/screen.py" in found

@@ -97,6 +97,22 @@ def test_a_base_keeps_its_card_through_a_conversion_and_is_named_where_the_hub_s
     assert [published(here), published(tmp_path)] == ["owner/base", tmp_path.name]
 
 
+def test_pairs_in_the_hub_s_cache_are_named_by_their_data_set_and_never_by_a_blob(
+    tmp_path: Path,
+) -> None:
+    for kind in ("datasets", "models"):
+        repository = tmp_path / f"{kind}--owner--prefs"
+        snapshot = repository / "snapshots" / "1f2e" / "data"
+        for folder in (snapshot, repository / "blobs"):
+            folder.mkdir(parents=True)
+        (repository / "blobs" / "0d5c").write_text("[]")
+        (snapshot / "train.jsonl").symlink_to(repository / "blobs" / "0d5c")
+    here, blobs = tmp_path / "datasets--owner--prefs", "blobs/0d5c"
+    file = "snapshots/1f2e/data/train.jsonl"
+    assert [published(here / name) for name in (file, blobs)] == ["owner/prefs"] * 2
+    assert published(tmp_path / "models--owner--prefs" / file) == "train.jsonl"
+
+
 def test_a_model_of_a_converted_base_is_of_what_that_was_made_of(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(BASE)
     card = ModelCard(model_card(RECORD, "out", origin_of(tmp_path)))

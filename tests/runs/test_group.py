@@ -10,7 +10,12 @@ import pytest
 
 from mlx_dpo.errors import UsageError
 from mlx_dpo.runs import group
-from mlx_dpo.runs.group import compare_jobs, same_start
+from mlx_dpo.runs.callbacks import Screen
+from mlx_dpo.runs.config import RunConfig
+from mlx_dpo.runs.folder import RunFolder
+from mlx_dpo.runs.follower import Elsewhere
+from mlx_dpo.runs.group import Rejoin, compare_jobs, compare_scoring, same_start
+from mlx_dpo.runs.watchdog import ALONE, Watchdog
 from mlx_dpo.training.peers import Group
 
 CONFIG = Path("train.toml")
@@ -44,6 +49,68 @@ def refusal(act: Callable[[Group, str], object]) -> str:
         other = peers.mine
     assert said[0] == said[1]
     return said[0]
+
+
+def test_another_way_to_score_is_named_and_another_chip_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warnings = list[str]()
+    screen = Screen()
+    monkeypatch.setattr(screen, "warned", warnings.append)
+
+    def act(peers: Group, has: str) -> None:
+        compare_scoring(peers, has, screen)
+
+    assert "rank 1 (mac-b) differs from rank 0 (mac-a) in way to score" in refusal(act)
+    assert not warnings
+    second = Rank(1)
+    monkeypatch.setattr(group, "architecture", lambda: "applegpu_g13s")
+    act(second, "same")
+    monkeypatch.setattr(group, "architecture", lambda: "applegpu_g17s")
+    act(Rank(0, second.mine), "same")
+    expected = "rank 1 (mac-b) computes on applegpu_g13s, rank 0 (mac-a) on applegpu_g17s: "
+    assert [line[: len(expected)] for line in warnings] == [expected]
+
+
+def test_tf32_on_one_machine_alone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(peers: Group, has: str) -> None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", "1" if has == "two" else "0")
+        same_start(peers, None, {})
+
+    assert "differs from rank 0 (mac-a) in MLX_ENABLE_TF32: on, not off" in refusal(act)
+
+
+def test_ranks_meet_after_steps_where_the_first_may_save_or_answer() -> None:
+    met = list[tuple[int, str]]()
+    trainer: Any = SimpleNamespace(is_done=False, step=0)
+    meet: Any = lambda what: met.append((trainer.step, what))  # noqa: E731
+    trainer.stages = SimpleNamespace(peers=SimpleNamespace(meet=meet))
+    rejoin = Rejoin(RunConfig(save_every=4, sample_every=3, eval_every=100))
+    rejoin.at_start(trainer)
+    for step in range(10):
+        trainer.step, trainer.is_done = step + 1, step == 9
+        rejoin.after_step(trainer, step, None)
+    assert met == [(step, ALONE) for step in (0, 3, 4, 6, 8, 9, 10)]
+    for rank, what, seconds in ((1, "step", 300), (1, ALONE, 3000), (0, ALONE, 300)):
+        watchdog = Watchdog(300.0, rank)
+        with watchdog.waiting(what):
+            assert watchdog._waits is not None
+            assert watchdog._waits[2] == seconds
+
+
+def test_a_rank_without_the_run_s_folder_touches_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("metrics.jsonl").write_text('{"step": 1}\n')
+    log = Elsewhere([{"step": 4}, {"step": 5}])
+    log.append("metrics.jsonl", {"step": 6})
+    assert log.write_json("result.json", {}) == Path("result.json")
+    assert log.last_rows("metrics.jsonl", 5) == [{"step": 5}]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [
+        ("metrics.jsonl", '{"step": 1}\n')
+    ]
+    assert not isinstance(log, RunFolder)  # cut_to, finish and others act on files
 
 
 @pytest.mark.parametrize("name", ["mlx", "mlx-lm", "transformers"])

@@ -1,14 +1,18 @@
 """What --data may name: a file, a folder, a data set of the hub."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import constants
 
 from mlx_dpo.cli import cli
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs.config import resolve
+from mlx_dpo.runs import sources
+from mlx_dpo.runs.config import RunConfig, resolve
 from mlx_dpo.runs.sources import data_files
 
 MODEL = "checkpoints/tiny-sft"
@@ -50,24 +54,58 @@ def test_a_folder_without_training_pairs_is_one_line_with_the_import(tmp_path: P
         data_files(str(tmp_path))
 
 
-def test_a_data_set_of_the_hub_is_read_from_the_cache_without_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes a folder the hub's cache of this machine, which has no network."""
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "datasets--someone--pairs"
+    def use(folder: Path) -> None:
+        sources._download.cache_clear()
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    yield use
+    sources._download.cache_clear()
+
+
+def hub_cache(folder: Path, *names: str) -> Path:
+    """The snapshot of someone/pairs in a hub's cache, where every file is a link to a blob."""
+    repository = folder / "datasets--someone--pairs"
     snapshot = repository / "snapshots" / "0123abcd"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123abcd")
-    write(snapshot, "data/train.jsonl", "data/valid.jsonl")
+    write(repository / "blobs", *(f"{number:064x}" for number, _ in enumerate(names)))
+    for number, name in enumerate(names):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(repository / "blobs" / f"{number:064x}")
+    return snapshot
+
+
+def test_settings_keep_a_hub_id_and_each_machine_finds_its_own_copy(
+    tmp_path: Path, hub: Callable[[Path], None]
+) -> None:
+    names = ("data/train.jsonl", "data/valid.jsonl")
+    ours, theirs = (hub_cache(tmp_path / name, *names) for name in ("ours", "theirs"))
+    hub(tmp_path / "ours")
     settings = resolve(None, {"model": MODEL, "data": "someone/pairs"})
-    assert settings.data == str(snapshot / "data" / "train.jsonl")
-    assert settings.eval_data == str(snapshot / "data" / "valid.jsonl")
+    assert (settings.data, settings.eval_data) == ("someone/pairs", "someone/pairs")
+    assert settings.files == tuple(str(ours / name) for name in names)
+    (tmp_path / "config.toml").write_text(settings.to_toml())
+    hub(tmp_path / "theirs")
+    assert RunConfig(**asdict(settings)).files == tuple(str(theirs / name) for name in names)
+    assert resolve(tmp_path / "config.toml", {}) == settings
+
+
+def test_a_data_set_of_the_hub_without_the_files_is_refused(
+    tmp_path: Path, hub: Callable[[Path], None]
+) -> None:
+    snapshot = hub_cache(tmp_path, "train.jsonl")
+    hub(tmp_path)
+    assert resolve(None, {"model": MODEL, "data": "someone/pairs"}).eval_data is None
     with pytest.raises(UsageError, match=r"someone/others: .* the download from the hub failed"):
         data_files("someone/others")
-    (snapshot / "data" / "train.jsonl").rename(snapshot / "data" / "part-0.jsonl")
+    with pytest.raises(UsageError, match=r"someone/pairs: holds no valid\.jsonl"):
+        _ = RunConfig(data="p.jsonl", eval_data="someone/pairs").files
+    (snapshot / "train.jsonl").rename(snapshot / "part-0.jsonl")
     with pytest.raises(UsageError, match=r"mlx_dpo data import someone/pairs --out train\.jsonl"):
         data_files("someone/pairs")
 
