@@ -363,9 +363,8 @@ def _finish(
     answers = marked(job.data.shown, sft_answers, dpo_answers, margin_of)
     kept = trained.kept
     rows = [row for row in folder.last_rows("metrics.jsonl", 0) if row["step"] < kept.step]
-    evidence = Evidence(
-        policy, reference, job.held_out, answers, rows, job.config, job.data.untaught
-    )
+    untaught = job.data.untaught
+    evidence = Evidence(policy, reference, job.held_out, answers, rows, job.config, untaught)
     verdict = judge(evidence)
     screen.working("writing the model")
     keep_locked(folder.path)
