@@ -175,8 +175,15 @@ def _arena_pairs(row: Row, _: bool) -> list[Fields]:
     both = [as_turns(row, name, row.get(name), "user") for name in names]
     judged = number(row.get("turn"))
     if judged is not None and judged >= 1:  # a vote on an earlier turn says nothing of later ones
-        both = [turns[: 2 * int(judged)] for turns in both]
+        both = [_up_to(turns, judged) for turns in both]
     return [_decided(row, None, both, _verdict(row, ("winner",), _winner))]
+
+
+def _up_to(turns: Turns, judged: float) -> Turns:
+    """A conversation up to its answer of a number, from 1; a greeting is no answer."""
+    roles = [each["role"] for each in turns]
+    ends = [n for n, role in enumerate(roles, 1) if role == "assistant" and "user" in roles[:n]]
+    return turns[: ends[int(judged) - 1]] if judged < len(ends) else turns
 
 
 def _is_arena_table(row: Fields) -> bool:
