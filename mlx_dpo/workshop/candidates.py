@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.paths import text_of
+from mlx_dpo.preferences.context import outside_prompt
 from mlx_dpo.preferences.json_text import Finding, RawRow, not_readable, raw_rows
 from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import (
@@ -26,7 +27,6 @@ from mlx_dpo.preferences.schema import (
     LEVELS,
     Problem,
     Problems,
-    outside_prompt,
     read_messages,
     read_text,
 )
@@ -137,6 +137,7 @@ def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates
                 findings.append(Finding("duplicate-id", "id", reason, hint))
         for finding in findings:
             code, _, reason, hint = finding
+            code = "wrong-type" if code == "unsupported" else code  # no prompt is left out
             problems.add(Problem(str(path), *raw.place(finding), raw.number, code, reason, hint))
     if raw is None:
         raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
