@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_dpo.errors import DataError
-from mlx_dpo.workshop.importers.fields import Fields, first_of, number
+from mlx_dpo.workshop.importers.fields import VERDICTS, Fields, first_of, number
 
-VERDICTS = (
-    *("winner", "preference", "preferred", "better", "label", "choice", "vote", "verdict"),
-    "chosen",
-)
 _NOUNS = "response|answer|completion|output|candidate|reply|generation"
 _ANSWER = re.compile(rf"({_NOUNS})([ _-]?)([ab]|[0-9])", re.IGNORECASE)
 _NAMED = re.compile(

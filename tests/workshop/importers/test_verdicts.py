@@ -94,6 +94,17 @@ def test_a_scale_is_no_number_of_an_answer(tmp_path: Path, verdicts: list[Any]) 
         assert f"'label' holds {min(verdicts):g}, " in error
 
 
+@pytest.mark.parametrize(
+    "ranking", [[2, 3, 1], [1, 2, 0], [7, 8, 9], [0.2, 0.5, 0.1], [1, None, 2]]
+)
+def test_a_ranking_that_may_be_an_order_is_left_out(tmp_path: Path, ranking: list[Any]) -> None:
+    rows = [{"prompt": "q", "answers": ["A", "B", "C"], "ranking": ranking}]
+    better, _, error = chosen(tmp_path, rows)
+    assert (better, "(1 no-pair)" in error) == ("", True)
+    best = ranking.index(min(rank for rank in ranking if rank is not None))
+    assert chosen(tmp_path, rows, "--columns", "ranks=ranking")[0] == "ABC"[best]
+
+
 def test_one_verdict_among_three_answers_is_no_pair(tmp_path: Path) -> None:
     rows = [row | {"response_3": "C"} for row in votes(R12, [1, 2])]
     assert "(2 no-pair)" in chosen(tmp_path, rows)[2]
