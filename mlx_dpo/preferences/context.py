@@ -25,19 +25,18 @@ def outside_prompt(row: dict[str, Any]) -> list[Finding]:
         for name in (*SYSTEMS, *HISTORIES)
         if row.get(name) not in (None, "", [], {})
     ]
-    beyond = beyond_text(row)
-    return found if beyond is None else [*found, beyond]
+    return found + beyond_text(row)
 
 
-def beyond_text(row: dict[str, Any]) -> Finding | None:
-    """A finding for the first column that a pair of plain text has no place for."""
-    for name in BEYOND_TEXT:
-        value = row.get(name)
-        if value and not (isinstance(value, str) and value.strip().lower() in _EMPTY_LISTS):
-            reason = f"has {name!r}, which a pair has no place for"
-            hint = "if the answers don't depend on it, remove the column"
-            return Finding("unsupported", name, reason, hint)
-    return None
+def beyond_text(row: dict[str, Any]) -> list[Finding]:
+    """A finding for each column that a pair of plain text has no place for."""
+    hint = "if the answers don't depend on it, remove the column"
+    return [
+        Finding("unsupported", name, f"has {name!r}, which a pair has no place for", hint)
+        for name in BEYOND_TEXT
+        if (value := row.get(name))
+        and not (isinstance(value, str) and value.strip().lower() in _EMPTY_LISTS)
+    ]
 
 
 def second_turn(
@@ -49,6 +48,5 @@ def second_turn(
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[0].role in _OWN:
             reason = f"the prompt ends with the assistant's turn, and {name!r} begins a second one"
-            hint = "join the beginning to both answers, and end the prompt before it"
-            return Finding("unsupported", name, reason, hint)
+            return Finding("unsupported", name, f"{reason}: move the turn into both answers")
     return None

@@ -300,8 +300,8 @@ def read_messages(
             _wrong_type(key, f"holds a message with {call!r}; pairs are of plain text", findings)
             return None
         if beyond := beyond_text(turn):
-            reason = f"{key!r} holds a message that {beyond.reason}"
-            findings.append(beyond._replace(at=key, reason=reason))
+            reason = f"{key!r} holds a message that {beyond[0].reason}"
+            findings.append(beyond[0]._replace(at=key, reason=reason))
             return None
         if known is not None:
             _check_turn_keys(turn, key, known, findings)

@@ -197,7 +197,12 @@ def _parse(raw: RawRow, findings: list[Finding]) -> Candidates | None:
     prompt = read_messages(row, key, "user", findings)
     if key not in row:
         findings.append(Finding("missing-key", 0, "key 'prompt' is missing"))
-    if outside := outside_prompt(row):
+    outside = outside_prompt(row)
+    if prompt and prompt[-1].role == "assistant":
+        reason = f"{key!r} ends with the assistant's turn, and an answer begins a second one"
+        hint = "end it with the turn that is to be answered"
+        outside.append(Finding("wrong-type", key, reason, hint))
+    if outside:
         findings += outside
         prompt = None
     kind = read_text(row.get("kind", ""), "kind", findings)

@@ -197,6 +197,7 @@ def test_a_row_whose_answers_need_more_than_its_prompt_is_left_out(
     assert check(str(file)) == 0
     shown = capsys.readouterr().out
     assert f"unsupported: {reason}" in shown
+    assert "unknown-key" not in shown
     assert "2 rows read = 1 kept + 1 dropped (1 unsupported)" in shown
     with pytest.raises(SystemExit):
         main(["data", "import", str(file), "--out", str(tmp_path / "out.jsonl")])

@@ -114,8 +114,8 @@ def _message(message: Row, name: str) -> Fields:
             reason = f"{name!r} holds {key!r}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
     if beyond := beyond_text(message.values):
-        reason = f"{name!r} holds a message that {beyond.reason}"
-        raise LeftOutError(beyond.code, reason, beyond.hint)
+        reason = f"{name!r} holds a message that {beyond[0].reason}"
+        raise LeftOutError(beyond[0].code, reason, beyond[0].hint)
     role, content = message.get(*_ROLE_KEYS), message.get(*_CONTENT_KEYS)
     if role is None:
         raise LeftOutError("wrong-type", f"{name!r} holds a message without a role")
@@ -149,7 +149,7 @@ def with_context(row: Row, prompt: Turns) -> Turns:
     """
     row.use(*BEYOND_TEXT)
     if beyond := beyond_text(row.values):
-        raise LeftOutError(beyond.code, beyond.reason, beyond.hint)
+        raise LeftOutError(beyond[0].code, beyond[0].reason, beyond[0].hint)
     history = _history(row)
     own = [each for each in prompt if each.get("role") == "system"]
     rest = [each for each in prompt if each.get("role") != "system"]
