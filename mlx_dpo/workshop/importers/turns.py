@@ -7,16 +7,11 @@ another conversation.
 import re
 from typing import Any, TypeGuard
 
-from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
+from mlx_dpo.preferences.context import BEYOND_TEXT, HISTORIES, SYSTEMS, beyond_text
 from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, parsed
 
 Turns = list[Fields]
 
-# Columns without which the answers are to something else. A pair has no place for them.
-BEYOND_TEXT = (
-    *("tools", "functions", "tool_calls", "images", "image", "videos", "video", "audios", "audio"),
-    *("objects", "files"),
-)
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "chatgpt", "answer"), "assistant"),
@@ -25,7 +20,6 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_EMPTY_LISTS = ("", "[]", "{}", "null", "none")
 # HH-RLHF's transcripts begin with two line breaks, which copies of them have lost.
 _HH_TURN = re.compile(r"(?:\A\s*(?=Human:)|\n\n)(Human|Assistant):")
 # NeMo's, as in HelpSteer and NeMo-Aligner's files; a turn ends with the mark of the next one.
@@ -162,6 +156,9 @@ def _message(message: Row, name: str) -> Fields:
         if message.values.get(key):
             reason = f"{name!r} holds {key!r}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
+    if beyond := beyond_text(message.values):
+        reason = f"{name!r} holds a message that {beyond[0].reason}"
+        raise LeftOutError(beyond[0].code, reason, beyond[0].hint)
     role, content = message.get(*_ROLE_KEYS), message.get(*_CONTENT_KEYS)
     if role is None:
         raise LeftOutError("wrong-type", f"{name!r} holds a message without a role")
@@ -193,13 +190,9 @@ def with_context(row: Row, prompt: Turns) -> Turns:
     Raises:
         LeftOutError: If the row holds what its answers depend on and a pair can't.
     """
-    for name in BEYOND_TEXT:
-        value = row.values.get(name)
-        row.use(name)
-        if value and not (isinstance(value, str) and value.strip().lower() in _EMPTY_LISTS):
-            reason = f"has {name!r}, which a pair has no place for"
-            hint = "if the answers don't depend on it, remove the column"
-            raise LeftOutError("unsupported", reason, hint)
+    row.use(*BEYOND_TEXT)
+    if beyond := beyond_text(row.values):
+        raise LeftOutError(beyond[0].code, beyond[0].reason, beyond[0].hint)
     history, column = _history(row), _system(row)
     parts = [[column] if column else [], history, prompt]
     # Only a system turn that leads is the row's own; one further inside stays in its place.
