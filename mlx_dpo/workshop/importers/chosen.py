@@ -110,10 +110,9 @@ def _without_prompt(row: Row, prompt: Turns, chosen: Turns, rejected: Turns) -> 
 
 def _after(text: Any, asked: str) -> str | None:
     """What follows a question in a text that begins with it, as words of their own; or None."""
-    text = text.lstrip() if isinstance(text, str) else ""
-    if not text.startswith(asked):
+    if not isinstance(text, str) or not text.lstrip().startswith(asked):
         return None
-    rest = text[len(asked) :]
+    rest = text.lstrip()[len(asked) :]
     if rest[:1].isalnum() and asked[-1:].isalnum():
         return None
     line = rest.lstrip(" \t")
