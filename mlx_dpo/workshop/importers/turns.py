@@ -7,16 +7,11 @@ another conversation.
 import re
 from typing import Any, TypeGuard
 
-from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
+from mlx_dpo.preferences.context import BEYOND_TEXT, HISTORIES, SYSTEMS, beyond_text
 from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, parsed
 
 Turns = list[Fields]
 
-# Columns without which the answers are to something else. A pair has no place for them.
-BEYOND_TEXT = (
-    *("tools", "functions", "tool_calls", "images", "image", "videos", "video", "audios", "audio"),
-    *("objects", "files"),
-)
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "chatgpt", "answer"), "assistant"),
@@ -25,7 +20,6 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_EMPTY_LISTS = ("", "[]", "{}", "null", "none")
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # HelpSteer's dialogues in one text
@@ -119,6 +113,9 @@ def _message(message: Row, name: str) -> Fields:
         if message.values.get(key):
             reason = f"{name!r} holds {key!r}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
+    if beyond := beyond_text(message.values):
+        reason = f"{name!r} holds a message that {beyond[0].reason}"
+        raise LeftOutError(beyond[0].code, reason, beyond[0].hint)
     role, content = message.get(*_ROLE_KEYS), message.get(*_CONTENT_KEYS)
     if role is None:
         raise LeftOutError("wrong-type", f"{name!r} holds a message without a role")
@@ -150,13 +147,9 @@ def with_context(row: Row, prompt: Turns) -> Turns:
     Raises:
         LeftOutError: If the row holds what its answers depend on and a pair can't.
     """
-    for name in BEYOND_TEXT:
-        value = row.values.get(name)
-        row.use(name)
-        if value and not (isinstance(value, str) and value.strip().lower() in _EMPTY_LISTS):
-            reason = f"has {name!r}, which a pair has no place for"
-            hint = "if the answers don't depend on it, remove the column"
-            raise LeftOutError("unsupported", reason, hint)
+    row.use(*BEYOND_TEXT)
+    if beyond := beyond_text(row.values):
+        raise LeftOutError(beyond[0].code, beyond[0].reason, beyond[0].hint)
     history = _history(row)
     own = [each for each in prompt if each.get("role") == "system"]
     rest = [each for each in prompt if each.get("role") != "system"]
