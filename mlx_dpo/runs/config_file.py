@@ -21,7 +21,7 @@ def read_file(path: Path, known: Collection[str]) -> tuple[dict[str, Any], list[
     Raises:
         UsageError: If the file is missing or broken, or asks for what there is not.
     """
-    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+    if path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".parquet"):
         raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     kind = "YAML" if is_yaml else "TOML"
