@@ -94,8 +94,47 @@ def text_of(path: Path, kind: type[MlxDpoError] = UsageError) -> str:
         ) from None
 
 
+_UNPACK = "unpack it first (gzip alone is read by `mlx_dpo data import`, as NAME.gz)"
+_TABLE = "save it as CSV in UTF-8"
+_NO_TEXT = {  # by the end of the name and the first bytes
+    ".xlsx": (b"", "a spreadsheet", _TABLE),
+    ".xls": (b"\xd0\xcf\x11\xe0", "a spreadsheet", _TABLE),
+    ".ods": (b"", "a spreadsheet", _TABLE),
+    ".zst": (b"\x28\xb5\x2f\xfd", "packed by zstd", _UNPACK),
+    ".bz2": (b"BZh", "packed by bzip2", _UNPACK),
+    ".xz": (b"\xfd7zXZ", "packed by xz", _UNPACK),
+    ".zip": (b"PK\x03\x04", "packed by zip", _UNPACK),
+    ".7z": (b"7z\xbc\xaf", "packed by 7-Zip", _UNPACK),
+    ".gz": (b"\x1f\x8b", "packed by gzip", _UNPACK),
+    ".lz4": (b"\x04\x22\x4d\x18", "packed by lz4", _UNPACK),
+    ".tar": (b"", "a tar archive", _UNPACK),
+    ".tgz": (b"", "a tar archive", _UNPACK),
+}
+
+
+def check_is_text(path: Path, name: Path, kind: type[MlxDpoError]) -> None:
+    """Refuse packed files and spreadsheets, which their name or first bytes show.
+
+    Args:
+        path: The file.
+        name: What a message calls it.
+        kind: What to raise.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    with path.open("rb") as file:
+        begin = file.read(8)
+    known = _NO_TEXT.get(path.suffix.lower())
+    for mark, what, way_out in [known] if known else _NO_TEXT.values():
+        if known or (mark and begin.startswith(mark)):
+            raise kind(f"{name}: is {what}; {way_out}")
+
+
 def check_encoding(path: Path, name: Path, kind: type[MlxDpoError]) -> None:
     """Refuse a text file in UTF-16 or UTF-32, which its first bytes show with or without a mark.
+
+    Packed files and spreadsheets are refused as by `check_is_text`.
 
     Args:
         path: The file.
@@ -107,6 +146,7 @@ def check_encoding(path: Path, name: Path, kind: type[MlxDpoError]) -> None:
     """
     with path.open("rb") as file:
         begin = file.read(4)
+    check_is_text(path, name, kind)
     marks = {codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE}
     if begin in marks or begin.count(0) == 3:
         found = "UTF-32"

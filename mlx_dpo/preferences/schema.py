@@ -221,10 +221,11 @@ def read_preference(
         prompt = read_messages(row, prompt_key, "user", findings, known)
     else:
         prompt, chosen, rejected = _split_shared_turns(row, chosen, rejected, findings)
-    kind = _label(row.get("kind", ""), "kind", findings)
-    own_id = row.get("id", number)
-    is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
-    name = _label(str(own_id) if is_number else own_id, "id", findings)
+    kind = _label("" if row.get("kind") is None else row["kind"], "kind", findings)
+    own_id = number if row.get("id") is None else row["id"]
+    is_number = not isinstance(own_id, bool) and isinstance(own_id, (int, float))
+    is_whole = is_number and own_id % 1 == 0  # 1.0 is what tables make of 1
+    name = _label(str(int(own_id)) if is_whole else own_id, "id", findings)
     if prompt is None or chosen is None or rejected is None or kind is None or name is None:
         return None
     for key, turns in ((prompt_key, prompt), ("chosen", chosen), ("rejected", rejected)):

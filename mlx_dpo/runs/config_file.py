@@ -34,7 +34,7 @@ def content_of(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: If the file is missing or broken.
     """
-    if path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+    if path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".parquet"):
         raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     kind = "YAML" if is_yaml else "TOML"

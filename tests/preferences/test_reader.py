@@ -95,6 +95,12 @@ def test_rows_keep_their_order_and_are_numbered_unless_named(tmp_path: Path) -> 
         assert [row.id for row in found] == ["1", "mine", "9"]
 
 
+@pytest.mark.parametrize(("own", "name"), [(None, "1"), (7.0, "7"), (7, "7"), ("7.0", "7.0")])
+def test_an_id_may_be_null_or_a_whole_number(tmp_path: Path, own: Any, name: str) -> None:
+    pair = read_row(tmp_path, without(id=own, kind=None))
+    assert (pair.id, pair.kind) == (name, "")
+
+
 def test_a_row_without_kind_has_the_empty_kind(tmp_path: Path) -> None:
     assert read_row(tmp_path, without("kind")).kind == ""
 

@@ -70,9 +70,9 @@ def import_(
 ) -> None:
     """Turn a data set into a checked file of pairs.
 
-    SOURCE is a file (.json, .jsonl, .csv, .parquet; .gz is unpacked), a folder of such, or the hub
-    id of a data set. Rows that can't be pairs are left out, counted and shown, never guessed;
-    columns that are not used are named.
+    SOURCE is a file (.json, .jsonl, .csv, .tsv, .parquet; .gz is unpacked), a folder of such, or
+    the hub id of a data set. Rows that can't be pairs are left out, counted and shown, never
+    guessed; columns that are not used are named.
 
     \b
     Formats:

@@ -21,7 +21,7 @@ from mlx_dpo.workshop.importers.sources import source_rows
 
 _NUM_TRIED = 20  # first rows
 _OWN_ROLES = ("system", "user", "assistant", "tool")
-_PACKINGS = {".gz": "packed by gzip", ".csv": "CSV", ".parquet": "Parquet"}
+_PACKINGS = {".gz": "packed by gzip", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 
 
 def advice(file: Path) -> str | None:
@@ -29,7 +29,7 @@ def advice(file: Path) -> str | None:
 
     None where the preference reader can read it, or knows best what is wrong with it.
     """
-    packing = next((text for end, text in _PACKINGS.items() if file.suffix == end), None)
+    packing = next((text for end, text in _PACKINGS.items() if file.suffix.lower() == end), None)
     try:
         for number, raw in enumerate(source_rows(file), 1):
             if packing is None and (not _is_whole(raw) or _is_own(raw.value)):
@@ -75,7 +75,8 @@ def _is_own(row: Any) -> bool:
     if not isinstance(row, dict) or _context(row) or STEP.fits(row):
         return False
     findings: list[Finding] = []
-    pair = read_preference(row, 1, {*KEYS, *row}, findings)
+    pair_alone = {key: value for key, value in row.items() if key not in ("id", "kind")}
+    pair = read_preference(pair_alone, 1, {*KEYS, *row}, findings)
     errors = {finding.code for finding in findings if LEVELS[finding.code] == ERROR}
     is_beyond = any(finding.code == "unsupported" for finding in findings)
     if errors == {"lone-surrogate"} or is_beyond:  # text that is damaged, or not all, in any shape

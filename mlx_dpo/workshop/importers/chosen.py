@@ -9,6 +9,7 @@ from mlx_dpo.workshop.importers.fields import (
     Row,
     first_of,
     has,
+    is_blank,
     number,
     parsed,
     truth,
@@ -122,11 +123,12 @@ def _after(text: Any, asked: str) -> str | None:
 def prompt_turns(row: Row) -> Turns | None:
     """The prompt of a row, from whichever column holds it; None if none does."""
     name = row.first(*PROMPTS)
-    if name is None:
+    if name is None or is_blank(row.values[name]):
         dialogue = first_of(row.values, DIALOGUES)
-        if dialogue is None or not are_messages(parsed(row.values[dialogue])):
+        if dialogue is not None and are_messages(parsed(row.values[dialogue])):
+            return as_turns(row, dialogue, row.get(dialogue), "user")
+        if name is None:
             return None
-        return as_turns(row, dialogue, row.get(dialogue), "user")
     turns = as_turns(row, name, row.values[name], "user")
     extra = row.values.get("input")
     if name == "instruction" and isinstance(extra, str):

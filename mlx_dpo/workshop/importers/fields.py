@@ -4,7 +4,10 @@ A column that nobody reads must not vanish without a word. A `Row` remembers whi
 were asked for; the others are counted and named when the import is done.
 """
 
+import ast
 import json
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +36,14 @@ VERDICTS = (
     "chosen",
 )
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
+# Objects as Python prints them, which pandas writes into CSV. Of NumPy, no comma is between them.
+_PRINTED = re.compile(r"""\s*\[?\s*\{\s*['"]""")
+_BETWEEN = re.compile(r"""('(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+")|\}\s+\{""", re.DOTALL)
+_MESSAGE_KEYS = (
+    re.compile(r"""['"](?:role|from)['"]\s*:"""),
+    re.compile(r"""['"](?:content|value)['"]\s*:"""),
+)
+_LONGEST_PRINTED = 1_000_000  # characters
 
 
 class LeftOutError(Exception):
@@ -156,8 +167,14 @@ class Format:
 
 
 def first_of(values: Fields, names: tuple[str, ...]) -> str | None:
-    """The first of some keys that has a value."""
-    return next((name for name in names if values.get(name) is not None), None)
+    """The first of some keys that has a value; an empty one only if no other has any."""
+    held = [name for name in names if values.get(name) is not None]
+    return next((name for name in held if not is_blank(values[name])), held[0] if held else None)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: none, an empty list or object, or white space."""
+    return not value.strip() if isinstance(value, str) else value in _NOTHING
 
 
 def has(values: Fields, *names: str) -> bool:
@@ -184,13 +201,34 @@ def truth(value: Any) -> bool | None:
 
 
 def parsed(value: Any) -> Any:
-    """A list or object that stands in a column as JSON text, as in CSV; other values as they are.
+    """A list or object that stands in a column as text, as in CSV; other values as they are.
 
-    Text that only looks like JSON stays text.
+    It may be JSON, or objects as Python or NumPy print them. Text that only looks so stays text.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            return _printed(value)
     return value
+
+
+def _printed(text: str) -> Any:
+    if len(text) > _LONGEST_PRINTED or not _PRINTED.match(text):
+        return text
+    commas = _BETWEEN.sub(lambda found: found[1] or "}, {", text.strip())
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not have
+            return json.loads(json.dumps(ast.literal_eval(commas)))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def is_broken_list(value: Any) -> bool:
+    """Whether a value is text that was written as messages, and that `parsed` can't read."""
+    return (
+        isinstance(value, str)
+        and _PRINTED.match(value) is not None
+        and isinstance(parsed(value), str)
+        and all(key.search(value) for key in _MESSAGE_KEYS)
+    )

@@ -12,7 +12,7 @@ from mlx_dpo.preferences.reader import text_digest
 from mlx_dpo.preferences.schema import KEYS, LEVELS, WARNING, read_preference
 from mlx_dpo.records import Preference
 from mlx_dpo.workshop.collection import Collection
-from mlx_dpo.workshop.importers.fields import Answer, Fields, Format, LeftOutError, Row
+from mlx_dpo.workshop.importers.fields import Answer, Fields, Format, LeftOutError, Row, is_blank
 from mlx_dpo.workshop.importers.formats import FORMATS, detect, what_is_missing
 from mlx_dpo.workshop.importers.labelled import Groups, Held
 from mlx_dpo.workshop.importers.sources import source_rows
@@ -229,6 +229,8 @@ class _Reading:
         for name, row in rows:
             of_pair: list[Finding] = []
             pair = read_preference(row | {"id": name}, number, set(KEYS), of_pair)
+            if pair is not None and is_blank(pair.prompt[-1].content):
+                of_pair = [Finding("no-pair", 0, "the prompt is empty")]
             findings += of_pair
             if pair is not None and all(LEVELS[found.code] == WARNING for found in of_pair):
                 pairs.append(pair)

@@ -18,12 +18,13 @@ from tempfile import TemporaryDirectory
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.extras import to_install
-from mlx_dpo.paths import check_encoding, check_ordinary, is_system_file
+from mlx_dpo.paths import check_encoding, check_is_text, check_ordinary, is_system_file
 from mlx_dpo.preferences.json_text import MAX_ROW, Finding, RawRow, not_readable, raw_rows
 
-DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
+DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _ARROW = (".arrow", ".feather")  # what `datasets` saves; the format changes with its version
 _NO_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+_QUOTED = re.compile('"[^"]*"')
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" writes such bytes
 
 
@@ -55,6 +56,8 @@ def find_files(source: str, pattern: str | None = None) -> list[Path]:
     if not files:
         for file in found:
             _refuse_arrow(file)
+            if file.is_file() and not is_system_file(file.name):
+                check_is_text(file, file, UsageError)
         kinds = ", ".join(DATA_FILES)
         raise UsageError(f"{source}: holds no data file ({kinds}, also .gz) of that name")
     if len(files) > 1 and pattern is None:
@@ -72,15 +75,15 @@ def source_rows(file: Path) -> Iterator[RawRow]:
             name.
     """
     _refuse_arrow(file)
-    suffix = Path(file.name.removesuffix(".gz")).suffix
+    suffix = _kind(file)
     try:
         with _unpacked(file) as plain:
             if suffix != ".parquet":
                 check_encoding(plain, file, DataError)
             if suffix == ".parquet":
                 yield from _parquet_rows(plain, file)
-            elif suffix == ".csv":
-                yield from _csv_rows(plain, file)
+            elif suffix in (".csv", ".tsv"):
+                yield from _csv_rows(plain, file, "\t" if suffix == ".tsv" else ",")
             else:
                 yield from raw_rows(plain)
     except OSError as error:
@@ -90,10 +93,15 @@ def source_rows(file: Path) -> Iterator[RawRow]:
 def _is_data(file: Path) -> bool:
     if is_system_file(file.name) or file.name in _NO_DATA:
         return False
-    if Path(file.name.removesuffix(".gz")).suffix not in DATA_FILES:
+    if _kind(file) not in DATA_FILES:
         return False
     check_ordinary(file)
     return file.is_file()
+
+
+def _kind(file: Path) -> str:
+    """The end of a file's name, without that of gzip."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _refuse_arrow(file: Path) -> None:
@@ -107,7 +115,7 @@ def _refuse_arrow(file: Path) -> None:
 @contextmanager
 def _unpacked(file: Path) -> Iterator[Path]:
     """The file itself, or the content of a .gz in a temporary file."""
-    if file.suffix != ".gz":
+    if file.suffix.lower() != ".gz":
         yield file
         return
     with TemporaryDirectory() as folder:
@@ -120,13 +128,21 @@ def _unpacked(file: Path) -> Iterator[Path]:
         yield plain
 
 
-def _csv_rows(path: Path, source: Path) -> Iterator[RawRow]:
+def _delimiter(text: TextIOWrapper, usual: str) -> str:
+    """What stands between the names of columns: outside the US, Excel writes semicolons."""
+    header = next((line for line in text if line.strip()), "")
+    text.seek(0)
+    bare = _QUOTED.sub("", header)
+    return next((sign for sign in (usual, ";", "\t", ",") if sign in bare), usual)
+
+
+def _csv_rows(path: Path, source: Path, usual: str) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_ROW)
     size = max(1, path.stat().st_size)
     header: list[str] = []
     number, line = 0, 1
     with path.open("rb") as file, TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as text:
-        reader = csv.reader(text)
+        reader = csv.reader(text, delimiter=_delimiter(text, usual))
         try:
             for cells in reader:  # a blank line has none
                 if cells and not header:

@@ -8,7 +8,7 @@ import re
 from typing import Any, TypeGuard
 
 from mlx_dpo.preferences.context import BEYOND_TEXT, HISTORIES, SYSTEMS, beyond_text
-from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, parsed
+from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, is_broken_list, parsed
 
 Turns = list[Fields]
 
@@ -100,6 +100,9 @@ def as_turns(row: Row, name: str, value: Any, role: str) -> Turns:
     Raises:
         LeftOutError: If it holds what plain text can't.
     """
+    if is_broken_list(value):
+        reason = f"{name!r} is a list of messages as text, which can't be read"
+        raise LeftOutError("wrong-type", reason, "write JSON lines or Parquet")
     value = parsed(value) if are_messages(parsed(value)) else value
     if isinstance(value, str):
         return _prompt_turns(row, name, value) if role == "user" else [_answer(name, value)]

@@ -56,6 +56,7 @@ def test_our_own_files_are_no_other_tools() -> None:
         {"prompt": "q"},
         {"prompt": "q", "chosen": "a", "rejected": "b", "system": "", "history": []},
         {"user": "q", "chosen": "a", "rejected": "b", "source": "x"},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "id": [], "kind": 1},
     ],
 )
 def test_what_the_reader_knows_best_is_left_to_it(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -142,6 +143,19 @@ def test_every_command_that_takes_pairs_says_the_same_line(command: tuple[str, .
         f"{file}:1: this is openai (OpenAI's preference files): "
         f"mlx_dpo data import {file} --format openai --out pairs.jsonl"
     )
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.zst", "in.json.XZ", "in.csv.bz2", "in.xlsx"])
+@pytest.mark.parametrize(
+    "command", [("data", "import"), ("data", "check"), ("train", "--model", MODEL, "--data")]
+)
+def test_packed_files_are_refused_by_name(
+    tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    result = invoke(*command, tmp_path / name)
+    assert isinstance(result.exception, DataError)
+    assert f"{name}: is " in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["data.arrow", "folder"])

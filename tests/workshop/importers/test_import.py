@@ -192,6 +192,44 @@ def test_csv_fields_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.csv", "\ufeffprompt;chosen;rejected\r\nSky?;Blue, deep.;Green.\r\n"),
+        (
+            "in.csv",
+            '"prompt, asked"\t"prompt"\t"chosen"\t"rejected"\n,\tSky?\t"Blue, deep."\tGreen.\n',
+        ),
+        ("in.TSV", "prompt\tchosen\trejected\nSky?\tBlue, deep.\tGreen.\n"),
+        ("in.csv", 'prompt,question,chosen,rejected\n,Sky?,"Blue, deep.",Green.\n ,,x,y\n'),
+        (
+            "in.csv",
+            """prompt,chosen,rejected
+Sky?,"[{'content': 'Sky?', 'role': 'user'}
+ {'content': 'Blue, deep.', 'role': 'assistant'}]","[{'content': 'Sky?', 'role': 'user'}
+ {'content': 'Green.', 'role': 'assistant'}]"
+Sky?,"[{'content': array(['x']), 'role': 'user'}]",y
+""",
+        ),
+        (
+            "in.csv",
+            """prompt,chosen,rejected
+Sky?,"[{'role': 'user', 'content': 'Sky?'}, {'role': 'assistant', 'content': 'Blue, deep.'}]",\
+"[{'role': 'user', 'content': 'Sky?'} {'role': 'assistant', 'content': 'Green.'}]"
+""",
+        ),
+    ],
+    ids=["Excel", "tabs", "TSV", "empty cells", "NumPy", "Python"],
+)
+def test_tables_are_read_as_other_programs_write_them(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content.replace("\\\n", ""))
+    _, _, (pair,) = run_import(tmp_path / name, tmp_path / "out.jsonl")
+    assert (pair.question, pair.chosen[0].content) == ("Sky?", "Blue, deep.")
+    assert pair.rejected[0].content == "Green."
+
+
 def test_parquet_is_read_like_the_same_rows_in_json(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     source = DATA / "ultrafeedback-binarized.jsonl"
@@ -366,6 +404,8 @@ def test_every_format_can_be_named_on_the_command_line() -> None:
         (b"", "in.jsonl: no rows"),
         (b'{"a": 1}\n', "the shape of its rows is not known"),
         (b"\x1f\x8bnot really", "not a whole gzip file"),
+        (b"\x28\xb5\x2f\xfd", "in.jsonl: is packed by zstd; unpack it first"),
+        (b"PK\x03\x04", "in.jsonl: is packed by zip; unpack it first"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_leaves_no_file(

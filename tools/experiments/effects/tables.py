@@ -175,10 +175,12 @@ def _interval(value: float, bounds: tuple[float, float]) -> str:
 def third_table(done: Finished) -> str:
     """Mean change of log p(chosen) where each tercile of CHES was trained on alone."""
     rows = []
-    for pool in done.pools:
-        name, _, tercile = pool.rpartition("-")
-        if tercile not in TERCILES:
-            continue
+    thirds = [pool.rpartition("-")[::2] for pool in done.pools]
+    for name, tercile in sorted(
+        (third for third in thirds if third[1] in TERCILES),
+        key=lambda third: (third[0], TERCILES.index(third[1])),
+    ):
+        pool = f"{name}-{tercile}"
         for runs in done.runs(pool).values():
             found = judged(done.cells[f"before/{pool}-held"], runs, "held")
             for side, label in ((0, "chosen"), (1, "rejected")):
