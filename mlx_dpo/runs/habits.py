@@ -221,7 +221,7 @@ def _value(key: str, value: Any, name: str) -> Any:
     value = _one(value)
     if isinstance(value, str) and key in WORDS:
         return WORDS[key].get(value, value)
-    if key == "eval_fraction" and re.fullmatch(r"[1-9]\d*(\.0*)?", str(value)):
+    if name != key == "eval_fraction" and re.fullmatch(r"[1-9]\d*(\.0*)?", str(value)):
         raise UsageError(f"{name} {value}: is a number of pairs: give their share of all, below 1")
     if key in ("epochs", "steps", "lora_layers", "batch_size"):
         if value in ("auto", -1, "-1"):
