@@ -2,12 +2,15 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mlx_dpo.errors import UsageError
-from mlx_dpo.runs.habits import SAME, VALUED, is_foreign, is_switch
+from mlx_dpo.runs.config_file import content_of
+from mlx_dpo.runs.foreign import DECIDING, OF_BATCHES, SAME, VALUED
+from mlx_dpo.runs.habits import accumulation, counts_batches, is_foreign, is_switch
 from mlx_dpo.runs.habits import ours as in_our_words
 
 # Of commands that take no settings of a run.
@@ -66,7 +69,7 @@ def translated(
     Args:
         args: As typed.
         root: The command line.
-        tell: Called with a line about options that are left unused.
+        tell: Called with a line about options that are not taken as they were typed.
 
     Raises:
         UsageError: If a name is known from elsewhere and has no counterpart, or no command is
@@ -91,7 +94,8 @@ def _check_first(word: str, is_first: bool, of_train: dict[str, click.Option]) -
     """Refuse what is known to stand for a command of ours, or for one that was left out."""
     if is_first and word in _COMMANDS:
         raise UsageError(f"no command {word!r} here: {_COMMANDS[word]}")
-    if is_first and word.partition("=")[0] in of_train.keys() - {"--help", "--version"}:
+    is_foreign_name = is_foreign(_key(word)) or _flag(_key(word)) in of_train
+    if is_first and is_foreign_name and word not in ("--help", "--version"):
         raise UsageError(f"a command comes first: mlx_dpo train {word} ...")
 
 
@@ -112,7 +116,7 @@ def _renamed(
             kept += [word, *rest]
             break
         key = _key(word)
-        is_other = (is_foreign(key) and _flag(key) not in options) or key in VALUED
+        is_other = (is_foreign(key) and _flag(key) not in options) or key in (*VALUED, *DECIDING)
         if of_a_run and is_other and (found := _value(word, rest, options)) is not None:
             foreign[key] = found
         else:
@@ -166,19 +170,50 @@ def _counterparts(
     tell: Callable[[str], None],
 ) -> Iterator[str]:
     """The words to put for options that are not spelled as ours are."""
-    is_typed = "lora_alpha" in foreign and "--lora-rank" in kept[:-1]
-    if is_typed:
-        foreign["lora_rank"] = kept[kept.index("--lora-rank") + 1]
     names = {option[2:].replace("-", "_") for option in options}
-    settings, unused = in_our_words(foreign, names, _flag)
-    if unused:
-        tell(f"warning: not used here: {'; '.join(unused)}")
+    is_of_file = _add_of_file(foreign, kept)
+    settings, notes = in_our_words(foreign, names, _flag)
+    for note in notes:
+        tell(f"warning: {note}")
+    typed = {_flag(_key(word)) for word in kept if _key(word)}
     for key, value in settings.items():
         flag = _flag(key)
+        if flag in typed:
+            raise UsageError(f"{flag} is given twice")
+        if is_of_file and key == "grad_accumulation":
+            continue
         if value is True or (flag in options and options[flag].is_flag):
             yield from [flag] if value else []
-        elif not is_typed or key != "lora_rank":
+        else:
             yield f"{flag}={value}"
+
+
+def _add_of_file(foreign: dict[str, Any], kept: list[str]) -> bool:
+    """Add the accumulation of the config file where typed options count its batches.
+
+    Returns:
+        Whether it was added.
+
+    Raises:
+        UsageError: If accumulation is typed and the file counts batches.
+    """
+    files = [Path(word) for word in kept if word.endswith((".toml", ".yaml", ".yml"))]
+    typed, counted = accumulation(foreign), counts_batches(foreign)
+    if not files or not files[-1].is_file() or (typed is None and not counted):
+        return False
+    content = content_of(files[-1])
+    of_file = accumulation(content)
+    if typed is None:
+        foreign |= {} if of_file is None else {"grad_accumulation": of_file}
+        return of_file is not None
+    here = {*(SAME.get(name, name) for name in foreign), *map(_key, kept)}
+    still = [name for name in counts_batches(content) if OF_BATCHES[name] not in here]
+    if still and str(typed) != str(of_file or 1):
+        raise UsageError(
+            f"{files[-1]}: {', '.join(still)}: mlx-lm counts batches: give the accumulation in "
+            f"the file too, or type {', '.join(_flag(OF_BATCHES[name]) for name in still)}"
+        )
+    return False
 
 
 def _is_on(word: str, rest: deque[str]) -> bool:

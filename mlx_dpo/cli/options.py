@@ -64,10 +64,10 @@ def config(*left_out: str) -> Decorator:
 
 
 def warn_of_unused(config: Path) -> None:
-    """Name the settings of other trainers in a config file that a run does not use."""
-    _, unused = read_file(config, _SETTINGS)
-    if unused:
-        say(f"warning: {config}: not used here: {'; '.join(unused)}", err=True)
+    """Name the settings of other trainers in a config file that a run does not take as given."""
+    _, notes = read_file(config, _SETTINGS)
+    for note in notes:
+        say(f"warning: {config}: {note}", err=True)
 
 
 def typed(settings: dict[str, Any]) -> dict[str, Any]:

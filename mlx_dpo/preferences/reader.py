@@ -140,7 +140,8 @@ def read_pair(path: str | Path, number: int) -> Preference:
             for finding in findings:
                 row.note(Path(path), finding, problems)
             refuse_errors(problems, 1)
-            assert preference is not None
+            if preference is None:
+                raise DataError(str(problems.shown()[0]))
             return preference
     raise DataError(f"{path}: has {raw.number if raw else 0} rows, there is no row {number}")
 

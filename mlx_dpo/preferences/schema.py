@@ -13,6 +13,7 @@ from mmap import ACCESS_READ, mmap
 from typing import IO, Any, NamedTuple, TextIO
 
 from mlx_dpo.errors import writing
+from mlx_dpo.preferences.context import beyond_text, outside_prompt, second_turn
 from mlx_dpo.preferences.json_text import Finding
 from mlx_dpo.records import Message, Preference
 
@@ -60,9 +61,6 @@ SHOWN = 20  # problems kept to be shown, of each level
 FIRST = 5  # of each code
 
 KEYS = ("prompt", "user", "chosen", "rejected", "kind", "id")
-# Columns that other tools write beside a prompt, and that belong to it.
-SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction")
-HISTORIES = ("history", "conversation_history", "chat_history")
 LONGEST_NAME = 1000  # characters of an id or a kind, which are remembered for every row
 UNKNOWN_KEYS = 20  # reported in one row
 _CALLS = ("tool_calls", "function_call")  # of messages, which hold them beside their text
@@ -234,6 +232,10 @@ def read_preference(
         _check_words(key, turns, findings)
     if chosen == rejected:
         findings.append(Finding("equal", "rejected", "chosen equals rejected"))
+    if again := second_turn(prompt, chosen, rejected):
+        findings.append(again)
+    if any(finding.code == "unsupported" for finding in findings):
+        return None
     return Preference(prompt, chosen, rejected, kind, name)
 
 
@@ -259,16 +261,6 @@ def _check_keys(row: dict[str, Any], known: set[str], findings: list[Finding]) -
     if more := unknown[UNKNOWN_KEYS:]:
         reason = f"{len(more)} more keys of the row are not used, {more[0]!r:.60} first"
         findings.append(Finding("unknown-key", more[0], reason, f"known: {', '.join(KEYS)}"))
-
-
-def outside_prompt(row: dict[str, Any]) -> list[Finding]:
-    """A finding for each column that holds a part of the prompt, which nobody reads from there."""
-    hint = "mlx_dpo data import reads it; or write the prompt as messages, with all its turns"
-    return [
-        Finding("wrong-type", name, f"{name!r} belongs to the prompt and would not be read", hint)
-        for name in (*SYSTEMS, *HISTORIES)
-        if row.get(name) not in (None, "", [], {})
-    ]
 
 
 def read_messages(
@@ -307,6 +299,10 @@ def read_messages(
             return None
         if call := next((name for name in _CALLS if turn.get(name)), None):
             _wrong_type(key, f"holds a message with {call!r}; pairs are of plain text", findings)
+            return None
+        if beyond := beyond_text(turn):
+            reason = f"{key!r} holds a message that {beyond[0].reason}"
+            findings.append(beyond[0]._replace(at=key, reason=reason))
             return None
         if known is not None:
             _check_turn_keys(turn, key, known, findings)

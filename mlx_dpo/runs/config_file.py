@@ -12,7 +12,7 @@ from mlx_dpo.runs.habits import ours
 
 
 def read_file(path: Path, known: Collection[str]) -> tuple[dict[str, Any], list[str]]:
-    """The content of a file by the names that settings have here, and notes on what is unused.
+    """The content of a file by the names that settings have here, and notes on what differs.
 
     Args:
         path: Of TOML, or of YAML if its name ends so.
@@ -20,6 +20,19 @@ def read_file(path: Path, known: Collection[str]) -> tuple[dict[str, Any], list[
 
     Raises:
         UsageError: If the file is missing or broken, or asks for what there is not.
+    """
+    content = content_of(path)
+    try:
+        return ours(content, known)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """The content of a file by its own names, with underscores.
+
+    Raises:
+        UsageError: If the file is missing or broken.
     """
     if path.suffix in (".json", ".jsonl", ".csv", ".tsv", ".parquet"):
         raise UsageError(f"{path}: is no config file; pairs are given by --data {path}")
@@ -38,10 +51,7 @@ def read_file(path: Path, known: Collection[str]) -> tuple[dict[str, Any], list[
         raise UsageError(f"{path}: not {kind}: {reason}") from None
     if huge:
         raise UsageError(f"{path}: {', '.join(huge)}: a whole number is beyond 64 bits")
-    try:
-        return ours({str(key).replace("-", "_"): value for key, value in content.items()}, known)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
 def _of_yaml(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from mlx_dpo.errors import DataError, UsageError
 from mlx_dpo.paths import text_of
+from mlx_dpo.preferences.context import outside_prompt
 from mlx_dpo.preferences.json_text import Finding, RawRow, not_readable, raw_rows
 from mlx_dpo.preferences.reader import json_line, plain, refuse_errors, text_digest
 from mlx_dpo.preferences.schema import (
@@ -26,7 +27,6 @@ from mlx_dpo.preferences.schema import (
     LEVELS,
     Problem,
     Problems,
-    outside_prompt,
     read_messages,
     read_text,
 )
@@ -137,6 +137,7 @@ def load_candidates(path: str | Path, *, unique: bool = True) -> list[Candidates
                 findings.append(Finding("duplicate-id", "id", reason, hint))
         for finding in findings:
             code, _, reason, hint = finding
+            code = "wrong-type" if code == "unsupported" else code  # no prompt is left out
             problems.add(Problem(str(path), *raw.place(finding), raw.number, code, reason, hint))
     if raw is None:
         raise DataError(f"{path}: holds no candidates; `mlx_dpo data sample` makes some")
@@ -196,7 +197,12 @@ def _parse(raw: RawRow, findings: list[Finding]) -> Candidates | None:
     prompt = read_messages(row, key, "user", findings)
     if key not in row:
         findings.append(Finding("missing-key", 0, "key 'prompt' is missing"))
-    if outside := outside_prompt(row):
+    outside = outside_prompt(row)
+    if prompt and prompt[-1].role == "assistant":
+        reason = f"{key!r} ends with the assistant's turn, and an answer begins a second one"
+        hint = "end it with the turn that is to be answered"
+        outside.append(Finding("wrong-type", key, reason, hint))
+    if outside:
         findings += outside
         prompt = None
     kind = read_text(row.get("kind", ""), "kind", findings)

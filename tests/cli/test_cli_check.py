@@ -3,12 +3,14 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_dpo.cli import main
-from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
-from mlx_dpo.workshop.importers.turns import BEYOND_TEXT
+from mlx_dpo.errors import DataError
+from mlx_dpo.preferences.context import BEYOND_TEXT, HISTORIES, SYSTEMS
+from mlx_dpo.preferences.reader import read_pair, read_preferences
 from tests.runs.conftest import ORACLE
 
 PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "No."}
@@ -145,8 +147,8 @@ def test_a_column_that_belongs_to_the_prompt_is_no_key_that_is_passed_over(
 
 
 def test_each_key_that_nobody_reads_is_named_of_rows_and_of_messages(tmp_path: Path) -> None:
-    keys = [*BEYOND_TEXT, "score", "status", "source"]
-    names = ["name", "weight", "thinking", "reasoning_content", "images"]
+    keys = ["score", "status", "source"]
+    names = ["name", "weight", "thinking", "reasoning_content"]
     turn = {"role": "assistant", "content": "Blue.", **dict.fromkeys(names, "x")}
     row = PAIR | dict.fromkeys(keys, "x") | {"chosen": [turn]}
     file, log = tmp_path / "pairs.jsonl", tmp_path / "log.jsonl"
@@ -158,3 +160,52 @@ def test_each_key_that_nobody_reads_is_named_of_rows_and_of_messages(tmp_path: P
     for name in (*keys, *names, *map(str, range(20))):
         assert sum(reason.startswith(f"{name!r} ") for reason in reasons) >= 1, name
     assert "5 more keys of the row are not used, '20' first" in reasons
+
+
+TURNS = [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "It is"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *(
+            ({name: ["a.png"]}, f"has {name!r}, which a pair has no place for")
+            for name in BEYOND_TEXT
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "Sky?", "images": ["a.png"]}]},
+            "'prompt' holds a message that has 'images'",
+        ),
+        ({"prompt": TURNS}, "the prompt ends with the assistant's turn, and 'chosen' begins a"),
+        (
+            {
+                name: [*TURNS, {"role": "assistant", "content": name}]
+                for name in ("chosen", "rejected")
+            },
+            "the prompt ends with the assistant's turn",
+        ),
+    ],
+)
+def test_a_row_whose_answers_need_more_than_its_prompt_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], reason: str
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    row = PAIR | changes
+    if "rejected" in changes:
+        del row["prompt"]
+    file.write_text("".join(json.dumps(each) + "\n" for each in (PAIR, row)))
+    assert check(str(file)) == 0
+    shown = capsys.readouterr().out
+    assert f"unsupported: {reason}" in shown
+    assert "unknown-key" not in shown
+    assert "2 rows read = 1 kept + 1 dropped (1 unsupported)" in shown
+    with pytest.raises(SystemExit):
+        main(["data", "import", str(file), "--out", str(tmp_path / "out.jsonl")])
+    assert f"unsupported: {reason}" in "".join(capsys.readouterr())
+    assert len(read_preferences(file)) == 1
+    with pytest.raises(DataError, match="unsupported"):
+        read_pair(file, 2)
+    nothing = dict.fromkeys(changes, "[]") | PAIR
+    file.write_text(json.dumps(nothing) + "\n")
+    assert check(str(file)) == 0
+    assert "1 kept" in capsys.readouterr().out

@@ -76,6 +76,8 @@ def test_a_row_that_is_a_pair_is_known_as_one(tmp_path: Path) -> None:
         ('{"prompt": "a", "sampling": 1}', "wrong-type"),
         ('{"prompt": "a", "system": "Be brief."}', "wrong-type"),
         ('{"prompt": "a", "history": [["b", "c"]]}', "wrong-type"),
+        ('{"prompt": "a", "images": ["b.png"]}', "wrong-type"),
+        ('{"prompt": [{"role": "assistant", "content": "a"}]}', "wrong-type"),
         ('{"prompt": "good"}', "duplicate-id"),
     ],
 )

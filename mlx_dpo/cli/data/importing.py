@@ -1,5 +1,6 @@
 """`mlx_dpo data import`: other people's preference files into one of our own."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,8 @@ def import_(
     path = Path(out)
     options.refuse_existing(path, overwrite)
     sources = find_files(source, files)
-    renamed, found = _columns(columns), set[str]()
-    shape, rows, shown_by = open_rows(sources, name, renamed, found)
+    renamed, found, notes = _columns(columns), set[str](), Counter[str]()
+    shape, rows, shown_by = open_rows(sources, name, renamed, found, notes)
     detected = f", detected from row {shown_by}" if shown_by else ""
     say(f"source  {source}" + (f"  ({len(sources)} files)" if len(sources) > 1 else ""))
     say(f"format  {shape.name}: {shape.about}{detected}")
@@ -117,6 +118,7 @@ def import_(
                 all_pairs=pairs == "all",
                 progress=progress,
             )
+        summary.notes.update(notes)
         _show_summary(summary)
         for column in sorted(set(renamed.values()) - found):
             say(f"warning: --columns: no row has a column {column!r}", err=True)

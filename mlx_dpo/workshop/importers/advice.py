@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import MlxDpoError
+from mlx_dpo.preferences.context import HISTORIES, SYSTEMS
 from mlx_dpo.preferences.json_text import Finding, RawRow
 from mlx_dpo.preferences.schema import (
     ERROR,
-    HISTORIES,
     KEYS,
     LEVELS,
-    SYSTEMS,
     read_preference,
 )
 from mlx_dpo.workshop.importers.chosen import STEP, TRL
@@ -79,7 +78,8 @@ def _is_own(row: Any) -> bool:
     pair_alone = {key: value for key, value in row.items() if key not in ("id", "kind")}
     pair = read_preference(pair_alone, 1, {*KEYS, *row}, findings)
     errors = {finding.code for finding in findings if LEVELS[finding.code] == ERROR}
-    if errors == {"lone-surrogate"}:  # a damaged text, in any shape
+    is_beyond = any(finding.code == "unsupported" for finding in findings)
+    if errors == {"lone-surrogate"} or is_beyond:  # text that is damaged, or not all, in any shape
         return True
     if pair is None or errors:
         return False

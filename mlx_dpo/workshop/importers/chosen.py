@@ -62,6 +62,8 @@ def pair(row: Row, prompt: Turns | None, chosen: Turns, rejected: Turns) -> Fiel
     """
     if prompt is None or any(each["role"] != "assistant" for each in (chosen[0], rejected[0])):
         chosen, rejected, prompt = _split(prompt, chosen, rejected)
+    else:
+        chosen, rejected = _without_prompt(row, prompt, chosen, rejected)
     made: Fields = {"prompt": with_context(row, prompt), "chosen": chosen, "rejected": rejected}
     kind = row.get("kind")
     return made | ({"kind": kind} if kind else {})
@@ -86,6 +88,36 @@ def _split(prompt: Turns | None, chosen: Turns, rejected: Turns) -> tuple[Turns,
 
 def _plain(message: Fields) -> str:
     return str(message["content"]).strip()
+
+
+def _without_prompt(row: Row, prompt: Turns, chosen: Turns, rejected: Turns) -> tuple[Turns, Turns]:
+    """Two answers without the prompt's text, where both begin with all of it."""
+    asked = str(prompt[-1]["content"]).strip() if prompt else ""
+    texts = [turns[0]["content"] for turns in (chosen, rejected)]
+    rests = [_after(text, asked) for text in texts]
+    if not asked or None in rests:
+        return chosen, rejected
+    is_word = len(asked.split()) == 1 and len(asked.encode(errors="replace")) < 16
+    if is_word:  # "Hello", to which both answer with the same; Chinese has no spaces
+        row.notes.append("both answers begin with the prompt, one word; it is left there")
+        return chosen, rejected
+    row.notes.append("both answers repeated the whole prompt, which is taken off them")
+    better, worse = (
+        [turn("assistant", rest), *turns[1:]]
+        for rest, turns in zip(rests, (chosen, rejected), strict=True)
+    )
+    return better, worse
+
+
+def _after(text: Any, asked: str) -> str | None:
+    """What follows a question in a text that begins with it, as words of their own; or None."""
+    if not isinstance(text, str) or not text.lstrip().startswith(asked):
+        return None
+    rest = text.lstrip()[len(asked) :]
+    if rest[:1].isalnum() and asked[-1:].isalnum():
+        return None
+    line = rest.lstrip(" \t")
+    return line.lstrip("\r\n") if line[:1] in ("\r", "\n") else line  # code keeps its indents
 
 
 def prompt_turns(row: Row) -> Turns | None:
@@ -125,7 +157,7 @@ def _refuse_ties(row: Row) -> None:
         row.notes.append("the prompt is marked as one of GSM8K's training set")
 
 
-# Transcripts: "\n\nHuman: ... \n\nAssistant: ..." (Anthropic's hh-rlhf).
+# Transcripts: "\n\nHuman: ... \n\nAssistant: ..." (Anthropic's hh-rlhf), and NeMo's.
 
 
 def _is_hh(row: Fields) -> bool:
@@ -136,7 +168,11 @@ def _hh_pairs(row: Row, _: bool) -> list[Fields]:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if not is_transcript(chosen) or not is_transcript(rejected):
         raise LeftOutError("wrong-type", "'chosen' and 'rejected' must be transcripts")
-    return [pair(row, None, transcript_turns(chosen), transcript_turns(rejected))]
+    prompt = as_turns(row, "prompt", row.get("prompt"), "user") if row.first("prompt") else None
+    better, worse = transcript_turns(chosen), transcript_turns(rejected)
+    if prompt is None or len(better) > 1 or len(worse) > 1:
+        better, worse, prompt = _split(prompt, better, worse)
+    return [pair(row, prompt, better, worse)]
 
 
 # TRL and columns of other names: `question` or `instruction`, `chosen_response` ...
@@ -175,7 +211,7 @@ def _named_pairs(row: Row, _: bool) -> list[Fields]:
 def _answers(row: Row, name: str, value: Any) -> list[Turns]:
     """The answers in a column, which may be a list of texts."""
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-        return [[turn("assistant", text)] for text in value]
+        return [as_turns(row, name, text, "assistant") for text in value]
     return [as_turns(row, name, value, "assistant")]
 
 
@@ -219,19 +255,19 @@ def _swift_pairs(row: Row, _: bool) -> list[Fields]:
     name = _dialogue(row.values)
     if name is None:
         prompt = prompt_turns(row) or []
-        chosen = as_turns(row, "response", row.get("response"), "assistant")
+        chosen = _answers(row, "response", row.get("response"))
     else:
         prompt = as_turns(row, name, row.get(name), "user")
-        chosen = prompt[-1:]
+        chosen = [prompt[-1:]]
         prompt = prompt[:-1]
-        if not prompt or chosen[0]["role"] != "assistant":
+        if not prompt or chosen[0][0]["role"] != "assistant":
             reason = f"{name!r} does not end with the assistant's answer"
             raise LeftOutError("no-common-prompt", reason)
     worse = row.first("rejected_messages", "rejected_response")
-    rejected = as_turns(row, str(worse), row.values[worse] if worse else None, "assistant")
-    if worse == "rejected_messages" and rejected[0]["role"] != "assistant":
-        return [pair(row, None, [*prompt, *chosen], rejected)]
-    return [pair(row, prompt, chosen, rejected)]
+    rejected = _answers(row, str(worse), row.values[worse] if worse else None)
+    if worse == "rejected_messages" and rejected[0][0]["role"] != "assistant":
+        return [pair(row, None, [*prompt, *chosen[0]], rejected[0])]
+    return [pair(row, prompt, one, other) for one in chosen for other in rejected]
 
 
 # OpenAI's preference files; Azure, Together and Fireworks take the same.

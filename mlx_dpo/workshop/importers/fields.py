@@ -30,6 +30,11 @@ _NO = (
     *(False, -1, "false", "0", "0.0", "-1", "no", "undesirable", "bad"),
     *("thumbs_down", "thumbs down", "dislike", "down"),
 )
+# Columns that say which of a row's answers is better.
+VERDICTS = (
+    *("winner", "preference", "preferred", "better", "label", "choice", "vote", "verdict"),
+    "chosen",
+)
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # Objects as Python prints them, which pandas writes into CSV. Of NumPy, no comma is between them.
 _PRINTED = re.compile(r"""\s*\[?\s*\{\s*['"]""")

@@ -58,6 +58,12 @@ def what_is_missing(row: Fields) -> str:
             "it holds candidates, and no choice has been made yet: `mlx_dpo data label` or "
             "`mlx_dpo data judge` makes pairs of them"
         )
+    beside = rankings.numbers_beside(row)
+    if beside is not None:
+        return (
+            f"it has a number for each answer in {beside!r}: --columns scores={beside} where the "
+            f"highest is the best, or ranks={beside} where the lowest is; answers must be texts"
+        )
     for name, value in row.items():
         if isinstance(value, list) and value and detect(value[0]) is not None:
             return f"it holds rows in {name!r}; write those alone, as a JSON array or JSON lines"

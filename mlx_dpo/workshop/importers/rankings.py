@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_dpo.workshop.importers.chosen import DIALOGUES, PROMPTS, pair, prompt_turns
 from mlx_dpo.workshop.importers.fields import (
+    VERDICTS,
     Fields,
     Format,
     LeftOutError,
@@ -24,6 +25,9 @@ _TEXTS = ("text", "completion", "response", "content", "answer")
 _POINTS = ("score", "overall_score", "rating", "pm_score", "reward")
 _TEXT_LISTS = (*_LISTS, "all_generated_responses", "candidates_completions", "candidates")
 _POINT_LISTS = ("scores", "ratings", "rating", "rewards", "all_rm_scores", "pair_rm_scores")
+_RANK_LISTS = ("ranks", "rank")
+_RANKINGS = ("ranking", "rankings")  # ranks of the answers, or the answers in their order
+_CHOICES = (*VERDICTS, "rejected", "best", "best_index", "chosen_index", "selected")
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
@@ -85,9 +89,24 @@ def is_undecided(row: Fields) -> bool:
     return (
         isinstance(answers, list)
         and first_of(row, PROMPTS) is not None
-        and first_of(row, ("chosen", "rejected", *_POINT_LISTS, "ranks")) is None
+        and first_of(row, (*_CHOICES, *_POINT_LISTS, *_RANK_LISTS, *_RANKINGS)) is None
+        and numbers_beside(row) is None
         and not (_is_scored(row) or _is_ranked(row))
     )
+
+
+def numbers_beside(row: Fields) -> str | None:
+    """The column with a number for each of a row's answers, whatever they mean."""
+    count = next((len(parsed(row[n])) for n in _TEXT_LISTS if _is_list(row.get(n))), None)
+    for name in sorted(row.keys() - {*_TEXT_LISTS, *PROMPTS}):
+        values = parsed(row[name])
+        if isinstance(values, list) and len(values) == count and all(map(_is_number, values)):
+            return name
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool) or number(value) is not None
 
 
 def _scored_pairs(row: Row, all_pairs: bool) -> list[Fields]:
@@ -131,7 +150,10 @@ def _points(entry: Row) -> float | None:
 
 def _lists(row: Fields) -> tuple[str, str] | None:
     texts = next((name for name in _TEXT_LISTS if _is_list(row.get(name), str)), None)
-    points = next((name for name in (*_POINT_LISTS, "ranks") if _is_list(row.get(name))), None)
+    points = next(
+        (name for name in (*_POINT_LISTS, *_RANK_LISTS, *_RANKINGS) if _is_list(row.get(name))),
+        None,
+    )
     return (texts, points) if texts is not None and points is not None else None
 
 
@@ -151,7 +173,9 @@ def _lists_pairs(row: Row, all_pairs: bool) -> list[Fields]:
     texts, points = (parsed(row.get(name)) for name in names)
     if len(texts) != len(points):
         raise LeftOutError("wrong-type", f"{names[0]!r} and {names[1]!r} have different lengths")
-    sign = -1 if names[1] == "ranks" else 1
+    if names[1] in _RANKINGS:
+        _refuse_order(names[1], points)
+    sign = -1 if names[1] in (*_RANK_LISTS, *_RANKINGS) else 1
     scored = [
         (sign * score, [turn("assistant", text)])
         for text, point in zip(texts, points, strict=True)
@@ -159,6 +183,22 @@ def _lists_pairs(row: Row, all_pairs: bool) -> list[Fields]:
     ]
     prompt = _asked(row)
     return [pair(row, prompt, *answers) for answers in ranked_pairs(scored, all_pairs)]
+
+
+def _refuse_order(name: str, points: list[Any]) -> None:
+    """Refuse a ranking that may be the answers in their order, if that is another ranking."""
+    ranks = [number(point) for point in points]
+    low = min((rank for rank in ranks if rank is not None), default=-1)
+    places = [rank - low for rank in ranks if rank is not None]
+    steps = range(len(ranks))
+    reason = ""
+    if low not in (0, 1) or len(places) < len(ranks) or not {*places} <= {*map(float, steps)}:
+        reason = f"{name!r} holds {points!s:.60}, which are no ranks of {len(points)} answers"
+    elif len({*places}) == len(ranks) and any(places[int(places[at])] != at for at in steps):
+        reason = f"{name!r} {points!s:.60} may be ranks, or the numbers of the answers in order"
+    if reason:
+        hint = f"if it has a rank for each answer: --columns ranks={name}"
+        raise LeftOutError("no-pair", reason, hint)
 
 
 # OpenAssistant's trees: at each prompter's message, the assistant's replies by rank, 0 the best.
@@ -237,7 +277,7 @@ SCORED = Format(
 LISTS = Format(
     "lists",
     "answers of a prompt and, beside them, their scores",
-    "prompt, responses (or generations): [...], scores (or ratings, ranks): [...]",
+    "prompt, responses (or generations): [...], scores (or ratings, ranks, ranking): [...]",
     _is_lists,
     _lists_pairs,
 )

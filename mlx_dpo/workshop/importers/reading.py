@@ -16,6 +16,8 @@ from mlx_dpo.workshop.importers.fields import Answer, Fields, Format, LeftOutErr
 from mlx_dpo.workshop.importers.formats import FORMATS, detect, what_is_missing
 from mlx_dpo.workshop.importers.labelled import Groups, Held
 from mlx_dpo.workshop.importers.sources import source_rows
+from mlx_dpo.workshop.importers.verdicts import Numbers, numbered
+from mlx_dpo.workshop.importers.votes import VOTES
 
 LocatedRow = tuple[Path, RawRow]  # the file of a row, and the row
 _NUM_TRIED = 100  # first rows, one of which must have a known shape
@@ -41,6 +43,7 @@ def open_rows(
     name: str,
     columns: Mapping[str, str] | None = None,
     found: set[str] | None = None,
+    notes: Counter[str] | None = None,
 ) -> tuple[Format, Iterator[LocatedRow], int]:
     """The format of some files, their rows, and the number of the row that decided the format.
 
@@ -50,13 +53,23 @@ def open_rows(
             decides, and every later row of a known shape is read as that.
         columns: Columns of the files by the names they shall have.
         found: Gets those of `columns` that the rows have, as they are read.
+        notes: Gets rows by how a number in them was read, as they are read.
 
     Raises:
         UsageError: If a file can't be read.
         DataError: If none of the first rows has a known shape.
     """
     seen = set() if found is None else found
-    rows = ((file, _renamed(raw, columns, seen)) for file in files for raw in source_rows(file))
+    notes = Counter() if notes is None else notes
+
+    def rows_of(file: Path) -> Iterator[RawRow]:
+        return (_renamed(raw, columns, seen) for raw in source_rows(file))
+
+    rows: Iterator[LocatedRow]
+    if name in ("auto", VOTES.name):
+        rows = _numbers_named(files, rows_of, notes)
+    else:
+        rows = ((file, raw) for file in files for raw in rows_of(file))
     if name != "auto":
         return FORMATS[name], rows, 0
     tried: list[LocatedRow] = []
@@ -76,6 +89,20 @@ def open_rows(
     raise DataError(
         f"{file}:{raw.line}: the shape of its rows is not known ({first}): {what_is_missing(row)}"
     )
+
+
+def _numbers_named(
+    files: Sequence[Path], rows_of: Callable[[Path], Iterator[RawRow]], notes: Counter[str]
+) -> Iterator[LocatedRow]:
+    """Rows whose verdict names a column; a file whose verdicts are numbers is read twice."""
+    for file in files:
+        numbers: Numbers | None = None
+        for raw in rows_of(file):
+            if numbered(raw.value) and detect(raw.value) is VOTES:
+                if numbers is None:
+                    numbers = Numbers(file, (each.value for each in rows_of(file)))
+                raw.value = numbers.name(raw.value, raw.line, notes)
+            yield file, raw
 
 
 def _renamed(raw: RawRow, columns: Mapping[str, str] | None, seen: set[str]) -> RawRow:

@@ -7,16 +7,11 @@ another conversation.
 import re
 from typing import Any, TypeGuard
 
-from mlx_dpo.preferences.schema import HISTORIES, SYSTEMS
+from mlx_dpo.preferences.context import BEYOND_TEXT, HISTORIES, SYSTEMS, beyond_text
 from mlx_dpo.workshop.importers.fields import Fields, LeftOutError, Row, is_broken_list, parsed
 
 Turns = list[Fields]
 
-# Columns without which the answers are to something else. A pair has no place for them.
-BEYOND_TEXT = (
-    *("tools", "functions", "tool_calls", "images", "image", "videos", "video", "audios", "audio"),
-    *("objects", "files"),
-)
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "question"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "chatgpt", "answer"), "assistant"),
@@ -25,24 +20,47 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text", "parts")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
-_EMPTY_LISTS = ("", "[]", "{}", "null", "none")
-_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
-_TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
-_NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # HelpSteer's dialogues in one text
+# HH-RLHF's transcripts begin with two line breaks, which copies of them have lost.
+_HH_TURN = re.compile(r"(?:\A\s*(?=Human:)|\n\n)(Human|Assistant):")
+# NeMo's, as in HelpSteer and NeMo-Aligner's files; a turn ends with the mark of the next one.
+_NEMO_TURN = re.compile(r"\n?<extra_id_[01]>(System|User|Assistant)[ \t\r]*(?:\n|\Z)")
+_NEMO_END = re.compile(r"(?:\r?\n)?<extra_id_1>\s*\Z")
+_NEMO_MARK = "<extra_id_"
 
 
 def is_transcript(text: Any) -> TypeGuard[str]:
-    """Whether a text is a dialogue as Anthropic's HH-RLHF writes it."""
-    return isinstance(text, str) and _TRANSCRIPT.match(text) is not None
+    """Whether a text is a dialogue as HH-RLHF or NeMo writes it, from its first turn on."""
+    if not isinstance(text, str):
+        return False
+    text = _with_line_feeds(text)
+    if _NEMO_TURN.match(text):
+        return True
+    is_marked = text.startswith("\n\n") or "\n\nAssistant:" in text
+    return is_marked and _HH_TURN.match(text) is not None
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def transcript_turns(text: str) -> Turns:
-    """The turns of a transcript."""
-    _, *parts = _TRANSCRIPT.split(text)
-    return [
-        turn(_TRANSCRIPT_ROLES[speaker], content.strip())
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    """The turns of a transcript; an empty system turn is none.
+
+    Raises:
+        LeftOutError: If it has marks of NeMo's that begin no turn.
+    """
+    text = _with_line_feeds(text)
+    is_hh = _NEMO_TURN.search(text) is None
+    first, *parts = _HH_TURN.split(text) if is_hh else _NEMO_TURN.split(_NEMO_END.sub("", text))
+    turns = [turn("user", first)] if first else []  # HelpSteer's first question has no mark
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        role = _ROLES[speaker.lower()]
+        if content.strip() or role != "system":
+            turns.append(turn(role, content.strip() if is_hh else content))
+    if not is_hh and any(_NEMO_MARK in each["content"] for each in turns):
+        reason = f"holds a mark {_NEMO_MARK}...> that begins no turn"
+        raise LeftOutError("wrong-type", reason, "write the turns as messages")
+    return turns
 
 
 def are_messages(value: Any) -> bool:
@@ -86,12 +104,10 @@ def as_turns(row: Row, name: str, value: Any, role: str) -> Turns:
         reason = f"{name!r} is a list of messages as text, which can't be read"
         raise LeftOutError("wrong-type", reason, "write JSON lines or Parquet")
     value = parsed(value) if are_messages(parsed(value)) else value
-    if role == "user" and isinstance(value, str):
-        return _prompt_turns(value)
+    if isinstance(value, str):
+        return _prompt_turns(row, name, value) if role == "user" else [_answer(name, value)]
     if isinstance(value, dict):
         value = [value]
-    if isinstance(value, str):
-        return [turn(role, value)]
     if not isinstance(value, list) or not value:
         raise LeftOutError("wrong-type", f"{name!r} must be text or a list of messages")
     if any(not isinstance(message, dict) for message in value):
@@ -104,17 +120,38 @@ def as_turns(row: Row, name: str, value: Any, role: str) -> Turns:
     return turns
 
 
-def _prompt_turns(text: str) -> Turns:
-    if is_transcript(text):
-        turns = transcript_turns(text)
-        # A transcript that ends where the assistant is to answer.
-        return turns[:-1] if turns[-1] == turn("assistant", "") else turns
-    first, *parts = _NEMO_TURN.split(text)
-    if not parts:
-        return [turn("user", text)]
-    turns = [turn("user", first)] if first else []
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return turns + [turn(_ROLES[who.lower()], said) for who, said in pairs]
+def _prompt_turns(row: Row, name: str, text: str) -> Turns:
+    if not is_transcript(text) and not _NEMO_TURN.search(_with_line_feeds(text)):
+        return [_one_text(row, text)]
+    turns = transcript_turns(text)
+    # A transcript that ends where the assistant is to answer.
+    last = turns.pop() if turns else turn("assistant", "")
+    is_open = last["role"] == "assistant" and not last["content"].strip()
+    if is_open and turns:
+        return turns
+    if is_open:
+        raise LeftOutError("missing-key", f"{name!r} has no turn before the assistant's")
+    # Without the line breaks before it, a text with "Human:" may only quote a transcript.
+    is_sure = text.startswith(("\n", "\r")) or not text.lstrip().startswith("Human:")
+    return [*turns, last] if is_sure else [_one_text(row, text)]
+
+
+def _one_text(row: Row, text: str) -> Fields:
+    if text.lstrip().startswith("Human:"):
+        row.notes.append(
+            "the prompt begins with 'Human:' and is read as one text; "
+            "a transcript has empty lines between turns and ends with 'Assistant:'"
+        )
+    return turn("user", text)
+
+
+def _answer(name: str, text: str) -> Fields:
+    """An answer without the mark that ends a turn of NeMo's."""
+    if _NEMO_TURN.search(text):
+        reason = f"{name!r} holds more than the answer: a mark {_NEMO_MARK}...> of another turn"
+        raise LeftOutError("wrong-type", reason, "write the turns as messages")
+    answer = _NEMO_END.sub("", text)
+    return turn("assistant", text if _NEMO_MARK in answer else answer)
 
 
 def _message(message: Row, name: str) -> Fields:
@@ -122,6 +159,9 @@ def _message(message: Row, name: str) -> Fields:
         if message.values.get(key):
             reason = f"{name!r} holds {key!r}, which is not text"
             raise LeftOutError("unsupported", reason, "pairs are of plain text")
+    if beyond := beyond_text(message.values):
+        reason = f"{name!r} holds a message that {beyond[0].reason}"
+        raise LeftOutError(beyond[0].code, reason, beyond[0].hint)
     role, content = message.get(*_ROLE_KEYS), message.get(*_CONTENT_KEYS)
     if role is None:
         raise LeftOutError("wrong-type", f"{name!r} holds a message without a role")
@@ -153,23 +193,19 @@ def with_context(row: Row, prompt: Turns) -> Turns:
     Raises:
         LeftOutError: If the row holds what its answers depend on and a pair can't.
     """
-    for name in BEYOND_TEXT:
-        value = row.values.get(name)
-        row.use(name)
-        if value and not (isinstance(value, str) and value.strip().lower() in _EMPTY_LISTS):
-            reason = f"has {name!r}, which a pair has no place for"
-            hint = "if the answers don't depend on it, remove the column"
-            raise LeftOutError("unsupported", reason, hint)
-    history = _history(row)
-    own = [each for each in prompt if each.get("role") == "system"]
-    rest = [each for each in prompt if each.get("role") != "system"]
-    system = _system(row)
-    if system is None:
-        return own + history + rest if own and prompt[0] in own else history + prompt
-    if own and own[0].get("content") != system["content"]:
-        reason = "the system column and the conversation's own system turn differ"
+    row.use(*BEYOND_TEXT)
+    if beyond := beyond_text(row.values):
+        raise LeftOutError(beyond[0].code, beyond[0].reason, beyond[0].hint)
+    history, column = _history(row), _system(row)
+    parts = [[column] if column else [], history, prompt]
+    # Only a system turn that leads is the row's own; one further inside stays in its place.
+    own = [part[0] for part in parts if part and part[0].get("role") == "system"]
+    if any(each.get("content") != own[0].get("content") for each in own):
+        other = "column" if column else "turn of the earlier rounds"
+        reason = f"the system {other} and the conversation's own system turn differ"
         raise LeftOutError("wrong-type", reason, "keep one")
-    return [system, *history, *rest]
+    rest = [part[1:] if part and part[0] in own else part for part in parts]
+    return own[:1] + [each for part in rest for each in part]
 
 
 def _system(row: Row) -> Fields | None:

@@ -1,6 +1,5 @@
 """Shapes whose rows hold two answers to one prompt and a verdict between them."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +20,7 @@ from mlx_dpo.workshop.importers.fields import (
 )
 from mlx_dpo.workshop.importers.rankings import ranked_pairs
 from mlx_dpo.workshop.importers.turns import Turns, are_messages, as_turns, turn
-
-_FIRST = ("model_a", "response_a", "answer_a", "a", "left", "first")
-_SECOND = ("model_b", "response_b", "answer_b", "b", "right", "second")
-_TIES = ("tie", "both", "neither", "both_bad", "tie (bothbad)", "tie (inconsistent)", "same")
-
-_NUMBERED = re.compile(r"(?:response|answer|completion|output|model)[ _]?(\d)")
+from mlx_dpo.workshop.importers.verdicts import named, vote_of
 
 
 @dataclass(frozen=True)
@@ -98,44 +92,24 @@ def _strength(value: Any) -> float | None:
     return None if found is None or abs(found) > 3 else -found
 
 
-def _winner(value: Any) -> float | None:
-    """A verdict in a word."""
-    word = value.strip().lower() if isinstance(value, str) else value
-    if word in _FIRST:
-        return 1
-    return -1 if word in _SECOND else 0 if word in _TIES else None
-
-
-def _winner_or(first: int, value: Any) -> float | None:
-    """A verdict in a word, or one that names the answer by its number."""
-    word = _winner(value)
-    if word is not None:
-        return word
-    named = _NUMBERED.fullmatch(value.strip().lower()) if isinstance(value, str) else None
-    return _index(named[1] if named else value, first)
-
-
-_VERDICTS = (
-    *("winner", "preference", "preferred", "better", "label", "choice", "vote", "verdict"),
-    "chosen",
-)
 _SHP = _Two(("human_ref_A", "human_ref_B"), ("labels",), _is_first, "history")
 _PKU = _Two(("response_0", "response_1"), ("better_response_id",), partial(_index, first=0))
 _PKU_SAFER = _Two(("response_0", "response_1"), ("safer_response_id",), partial(_index, first=0))
 _HELPSTEER_2 = _Two(("response_1", "response_2"), ("preference_strength",), _strength)
 _HELPSTEER_3 = _Two(("response1", "response2"), ("overall_preference",), _strength)
-_PLAIN = [
-    *(
-        _Two((f"{noun}{gap}a", f"{noun}{gap}b"), _VERDICTS, _winner)
-        for noun in ("response", "answer", "completion", "output")
-        for gap in ("_", "")
-    ),
-    *(
-        _Two((f"{noun}_{n}", f"{noun}_{n + 1}"), _VERDICTS, partial(_winner_or, n))
-        for noun in ("response", "answer", "completion", "output")
-        for n in (1, 0)
-    ),
-]
+
+
+def _vote_pairs(row: Row, all_pairs: bool) -> list[Fields]:
+    vote = vote_of(row.values)
+    if vote is None:
+        raise LeftOutError("missing-key", "no two answers with a verdict")
+    if len(vote.answers) > 2:
+        reason = f"has {len(vote.answers)} answers, and {vote.verdict!r} names one"
+        raise LeftOutError("no-pair", reason, "write pairs, or scores of all the answers")
+    one, two = vote.answers
+    return _Two((one, two), (vote.verdict,), partial(named, answers=(one, two))).pairs(
+        row, all_pairs
+    )
 
 
 def _either(kinds: list[_Two], row: Row, all_pairs: bool) -> list[Fields]:
@@ -175,8 +149,15 @@ def _arena_pairs(row: Row, _: bool) -> list[Fields]:
     both = [as_turns(row, name, row.get(name), "user") for name in names]
     judged = number(row.get("turn"))
     if judged is not None and judged >= 1:  # a vote on an earlier turn says nothing of later ones
-        both = [turns[: 2 * int(judged)] for turns in both]
-    return [_decided(row, None, both, _verdict(row, ("winner",), _winner))]
+        both = [_up_to(turns, judged) for turns in both]
+    return [_decided(row, None, both, _verdict(row, ("winner",), partial(named, answers=names)))]
+
+
+def _up_to(turns: Turns, judged: float) -> Turns:
+    """A conversation up to its answer of a number, from 1; a greeting is no answer."""
+    roles = [each["role"] for each in turns]
+    ends = [n for n, role in enumerate(roles, 1) if role == "assistant" and "user" in roles[:n]]
+    return turns[: ends[int(judged) - 1]] if judged < len(ends) else turns
 
 
 def _is_arena_table(row: Fields) -> bool:
@@ -365,6 +346,6 @@ VOTES = Format(
     "votes",
     "two answers and the better one's letter or number",
     "prompt, response_a, response_b (or answer_, output_1, output_2), winner (or preference)",
-    lambda row: any(kind.fits(row) for kind in _PLAIN),
-    partial(_either, _PLAIN),
+    lambda row: vote_of(row) is not None,
+    _vote_pairs,
 )

@@ -110,7 +110,7 @@ def test_what_a_pair_has_no_place_for_leaves_the_row_out_by_its_name(
 
 def test_calls_and_parts_in_messages_are_read_or_named(tmp_path: Path) -> None:
     def row(message: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt": str(message), "chosen": [message], "rejected": "No."}
+        return {"prompt": f"Q {message}", "chosen": [message], "rejected": "No."}
 
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     parts = [{"type": "text", "text": "Yes, "}, {"type": "text", "text": "indeed."}]
@@ -177,6 +177,12 @@ def test_columns_that_say_nothing_are_one_line(tmp_path: Path, columns: str) -> 
     [
         ({"ask": "q", "good": "a", "bad": "b"}, "--columns prompt=COLUMN,chosen=COLUMN"),
         ({"messages": [{"role": "user", "content": "q"}]}, "one answer and no verdict"),
+        (
+            {"prompt": "q", "answers": ["a", "b"], "marks": [2, 1]},
+            "it has a number for each answer in 'marks': --columns scores=marks where the",
+        ),
+        ({"prompt": "q", "answers": ["a", "b"], "best": 1}, "--columns prompt=COLUMN"),
+        ({"prompt": "q", "answers": ["5", "7"]}, "no choice has been made yet"),
         ({"data": [PAIR]}, "it holds rows in 'data'; write those alone"),
         ({"prompt": "q", "completion": "a"}, "one answer and no verdict"),
         ({"instruction": "q", "input": "", "output": "a"}, "one answer and no verdict"),

@@ -302,7 +302,9 @@ def test_an_endpoint_that_dies_keeps_what_it_said_and_is_asked_for_the_rest_alon
         server.script = (good,)
         server.requests.clear()
         assert judge(server) == 0
-        assert len(server.requests) == 24 - kept
+        # As texts: a request that was given up may reach the server late.
+        asked = {request["messages"][0]["content"] for request in server.requests}
+        assert len(asked) == 24 - kept
         server.requests.clear()
         assert judge(server, "--overwrite") == 0
         assert server.requests == []
