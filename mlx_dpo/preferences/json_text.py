@@ -90,7 +90,7 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
         with open_file(path) as file:
             has_bom, is_array = _beginning(file)
             file.seek(len(_BOM) if has_bom else 0)
-            yield from _array_rows(file) if is_array else _json_lines(file)
+            yield from _array_rows(file) if is_array else _object_rows(file)
     except OSError as error:
         raise not_readable(path, error) from None
 
@@ -235,6 +235,45 @@ def _beginning(file: BinaryIO) -> tuple[bool, bool]:
         if text := block.strip():
             return has_bom, text.startswith(b"[")
     return has_bom, False
+
+
+def _object_rows(file: BinaryIO) -> Iterator[RawRow]:
+    """JSON lines; or objects of several lines each, as pretty-printed files have them."""
+    start = file.tell()
+    lines = _json_lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first.source.lstrip().startswith("{") and first.value is None:
+        after = file.tell()
+        file.seek(start)
+        if spread := _spread_rows(file):
+            yield from spread
+            return
+        file.seek(after)
+    yield first
+    yield from lines
+
+
+def _spread_rows(file: BinaryIO) -> list[RawRow]:
+    """The objects of a file, whatever lines they take; none where one of them is broken."""
+    if os.fstat(file.fileno()).st_size > LARGE_ARRAY:
+        return []
+    rows: list[RawRow] = []
+    passed, line, column = 0, 1, 1
+    try:
+        text = file.read().decode()
+        at = _skip_space(text, 0)
+        while at < len(text):
+            line, column = _after(text, passed, at, line, column)
+            row = RawRow(len(rows) + 1, line, column, 1.0)
+            row.value, end = _StrictDecoder(row.findings).raw_decode(text, at)
+            row.source, row.share = text[at:end], end / len(text)
+            rows.append(row)
+            passed, at = at, _skip_space(text, end)
+    except (ValueError, RecursionError):
+        return []
+    return rows
 
 
 def _json_lines(file: BinaryIO) -> Iterator[RawRow]:

@@ -50,6 +50,12 @@ def test_the_place_of_a_key_is_its_own(source: str, key: str, offset: int) -> No
     assert offset_of_key(source, key) == offset
 
 
+def test_objects_of_several_lines_are_rows(tmp_path: Path) -> None:
+    text = "\n".join(json.dumps(ROW, indent=1) for _ in range(2))
+    assert [(row.value, row.line) for row in rows_of(tmp_path / "f", text)] == [(ROW, 1), (ROW, 6)]
+    assert len(rows_of(tmp_path / "f", text[:-1])) == 9
+
+
 def test_the_place_of_a_repeated_key_is_the_second(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "f", '{"chosen": "a",\t"chosen": "b"}')
     assert [row.place(finding) for finding in row.findings] == [(1, 17)]

@@ -110,7 +110,7 @@ def test_what_a_pair_has_no_place_for_leaves_the_row_out_by_its_name(
 
 def test_calls_and_parts_in_messages_are_read_or_named(tmp_path: Path) -> None:
     def row(message: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt": str(message), "chosen": [message], "rejected": "No."}
+        return {"prompt": f"Q {message}", "chosen": [message], "rejected": "No."}
 
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     parts = [{"type": "text", "text": "Yes, "}, {"type": "text", "text": "indeed."}]
