@@ -145,7 +145,7 @@ def _in_updates(
     """Settings with updates for what mlx-lm counts in batches, and a note on them.
 
     Raises:
-        UsageError: If those are no whole number of updates.
+        UsageError: If the run's length is no whole number of updates.
     """
     batches = str(accumulation(settings))
     counted = {
@@ -156,20 +156,21 @@ def _in_updates(
     if not counted or not re.fullmatch(r"[1-9]\d{0,8}", batches) or batches == "1":
         return settings, []
     why = f"mlx-lm counts batches, of which {batches} make a step here"
-    updates = {name: divmod(int(float(count)), int(batches)) for name, count in counted.items()}
-    if broken := [name for name, (_, rest) in updates.items() if rest]:
-        cures = ", ".join(spelled(OF_BATCHES[name]) for name in broken)
+    size = int(batches)
+    if int(float(counted.get("iters", 0))) % size:
         raise UsageError(
-            f"{', '.join(f'{spelled(name)} {counted[name]}' for name in broken)}: {why}: give a "
-            f"multiple of {batches}" + (f", or steps as {cures}" if cures else "")
+            f"{spelled('iters')} {counted['iters']}: {why}: give a multiple of {batches}, or steps "
+            f"as {spelled('steps')}"
         )
+    # How often something is shown or saved may be rounded: nothing that is learned depends on it.
+    updates = {
+        name: max(1, (int(float(count)) + size // 2) // size) for name, count in counted.items()
+    }
     changed = (
         f"{spelled(name)} {counted[name]} is {spelled(OF_BATCHES[name])} {whole}"
-        for name, (whole, _) in updates.items()
+        for name, whole in updates.items()
     )
-    return settings | {name: whole for name, (whole, _) in updates.items()}, [
-        f"{', '.join(changed)}: {why}"
-    ]
+    return settings | updates, [f"{', '.join(changed)}: {why}"]
 
 
 def _check_data(settings: Mapping[str, Any], spelled: Callable[[str], str]) -> None:

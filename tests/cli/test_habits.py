@@ -76,6 +76,8 @@ SAME = {
     "--grad-accumulation 4",
     "--save-every 8 --steps-per-eval 16 --steps-per-report 4 --grad-accumulation 4": "--save-every "
     "2 --eval-every 4 --log-every 1 --grad-accumulation 4",
+    "--iters 8 --steps-per-report 10 --grad-accum 4": "--steps 2 --log-every 3 --grad-accumulation "
+    "4",
     "--stage dpo --do_train true --finetuning_type lora --lora_target q_proj,v_proj": "--method "
     "lora --lora-modules q_proj,v_proj",
     "--finetuning-type full --pref_beta=0.2 --pref_loss sigmoid": "--method full --beta 0.2",
