@@ -24,6 +24,8 @@ from tools.experiments.effects import (
     tuning,
 )
 
+pytestmark = pytest.mark.pages
+
 PAIRS = json.loads(commands.PAIRS.read_text())
 MODEL = commands.MODEL
 

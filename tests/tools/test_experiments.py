@@ -13,6 +13,8 @@ from tests.cli.conftest import run
 from tools.experiments import commands, length_bias, malformed_row, ranking, reference_drift
 from tools.experiments.by_hand import new_run
 
+pytestmark = pytest.mark.pages
+
 FEW_STEPS = (*commands.EMBEDDED, "--steps", "30", "--learning-rate", "1e-3")
 
 
