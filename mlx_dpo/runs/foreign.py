@@ -101,7 +101,7 @@ DONE = {
 UNUSED_SWITCHES = {
     *("test", "logging_first_step", "trust_remote_code", "push_to_hub", "push_model"),
     *("use_liger_kernel", "use_flash_attn", "flash_attention", "tf32", "disable_tqdm"),
-    *("dataset_streaming", "precompute_ref_log_probs", "group_by_length", "strict"),
+    *("dataset_streaming", "group_by_length"),
     *("sample_packing", "packing", "neat_packing", "padding_free", "eval_sample_packing"),
     *("do_predict", "plot_loss", "overwrite_cache", "streaming", "save_only_model"),
     *("use_unsloth", "use_unsloth_gc", "enable_liger_kernel", "use_fast_tokenizer"),
@@ -123,7 +123,6 @@ UNUSED_SWITCHES = {
     *("liger_fused_linear_cross_entropy", "liger_cross_entropy", "fast_inference"),
     *("load_in_16bit", "lora_on_cpu", "auto_insert_empty_system_msg"),
     *("pad_to_sequence_len", "train_on_inputs", "generate_during_eval"),
-    *("save_model", "push_model"),
 }
 UNUSED = {
     *UNUSED_SWITCHES,
