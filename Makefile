@@ -1,6 +1,6 @@
 # make demo   install into .venv and run DPO on the embedded model;  make install  only install
 # make test   the test suite, without PyTorch;  make test-torch  the tests that ask PyTorch itself
-# make test-pages  every command of the pages, and their experiments in small
+# make test-pages  commands and screens that the pages show, and their experiments in small
 # make test-survival  runs that are killed, in small
 # make test-gpulike  tests of what trains, under an emulator of a GPU's habits
 # make notebook  run the eight experiments of notebooks/dpo.ipynb in small and show the page; FULL=1 whole

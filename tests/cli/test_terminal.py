@@ -88,6 +88,7 @@ def test_every_help_fits_a_terminal_and_breaks_no_word(monkeypatch: pytest.Monke
             assert words(text) == words(shown[1000][name]), name
 
 
+@pytest.mark.pages
 def test_every_screen_fits_and_bars_leave_nothing(workplace: Path) -> None:
     Path("questions.txt").write_text("Why is the sky blue, and why is it dark at night?\nHi\n")
     work = [(60, COMMANDS), (80, [*SLOW, *COMMANDS[2:5]]), (120, [*COMMANDS[2:4], QUIET])]
@@ -111,6 +112,7 @@ def test_every_screen_fits_and_bars_leave_nothing(workplace: Path) -> None:
     assert seen == set(WIDTHS)
 
 
+@pytest.mark.pages
 def test_that_a_run_is_stopping_stays_on_the_screen(workplace: Path) -> None:
     """A line beside the bar was painted over within a third of a second."""
     stopped: list[int] = []

@@ -17,6 +17,8 @@ from tools.tiny_sft.slots import Example
 from tools.tiny_sft.tables import KNOWLEDGE
 from tools.tiny_sft.text import MAKERS, SEED, base_documents, sft_examples
 
+pytestmark = pytest.mark.pages
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
