@@ -280,8 +280,13 @@ def check_folders(config: RunConfig) -> None:
         if not above.is_dir():
             raise UsageError(f"{folder}: {above} is a file; {option} takes a folder")
     may_be_there = config.overwrite or is_result_of(config, out)
-    is_ours = lambda folder: bool(read_record(folder))  # noqa: E731
-    check_target(out, [], overwrite=may_be_there, is_ours=is_ours, made_by="run")
+    check_target(
+        out,
+        [],
+        overwrite=may_be_there,
+        is_ours=lambda folder: bool(read_record(folder)),
+        made_by="run",
+    )
 
 
 def given_run_dir(config: RunConfig, *, resume: bool) -> Path | None:
